@@ -1,0 +1,69 @@
+# make test, make demo: each sets up its own environment first, and is quick when there is nothing new to set up.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := test
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+PY := $(VENV)/bin/python
+TOOLS_STAMP := $(VENV)/tools.stamp
+PACKAGE_STAMP := $(VENV)/package-$(MI_KERNELS_BUILD).stamp
+LOG := build/install.log
+BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
+EXTENSION := $(wildcard mi_kernels/_C*.so)
+
+# How the library runs here, for the closing line.
+define path_taken
+$$($(PY) -c 'import mi_kernels; s = mi_kernels.backends()["cpu"]; \
+print("compiled extension" if s == "available" else "pure-Python path: " + s)')
+endef
+
+# $(call step,name,command): says what starts; on failure says which target failed at what.
+define step
+@printf '\n== %s\n' '$(1)'; $(2) || { echo 'make $@: FAILED at: $(1)'; exit 1; }
+endef
+
+.PHONY: test demo bench clean FORCE
+
+test: $(PACKAGE_STAMP)
+	$(call step,ruff check,$(PY) -m ruff check .)
+	$(call step,mypy,$(PY) -m mypy)
+	$(call step,pytest,$(PY) -m pytest -q)
+ifneq ($(wildcard tests/triton_checks.py),)
+	$(call step,Triton kernels,$(PY) -m tests.triton_checks)
+endif
+	@echo "make test: passed ($(path_taken))"
+
+demo: $(PACKAGE_STAMP)
+	$(call step,training the demo,$(PY) -m models demo --out runs/demo)
+	@echo "make demo: done, the report is runs/demo/report.html ($(path_taken))"
+
+bench: $(PACKAGE_STAMP)
+	$(call step,benchmarks on this CPU,$(PY) -m bench.cpu)
+	@echo "make bench: done, the figures are in bench/results/ ($(path_taken))"
+
+clean:
+	rm -rf .venv build dist *.egg-info mi_kernels/_C*.so .pytest_cache .ruff_cache .mypy_cache
+	@echo "make clean: removed .venv and everything that was built"
+
+$(TOOLS_STAMP): Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	  "Name another one with PYTHON=..."; exit 1; }
+	$(call step,virtual environment in $(VENV),test -x $(PY) || $(PYTHON) -m venv $(VENV))
+	$(call step,installing $(TORCH) (the longest step),$(PY) -m pip install '$(TORCH)')
+	$(call step,installing build tools,$(PY) -m pip install --upgrade 'setuptools>=77' wheel ninja)
+	@touch $@
+
+# Without an extension this runs every time: a compiler may have come, and where none has it is quick.
+$(PACKAGE_STAMP): $(TOOLS_STAMP) $(BUILD_INPUTS) $(if $(EXTENSION),,FORCE)
+	@mkdir -p $(dir $(LOG))
+	$(call step,building and installing the package (log: $(LOG)),\
+	  $(PY) -m pip install -v --no-build-isolation -e '.[test$(comma)models$(comma)triton$(comma)dev]' > $(LOG) 2>&1 \
+	  || { tail -n 40 $(LOG); false; })
+	@grep -ho 'mi-kernels: .*' $(LOG) || true
+	@rm -f $(VENV)/package-*.stamp; touch $@
+
+comma := ,

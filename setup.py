@@ -1,0 +1,107 @@
+"""Builds the one compiled library of the package, `mi_kernels/_C*.so`; pyproject.toml says everything else.
+
+The library registers operators with TORCH_LIBRARY and has no Python module in it: `torch.ops.load_library`
+loads it by its path, so it depends on neither libtorch_python nor the Python version. torch has to be in the
+environment that builds (`pip install --no-build-isolation .`). A build that cannot be done, or fails, leaves a
+pure-Python install.
+
+Environment: MI_KERNELS_BUILD=python|cpu|cuda (cuda: C++ and CUDA, the default where a CUDA toolkit and a CUDA
+build of torch are found), CXX, MAX_JOBS, TORCH_CUDA_ARCH_LIST.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+# at::parallel_for is inlined from headers: these two make it run on the OpenMP threads that torch runs on.
+OPENMP = ["-DAT_PARALLEL_OPENMP=1", "-fopenmp"]
+CXX_FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", *OPENMP]
+NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-lineinfo"]
+
+
+def say(message: str) -> None:
+    print(f"mi-kernels: {message}", file=sys.stderr, flush=True)
+
+
+def pure_python(reason: str) -> dict[str, Any]:
+    """No extension in this build; one left from an earlier build in this tree is out of date, so it goes."""
+    say(f"no compiled extension: {reason}. The pure-Python path will be used.")
+    for stale in (ROOT / "mi_kernels").glob("_C*.so"):
+        stale.unlink()
+    return {}
+
+
+def sources(suffix: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob(f"*{suffix}"))
+
+
+def extension_arguments() -> dict[str, Any]:
+    wanted = os.environ.get("MI_KERNELS_BUILD", "")
+    if wanted not in ("", "python", "cpu", "cuda"):
+        raise SystemExit(f"MI_KERNELS_BUILD must be python, cpu or cuda, got {wanted!r}")
+    if wanted == "python":
+        return pure_python("MI_KERNELS_BUILD=python")
+    if not sources(".cpp"):
+        return pure_python("there is no C++ source in csrc/")
+    if importlib.util.find_spec("torch") is None:
+        return pure_python("torch is not in the build environment (install it; use --no-build-isolation)")
+    compiler = os.environ.get("CXX") or "c++"
+    if shutil.which(compiler.split()[0]) is None:
+        return pure_python(f"there is no C++ compiler ({compiler} is not found)")
+    try:
+        return compiled(wanted)
+    except Exception as error:
+        return pure_python(f"torch's build tools do not work here: {first_line(error)}")
+
+
+def compiled(wanted: str) -> dict[str, Any]:
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+    # torch.cuda.is_available() would be false while a container image is built.
+    can_cuda = CUDA_HOME is not None and torch.version.cuda is not None
+    if wanted == "cuda" and not can_cuda:
+        say("MI_KERNELS_BUILD=cuda needs CUDA_HOME and a CUDA build of torch; building C++ only.")
+    cuda_sources = sources(".cu") if can_cuda and wanted != "cpu" else []
+    defines = ["-DMI_KERNELS_WITH_CUDA=1"] if cuda_sources else []
+    extension = (CUDAExtension if cuda_sources else CppExtension)(
+        "mi_kernels._C",
+        sources(".cpp") + cuda_sources,
+        depends=[*sources(".h"), *sources(".hpp"), *sources(".inl"), *sources(".cuh"), "setup.py"],
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args={"cxx": CXX_FLAGS + defines, "nvcc": NVCC_FLAGS + defines},
+        # torch's own libgomp has the soname that this asks for and is loaded first: no second one comes in.
+        extra_link_args=["-fopenmp"],
+        py_limited_api=True,
+    )
+
+    class BuildOrExplain(BuildExtension):
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except Exception as error:
+                pure_python(f"the build failed ({first_line(error)}; the compiler's output is above)")
+                self.extensions.clear()
+            else:
+                say(f"compiled extension built ({'C++ and CUDA' if cuda_sources else 'C++'}).")
+
+    return {
+        "ext_modules": [extension],
+        "cmdclass": {"build_ext": BuildOrExplain},
+        "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
+    }
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+setup(**extension_arguments())

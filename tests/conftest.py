@@ -1,0 +1,38 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Seeds Python's and torch's generators before every test."""
+    random.seed(0)
+    torch.manual_seed(0)
+    return 0
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A CPU generator of its own, for tests that draw inputs independently of the global state."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """Folder of the real data sets: MI_KERNELS_DATA, or ../shared/data beside the checkout; else skips."""
+    named = os.environ.get("MI_KERNELS_DATA")
+    path = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("no data folder: set MI_KERNELS_DATA to one that holds the .npz data sets")
+    return path
