@@ -2,8 +2,8 @@
 
 The library registers operators with TORCH_LIBRARY and has no Python module in it: `torch.ops.load_library`
 loads it by its path, so it depends on neither libtorch_python nor the Python version. torch has to be in the
-environment that builds (`pip install --no-build-isolation .`). A build that cannot be done, or fails, leaves a
-pure-Python install.
+environment that builds (`pip install --no-build-isolation .`). A build that cannot be done, or fails, leaves
+a pure-Python install.
 
 Environment: MI_KERNELS_BUILD=python|cpu|cuda (cuda: C++ and CUDA, the default where a CUDA toolkit and a CUDA
 build of torch are found), CXX, MAX_JOBS, TORCH_CUDA_ARCH_LIST.
@@ -23,7 +23,7 @@ from setuptools import setup
 ROOT = Path(__file__).resolve().parent
 # at::parallel_for is inlined from headers: these two make it run on the OpenMP threads that torch runs on.
 OPENMP = ["-DAT_PARALLEL_OPENMP=1", "-fopenmp"]
-CXX_FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", *OPENMP]
+CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", *OPENMP]
 NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-lineinfo"]
 
 

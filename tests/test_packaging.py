@@ -43,7 +43,8 @@ def build(tree: Path, command: str = "build", **environment: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not list(tree.rglob("_C*.so"))
-    plain = [line for line in done.stderr.splitlines() if line.startswith("mi-kernels: no compiled extension")]
+    lines = done.stderr.splitlines()
+    plain = [line for line in lines if line.startswith("mi-kernels: no compiled extension")]
     assert len(plain) == 1, done.stderr
     return plain[0]
 
