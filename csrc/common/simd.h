@@ -1,0 +1,73 @@
+// Elementwise primitives that compilers vectorise, built once per instruction set and picked at load time.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+#define MK_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define MK_CLONES
+#endif
+#define MK_INLINE inline __attribute__((always_inline))
+
+namespace mk {
+
+// exp for x <= 88, error below 2 ulp; exactly 0 below -87.3 (so that -inf, a masked score, weighs nothing).
+MK_INLINE float fast_exp(float x) {
+  const float clamped = x > -87.3f ? x : -87.3f;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
+  const float shifted = clamped * 1.44269504f + magic;
+  const float n = shifted - magic;
+  float r = clamped - n * 0.693145752f;
+  r = r - n * 1.42860677e-6f;
+  float p = 1.38888889e-3f;
+  p = p * r + 8.33333333e-3f;
+  p = p * r + 4.16666667e-2f;
+  p = p * r + 1.66666667e-1f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return x > -87.3f ? p * power : 0.0f;
+}
+MK_INLINE double fast_exp(double x) { return std::exp(x); }
+
+// log(1 + t) for t in [0, 1]: 2 atanh(t / (2 + t)).
+MK_INLINE float fast_log1p(float t) {
+  const float z = t / (2.0f + t);
+  const float q = z * z;
+  float p = 1.0f / 15.0f;
+  p = p * q + 1.0f / 13.0f;
+  p = p * q + 1.0f / 11.0f;
+  p = p * q + 1.0f / 9.0f;
+  p = p * q + 1.0f / 7.0f;
+  p = p * q + 1.0f / 5.0f;
+  p = p * q + 1.0f / 3.0f;
+  p = p * q + 1.0f;
+  return 2.0f * z * p;
+}
+MK_INLINE double fast_log1p(double t) { return std::log1p(t); }
+
+template <class T>
+MK_INLINE T softplus(T s) {
+  const T magnitude = s < T(0) ? -s : s;
+  return (s > T(0) ? s : T(0)) + fast_log1p(fast_exp(-magnitude));
+}
+
+template <class T>
+MK_INLINE T sigmoid(T s) {
+  const T e = fast_exp(s < T(0) ? s : -s);
+  return (s < T(0) ? e : T(1)) / (T(1) + e);
+}
+
+template <class T>
+constexpr T minus_infinity() {
+  return -std::numeric_limits<T>::infinity();
+}
+
+}  // namespace mk

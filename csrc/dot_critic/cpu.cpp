@@ -1,0 +1,221 @@
+// The dot critic's operators on a CPU: statistics, gradient, and loss with its gradient in one call.
+#include <ATen/Context.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <functional>
+#include <optional>
+
+#include "problem.h"
+
+namespace mk {
+namespace {
+
+using at::Tensor;
+using OptTensor = std::optional<Tensor>;
+
+enum Stats : int64_t { kRowLse = 1, kColLse = 2, kSoftplus = 4, kSigned = 8 };
+
+template <class T>
+const T* group_of(const OptTensor& t, int64_t group, int64_t length) {
+  return t ? t->const_data_ptr<T>() + group * length : nullptr;
+}
+template <class T>
+T* group_of(Tensor& t, int64_t group, int64_t length) {
+  return t.numel() ? t.mutable_data_ptr<T>() + group * length : nullptr;
+}
+
+// Inputs in the accumulation type, and which tiles serve them.
+struct Call {
+  Tensor x, y, scale;
+  OptTensor row_bias, col_bias, row_ids, col_ids;
+  int64_t pairs, shift, G, B, N, D;
+  at::ScalarType input_type, type;
+  bool low;
+
+  Call(const Tensor& x_, const Tensor& y_, const Tensor& scale_, const OptTensor& a, const OptTensor& b,
+       const OptTensor& row_ids_, const OptTensor& col_ids_, int64_t pairs_, int64_t shift_)
+      : row_ids(row_ids_), col_ids(col_ids_), pairs(pairs_), shift(shift_) {
+    G = x_.size(0), B = x_.size(1), D = x_.size(2), N = y_.size(1);
+    input_type = x_.scalar_type();
+    type = input_type == at::kDouble ? at::kDouble : at::kFloat;
+    const bool medium = input_type == at::kFloat &&
+                        at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::MEDIUM;
+    low = (input_type == at::kBFloat16 || medium) && has_brgemm_bf16();
+    auto cast = [&](const Tensor& t) { return t.to(type).contiguous(); };
+    x = cast(x_), y = cast(y_), scale = cast(scale_);
+    if (a) row_bias = cast(*a);
+    if (b) col_bias = cast(*b);
+  }
+
+  template <class T>
+  Group<T> group(int64_t i) const {
+    return {B, N, D, x.const_data_ptr<T>() + i * B * D, y.const_data_ptr<T>() + i * N * D, scale.const_data_ptr<T>()[i],
+            group_of<T>(row_bias, i, B), group_of<T>(col_bias, i, N), group_of<int64_t>(row_ids, i, B),
+            group_of<int64_t>(col_ids, i, N), pairs, shift};
+  }
+
+  Tensor empty(bool wanted, at::IntArrayRef shape) const {
+    return at::empty(wanted ? shape : at::IntArrayRef{0}, x.options());
+  }
+
+  // f.template operator()<T, E>(group, threads): many small groups share the threads, one large group splits.
+  template <class F>
+  void each_group(F&& f) const {
+    const int64_t available = at::in_parallel_region() ? 1 : at::get_num_threads();
+    const double flops = 2.0 * B * N * D;
+    auto one = [&](int64_t i, int64_t threads) {
+      if (type == at::kDouble) {
+        f.template operator()<double, double>(i, threads);
+      } else if (low) {
+        f.template operator()<float, c10::BFloat16>(i, threads);
+      } else {
+        f.template operator()<float, float>(i, threads);
+      }
+    };
+    if (G >= available && G > 1 && available > 1 && flops * G > 1e6) {
+      at::parallel_for(0, G, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) one(i, 1);
+      });
+    } else {
+      for (int64_t i = 0; i < G; ++i) one(i, flops > 1.5e6 ? available : 1);
+    }
+  }
+};
+
+template <class T>
+void to_lse(int64_t n, const T* top, const T* sum, T* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = sum[i] > T(0) ? top[i] + std::log(sum[i]) : minus_infinity<T>();
+}
+
+std::tuple<Tensor, Tensor, Tensor> stats(const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a,
+                                         const OptTensor& b, const OptTensor& row_ids, const OptTensor& col_ids,
+                                         int64_t pairs, int64_t shift, int64_t wanted) {
+  const Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
+  Tensor row = c.empty(wanted & kRowLse, {c.G, c.B}), col = c.empty(wanted & kColLse, {c.G, c.N}),
+         soft = c.empty(wanted & kSoftplus, {c.G, c.B});
+  c.each_group([&]<class T, class E>(int64_t i, int64_t threads) {
+    Problem<T, E> problem(c.group<T>(i), threads, 0);
+    std::vector<T> row_top(c.B), row_sum(c.B), col_top(c.N), col_sum(c.N);
+    T *r = group_of<T>(row, i, c.B), *k = group_of<T>(col, i, c.N);
+    problem.statistics(r ? row_top.data() : nullptr, row_sum.data(), k ? col_top.data() : nullptr, col_sum.data(),
+                       group_of<T>(soft, i, c.B), wanted & kSigned, nullptr, nullptr);
+    if (r) to_lse(c.B, row_top.data(), row_sum.data(), r);
+    if (k) to_lse(c.N, col_top.data(), col_sum.data(), k);
+  });
+  return {row, col, soft};
+}
+
+struct Outputs {
+  Tensor x, y, scale, row_bias, col_bias;
+  Outputs(const Call& c, int64_t needs)
+      : x(c.empty(needs & kX, {c.G, c.B, c.D})),
+        y(c.empty(needs & kY, {c.G, c.N, c.D})),
+        scale(c.empty(needs & kScale, {c.G})),
+        row_bias(c.empty(needs & kRowBias, {c.G, c.B})),
+        col_bias(c.empty(needs & kColBias, {c.G, c.N})) {}
+  template <class T>
+  Gradients<T> group(const Call& c, int64_t i) {
+    return {group_of<T>(x, i, c.B * c.D), group_of<T>(y, i, c.N * c.D), group_of<T>(scale, i, 1),
+            group_of<T>(row_bias, i, c.B), group_of<T>(col_bias, i, c.N)};
+  }
+  void cast(const Call& c) { x = x.to(c.input_type), y = y.to(c.input_type); }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> grad(
+    const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a, const OptTensor& b,
+    const OptTensor& row_ids, const OptTensor& col_ids, int64_t pairs, int64_t shift, const OptTensor& row_lse,
+    const OptTensor& col_lse, const OptTensor& g_row, const OptTensor& g_col, const OptTensor& g_soft,
+    const OptTensor& g_pos, bool soft_signed, int64_t needs) {
+  const Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
+  Outputs out(c, needs);
+  c.each_group([&]<class T, class E>(int64_t i, int64_t threads) {
+    Problem<T, E> problem(c.group<T>(i), threads, needs);
+    const Weights<T> weights{group_of<T>(row_lse, i, c.B), group_of<T>(g_row, i, c.B), group_of<T>(col_lse, i, c.N),
+                             group_of<T>(g_col, i, c.N), group_of<T>(g_soft, i, c.B), group_of<T>(g_pos, i, c.B),
+                             soft_signed};
+    problem.gradient(weights, out.group<T>(c, i), nullptr, nullptr, nullptr);
+  });
+  out.cast(c);
+  return {out.x, out.y, out.scale, out.row_bias, out.col_bias};
+}
+
+// A panel that outgrows the last-level cache is read back from memory; recomputing it costs less.
+constexpr int64_t kPanelLimit = 16 << 20;
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
+    const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a, const OptTensor& b,
+    const OptTensor& row_ids, const OptTensor& col_ids, int64_t pairs, int64_t shift, double w_row, double w_col,
+    double w_soft, double w_pos, bool soft_signed, int64_t needs, int64_t budget) {
+  const Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
+  Outputs out(c, needs);
+  Tensor value = at::empty({c.G}, c.x.options());
+  c.each_group([&]<class T, class E>(int64_t i, int64_t threads) {
+    Problem<T, E> problem(c.group<T>(i), threads, needs);
+    const Gradients<T> gradients = out.group<T>(c, i);
+    T* result = value.mutable_data_ptr<T>() + i;
+    if (w_row != 0 && w_col == 0 && w_soft == 0 && needs && problem.panel_bytes() <= kPanelLimit) {
+      *result = static_cast<T>(problem.row_loss(static_cast<T>(w_row), static_cast<T>(w_pos), gradients));
+      return;
+    }
+    std::vector<T> row_top(c.B), row_sum(c.B), col_top(c.N), col_sum(c.N), soft(c.B), positive(c.B);
+    std::vector<T> g_row(c.B, T(w_row)), g_col(c.N, T(w_col)), g_soft(c.B, T(w_soft)), g_pos(c.B, T(-w_pos));
+    Weights<T> weights;
+    weights.soft_signed = soft_signed;
+    if (w_soft != 0) weights.g_soft = g_soft.data();
+    if (w_pos != 0) weights.g_pos = g_pos.data();
+    T* positives = shift >= 0 ? positive.data() : nullptr;
+    Buffer<T> stored;
+    std::vector<T> row_lse(c.B), col_lse(c.N);
+    const bool lse = w_row != 0 || w_col != 0;
+    if (lse) {
+      if (needs && problem.stored_elements() * static_cast<int64_t>(sizeof(T)) <= budget / c.G)
+        stored = make_buffer<T>(problem.stored_elements());
+      problem.statistics(w_row != 0 ? row_top.data() : nullptr, row_sum.data(), w_col != 0 ? col_top.data() : nullptr,
+                         col_sum.data(), nullptr, false, stored.get(), positives);
+      to_lse(c.B, row_top.data(), row_sum.data(), row_lse.data());
+      to_lse(c.N, col_top.data(), col_sum.data(), col_lse.data());
+      if (w_row != 0) weights.row_lse = row_lse.data(), weights.g_row = g_row.data();
+      if (w_col != 0) weights.col_lse = col_lse.data(), weights.g_col = g_col.data();
+    }
+    if (needs) {
+      problem.gradient(weights, gradients, w_soft != 0 ? soft.data() : nullptr, stored.get(), lse ? nullptr : positives);
+    } else if (w_soft != 0) {
+      problem.statistics(nullptr, nullptr, nullptr, nullptr, soft.data(), soft_signed, nullptr, lse ? nullptr : positives);
+    }
+    // A log-sum-exp and its positive score are close once a critic is trained: subtract before the logarithm is added.
+    double total = 0, left = w_pos;
+    if (w_row != 0) {
+      const double share = positives ? std::min(w_row, left) : 0;
+      left -= share;
+      for (int64_t k = 0; k < c.B; ++k)
+        total += w_row * std::log(static_cast<double>(row_sum[k])) + (w_row - share) * row_top[k] +
+                 (share ? share * (static_cast<double>(row_top[k]) - positive[k]) : 0.0);
+    }
+    if (w_col != 0) {
+      const bool paired = positives && c.B == c.N && left > 0;
+      const double share = paired ? std::min(w_col, left) : 0;
+      left -= share;
+      for (int64_t k = 0; k < c.N; ++k)
+        total += w_col * std::log(static_cast<double>(col_sum[k])) + (w_col - share) * col_top[k];
+      if (paired)
+        for (int64_t k = 0; k < c.B; ++k) total += share * (static_cast<double>(col_top[(k + shift) % c.N]) - positive[k]);
+    }
+    if (w_soft != 0)
+      for (int64_t k = 0; k < c.B; ++k) total += w_soft * soft[k];
+    if (positives && left != 0)
+      for (int64_t k = 0; k < c.B; ++k) total -= left * positive[k];
+    *result = static_cast<T>(total);
+  });
+  out.cast(c);
+  return {value, out.x, out.y, out.scale, out.row_bias, out.col_bias};
+}
+
+}  // namespace
+}  // namespace mk
+
+TORCH_LIBRARY_IMPL(mi_kernels_cpu, CPU, m) {
+  m.impl("dot_critic_stats", &mk::stats);
+  m.impl("dot_critic_grad", &mk::grad);
+  m.impl("dot_critic_loss", &mk::loss);
+}

@@ -1,0 +1,17 @@
+// Schemas of the compiled CPU operators. Python validates, allocates nothing and owns autograd.
+#include <torch/library.h>
+
+TORCH_LIBRARY(mi_kernels_cpu, m) {
+  m.def(
+      "dot_critic_stats(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
+      "Tensor? col_ids, int pairs, int positive_shift, int stats) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "dot_critic_grad(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
+      "Tensor? col_ids, int pairs, int positive_shift, Tensor? row_lse, Tensor? col_lse, Tensor? g_row, "
+      "Tensor? g_col, Tensor? g_soft, Tensor? g_pos, bool soft_signed, int needs) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "dot_critic_loss(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
+      "Tensor? col_ids, int pairs, int positive_shift, float w_row, float w_col, float w_soft, float w_pos, "
+      "bool soft_signed, int needs, int memory_budget) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}

@@ -1,0 +1,139 @@
+"""Which implementation runs, and why.
+
+Four backends exist: `reference` (plain torch, materialises the scores, the definition), `chunked` (plain torch in
+row chunks, O(B) memory, always available), `cpu` (the compiled C++ extension) and `triton` (GPUs, or Triton's
+interpreter). The automatic choice goes by the device of the inputs; a backend that a caller names runs or raises.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import importlib.util
+import os
+import threading
+import warnings
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+NAMES = ("reference", "chunked", "cpu", "triton")
+_local = threading.local()
+_process_default: str | None = None
+_warned = False
+
+
+@functools.cache
+def extension_status() -> str:
+    """Loads the compiled extension once; returns "available" or the reason why it is not."""
+    if os.environ.get("MI_KERNELS_DISABLE_EXTENSION", "0") not in ("", "0"):
+        return "disabled by MI_KERNELS_DISABLE_EXTENSION"
+    found = glob.glob(str(Path(__file__).parent / "_C*.so"))
+    if not found:
+        return "the compiled extension was not built (a C++ compiler is needed when the package is installed)"
+    try:
+        torch.ops.load_library(found[0])
+    except (OSError, RuntimeError) as error:
+        return f"the compiled extension does not load: {str(error).splitlines()[0]}"
+    return "available"
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def _triton_status() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not torch.cuda.is_available() and not _interpreting():
+        return "no CUDA device is present and TRITON_INTERPRET is not set"
+    return "available"
+
+
+def _status(name: str) -> str:
+    if name == "cpu":
+        return extension_status()
+    return _triton_status() if name == "triton" else "available"
+
+
+def backends() -> dict[str, str]:
+    """Name of every backend -> "available", or the reason why it cannot run here."""
+    return {name: _status(name) for name in NAMES}
+
+
+def _check(name: str | None, argument: str) -> None:
+    if name is not None and name not in NAMES:
+        raise ValueError(f"{argument} must be one of {', '.join(NAMES)} or None, got {name!r}")
+
+
+class use_backend:
+    """Sets the default backend for the process; as a context manager, for this thread until the block ends.
+
+    `use_backend("reference")` alone sets; `with use_backend("reference"):` restores on exit. None means automatic.
+    Raises ValueError for an unknown name.
+    """
+
+    def __init__(self, name: str | None):
+        global _process_default
+        _check(name, "name")
+        self._name = name
+        self._before = _process_default
+        _process_default = name
+
+    def __enter__(self) -> use_backend:
+        global _process_default
+        _process_default = self._before
+        self._stack().append(self._name)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._stack().pop()
+
+    @staticmethod
+    def _stack() -> list[str | None]:
+        if not hasattr(_local, "stack"):
+            _local.stack = []
+        return _local.stack
+
+
+def requested_backend() -> str | None:
+    """The backend in force when a call names none: the innermost context, the process's setting, the environment."""
+    stack = getattr(_local, "stack", None)
+    if stack:
+        return stack[-1]
+    if _process_default is not None:
+        return _process_default
+    name = os.environ.get("MI_KERNELS_BACKEND") or None
+    _check(name, "MI_KERNELS_BACKEND")
+    return name
+
+
+def resolve(op: str, device: torch.device, requested: str | None = None) -> str:
+    """The backend that runs `op` on `device`.
+
+    A backend named by the caller, by `use_backend` or by MI_KERNELS_BACKEND runs or raises RuntimeError with the
+    reason. `chunked` stands in for a missing extension, with one warning per process.
+    """
+    global _warned
+    _check(requested, "backend")
+    name = requested or requested_backend()
+    if name is not None:
+        status = _status(name)
+        if status != "available":
+            raise RuntimeError(f"backend {name!r} was asked for and cannot run {op}: {status}")
+        if name == "cpu" and device.type != "cpu":
+            raise RuntimeError(f"backend 'cpu' was asked for, but the inputs of {op} are on {device}")
+        if name == "triton" and device.type != "cuda" and not _interpreting():
+            raise RuntimeError(f"backend 'triton' was asked for, but the inputs of {op} are on {device}")
+        return name
+    if device.type == "cuda":
+        return "triton" if _triton_status() == "available" else "chunked"
+    if device.type == "cpu":
+        status = extension_status()
+        if status == "available":
+            return "cpu"
+        if not _warned:
+            _warned = True
+            warnings.warn(f"mi_kernels runs in plain torch: {status}", RuntimeWarning, stacklevel=3)
+    return "chunked"
