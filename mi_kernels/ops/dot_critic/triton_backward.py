@@ -1,0 +1,239 @@
+"""Gradients of the dot critic's statistics in Triton: scores are recomputed tile by tile from the saved statistics.
+
+    dS[i, j] = [allowed] (g_row_i exp(S_ij - row_lse_i) + g_col_j exp(S_ij - col_lse_j) + g_soft_i dsoftplus(S_ij))
+             + g_pos_i [j is the positive of i]
+    dx = scale dS y,  dy = scale dS^T x,  dscale = sum dS <x, y>,  da = row sums of dS,  db = column sums of dS
+
+One kernel owns a tile of rows and BO of its features, walks over the other side and writes its gradient once, in a
+fixed order; it runs twice, with the roles of x and y exchanged. With N = 2 G B N D FLOPs one launch costs
+(ceil(D / BO) + 1) N: scores are recomputed for each of the ceil(D / BO) feature blocks, so the two launches cost 4N
+up to D = BO. Traffic is (B / BM) N D elements per launch, mostly from L2; memory is the outputs and G B numbers.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .triton_common import (
+    Tiling,
+    accumulate_dtype,
+    allowed_tile,
+    as_vector,
+    check,
+    device_guard,
+    dot_tile,
+    load_tile,
+    load_vector,
+    mma,
+    next_power,
+    positive_tile,
+    precision,
+    sigmoid,
+)
+
+
+@triton.jit
+def load_lse(p, o_n, n):
+    """A log-sum-exp; one over no pairs (-inf) becomes +inf, so that exp(S - lse) is 0 and never NaN."""
+    b_lse = load_vector(p, o_n, n, float("inf"))
+    return tl.where(b_lse == -float("inf"), float("inf"), b_lse)
+
+
+@triton.jit
+def softplus_derivative(b_s, m_pos, SOFT_SIGNED: tl.constexpr):
+    if SOFT_SIGNED:
+        b_d = sigmoid(tl.where(m_pos, -b_s, b_s))
+        return tl.where(m_pos, -b_d, b_d)
+    else:
+        return sigmoid(b_s)
+
+
+@triton.jit(do_not_specialize=["n_own", "n_oth", "shift"])
+def grad_kernel(
+    p_own, p_oth, p_scale, p_out_scale, p_own_bias, p_oth_bias, p_own_ids, p_oth_ids,
+    p_own_lse, p_oth_lse, p_own_g, p_oth_g, p_soft_g, p_pos_g, p_out, p_out_bias, p_out_scale_rows,
+    n_own, n_oth, D, shift,
+    PAIRS: tl.constexpr, SOFT_SIGNED: tl.constexpr, SWAP: tl.constexpr, WHOLE_D: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = p_scale.dtype.element_ty
+    n_tiles = tl.cdiv(n_own, BM)
+    n_blocks = tl.cdiv(D, BO)
+    pid = tl.program_id(0).to(tl.int64)
+    i_g = pid // (n_tiles * n_blocks)
+    i_o = ((pid // n_tiles) % n_blocks).to(tl.int32)
+    o_own = ((pid % n_tiles) * BM).to(tl.int32) + tl.arange(0, BM)
+    o_o = i_o * BO + tl.arange(0, BO)
+    p_own += i_g * n_own * D
+    p_oth += i_g * n_oth * D
+    n_row = n_oth if SWAP else n_own
+    b_scale = tl.load(p_scale + i_g)
+    b_own_ids = None
+    if PAIRS >= 2:
+        b_own_ids = load_vector(p_own_ids + i_g * n_own, o_own, n_own, 0)  # [BM]
+    if p_own_bias is not None:
+        b_own_bias = load_vector(p_own_bias + i_g * n_own, o_own, n_own, 0.0)  # [BM]
+    if p_own_g is not None:
+        b_own_lse = load_lse(p_own_lse + i_g * n_own, o_own, n_own)  # [BM]
+        b_own_g = load_vector(p_own_g + i_g * n_own, o_own, n_own, 0.0)  # [BM]
+    if WHOLE_D:
+        b_own = load_tile(p_own, o_own, o_o, n_own, D)  # [BM, BO]
+
+    b_out = tl.zeros([BM, BO], dtype=ACC)
+    b_bias = tl.zeros([BM], dtype=ACC)
+    b_dscale = tl.zeros([BM], dtype=ACC)
+    for i_oth in range(0, n_oth, BN):
+        o_oth = i_oth + tl.arange(0, BN)
+        if WHOLE_D:
+            b_oth = load_tile(p_oth, o_oth, o_o, n_oth, D)  # [BN, BO]
+            b_dot = mma(b_own, tl.trans(b_oth), None, ACC, PRECISION)  # [BM, BN]
+        else:
+            b_dot = dot_tile(p_own, p_oth, o_own, o_oth, n_own, n_oth, D, ACC, PRECISION, BM, BN, BK)
+        b_s = b_dot * b_scale
+        if p_own_bias is not None:
+            b_s += b_own_bias[:, None]
+        if p_oth_bias is not None:
+            b_s += load_vector(p_oth_bias + i_g * n_oth, o_oth, n_oth, 0.0)[None, :]
+        b_oth_ids = None
+        if PAIRS >= 2:
+            b_oth_ids = load_vector(p_oth_ids + i_g * n_oth, o_oth, n_oth, 0)  # [BN]
+        m_pos = None
+        if (PAIRS == 3) or SOFT_SIGNED or (p_pos_g is not None):
+            m_pos = positive_tile(o_own, o_oth, n_own, n_oth, shift, SWAP)
+        m = allowed_tile(o_own, o_oth, b_own_ids, b_oth_ids, m_pos, n_own, n_oth, PAIRS)
+
+        b_ds = tl.zeros([BM, BN], dtype=ACC)
+        if p_own_g is not None:
+            b_ds += b_own_g[:, None] * tl.exp(b_s - b_own_lse[:, None])
+        if p_oth_g is not None:
+            b_oth_lse = load_lse(p_oth_lse + i_g * n_oth, o_oth, n_oth)  # [BN]
+            b_oth_g = load_vector(p_oth_g + i_g * n_oth, o_oth, n_oth, 0.0)  # [BN]
+            b_ds += b_oth_g[None, :] * tl.exp(b_s - b_oth_lse[None, :])
+        o_row = o_oth if SWAP else o_own
+        if p_soft_g is not None:
+            b_soft_g = load_vector(p_soft_g + i_g * n_row, o_row, n_row, 0.0)
+            b_soft_g = b_soft_g[None, :] if SWAP else b_soft_g[:, None]
+            b_ds += b_soft_g * softplus_derivative(b_s, m_pos, SOFT_SIGNED)
+        b_ds = tl.where(m, b_ds, 0.0)
+        if p_pos_g is not None:
+            b_pos_g = load_vector(p_pos_g + i_g * n_row, o_row, n_row, 0.0)
+            b_pos_g = b_pos_g[None, :] if SWAP else b_pos_g[:, None]
+            m_in = (o_own < n_own)[:, None] & (o_oth < n_oth)[None, :]
+            b_ds += tl.where(m_pos & m_in, b_pos_g, 0.0)
+
+        b_bias += tl.sum(b_ds, 1)
+        if p_out_scale_rows is not None:
+            b_dscale += tl.sum(b_ds * b_dot, 1)
+        if not WHOLE_D:
+            b_oth = load_tile(p_oth, o_oth, o_o, n_oth, D)  # [BN, BO]
+        b_out = mma(b_ds.to(b_oth.dtype), b_oth, b_out, ACC, PRECISION)
+
+    m_own = o_own < n_own
+    b_out *= tl.load(p_out_scale + i_g)
+    p_out += i_g * n_own * D
+    tl.store(p_out + o_own.to(tl.int64)[:, None] * D + o_o[None, :], b_out.to(p_out.dtype.element_ty),
+             mask=m_own[:, None] & (o_o < D)[None, :])  # fmt: skip
+    if i_o == 0:
+        tl.store(p_out_bias + i_g * n_own + o_own, b_bias, mask=m_own)
+        if p_out_scale_rows is not None:
+            tl.store(p_out_scale_rows + i_g * n_own + o_own, b_dscale, mask=m_own)
+
+
+INTERPRETED = not isinstance(grad_kernel, triton.runtime.JITFunction)
+
+
+def tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) -> Tiling:
+    """Block sizes by dtype and feature size, all free of register spills on sm_80 and sm_90."""
+    if interpreted:
+        return Tiling(32, 16, 16, 32, 4, 1)
+    if dtype == torch.float64:
+        return Tiling(32, 32, 16, next_power(min(D, 32), 16), 4, 1)
+    if dtype == torch.float32:
+        if tf32:
+            return Tiling(64, 32, 32, next_power(min(D, 128), 16), 4, 2)
+        return Tiling(64, 32, 16, next_power(min(D, 64), 16), 8, 1)
+    if D <= 128:
+        return Tiling(128, 64, 64, next_power(D, 16), 8, 2)
+    return Tiling(64, 64, 64, 256, 8, 2)
+
+
+def _launch(own, oth, scale, out_scale, own_bias, oth_bias, own_ids, oth_ids, own_lse, oth_lse, own_g, oth_g, g_soft,
+            g_pos, out, out_bias, out_scale_rows, pairs, shift, signed, swap) -> None:  # fmt: skip
+    G, n_own, D = own.shape
+    input_precision = precision(own.dtype, INTERPRETED)
+    t = tiling(own.dtype, D, input_precision == "tf32", INTERPRETED)
+    grid = (G * triton.cdiv(n_own, t.BM) * triton.cdiv(D, t.BO),)
+    grad_kernel[grid](
+        own, oth, scale, out_scale, own_bias, oth_bias, own_ids, oth_ids, own_lse, oth_lse, own_g, oth_g, g_soft,
+        g_pos, out, out_bias, out_scale_rows, n_own, oth.shape[1], D, max(shift, 0),
+        PAIRS=pairs, SOFT_SIGNED=signed, SWAP=swap, WHOLE_D=t.BO >= D, PRECISION=input_precision,
+        BM=t.BM, BN=t.BN, BK=t.BK, BO=t.BO, num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def _gain(weights: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """A power of two near the largest weight. dS is linear in the weights; divided by it, its entries are of the size
+    of probabilities, where fp16 still resolves them (1 / B of a softmax entry underflows for large B)."""
+    largest = torch.stack([w.abs().amax() for w in weights if w.numel()] + [like.new_zeros(())]).amax()
+    return torch.where(largest > 0, torch.exp2(torch.ceil(torch.log2(largest))), 1.0).to(like.dtype)
+
+
+def grad(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    scale: torch.Tensor,
+    row_bias: torch.Tensor | None,
+    col_bias: torch.Tensor | None,
+    row_ids: torch.Tensor | None,
+    col_ids: torch.Tensor | None,
+    pairs: int,
+    positive_shift: int,
+    row_lse: torch.Tensor | None,
+    col_lse: torch.Tensor | None,
+    g_row: torch.Tensor | None,
+    g_col: torch.Tensor | None,
+    g_soft: torch.Tensor | None,
+    g_pos: torch.Tensor | None,
+    soft_signed: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(dx [G, B, D], dy [G, N, D], dscale [G], drow_bias [G, B], dcol_bias [G, N]).
+
+    dx and dy come in the dtype of x, the others in the accumulate dtype. `g_row` needs `row_lse`, `g_col` needs
+    `col_lse`, `g_pos` a `positive_shift` >= 0. Raises as `triton_forward.stats` does. 4N FLOPs for D up to the
+    feature block (128 in 16 bit), (2 ceil(D / BO) + 2) N beyond it; O(B + N) memory besides dx and dy.
+    """
+    check(x, y, row_ids, col_ids, pairs, positive_shift, INTERPRETED)
+    if (g_row is not None and row_lse is None) or (g_col is not None and col_lse is None):
+        raise ValueError("g_row needs row_lse and g_col needs col_lse, got None")
+    if g_pos is not None and positive_shift < 0:
+        raise ValueError(f"g_pos weighs the positive pair: positive_shift must not be negative, got {positive_shift}")
+    acc = accumulate_dtype(x.dtype)
+    x, y = x.contiguous(), y.contiguous()
+    scale, row_bias, col_bias, row_lse, col_lse, g_row, g_col, g_soft, g_pos = (
+        as_vector(v, acc) for v in (scale, row_bias, col_bias, row_lse, col_lse, g_row, g_col, g_soft, g_pos)
+    )
+    row_ids, col_ids = (as_vector(v, torch.int64) if pairs >= 2 else None for v in (row_ids, col_ids))
+    signed = soft_signed and g_soft is not None and positive_shift >= 0
+    dx, dy = torch.empty_like(x), torch.empty_like(y)
+    da, db, dscale_rows = (torch.empty(t.shape[:2], dtype=acc, device=x.device) for t in (x, y, x))
+    if 0 in (*x.shape, y.shape[1]):
+        da, db = da.zero_(), db.zero_()
+        if x.shape[2] == 0 and x.shape[0] * x.shape[1] * y.shape[1]:
+            raise ValueError("x and y must have at least one feature, got D = 0")
+        return dx.zero_(), dy.zero_(), torch.zeros_like(scale), da, db
+
+    gain = None
+    if x.dtype == torch.float16:
+        gain = _gain([g for g in (g_row, g_col, g_soft, g_pos) if g is not None], scale)
+        g_row, g_col, g_soft, g_pos = (None if g is None else g / gain for g in (g_row, g_col, g_soft, g_pos))
+    out_scale = scale if gain is None else scale * gain
+    row_lse, col_lse = (None if g is None else v for g, v in ((g_row, row_lse), (g_col, col_lse)))
+    with device_guard(x):
+        _launch(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col, g_soft,
+                g_pos, dx, da, dscale_rows, pairs, positive_shift, signed, False)  # fmt: skip
+        _launch(y, x, scale, out_scale, col_bias, row_bias, col_ids, row_ids, col_lse, row_lse, g_col, g_row, g_soft,
+                g_pos, dy, db, None, pairs, positive_shift, signed, True)  # fmt: skip
+    dscale = dscale_rows.sum(1)
+    if gain is not None:
+        dscale, da, db = dscale * gain, da * gain, db * gain
+    return dx, dy, dscale, da, db

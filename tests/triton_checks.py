@@ -1,0 +1,203 @@
+"""Everything that can be said about the Triton kernels without a GPU: `python -m tests.triton_checks [--update]`.
+
+Numerics run in Triton's interpreter, in a subprocess. Every kernel is compiled to a cubin for sm_80 and sm_90 with the
+settings that a launch uses; a register spill fails, and so does a difference from tests/triton_resources.json when
+that was recorded with the installed version of triton.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+
+RECORD = Path(__file__).with_name("triton_resources.json")
+ARCHITECTURES = (80, 90)
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
+POINTEES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+WIDTHS = (64, 128, 512)
+CASES = ("tests.ops.dot_critic.triton_cases",)
+
+# Which optional inputs a loss passes and which constants it sets; the sides are exchanged by SWAP.
+STATS_VARIANTS = {
+    "infonce": dict(want=("lse",), PAIRS=0, SOFT_SIGNED=False, SWAP=True),
+    "siglip": dict(want=("soft",), PAIRS=0, SOFT_SIGNED=True, SWAP=False),
+    "everything": dict(want=("lse", "soft", "bias"), PAIRS=3, SOFT_SIGNED=True, SWAP=False),
+}
+GRAD_VARIANTS = {
+    "clip": dict(want=("own_g", "oth_g", "pos_g", "rows"), PAIRS=0, SOFT_SIGNED=False, SWAP=False),
+    "siglip": dict(want=("soft_g",), PAIRS=0, SOFT_SIGNED=True, SWAP=True),
+    "everything": dict(
+        want=("own_g", "oth_g", "soft_g", "pos_g", "rows", "bias"), PAIRS=3, SOFT_SIGNED=True, SWAP=False
+    ),
+}
+
+
+def jobs() -> list[tuple[str, str, str, bool, int, int]]:
+    found = []
+    for kind, variants in (("stats", STATS_VARIANTS), ("grad", GRAD_VARIANTS)):
+        for variant in variants:
+            for dtype, tf32 in (("float32", False), ("float32", True), ("bfloat16", False), ("float16", False)):
+                for D in WIDTHS:
+                    if dtype == "float16" and (variant != "everything" or D != 128):
+                        continue  # the same instructions as bfloat16
+                    if variant != "everything" and D == 64:
+                        continue
+                    found += [(kind, variant, dtype, tf32, D, arch) for arch in ARCHITECTURES]
+            found += [(kind, variant, "float64", False, 128, arch) for arch in ARCHITECTURES[:1]]
+    return found
+
+
+def optional(name: str, want: tuple[str, ...]) -> bool:
+    """Whether a pointer argument is passed in this variant."""
+    needs = {
+        "p_own_bias": "bias", "p_oth_bias": "bias", "p_lse": "lse", "p_soft": "soft", "p_own_lse": "own_g",
+        "p_own_g": "own_g", "p_oth_lse": "oth_g", "p_oth_g": "oth_g", "p_soft_g": "soft_g", "p_pos_g": "pos_g",
+        "p_out_scale_rows": "rows",
+    }  # fmt: skip
+    return name not in needs or needs[name] in want
+
+
+def source(kind: str, variant: str, dtype: str, tf32: bool, D: int):
+    """The kernel as a launch with features of width D specialises it, with its compile options."""
+    import torch
+    from triton.compiler import ASTSource
+
+    from mi_kernels.ops.dot_critic import triton_backward, triton_forward
+
+    module, kernel, variants = {
+        "stats": (triton_forward, triton_forward.stats_kernel, STATS_VARIANTS),
+        "grad": (triton_backward, triton_backward.grad_kernel, GRAD_VARIANTS),
+    }[kind]
+    t = module.tiling(getattr(torch, dtype), D, tf32)
+    constants = {k: v for k, v in variants[variant].items() if k != "want"}
+    constants |= {"PRECISION": "tf32" if tf32 else "ieee", "BM": t.BM, "BN": t.BN, "BK": t.BK}
+    constants["WHOLE_D"] = (t.BK if kind == "stats" else t.BO) >= D
+    if kind == "grad":
+        constants["BO"] = t.BO
+    accumulate = "fp64" if dtype == "float64" else "fp32"
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.startswith("p_"):
+            ids = name.endswith("_ids")
+            if (ids and constants["PAIRS"] < 2) or not optional(name, variants[variant]["want"]):
+                signature[name], constants[name] = "constexpr", None
+                continue
+            pointee = "i64" if ids else POINTEES[dtype] if name in ("p_own", "p_oth", "p_out") else accumulate
+            signature[name] = "*" + pointee
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "i32"
+            if name == "D":
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    options = {"num_warps": t.num_warps, "num_stages": t.num_stages, "enable_fp_fusion": True}
+    return ASTSource(kernel, signature, constants, attributes), options
+
+
+def resources(job: tuple) -> tuple[str, dict]:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    *what, arch = job
+    kind, variant, dtype, tf32, D = what
+    name = f"{kind}/{variant}/{'tf32' if tf32 else dtype}/D{D}/sm_{arch}"
+    src, options = source(*what)
+    compiled = triton.compile(src, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
+        f.write(compiled.asm["cubin"])
+        f.flush()
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        text = subprocess.run([tool, "-res-usage", f.name], capture_output=True, text=True, check=True).stdout
+    used = {k: int(v) for k, v in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return name, {
+        "registers": used["REG"],
+        "stack": used["STACK"],
+        "local": used["LOCAL"],
+        "spill_bytes": spilled(compiled.asm["ptx"], arch) if used["STACK"] or used["LOCAL"] else 0,
+        "shared": compiled.metadata.shared,
+    }
+
+
+def spilled(ptx: str, arch: int) -> int:
+    """Bytes that ptxas says it spills: stores and loads together."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    with tempfile.TemporaryDirectory() as d:
+        path = Path(d) / "kernel.ptx"
+        path.write_text(ptx)
+        gpu = "sm_90a" if arch == 90 else f"sm_{arch}"
+        done = subprocess.run(
+            [get_ptxas(arch).path, "-v", f"--gpu-name={gpu}", str(path), "-o", str(path.with_suffix(".cubin"))],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    return sum(int(n) for n in re.findall(r"(\d+) bytes spill", done.stdout + done.stderr))
+
+
+def compile_all() -> dict[str, dict]:
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        return dict(sorted(pool.map(resources, jobs())))
+
+
+def complaints(rows: dict[str, dict]) -> list[str]:
+    found = []
+    for name, r in rows.items():
+        limit = SHARED_LIMIT[int(name[-2:])]
+        if r["spill_bytes"] or r["local"] or r["stack"]:
+            found.append(f"{name}: spills {r['spill_bytes']} bytes, stack {r['stack']}, local {r['local']}")
+        if r["shared"] > limit:
+            found.append(f"{name}: {r['shared']} bytes of shared memory, the limit is {limit}")
+    return found
+
+
+def differences(rows: dict[str, dict], version: str) -> list[str]:
+    recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {"triton": None, "kernels": {}}
+    if recorded["triton"] is None:
+        return [f"{RECORD.name} is missing; --update writes it"]
+    if recorded["triton"] != version:
+        return []
+    old = recorded["kernels"]
+    return [f"{k}: recorded {old.get(k)}, now {rows.get(k)}" for k in sorted(old | rows) if old.get(k) != rows.get(k)]
+
+
+def interpreted() -> list[subprocess.Popen]:
+    env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    return [subprocess.Popen([sys.executable, "-m", module], env=env) for module in CASES]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--update", action="store_true", help="record the resources of this version of triton")
+    args = parser.parse_args()
+    if find_spec("triton") is None:
+        print("triton checks: skipped, triton is not installed")
+        return 0
+    import triton
+
+    os.environ.pop("TRITON_INTERPRET", None)
+    running = interpreted()
+    rows = compile_all()
+    for name, r in rows.items():
+        print(f"{name:42} registers {r['registers']:3}  shared {r['shared']:6}  spill {r['spill_bytes']}")
+    found = complaints(rows)
+    if args.update:
+        text = json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1)
+        RECORD.write_text(re.sub(r"\n {3}| *\n {2}(?=\})", " ", text) + "\n")
+    else:
+        found += differences(rows, triton.__version__)
+    found += [f"{' '.join(p.args[1:])} failed" for p in running if p.wait() != 0]
+    for line in found:
+        print(line)
+    print(f"triton checks: {len(rows)} cubins, {len(found)} failures")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
