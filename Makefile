@@ -49,8 +49,8 @@ clean:
 	@echo "make clean: removed .venv and everything that was built"
 
 $(TOOLS_STAMP): Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "make: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "make: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1 | head -n 1)." \
 	  "Name another one with PYTHON=..."; exit 1; }
 	$(call step,virtual environment in $(VENV),test -x $(PY) || $(PYTHON) -m venv $(VENV))
 	$(call step,installing $(TORCH) (the longest step),$(PY) -m pip install '$(TORCH)')
@@ -63,7 +63,7 @@ $(PACKAGE_STAMP): $(TOOLS_STAMP) $(BUILD_INPUTS) $(if $(EXTENSION),,FORCE)
 	$(call step,building and installing the package (log: $(LOG)),\
 	  $(PY) -m pip install -v --no-build-isolation -e '.[test$(comma)models$(comma)triton$(comma)dev]' > $(LOG) 2>&1 \
 	  || { tail -n 40 $(LOG); false; })
-	@grep -ho 'mi-kernels: .*' $(LOG) || true
+	@grep -o '^ *mi-kernels: .*' $(LOG) || true
 	@rm -f $(VENV)/package-*.stamp; touch $@
 
 comma := ,

@@ -83,7 +83,7 @@ def compiled(wanted: str) -> dict[str, Any]:
         py_limited_api=True,
     )
 
-    class BuildOrExplain(BuildExtension):
+    class BuildOrExplain(BuildExtension.with_options(no_python_abi_suffix=True)):
         def build_extensions(self) -> None:
             try:
                 super().build_extensions()
