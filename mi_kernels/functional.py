@@ -1,0 +1,216 @@
+"""Contrastive losses as functions. Each is a few lines over the statistics of a dot critic; no B x B tensor exists.
+
+Every loss is minimised, returns nats in fp32 (fp64 for fp64 inputs), and is differentiable twice in its features and
+scales. N below is 2 B^2 D FLOP; forward and backward together cost 3N one-sided and 4N symmetric.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .ops.dot_critic import api
+from .ops.dot_critic.primitives import accumulate_dtype
+
+
+def _temperature(value: float | Tensor) -> float | Tensor:
+    """1 / temperature. A tensor on the CPU is checked; reading one on a GPU would stall the device."""
+    if isinstance(value, Tensor):
+        if value.device.type == "cpu" and not torch.compiler.is_compiling():
+            low = float(value.detach().min())
+            if not (low > 0 and math.isfinite(float(value.detach().max()))):
+                raise ValueError(f"temperature must be positive and finite, got {value.detach().tolist()}")
+        return value.reciprocal()
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"temperature must be positive and finite, got {value}")
+    return 1.0 / value
+
+
+def _reduce(rows: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return rows
+    return rows.mean() if reduction == "mean" else rows.sum()
+
+
+def _same_shape(name: str, a: Tensor, other: str, b: Tensor) -> None:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        raise TypeError(f"{name} and {other} must be tensors, got {type(a).__name__} and {type(b).__name__}")
+    if a.shape != b.shape:
+        raise ValueError(f"{name} {tuple(a.shape)} and {other} {tuple(b.shape)} must have one shape")
+
+
+def info_nce(
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    reduction: str = "mean",
+    negative_mode: str = "unpaired",
+    *,
+    normalize: bool = True,
+    symmetric: bool = False,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    memory_budget: int = 0,
+    backend: str | None = None,
+) -> Tensor:
+    """InfoNCE: -log softmax of the positive pair among the candidates (van den Oord et al. 2018, eq. 4).
+
+    query, positive_key [*, B, D]; pairs on the diagonal are positive, the other keys of the batch negative.
+    negative_keys [*, M, D] ("unpaired", shared) or [*, B, M, D] ("paired") replace the batch's own negatives.
+    temperature: number, 0-d tensor or [*], may be learnable. query_ids, key_ids [*, B]: equal ids are not negatives of
+    each other (key_ids defaults to query_ids). symmetric averages both directions, as CLIP does. reduction: "none"
+    [*, B], "mean" or "sum". memory_budget bytes may hold scores: the symmetric loss then costs 3N instead of 4N.
+
+    Cost 3N one-sided, 4N symmetric (N = 2 B^2 D FLOP; one N more for reduction="none"), O(B D) memory.
+    Raises ValueError or TypeError naming the argument; RuntimeError if a named backend cannot run.
+    """
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    if negative_mode not in ("unpaired", "paired"):
+        raise ValueError(f"negative_mode must be 'unpaired' or 'paired', got {negative_mode!r}")
+    _same_shape("query", query, "positive_key", positive_key)
+    scale = _temperature(temperature)
+    if normalize:
+        query, positive_key = F.normalize(query, dim=-1), F.normalize(positive_key, dim=-1)
+    if negative_keys is not None:
+        if symmetric or query_ids is not None or key_ids is not None:
+            raise ValueError("negative_keys cannot be combined with symmetric, query_ids or key_ids")
+        negatives = F.normalize(negative_keys, dim=-1) if normalize else negative_keys
+        return _reduce(_explicit_negatives(query, positive_key, negatives, scale, negative_mode, backend), reduction)
+    if query_ids is None and key_ids is not None:
+        raise ValueError("key_ids was given without query_ids")
+    key_ids = query_ids if key_ids is None else key_ids
+    prepared = api.prepare(query, positive_key, scale, row_ids=query_ids, col_ids=key_ids, positive_shift=0,
+                           pairs="all" if query_ids is None else "unequal_ids_or_positive")
+    if reduction == "none":
+        return api.row_losses(prepared, symmetric=symmetric, backend=backend)
+    count = query.shape[:-1].numel() if reduction == "mean" else 1
+    w = 0.5 / count if symmetric else 1.0 / count
+    total = api.loss(prepared, w_row=w, w_col=w if symmetric else 0.0, w_pos=1.0 / count, memory_budget=memory_budget,
+                     backend=backend)
+    return total.sum() if total.dim() else total
+
+
+def _explicit_negatives(query: Tensor, positive_key: Tensor, negatives: Tensor, scale: float | Tensor, mode: str,
+                        backend: str | None) -> Tensor:
+    wide = accumulate_dtype(query.dtype)
+    factor = scale[..., None] if isinstance(scale, Tensor) and scale.dim() else scale
+    positive = (query.to(wide) * positive_key.to(wide)).sum(-1) * factor
+    if mode == "unpaired":
+        if negatives.dim() != query.dim():
+            raise ValueError(f"negative_keys must have shape [*, M, D] when unpaired, got {tuple(negatives.shape)}")
+        lse = api.statistics(query, negatives, scale, backend=backend).row_lse
+    else:
+        if negatives.dim() != query.dim() + 1 or negatives.shape[:-2] != query.shape[:-1]:
+            raise ValueError(f"negative_keys must have shape [*, B, M, D] when paired, got {tuple(negatives.shape)}")
+        scores = torch.matmul(negatives.to(wide), query.to(wide)[..., None]).squeeze(-1)
+        lse = (scores * (factor[..., None] if isinstance(factor, Tensor) and factor.dim() else factor)).logsumexp(-1)
+    assert lse is not None
+    return F.softplus(lse - positive)
+
+
+def clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
+              logit_bias: Tensor | None = None, *, memory_budget: int = 0, backend: str | None = None) -> Tensor:
+    """CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3): the mean of both directions.
+
+    Features [*, B, D], normalised by the caller as open_clip has it; logit_scale multiplies the scores (it is the
+    exponentiated one); logit_bias cancels in both softmaxes and is accepted for its signature. Cost 4N, or 3N where
+    memory_budget bytes hold the scores; O(B D) memory otherwise. Raises ValueError naming the argument.
+    """
+    _same_shape("image_features", image_features, "text_features", text_features)
+    bias = _bias_rows(logit_bias, image_features)
+    prepared = api.prepare(image_features, text_features, logit_scale, row_bias=bias, positive_shift=0)
+    count = image_features.shape[:-1].numel()
+    total = api.loss(prepared, w_row=0.5 / count, w_col=0.5 / count, w_pos=1.0 / count, memory_budget=memory_budget,
+                     backend=backend)
+    return total.sum() if total.dim() else total
+
+
+def _bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
+    if bias is None:
+        return None
+    wide = accumulate_dtype(features.dtype)
+    rows = torch.as_tensor(bias, dtype=wide, device=features.device)
+    if rows.dim() and rows.shape != features.shape[:-2]:
+        rows = rows.reshape(()) if rows.numel() == 1 else rows
+    return (rows[..., None] if rows.dim() else rows).expand(features.shape[:-1])
+
+
+def siglip_loss(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
+                logit_bias: Tensor | float | None, *, negative_only: bool = False, backend: str | None = None) -> Tensor:
+    """Sigmoid loss: -1/B sum_ij log sigmoid(z_ij S_ij), z = 1 on the diagonal, -1 elsewhere (Zhai et al. 2023, eq. 1).
+
+    Features [*, B, D], normalised by the caller; logit_scale multiplies and logit_bias is added. negative_only treats
+    every pair as negative (open_clip's use for features of another rank). Cost 3N, O(B D) memory.
+    """
+    _same_shape("image_features", image_features, "text_features", text_features)
+    bias = _bias_rows(logit_bias, image_features)
+    prepared = api.prepare(image_features, text_features, logit_scale, row_bias=bias,
+                           positive_shift=-1 if negative_only else 0)
+    total = api.loss(prepared, w_soft=1.0 / image_features.shape[:-1].numel(), soft_signed=not negative_only,
+                     backend=backend)
+    return total.sum() if total.dim() else total
+
+
+def nt_xent(out0: Tensor, out1: Tensor, temperature: float | Tensor = 0.5, *, backend: str | None = None) -> Tensor:
+    """SimCLR's NT-Xent (Chen et al. 2020, eq. 1): 2B normalised views, each against the 2B - 1 others.
+
+    out0, out1 [*, B, D], two views of the same items; normalised here. Mean over the 2B anchors. Cost 3N with
+    N = 8 B^2 D, O(B D) memory.
+    """
+    _same_shape("out0", out0, "out1", out1)
+    scale = _temperature(temperature)
+    views = F.normalize(torch.cat([out0, out1], dim=-2), dim=-1)
+    prepared = api.prepare(views, views, scale, pairs="off_diagonal", positive_shift=out0.shape[-2])
+    w = 1.0 / views.shape[:-1].numel()
+    total = api.loss(prepared, w_row=w, w_pos=w, backend=backend)
+    return total.sum() if total.dim() else total
+
+
+def sup_con(features: Tensor, labels: Tensor | None = None, *, temperature: float | Tensor = 0.07,
+            base_temperature: float = 0.07, contrast_mode: str = "all", backend: str | None = None) -> Tensor:
+    """Supervised contrastive loss, L_out of Khosla et al. 2020 (eq. 2); without labels, SimCLR's.
+
+    features [B, V, D] (V views; the caller normalises, as SupContrast has it), labels [B] integers. contrast_mode "all"
+    takes every view as an anchor, "one" only the first. Scaled by temperature / base_temperature. An anchor without
+    any positive makes the original 0/0; here it contributes nothing and does not count in the mean (0 if none is
+    left). Cost 3N with N = 2 (B V)^2 D, O(B V D) memory: the positives enter through sums over classes.
+    """
+    if not isinstance(features, Tensor) or features.dim() < 3:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"features must have shape [B, views, D], got {shape}")
+    if 0 in features.shape:
+        raise ValueError(f"features must not be empty, got shape {tuple(features.shape)}")
+    if contrast_mode not in ("all", "one"):
+        raise ValueError(f"contrast_mode must be 'all' or 'one', got {contrast_mode!r}")
+    if not base_temperature > 0:
+        raise ValueError(f"base_temperature must be positive, got {base_temperature}")
+    features = features.flatten(2)
+    items, views, _ = features.shape
+    if labels is None:
+        labels = torch.arange(items, device=features.device)
+    if labels.numel() != items:
+        raise ValueError(f"labels must hold {items} entries, one an item, got shape {tuple(labels.shape)}")
+    scale = _temperature(temperature)
+    wide = accumulate_dtype(features.dtype)
+    contrast = features.transpose(0, 1).flatten(0, 1)
+    anchors = contrast if contrast_mode == "all" else contrast[:items]
+    classes, inverse = torch.unique(labels.reshape(-1).to(features.device), return_inverse=True)
+    of_contrast, of_anchor = inverse.repeat(views), inverse.repeat(anchors.shape[0] // items)
+    sums = torch.zeros(len(classes), contrast.shape[1], dtype=wide, device=features.device)
+    sums = sums.index_add(0, of_contrast, contrast.to(wide))
+    counts = torch.bincount(of_contrast, minlength=len(classes))[of_anchor] - 1
+    valid = counts > 0
+    towards = sums[of_anchor] - anchors.to(wide)
+    positive = (anchors.to(wide) * towards).sum(-1) * scale / counts.clamp(min=1)
+    number = valid.sum().clamp(min=1)
+    factor = torch.as_tensor(temperature, device=features.device) / base_temperature
+    if contrast.shape[0] == 1:
+        return (anchors.to(wide) * 0).sum()
+    lse = api.statistics(anchors, contrast, scale, pairs="off_diagonal", backend=backend).row_lse
+    assert lse is not None
+    return factor * (torch.where(valid, lse - positive, 0).sum() / number)

@@ -1,0 +1,227 @@
+"""Validation and autograd of the dot critic. Every loss and bound over dot-product scores enters here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import dispatch, reference
+from .primitives import accumulate_dtype
+from .schema import (
+    ALL, COL_LSE, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y, OFF_DIAGONAL, ROW_LSE, SIGNED, SOFTPLUS,
+    UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE,
+)
+
+PAIRS = {"all": ALL, "off_diagonal": OFF_DIAGONAL, "unequal_ids": UNEQUAL_IDS,
+         "unequal_ids_or_positive": UNEQUAL_IDS_OR_POSITIVE}
+_STATS = {"row_lse": ROW_LSE, "col_lse": COL_LSE, "row_softplus": SOFTPLUS}
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class Statistics(NamedTuple):
+    """What was asked for; None elsewhere. LSEs in nats, fp32 (fp64 for fp64)."""
+
+    row_lse: Tensor | None  # [*, B]
+    col_lse: Tensor | None  # [*, N]
+    row_softplus: Tensor | None  # [*, B]
+
+
+class Prepared(NamedTuple):
+    """Inputs in the operators' form: one group dimension, contiguous."""
+
+    problem: dispatch.Problem
+    shape: torch.Size  # the caller's group dimensions
+
+
+def _features(name: str, t: Tensor) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.dim() < 2:
+        raise ValueError(f"{name} must have shape [*, batch, features], got {tuple(t.shape)}")
+    if t.dtype not in _FLOATS:
+        raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
+    if 0 in t.shape:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(t.shape)}")
+
+
+def _vector(name: str, t: Tensor | None, shape: tuple[int, ...], like: Tensor, ids: bool = False) -> Tensor | None:
+    if t is None:
+        return None
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.device != like.device:
+        raise ValueError(f"{name} is on {t.device}, x is on {like.device}")
+    if ids and (t.is_floating_point() or t.is_complex()):
+        raise ValueError(f"{name} must hold integers, got {t.dtype}")
+    try:
+        t = t.expand(shape)
+    except RuntimeError:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(t.shape)}") from None
+    t = t.reshape(-1, shape[-1])
+    return (t.long() if ids else t.to(accumulate_dtype(like.dtype))).contiguous()
+
+
+def _scale(scale: Tensor | float, shape: torch.Size, like: Tensor) -> Tensor:
+    """[G] in the accumulation type, from a number, a one-element tensor or [*]."""
+    wide = accumulate_dtype(like.dtype)
+    if not isinstance(scale, Tensor):
+        return torch.full((shape.numel(),), float(scale), dtype=wide, device=like.device)
+    if scale.device != like.device and scale.dim():
+        raise ValueError(f"scale is on {scale.device}, x is on {like.device}")
+    if scale.numel() != 1 and scale.shape != shape:
+        raise ValueError(f"scale must be a number, a 0-d tensor or have shape {tuple(shape)}, got {tuple(scale.shape)}")
+    flat = scale.reshape(-1).to(like.device, wide)
+    return flat.expand(shape.numel()).contiguous()
+
+
+def prepare(x: Tensor, y: Tensor, scale: Tensor | float, *, row_bias: Tensor | None = None,
+            col_bias: Tensor | None = None, row_ids: Tensor | None = None, col_ids: Tensor | None = None,
+            pairs: str = "all", positive_shift: int = -1) -> Prepared:
+    """Checks the inputs and brings them to the operators' form. Raises ValueError or TypeError naming the argument."""
+    _features("x", x)
+    _features("y", y)
+    if x.dtype != y.dtype:
+        if not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"x and y must have one dtype, got {x.dtype} and {y.dtype}")
+        short = torch.get_autocast_dtype(x.device.type)
+        x, y = x.to(short), y.to(short)
+    if x.device != y.device:
+        raise ValueError(f"y is on {y.device}, x is on {x.device}")
+    if x.shape[-1] != y.shape[-1] or x.shape[:-2] != y.shape[:-2]:
+        raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)} must agree in all but the batch dimension")
+    if pairs not in PAIRS:
+        raise ValueError(f"pairs must be one of {', '.join(PAIRS)}, got {pairs!r}")
+    if pairs.startswith("unequal") and (row_ids is None or col_ids is None):
+        raise ValueError(f"pairs={pairs!r} needs row_ids and col_ids")
+    shape = x.shape[:-2]
+    groups = shape.numel()
+    scale = _scale(scale, shape, x)
+    problem = (
+        x.reshape(groups, *x.shape[-2:]).contiguous(), y.reshape(groups, *y.shape[-2:]).contiguous(), scale,
+        _vector("row_bias", row_bias, (*shape, x.shape[-2]), x), _vector("col_bias", col_bias, (*shape, y.shape[-2]), x),
+        _vector("row_ids", row_ids, (*shape, x.shape[-2]), x, ids=True),
+        _vector("col_ids", col_ids, (*shape, y.shape[-2]), x, ids=True), PAIRS[pairs], positive_shift,
+    )
+    return Prepared(problem, shape)
+
+
+def _needs(flags: tuple[bool, ...]) -> int:
+    bits = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)
+    return sum(bit for bit, wanted in zip(bits, flags, strict=False) if wanted)
+
+
+def _differentiable(problem: dispatch.Problem, outputs, gradients) -> tuple[Tensor | None, ...]:
+    """Gradients of the five float inputs that can be differentiated again."""
+    inputs = [t for t in problem[:5] if t is not None and t.requires_grad]
+    kept = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.requires_grad]
+    found = iter(torch.autograd.grad([o for o, _ in kept], inputs, [g for _, g in kept], create_graph=True,
+                                     allow_unused=True))
+    return tuple(next(found) if t is not None and t.requires_grad else None for t in problem[:5])
+
+
+def _optional(gradients: tuple[Tensor, ...], needs: int) -> tuple[Tensor | None, ...]:
+    bits = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)
+    return tuple(g if needs & bit else None for g, bit in zip(gradients, bits, strict=True))
+
+
+class _StatisticsFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift, stats, backend):
+        problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift)
+        row, col, soft = torch.ops.mi_kernels.dot_critic_stats(*problem, stats, backend)
+        ctx.save_for_backward(x, y, scale, row_bias, col_bias, row_ids, col_ids, row, col)
+        ctx.settings = (pairs, shift, stats, backend)
+        ctx.set_materialize_grads(False)
+        return row, col, soft
+
+    @staticmethod
+    def backward(ctx, g_row, g_col, g_soft):
+        *tensors, row, col = ctx.saved_tensors
+        pairs, shift, stats, backend = ctx.settings
+        problem = (*tensors, pairs, shift)
+        if torch.is_grad_enabled():
+            outputs = reference.stats(*problem, stats)
+            return *_differentiable(problem, outputs, (g_row, g_col, g_soft)), *(None,) * 6
+        needs = _needs(ctx.needs_input_grad)
+        kept = lambda g: None if g is None or not g.numel() else g.contiguous()  # noqa: E731
+        g_row, g_col, g_soft = kept(g_row), kept(g_col), kept(g_soft)
+        gradients = torch.ops.mi_kernels.dot_critic_grad(
+            *problem, row if g_row is not None else None, col if g_col is not None else None, g_row, g_col, g_soft,
+            None, bool(stats & SIGNED), needs, backend)
+        return *_optional(gradients, needs), *(None,) * 6
+
+
+class _LossFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift, w_row, w_col, w_soft, w_pos,
+                soft_signed, budget, backend):
+        problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift)
+        needs = _needs(ctx.needs_input_grad)
+        run = dispatch.run_loss_flat if not torch.compiler.is_compiling() else torch.ops.mi_kernels.dot_critic_loss
+        loss, *gradients = run(*problem, w_row, w_col, w_soft, w_pos, soft_signed, needs, budget, backend)
+        ctx.save_for_backward(x, y, scale, row_bias, col_bias, row_ids, col_ids, *gradients)
+        ctx.settings = (pairs, shift, w_row, w_col, w_soft, w_pos, soft_signed, needs)
+        return loss
+
+    @staticmethod
+    def backward(ctx, g_loss):
+        pairs, shift, w_row, w_col, w_soft, w_pos, soft_signed, needs = ctx.settings
+        saved = ctx.saved_tensors
+        problem = (*saved[:7], pairs, shift)
+        if torch.is_grad_enabled():
+            stats = reference.stats(*problem, dispatch.wanted_stats(w_row, w_col, w_soft, soft_signed))
+            positive = dispatch.positive_scores(problem) if w_pos and shift >= 0 else None
+            loss = dispatch.compose_loss(stats, positive, w_row, w_col, w_soft, w_pos)
+            return *_differentiable(problem, (loss,), (g_loss,)), *(None,) * 11
+        scaled = []
+        for gradient, wanted in zip(saved[7:], _optional(saved[7:], needs), strict=True):
+            if wanted is None:
+                scaled.append(None)
+                continue
+            g = g_loss.view(-1, *(1,) * (gradient.dim() - 1))
+            scaled.append((gradient * g).to(gradient.dtype))
+        return *scaled, *(None,) * 11
+
+
+def statistics(x: Tensor, y: Tensor, scale: Tensor | float = 1.0, *, row_bias: Tensor | None = None,
+               col_bias: Tensor | None = None, row_ids: Tensor | None = None, col_ids: Tensor | None = None,
+               pairs: str = "all", stats: tuple[str, ...] = ("row_lse",), backend: str | None = None) -> Statistics:
+    """Statistics of S = scale x y^T + row_bias + col_bias that is never stored.
+
+    x [*, B, D], y [*, N, D]; scale a float, a 0-d tensor or [*]; biases [*, B] and [*, N]; ids integers of the same
+    shapes. `pairs`: "all", "off_diagonal" (i != j) or "unequal_ids". `stats`: any of "row_lse" [*, B], "col_lse"
+    [*, N], "row_softplus" [*, B] (sum_j softplus S_ij). A row without pairs has LSE -inf. Differentiable twice in x,
+    y, scale and the biases. Cost: 2 B N D FLOP forward, 6 B N D backward, O((B + N) D) memory.
+    Raises ValueError or TypeError that names the argument, RuntimeError if a backend that was named cannot run.
+    """
+    unknown = set(stats) - set(_STATS)
+    if unknown or not stats:
+        raise ValueError(f"stats must name some of {', '.join(_STATS)}, got {stats!r}")
+    prepared = prepare(x, y, scale, row_bias=row_bias, col_bias=col_bias, row_ids=row_ids, col_ids=col_ids, pairs=pairs)
+    bits = sum(_STATS[name] for name in set(stats))
+    found = _StatisticsFunction.apply(*prepared.problem, bits, backend or "")
+    return Statistics(*(t.reshape(*prepared.shape, -1) if bits & bit else None
+                        for t, bit in zip(found, _STATS.values(), strict=True)))
+
+
+def loss(prepared: Prepared, *, w_row: float = 0.0, w_col: float = 0.0, w_soft: float = 0.0, w_pos: float = 0.0,
+         soft_signed: bool = False, memory_budget: int = 0, backend: str | None = None) -> Tensor:
+    """w_row sum_i row_lse_i + w_col sum_j col_lse_j + w_soft sum_ij softplus(S_ij) - w_pos sum_i S_i,pos(i), [*].
+
+    Gradients are computed with the value when an input requires them: 3N one-sided, 4N with both LSEs (3N where
+    `memory_budget` bytes hold the scores), N = 2 B N D FLOP.
+    """
+    tensors = prepared.problem
+    value = _LossFunction.apply(*tensors, w_row, w_col, w_soft, w_pos, soft_signed, memory_budget, backend or "")
+    return value.reshape(prepared.shape)
+
+
+def row_losses(prepared: Prepared, *, symmetric: bool = False, backend: str | None = None) -> Tensor:
+    """row_lse_i - S_i,pos(i) for every row, [*, B]; symmetric averages it with the positive column's. 4N FLOP."""
+    bits = ROW_LSE | COL_LSE if symmetric else ROW_LSE
+    row, col, _ = _StatisticsFunction.apply(*prepared.problem, bits, backend or "")
+    positive = dispatch.positive_scores(prepared.problem)
+    losses = (row + col) / 2 - positive if symmetric else row - positive
+    return losses.reshape(*prepared.shape, -1)

@@ -1,0 +1,123 @@
+"""Runs the dot critic's operators on a backend. Kernels are imported when they are first used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...backends import resolve
+from . import reference
+from .primitives import accumulate_dtype, positives
+from .schema import COL_LSE, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y, ROW_LSE, SIGNED, SOFTPLUS
+from .schema import library
+
+_CHUNK_BYTES = 32 << 20
+Problem = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, int, int]
+
+
+def _rows(x: Tensor, y: Tensor) -> int:
+    """Rows of scores that fit the chunk buffer."""
+    return max(1, _CHUNK_BYTES // (8 * x.shape[0] * y.shape[1]))
+
+
+def run_stats(problem: Problem, stats: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    name = resolve("dot_critic", problem[0].device, backend or None)
+    if name == "cpu":
+        return torch.ops.mi_kernels_cpu.dot_critic_stats(*problem, stats)
+    if name == "triton":
+        from . import triton_forward
+
+        return triton_forward.stats(*problem, stats)
+    rows = _rows(problem[0], problem[1]) if name == "chunked" else None
+    return reference.stats(*problem, stats, rows=rows)
+
+
+def run_grad(problem: Problem, weights: tuple[Any, ...], needs: int, backend: str) -> tuple[Tensor, ...]:
+    """`weights`: row_lse, col_lse, g_row, g_col, g_soft, g_pos, soft_signed."""
+    name = resolve("dot_critic", problem[0].device, backend or None)
+    if name == "cpu":
+        return torch.ops.mi_kernels_cpu.dot_critic_grad(*problem, *weights, needs)
+    if name == "triton":
+        from . import triton_backward
+
+        full = triton_backward.grad(*problem, *weights)
+        wanted = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)
+        return tuple(g if needs & bit else g.new_empty(0) for g, bit in zip(full, wanted, strict=True))
+    rows = _rows(problem[0], problem[1]) if name == "chunked" else None
+    return reference.grad(*problem, *weights, needs, rows=rows)
+
+
+def positive_scores(problem: Problem) -> Tensor:
+    """S[i, (i + shift) mod N], [G, B], differentiable, O(B D)."""
+    x, y, scale, row_bias, col_bias, _, _, _, shift = problem
+    wide = accumulate_dtype(x.dtype)
+    j = positives(0, x.shape[1], y.shape[1], shift, x.device)
+    s = (x.to(wide) * y.to(wide)[:, j]).sum(-1) * scale.to(wide)[:, None]
+    if row_bias is not None:
+        s = s + row_bias.to(wide)
+    return s if col_bias is None else s + col_bias.to(wide)[:, j]
+
+
+def compose_loss(stats: tuple[Tensor, Tensor, Tensor], positive: Tensor | None, w_row: float, w_col: float,
+                 w_soft: float, w_pos: float) -> Tensor:
+    """The loss of schema.py from its statistics, [G]."""
+    row, col, soft = stats
+    terms = []
+    share = min(w_row, w_pos) if positive is not None else 0.0
+    if w_row:
+        terms.append((w_row * row).sum(-1) if not share else (w_row * row - share * positive).sum(-1))
+    if w_col:
+        terms.append(w_col * col.sum(-1))
+    if w_soft:
+        terms.append(w_soft * soft.sum(-1))
+    if positive is not None and w_pos != share:
+        terms.append(-(w_pos - share) * positive.sum(-1))
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def wanted_stats(w_row: float, w_col: float, w_soft: float, soft_signed: bool) -> int:
+    bits = (ROW_LSE if w_row else 0) | (COL_LSE if w_col else 0)
+    return bits | ((SOFTPLUS | (SIGNED if soft_signed else 0)) if w_soft else 0)
+
+
+def run_loss(problem: Problem, w_row: float, w_col: float, w_soft: float, w_pos: float, soft_signed: bool,
+             needs: int, memory_budget: int, backend: str) -> tuple[Tensor, ...]:
+    x, y, scale = problem[:3]
+    if resolve("dot_critic", x.device, backend or None) == "cpu":
+        return torch.ops.mi_kernels_cpu.dot_critic_loss(
+            *problem, w_row, w_col, w_soft, w_pos, soft_signed, needs, memory_budget)
+    stats = run_stats(problem, wanted_stats(w_row, w_col, w_soft, soft_signed), backend)
+    positive = positive_scores(problem) if w_pos and problem[8] >= 0 else None
+    loss = compose_loss(stats, positive, w_row, w_col, w_soft, w_pos)
+    if not needs:
+        none = loss.new_empty(0)
+        return loss, x.new_empty(0), x.new_empty(0), none, none.clone(), none.clone()
+    full = lambda w, n: loss.new_full((x.shape[0], n), w) if w else None  # noqa: E731
+    weights = (stats[0] if w_row else None, stats[1] if w_col else None, full(w_row, x.shape[1]),
+               full(w_col, y.shape[1]), full(w_soft, x.shape[1]),
+               full(-w_pos, x.shape[1]) if positive is not None else None, soft_signed)
+    return loss, *run_grad(problem, weights, needs, backend)
+
+
+def _stats_op(x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift, stats, backend):
+    return run_stats((x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift), stats, backend)
+
+
+def _grad_op(x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift, row_lse, col_lse, g_row,
+             g_col, g_soft, g_pos, soft_signed, needs, backend):
+    problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift)
+    return run_grad(problem, (row_lse, col_lse, g_row, g_col, g_soft, g_pos, soft_signed), needs, backend)
+
+
+def run_loss_flat(x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift, *rest):
+    return run_loss((x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift), *rest)
+
+
+for _name, _function in (("stats", _stats_op), ("grad", _grad_op), ("loss", run_loss_flat)):
+    for _key in ("CPU", "CUDA"):
+        library.impl(f"dot_critic_{_name}", _function, _key)

@@ -1,0 +1,97 @@
+"""What the plain-torch implementations of the dot critic share: scores, masks and dS of a block of rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .schema import OFF_DIAGONAL, ROW_LSE, COL_LSE, SIGNED, SOFTPLUS, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp64 for fp64, fp32 for everything shorter."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def rows_of(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    return None if tensor is None else tensor[:, rows]
+
+
+def scores(x: Tensor, y: Tensor, scale: Tensor, row_bias: Tensor | None, col_bias: Tensor | None) -> Tensor:
+    """scale <x_i, y_j> + row_bias_i + col_bias_j, [G, B, N], accumulated in fp32 (fp64 for fp64)."""
+    wide = accumulate_dtype(x.dtype)
+    s = torch.matmul(x.to(wide), y.to(wide).mT) * scale.to(wide)[:, None, None]
+    if row_bias is not None:
+        s = s + row_bias.to(wide)[:, :, None]
+    if col_bias is not None:
+        s = s + col_bias.to(wide)[:, None, :]
+    return s
+
+
+def positives(first: int, rows: int, columns: int, shift: int, device: torch.device) -> Tensor:
+    """Column of the positive pair of rows first .. first + rows - 1."""
+    return (torch.arange(first, first + rows, device=device) + shift) % columns
+
+
+def allowed(
+    rows: int, columns: int, first: int, row_ids: Tensor | None, col_ids: Tensor | None, pairs: int, shift: int,
+    device: torch.device,
+) -> Tensor | None:
+    """Which pairs take part, [G or 1, rows, columns]; None when all do."""
+    if pairs == OFF_DIAGONAL:
+        i = torch.arange(first, first + rows, device=device)
+        return (i[:, None] != torch.arange(columns, device=device))[None]
+    if pairs in (UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE):
+        assert row_ids is not None and col_ids is not None
+        mask = row_ids[:, :, None] != col_ids[:, None, :]
+        if pairs == UNEQUAL_IDS_OR_POSITIVE:
+            j = positives(first, rows, columns, shift, device)
+            mask = mask | (j[:, None] == torch.arange(columns, device=device))
+        return mask
+    return None
+
+
+def flip_positives(s: Tensor, first: int, shift: int) -> Tensor:
+    """-S on the positive pairs, S elsewhere."""
+    j = positives(first, s.shape[1], s.shape[2], shift, s.device)
+    sign = torch.ones(s.shape[1:], dtype=s.dtype, device=s.device)
+    sign[torch.arange(s.shape[1], device=s.device), j] = -1
+    return s * sign
+
+
+def softplus_rows(s: Tensor, mask: Tensor | None, first: int, shift: int, stats: int) -> Tensor:
+    """sum_j softplus(S_ij) over allowed pairs, the positive pair's sign turned if SIGNED."""
+    signed = flip_positives(s, first, shift) if stats & SIGNED else s
+    soft = torch.logaddexp(signed, torch.zeros((), dtype=s.dtype, device=s.device))
+    return (soft if mask is None else soft.masked_fill(~mask, 0)).sum(-1)
+
+
+def statistics(s: Tensor, mask: Tensor | None, first: int, shift: int, stats: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row LSE, column LSE and softplus sums of materialised scores; unrequested ones are empty. Differentiable."""
+    empty = s.new_empty(0)
+    soft = softplus_rows(s, mask, first, shift, stats) if stats & SOFTPLUS else empty
+    masked = s if mask is None else s.masked_fill(~mask, -torch.inf)
+    row = masked.logsumexp(-1) if stats & ROW_LSE else empty
+    col = masked.logsumexp(-2) if stats & COL_LSE else empty
+    return row, col, soft
+
+
+def dscores(
+    s: Tensor, mask: Tensor | None, first: int, shift: int, row_lse: Tensor | None, col_lse: Tensor | None,
+    g_row: Tensor | None, g_col: Tensor | None, g_soft: Tensor | None, g_pos: Tensor | None, soft_signed: bool,
+) -> Tensor:
+    """dL/dS from the statistics and the gradients that reached them (see schema.py)."""
+    if mask is not None:
+        s = s.masked_fill(~mask, -torch.inf)
+    d = torch.zeros_like(s)
+    if g_row is not None and row_lse is not None:
+        d += g_row[:, :, None] * (s - row_lse.masked_fill(row_lse == -torch.inf, 0)[:, :, None]).exp()
+    if g_col is not None and col_lse is not None:
+        d += g_col[:, None, :] * (s - col_lse.masked_fill(col_lse == -torch.inf, 0)[:, None, :]).exp()
+    if g_soft is not None:
+        slope = flip_positives(s, first, shift).sigmoid() if soft_signed else s.sigmoid()
+        d += g_soft[:, :, None] * (flip_positives(slope, first, shift) if soft_signed else slope)
+    if g_pos is not None:
+        j = positives(first, s.shape[1], s.shape[2], shift, s.device)
+        d[:, torch.arange(s.shape[1], device=s.device), j] += g_pos
+    return d
