@@ -14,17 +14,24 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mi_kernels"
 
 BLOCK = """
-import importlib.abc, sys
+import sys
 
 BLOCKED = {"triton", "numpy", "scipy", "lightning", "pytorch_lightning", "sklearn", "torchmetrics", "pandas",
            "matplotlib", "tensorboard"}
 
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
+class Without:
+    # A finder that does not find the blocked packages: they look absent, as where they were never installed.
 
-sys.meta_path.insert(0, Block())
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in BLOCKED else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
 
 LOSS_EQUALS_CROSS_ENTROPY = """
