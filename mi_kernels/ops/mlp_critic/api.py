@@ -1,0 +1,198 @@
+"""Validation and dispatch of the MLP critic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...backends import requested_backend, resolve
+from . import chunked, reference
+from .activations import ACTIVATIONS
+from .schema import PAIRS, STATISTICS, Statistics
+
+DEFAULT_MEMORY_BUDGET = 64 * 2**20
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@torch.compiler.assume_constant_result
+def _backend(device_type: str, requested: str | None) -> str:
+    name = requested or requested_backend()
+    if name is None:
+        return "chunked"
+    name = resolve("mlp_critic", torch.device(device_type), name)
+    if name not in ("reference", "chunked"):
+        raise RuntimeError(
+            f"backend {name!r} was asked for and has no mlp_critic; it has 'reference' and 'chunked'"
+        )
+    return name
+
+
+def _check_input(name: str, t: Tensor) -> None:
+    if t.dim() < 2:
+        raise ValueError(f"{name} must have shape [*, batch, features], got {tuple(t.shape)}")
+    if t.shape[:-1].numel() == 0:
+        raise ValueError(f"{name} must hold at least one sample, got shape {tuple(t.shape)}")
+    if t.dtype not in _DTYPES:
+        raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
+
+
+def _check_parameters(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+    if len(weights) < 2 or len(weights) != len(biases):
+        raise ValueError(
+            "weights and biases must have one entry per layer, at least one hidden and the output layer, "
+            f"got {len(weights)} weights and {len(biases)} biases"
+        )
+    lead = tuple(x.shape[:-2])
+    width = x.shape[-1] + y.shape[-1]
+    for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if weight.dim() not in (2, 3) or weight.dim() != weights[0].dim():
+            raise ValueError(
+                f"weights[{k}] must be [out, in], or [G, out, in] for all, got {tuple(weight.shape)}"
+            )
+        if weight.dim() == 3 and lead != (weight.shape[0],):
+            raise ValueError(
+                f"weights[{k}] has {weight.shape[0]} groups, so x must be [{weight.shape[0]}, B, Dx], "
+                f"got {tuple(x.shape)}"
+            )
+        if weight.shape[-1] != width:
+            source = (
+                f"x and y have {x.shape[-1]} + {y.shape[-1]} features"
+                if k == 0
+                else "the layer before gives that"
+            )
+            raise ValueError(f"weights[{k}] must take {width} features ({source}), got {tuple(weight.shape)}")
+        if bias.shape != weight.shape[:-1]:
+            raise ValueError(f"biases[{k}] must be {tuple(weight.shape[:-1])}, got {tuple(bias.shape)}")
+        width = weight.shape[-2]
+    if width != 1:
+        raise ValueError(f"weights[{len(weights) - 1}] must give one score, got {tuple(weights[-1].shape)}")
+
+
+def _same(x: Tensor, others: dict[str, Tensor], *, dtypes: bool) -> None:
+    for name, t in others.items():
+        if t.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}, got {t.device}")
+        if dtypes and t.dtype != x.dtype:
+            raise ValueError(f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}")
+
+
+def _prepare(
+    x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Checks, casts as autocast asks, and applies the separable first layer: u, v, later weights, later
+    biases."""
+    _check_input("x", x)
+    _check_input("y", y)
+    if x.shape[:-2] != y.shape[:-2]:
+        raise ValueError(
+            f"y must have the leading dimensions of x, {tuple(x.shape[:-2])}, got {tuple(y.shape[:-2])}"
+        )
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    _check_parameters(x, y, weights, biases)
+    named = {"y": y}
+    named |= {f"weights[{k}]": w for k, w in enumerate(weights)} | {
+        f"biases[{k}]": b for k, b in enumerate(biases)
+    }
+    autocast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    _same(x, named, dtypes=not autocast)
+    if autocast:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, y = x.to(dtype), y.to(dtype)
+        weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
+    w_x, w_y = weights[0][..., : x.shape[-1]], weights[0][..., x.shape[-1] :]
+    u = x @ w_x.mT
+    v = y @ w_y.mT + biases[0].unsqueeze(-2)
+    later = [w if w.dim() == 3 else w.unsqueeze(0) for w in weights[1:]]
+    later_biases = [b if b.dim() == 2 else b.unsqueeze(0) for b in biases[1:]]
+    u, v = u.reshape(-1, *u.shape[-2:]), v.reshape(-1, *v.shape[-2:])
+    return u, v, later, later_biases
+
+
+def scores(
+    x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, activation: str = "relu"
+) -> Tensor:
+    """All scores S[i, j] = f(x_i, y_j), materialised: [*, B, N].
+
+    Arguments and errors as in `statistics`; memory is O(B N sum of hidden widths) when a gradient is wanted.
+    """
+    u, v, later, later_biases = _prepare(x, y, weights, biases, activation)
+    s = reference.scores(u, v, later, later_biases, activation)
+    return s.reshape(*x.shape[:-1], y.shape[-2])
+
+
+def _pairwise(
+    u: Tensor, v: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str
+) -> tuple[Tensor, ...]:
+    return (reference.apply_layers(u + v, weights, biases, activation),)
+
+
+def statistics(
+    x: Tensor,
+    y: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    activation: str = "relu",
+    stats: Sequence[str] = STATISTICS,
+    pairs: str = "all",
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    backend: str | None = None,
+) -> Statistics:
+    """Statistics of S[i, j] = MLP([x_i, y_j]) over all pairs, without keeping S or the activations.
+
+    x [*, B, Dx], y [*, N, Dy]; `weights` from the first layer [H_1, Dx + Dy] to the last [1, H_k], `biases`
+    [H_1] to [1], as `torch.nn.Linear` keeps them, or all of them with a leading group dimension [G, ...] for
+    x [G, B, Dx]. At least one hidden layer; `activation` is relu, tanh, sigmoid, elu, gelu or silu. `stats`
+    names what is wanted of `positive` [*, B], `row_lse` [*, B], `col_lse` [*, N] and `row_sum` [*, B];
+    `pairs` is "all" or "off_diagonal". `positive` and off-diagonal pairs need N = B.
+
+    Scores are in nats when a bound reads them as log-densities. Statistics are fp32 (fp64 for fp64 inputs).
+    Under autocast the layers run in its dtype. Second derivatives exist and materialise the scores.
+
+    Cost, with M = 2 B N sum_l H_l H_{l+1} per group and k - 1 square layers in the sum: M FLOPs forward and 3
+    M backward, activations of at most `memory_budget` bytes at a time (at least one row's). When the
+    activations of all pairs fit `memory_budget` and a gradient is wanted, they are kept instead and the
+    backward costs 2 M.
+
+    Raises ValueError for empty batches, wrong widths, mixed devices or dtypes, unknown names, and
+    RuntimeError for a named backend that cannot run.
+    """
+    unknown = [s for s in stats if s not in STATISTICS]
+    if isinstance(stats, str) or unknown or not stats:
+        raise ValueError(f"stats must be a non-empty sequence out of {STATISTICS}, got {stats!r}")
+    if pairs not in PAIRS:
+        raise ValueError(f"pairs must be one of {PAIRS}, got {pairs!r}")
+    if memory_budget <= 0:
+        raise ValueError(f"memory_budget must be a positive number of bytes, got {memory_budget}")
+    off_diagonal = pairs == "off_diagonal"
+    u, v, later, later_biases = _prepare(x, y, weights, biases, activation)
+    if (off_diagonal or "positive" in stats) and u.shape[1] != v.shape[1]:
+        raise ValueError(
+            f"y must have as many samples as x ({u.shape[1]}) for positives or off-diagonal pairs, "
+            f"got {v.shape[1]}"
+        )
+    name = _backend(x.device.type, backend)
+    found: tuple[Tensor, ...]
+    if tuple(stats) == ("positive",):
+        found = _pairwise(u, v, later, later_biases, activation)
+    elif name == "reference":
+        found = reference.statistics(u, v, later, later_biases, activation, off_diagonal)
+    else:
+        found = chunked.statistics(
+            u,
+            v,
+            later,
+            later_biases,
+            activation,
+            off_diagonal,
+            row_lse="row_lse" in stats,
+            col_lse="col_lse" in stats,
+            memory_budget=memory_budget,
+        )
+    lead = x.shape[:-2]
+    return Statistics(
+        **{s: t.reshape(*lead, t.shape[-1]) for s, t in zip(STATISTICS, found, strict=False) if s in stats}
+    )
