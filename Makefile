@@ -38,6 +38,7 @@ endif
 
 demo: $(PACKAGE_STAMP)
 	$(call step,training the demo,$(PY) -m models demo --out runs/demo)
+	@test -s runs/demo/report.html || { echo 'make demo: FAILED at: no report in runs/demo'; exit 1; }
 	@echo "make demo: done, the report is runs/demo/report.html ($(path_taken))"
 
 bench: $(PACKAGE_STAMP)
