@@ -84,19 +84,33 @@ def info_nce(
     if query_ids is None and key_ids is not None:
         raise ValueError("key_ids was given without query_ids")
     key_ids = query_ids if key_ids is None else key_ids
-    prepared = api.prepare(query, positive_key, scale, row_ids=query_ids, col_ids=key_ids, positive_shift=0,
-                           pairs="all" if query_ids is None else "unequal_ids_or_positive")
+    prepared = api.prepare(
+        query,
+        positive_key,
+        scale,
+        row_ids=query_ids,
+        col_ids=key_ids,
+        positive_shift=0,
+        pairs="all" if query_ids is None else "unequal_ids_or_positive",
+    )
     if reduction == "none":
         return api.row_losses(prepared, symmetric=symmetric, backend=backend)
     count = query.shape[:-1].numel() if reduction == "mean" else 1
     w = 0.5 / count if symmetric else 1.0 / count
-    total = api.loss(prepared, w_row=w, w_col=w if symmetric else 0.0, w_pos=1.0 / count, memory_budget=memory_budget,
-                     backend=backend)
+    total = api.loss(
+        prepared,
+        w_row=w,
+        w_col=w if symmetric else 0.0,
+        w_pos=1.0 / count,
+        memory_budget=memory_budget,
+        backend=backend,
+    )
     return total.sum() if total.dim() else total
 
 
-def _explicit_negatives(query: Tensor, positive_key: Tensor, negatives: Tensor, scale: float | Tensor, mode: str,
-                        backend: str | None) -> Tensor:
+def _explicit_negatives(
+    query: Tensor, positive_key: Tensor, negatives: Tensor, scale: float | Tensor, mode: str, backend: str | None
+) -> Tensor:
     wide = accumulate_dtype(query.dtype)
     factor = scale[..., None] if isinstance(scale, Tensor) and scale.dim() else scale
     positive = (query.to(wide) * positive_key.to(wide)).sum(-1) * factor
@@ -113,8 +127,15 @@ def _explicit_negatives(query: Tensor, positive_key: Tensor, negatives: Tensor, 
     return F.softplus(lse - positive)
 
 
-def clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
-              logit_bias: Tensor | None = None, *, memory_budget: int = 0, backend: str | None = None) -> Tensor:
+def clip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: Tensor | None = None,
+    *,
+    memory_budget: int = 0,
+    backend: str | None = None,
+) -> Tensor:
     """CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3): the mean of both directions.
 
     Features [*, B, D], normalised by the caller as open_clip has it; logit_scale multiplies the scores (it is the
@@ -125,8 +146,9 @@ def clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: float 
     bias = _bias_rows(logit_bias, image_features)
     prepared = api.prepare(image_features, text_features, logit_scale, row_bias=bias, positive_shift=0)
     count = image_features.shape[:-1].numel()
-    total = api.loss(prepared, w_row=0.5 / count, w_col=0.5 / count, w_pos=1.0 / count, memory_budget=memory_budget,
-                     backend=backend)
+    total = api.loss(
+        prepared, w_row=0.5 / count, w_col=0.5 / count, w_pos=1.0 / count, memory_budget=memory_budget, backend=backend
+    )
     return total.sum() if total.dim() else total
 
 
@@ -140,8 +162,15 @@ def _bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
     return (rows[..., None] if rows.dim() else rows).expand(features.shape[:-1])
 
 
-def siglip_loss(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
-                logit_bias: Tensor | float | None, *, negative_only: bool = False, backend: str | None = None) -> Tensor:
+def siglip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: Tensor | float | None,
+    *,
+    negative_only: bool = False,
+    backend: str | None = None,
+) -> Tensor:
     """Sigmoid loss: -1/B sum_ij log sigmoid(z_ij S_ij), z = 1 on the diagonal, -1 elsewhere (Zhai et al. 2023, eq. 1).
 
     Features [*, B, D], normalised by the caller; logit_scale multiplies and logit_bias is added. negative_only treats
@@ -149,10 +178,12 @@ def siglip_loss(image_features: Tensor, text_features: Tensor, logit_scale: floa
     """
     _same_shape("image_features", image_features, "text_features", text_features)
     bias = _bias_rows(logit_bias, image_features)
-    prepared = api.prepare(image_features, text_features, logit_scale, row_bias=bias,
-                           positive_shift=-1 if negative_only else 0)
-    total = api.loss(prepared, w_soft=1.0 / image_features.shape[:-1].numel(), soft_signed=not negative_only,
-                     backend=backend)
+    prepared = api.prepare(
+        image_features, text_features, logit_scale, row_bias=bias, positive_shift=-1 if negative_only else 0
+    )
+    total = api.loss(
+        prepared, w_soft=1.0 / image_features.shape[:-1].numel(), soft_signed=not negative_only, backend=backend
+    )
     return total.sum() if total.dim() else total
 
 
@@ -171,8 +202,15 @@ def nt_xent(out0: Tensor, out1: Tensor, temperature: float | Tensor = 0.5, *, ba
     return total.sum() if total.dim() else total
 
 
-def sup_con(features: Tensor, labels: Tensor | None = None, *, temperature: float | Tensor = 0.07,
-            base_temperature: float = 0.07, contrast_mode: str = "all", backend: str | None = None) -> Tensor:
+def sup_con(
+    features: Tensor,
+    labels: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.07,
+    base_temperature: float = 0.07,
+    contrast_mode: str = "all",
+    backend: str | None = None,
+) -> Tensor:
     """Supervised contrastive loss, L_out of Khosla et al. 2020 (eq. 2); without labels, SimCLR's.
 
     features [B, V, D] (V views; the caller normalises, as SupContrast has it), labels [B] integers. contrast_mode "all"
@@ -208,7 +246,7 @@ def sup_con(features: Tensor, labels: Tensor | None = None, *, temperature: floa
     towards = sums[of_anchor] - anchors.to(wide)
     positive = (anchors.to(wide) * towards).sum(-1) * scale / counts.clamp(min=1)
     number = valid.sum().clamp(min=1)
-    factor = torch.as_tensor(temperature, device=features.device) / base_temperature
+    factor = temperature / base_temperature
     if contrast.shape[0] == 1:
         return (anchors.to(wide) * 0).sum()
     lse = api.statistics(anchors, contrast, scale, pairs="off_diagonal", backend=backend).row_lse

@@ -10,12 +10,27 @@ from torch import Tensor
 from . import dispatch, reference
 from .primitives import accumulate_dtype
 from .schema import (
-    ALL, COL_LSE, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y, OFF_DIAGONAL, ROW_LSE, SIGNED, SOFTPLUS,
-    UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE,
+    ALL,
+    COL_LSE,
+    NEED_COL_BIAS,
+    NEED_ROW_BIAS,
+    NEED_SCALE,
+    NEED_X,
+    NEED_Y,
+    OFF_DIAGONAL,
+    ROW_LSE,
+    SIGNED,
+    SOFTPLUS,
+    UNEQUAL_IDS,
+    UNEQUAL_IDS_OR_POSITIVE,
 )
 
-PAIRS = {"all": ALL, "off_diagonal": OFF_DIAGONAL, "unequal_ids": UNEQUAL_IDS,
-         "unequal_ids_or_positive": UNEQUAL_IDS_OR_POSITIVE}
+PAIRS = {
+    "all": ALL,
+    "off_diagonal": OFF_DIAGONAL,
+    "unequal_ids": UNEQUAL_IDS,
+    "unequal_ids_or_positive": UNEQUAL_IDS_OR_POSITIVE,
+}
 _STATS = {"row_lse": ROW_LSE, "col_lse": COL_LSE, "row_softplus": SOFTPLUS}
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -76,9 +91,18 @@ def _scale(scale: Tensor | float, shape: torch.Size, like: Tensor) -> Tensor:
     return flat.expand(shape.numel()).contiguous()
 
 
-def prepare(x: Tensor, y: Tensor, scale: Tensor | float, *, row_bias: Tensor | None = None,
-            col_bias: Tensor | None = None, row_ids: Tensor | None = None, col_ids: Tensor | None = None,
-            pairs: str = "all", positive_shift: int = -1) -> Prepared:
+def prepare(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor | float,
+    *,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    row_ids: Tensor | None = None,
+    col_ids: Tensor | None = None,
+    pairs: str = "all",
+    positive_shift: int = -1,
+) -> Prepared:
     """Checks the inputs and brings them to the operators' form. Raises ValueError or TypeError naming the argument."""
     _features("x", x)
     _features("y", y)
@@ -95,14 +119,23 @@ def prepare(x: Tensor, y: Tensor, scale: Tensor | float, *, row_bias: Tensor | N
         raise ValueError(f"pairs must be one of {', '.join(PAIRS)}, got {pairs!r}")
     if pairs.startswith("unequal") and (row_ids is None or col_ids is None):
         raise ValueError(f"pairs={pairs!r} needs row_ids and col_ids")
+    if positive_shift >= 0 and (
+        pairs == "unequal_ids" or (pairs == "off_diagonal" and positive_shift % y.shape[-2] == 0)
+    ):
+        raise ValueError(f"positive_shift={positive_shift} names pairs that pairs={pairs!r} leaves out")
     shape = x.shape[:-2]
     groups = shape.numel()
     scale = _scale(scale, shape, x)
     problem = (
-        x.reshape(groups, *x.shape[-2:]).contiguous(), y.reshape(groups, *y.shape[-2:]).contiguous(), scale,
-        _vector("row_bias", row_bias, (*shape, x.shape[-2]), x), _vector("col_bias", col_bias, (*shape, y.shape[-2]), x),
+        x.reshape(groups, *x.shape[-2:]).contiguous(),
+        y.reshape(groups, *y.shape[-2:]).contiguous(),
+        scale,
+        _vector("row_bias", row_bias, (*shape, x.shape[-2]), x),
+        _vector("col_bias", col_bias, (*shape, y.shape[-2]), x),
         _vector("row_ids", row_ids, (*shape, x.shape[-2]), x, ids=True),
-        _vector("col_ids", col_ids, (*shape, y.shape[-2]), x, ids=True), PAIRS[pairs], positive_shift,
+        _vector("col_ids", col_ids, (*shape, y.shape[-2]), x, ids=True),
+        PAIRS[pairs],
+        positive_shift,
     )
     return Prepared(problem, shape)
 
@@ -116,8 +149,9 @@ def _differentiable(problem: dispatch.Problem, outputs, gradients) -> tuple[Tens
     """Gradients of the five float inputs that can be differentiated again."""
     inputs = [t for t in problem[:5] if t is not None and t.requires_grad]
     kept = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.requires_grad]
-    found = iter(torch.autograd.grad([o for o, _ in kept], inputs, [g for _, g in kept], create_graph=True,
-                                     allow_unused=True))
+    found = iter(
+        torch.autograd.grad([o for o, _ in kept], inputs, [g for _, g in kept], create_graph=True, allow_unused=True)
+    )
     return tuple(next(found) if t is not None and t.requires_grad else None for t in problem[:5])
 
 
@@ -148,15 +182,41 @@ class _StatisticsFunction(torch.autograd.Function):
         kept = lambda g: None if g is None or not g.numel() else g.contiguous()  # noqa: E731
         g_row, g_col, g_soft = kept(g_row), kept(g_col), kept(g_soft)
         gradients = torch.ops.mi_kernels.dot_critic_grad(
-            *problem, row if g_row is not None else None, col if g_col is not None else None, g_row, g_col, g_soft,
-            None, bool(stats & SIGNED), needs, backend)
+            *problem,
+            row if g_row is not None else None,
+            col if g_col is not None else None,
+            g_row,
+            g_col,
+            g_soft,
+            None,
+            bool(stats & SIGNED),
+            needs,
+            backend,
+        )
         return *_optional(gradients, needs), *(None,) * 6
 
 
 class _LossFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift, w_row, w_col, w_soft, w_pos,
-                soft_signed, budget, backend):
+    def forward(
+        ctx,
+        x,
+        y,
+        scale,
+        row_bias,
+        col_bias,
+        row_ids,
+        col_ids,
+        pairs,
+        shift,
+        w_row,
+        w_col,
+        w_soft,
+        w_pos,
+        soft_signed,
+        budget,
+        backend,
+    ):
         problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift)
         needs = _needs(ctx.needs_input_grad)
         run = dispatch.run_loss_flat if not torch.compiler.is_compiling() else torch.ops.mi_kernels.dot_critic_loss
@@ -185,9 +245,19 @@ class _LossFunction(torch.autograd.Function):
         return *scaled, *(None,) * 11
 
 
-def statistics(x: Tensor, y: Tensor, scale: Tensor | float = 1.0, *, row_bias: Tensor | None = None,
-               col_bias: Tensor | None = None, row_ids: Tensor | None = None, col_ids: Tensor | None = None,
-               pairs: str = "all", stats: tuple[str, ...] = ("row_lse",), backend: str | None = None) -> Statistics:
+def statistics(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor | float = 1.0,
+    *,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    row_ids: Tensor | None = None,
+    col_ids: Tensor | None = None,
+    pairs: str = "all",
+    stats: tuple[str, ...] = ("row_lse",),
+    backend: str | None = None,
+) -> Statistics:
     """Statistics of S = scale x y^T + row_bias + col_bias that is never stored.
 
     x [*, B, D], y [*, N, D]; scale a float, a 0-d tensor or [*]; biases [*, B] and [*, N]; ids integers of the same
@@ -202,12 +272,22 @@ def statistics(x: Tensor, y: Tensor, scale: Tensor | float = 1.0, *, row_bias: T
     prepared = prepare(x, y, scale, row_bias=row_bias, col_bias=col_bias, row_ids=row_ids, col_ids=col_ids, pairs=pairs)
     bits = sum(_STATS[name] for name in set(stats))
     found = _StatisticsFunction.apply(*prepared.problem, bits, backend or "")
-    return Statistics(*(t.reshape(*prepared.shape, -1) if bits & bit else None
-                        for t, bit in zip(found, _STATS.values(), strict=True)))
+    return Statistics(
+        *(t.reshape(*prepared.shape, -1) if bits & bit else None for t, bit in zip(found, _STATS.values(), strict=True))
+    )
 
 
-def loss(prepared: Prepared, *, w_row: float = 0.0, w_col: float = 0.0, w_soft: float = 0.0, w_pos: float = 0.0,
-         soft_signed: bool = False, memory_budget: int = 0, backend: str | None = None) -> Tensor:
+def loss(
+    prepared: Prepared,
+    *,
+    w_row: float = 0.0,
+    w_col: float = 0.0,
+    w_soft: float = 0.0,
+    w_pos: float = 0.0,
+    soft_signed: bool = False,
+    memory_budget: int = 0,
+    backend: str | None = None,
+) -> Tensor:
     """w_row sum_i row_lse_i + w_col sum_j col_lse_j + w_soft sum_ij softplus(S_ij) - w_pos sum_i S_i,pos(i), [*].
 
     Gradients are computed with the value when an input requires them: 3N one-sided, 4N with both LSEs (3N where

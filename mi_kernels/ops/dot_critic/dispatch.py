@@ -10,8 +10,18 @@ from torch import Tensor
 from ...backends import resolve
 from . import reference
 from .primitives import accumulate_dtype, positives
-from .schema import COL_LSE, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y, ROW_LSE, SIGNED, SOFTPLUS
-from .schema import library
+from .schema import (
+    COL_LSE,
+    NEED_COL_BIAS,
+    NEED_ROW_BIAS,
+    NEED_SCALE,
+    NEED_X,
+    NEED_Y,
+    ROW_LSE,
+    SIGNED,
+    SOFTPLUS,
+    library,
+)
 
 _CHUNK_BYTES = 32 << 20
 Problem = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, int, int]
@@ -60,8 +70,14 @@ def positive_scores(problem: Problem) -> Tensor:
     return s if col_bias is None else s + col_bias.to(wide)[:, j]
 
 
-def compose_loss(stats: tuple[Tensor, Tensor, Tensor], positive: Tensor | None, w_row: float, w_col: float,
-                 w_soft: float, w_pos: float) -> Tensor:
+def compose_loss(
+    stats: tuple[Tensor, Tensor, Tensor],
+    positive: Tensor | None,
+    w_row: float,
+    w_col: float,
+    w_soft: float,
+    w_pos: float,
+) -> Tensor:
     """The loss of schema.py from its statistics, [G]."""
     row, col, soft = stats
     terms = []
@@ -85,12 +101,22 @@ def wanted_stats(w_row: float, w_col: float, w_soft: float, soft_signed: bool) -
     return bits | ((SOFTPLUS | (SIGNED if soft_signed else 0)) if w_soft else 0)
 
 
-def run_loss(problem: Problem, w_row: float, w_col: float, w_soft: float, w_pos: float, soft_signed: bool,
-             needs: int, memory_budget: int, backend: str) -> tuple[Tensor, ...]:
-    x, y, scale = problem[:3]
+def run_loss(
+    problem: Problem,
+    w_row: float,
+    w_col: float,
+    w_soft: float,
+    w_pos: float,
+    soft_signed: bool,
+    needs: int,
+    memory_budget: int,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    x, y, _scale = problem[:3]
     if resolve("dot_critic", x.device, backend or None) == "cpu":
         return torch.ops.mi_kernels_cpu.dot_critic_loss(
-            *problem, w_row, w_col, w_soft, w_pos, soft_signed, needs, memory_budget)
+            *problem, w_row, w_col, w_soft, w_pos, soft_signed, needs, memory_budget
+        )
     stats = run_stats(problem, wanted_stats(w_row, w_col, w_soft, soft_signed), backend)
     positive = positive_scores(problem) if w_pos and problem[8] >= 0 else None
     loss = compose_loss(stats, positive, w_row, w_col, w_soft, w_pos)
@@ -98,9 +124,15 @@ def run_loss(problem: Problem, w_row: float, w_col: float, w_soft: float, w_pos:
         none = loss.new_empty(0)
         return loss, x.new_empty(0), x.new_empty(0), none, none.clone(), none.clone()
     full = lambda w, n: loss.new_full((x.shape[0], n), w) if w else None  # noqa: E731
-    weights = (stats[0] if w_row else None, stats[1] if w_col else None, full(w_row, x.shape[1]),
-               full(w_col, y.shape[1]), full(w_soft, x.shape[1]),
-               full(-w_pos, x.shape[1]) if positive is not None else None, soft_signed)
+    weights = (
+        stats[0] if w_row else None,
+        stats[1] if w_col else None,
+        full(w_row, x.shape[1]),
+        full(w_col, y.shape[1]),
+        full(w_soft, x.shape[1]),
+        full(-w_pos, x.shape[1]) if positive is not None else None,
+        soft_signed,
+    )
     return loss, *run_grad(problem, weights, needs, backend)
 
 
@@ -108,8 +140,26 @@ def _stats_op(x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive
     return run_stats((x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift), stats, backend)
 
 
-def _grad_op(x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift, row_lse, col_lse, g_row,
-             g_col, g_soft, g_pos, soft_signed, needs, backend):
+def _grad_op(
+    x,
+    y,
+    scale,
+    row_bias,
+    col_bias,
+    row_ids,
+    col_ids,
+    pairs,
+    positive_shift,
+    row_lse,
+    col_lse,
+    g_row,
+    g_col,
+    g_soft,
+    g_pos,
+    soft_signed,
+    needs,
+    backend,
+):
     problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift)
     return run_grad(problem, (row_lse, col_lse, g_row, g_col, g_soft, g_pos, soft_signed), needs, backend)
 

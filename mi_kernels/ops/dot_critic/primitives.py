@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .schema import OFF_DIAGONAL, ROW_LSE, COL_LSE, SIGNED, SOFTPLUS, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE
+from .schema import COL_LSE, OFF_DIAGONAL, ROW_LSE, SIGNED, SOFTPLUS, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -34,7 +34,13 @@ def positives(first: int, rows: int, columns: int, shift: int, device: torch.dev
 
 
 def allowed(
-    rows: int, columns: int, first: int, row_ids: Tensor | None, col_ids: Tensor | None, pairs: int, shift: int,
+    rows: int,
+    columns: int,
+    first: int,
+    row_ids: Tensor | None,
+    col_ids: Tensor | None,
+    pairs: int,
+    shift: int,
     device: torch.device,
 ) -> Tensor | None:
     """Which pairs take part, [G or 1, rows, columns]; None when all do."""
@@ -77,8 +83,17 @@ def statistics(s: Tensor, mask: Tensor | None, first: int, shift: int, stats: in
 
 
 def dscores(
-    s: Tensor, mask: Tensor | None, first: int, shift: int, row_lse: Tensor | None, col_lse: Tensor | None,
-    g_row: Tensor | None, g_col: Tensor | None, g_soft: Tensor | None, g_pos: Tensor | None, soft_signed: bool,
+    s: Tensor,
+    mask: Tensor | None,
+    first: int,
+    shift: int,
+    row_lse: Tensor | None,
+    col_lse: Tensor | None,
+    g_row: Tensor | None,
+    g_col: Tensor | None,
+    g_soft: Tensor | None,
+    g_pos: Tensor | None,
+    soft_signed: bool,
 ) -> Tensor:
     """dL/dS from the statistics and the gradients that reached them (see schema.py)."""
     if mask is not None:

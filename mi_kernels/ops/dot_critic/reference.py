@@ -18,15 +18,26 @@ def _blocks(total: int, rows: int | None) -> list[slice]:
     return [slice(i, min(i + step, total)) for i in range(0, total, step)]
 
 
-def stats(x: Tensor, y: Tensor, scale: Tensor, row_bias: Tensor | None, col_bias: Tensor | None,
-          row_ids: Tensor | None, col_ids: Tensor | None, pairs: int, positive_shift: int, stats: int,
-          rows: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def stats(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    row_bias: Tensor | None,
+    col_bias: Tensor | None,
+    row_ids: Tensor | None,
+    col_ids: Tensor | None,
+    pairs: int,
+    positive_shift: int,
+    stats: int,
+    rows: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Statistics of the scores (schema.py); differentiable, and linear in memory when `rows` is given."""
     parts = []
     for block in _blocks(x.shape[1], rows):
         s = scores(x[:, block], y, scale, rows_of(row_bias, block), col_bias)
-        mask = allowed(s.shape[1], s.shape[2], block.start, rows_of(row_ids, block), col_ids, pairs, positive_shift,
-                       x.device)
+        mask = allowed(
+            s.shape[1], s.shape[2], block.start, rows_of(row_ids, block), col_ids, pairs, positive_shift, x.device
+        )
         parts.append(statistics(s, mask, block.start, positive_shift, stats))
     row, col, soft = parts[0]
     for _, other, _ in parts[1:] if stats & COL_LSE else []:
@@ -36,11 +47,26 @@ def stats(x: Tensor, y: Tensor, scale: Tensor, row_bias: Tensor | None, col_bias
     return row, col, soft
 
 
-def grad(x: Tensor, y: Tensor, scale: Tensor, row_bias: Tensor | None, col_bias: Tensor | None,
-         row_ids: Tensor | None, col_ids: Tensor | None, pairs: int, positive_shift: int, row_lse: Tensor | None,
-         col_lse: Tensor | None, g_row: Tensor | None, g_col: Tensor | None, g_soft: Tensor | None,
-         g_pos: Tensor | None, soft_signed: bool, needs: int,
-         rows: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def grad(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    row_bias: Tensor | None,
+    col_bias: Tensor | None,
+    row_ids: Tensor | None,
+    col_ids: Tensor | None,
+    pairs: int,
+    positive_shift: int,
+    row_lse: Tensor | None,
+    col_lse: Tensor | None,
+    g_row: Tensor | None,
+    g_col: Tensor | None,
+    g_soft: Tensor | None,
+    g_pos: Tensor | None,
+    soft_signed: bool,
+    needs: int,
+    rows: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, scale and the biases from the statistics (schema.py)."""
     wide = accumulate_dtype(x.dtype)
     xs, ys, factor = x.to(wide), y.to(wide), scale.to(wide)[:, None, None]
@@ -49,21 +75,32 @@ def grad(x: Tensor, y: Tensor, scale: Tensor, row_bias: Tensor | None, col_bias:
     db = factor.new_zeros(y.shape[:2])
     for block in _blocks(x.shape[1], rows):
         s = scores(x[:, block], y, scale, rows_of(row_bias, block), col_bias)
-        mask = allowed(s.shape[1], s.shape[2], block.start, rows_of(row_ids, block), col_ids, pairs, positive_shift,
-                       x.device)
-        d = dscores(s, mask, block.start, positive_shift, rows_of(row_lse, block), col_lse, rows_of(g_row, block),
-                    g_col, rows_of(g_soft, block), rows_of(g_pos, block), soft_signed)
+        mask = allowed(
+            s.shape[1], s.shape[2], block.start, rows_of(row_ids, block), col_ids, pairs, positive_shift, x.device
+        )
+        d = dscores(
+            s,
+            mask,
+            block.start,
+            positive_shift,
+            rows_of(row_lse, block),
+            col_lse,
+            rows_of(g_row, block),
+            g_col,
+            rows_of(g_soft, block),
+            rows_of(g_pos, block),
+            soft_signed,
+        )
         towards_y = d @ ys
         dscale = dscale + (towards_y * xs[:, block]).sum((1, 2))
         dx.append(towards_y * factor)
         dy += d.mT @ (xs[:, block] * factor)
         da.append(d.sum(-1))
         db += d.sum(-2)
-    none = factor.new_empty(0)
     return (
         torch.cat(dx, 1).to(x.dtype) if needs & NEED_X else x.new_empty(0),
         dy.to(y.dtype) if needs & NEED_Y else x.new_empty(0),
-        dscale if needs & NEED_SCALE else none,
-        torch.cat(da, 1) if needs & NEED_ROW_BIAS else none,
-        db if needs & NEED_COL_BIAS else none,
+        dscale if needs & NEED_SCALE else factor.new_empty(0),
+        torch.cat(da, 1) if needs & NEED_ROW_BIAS else factor.new_empty(0),
+        db if needs & NEED_COL_BIAS else factor.new_empty(0),
     )

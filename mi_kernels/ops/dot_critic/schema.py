@@ -62,12 +62,47 @@ def _empty_gradients(x, y, needs):
 
 
 @torch.library.register_fake("mi_kernels::dot_critic_grad", lib=library)
-def _(x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift, row_lse, col_lse, g_row, g_col,
-      g_soft, g_pos, soft_signed, needs, backend):
+def _(
+    x,
+    y,
+    scale,
+    row_bias,
+    col_bias,
+    row_ids,
+    col_ids,
+    pairs,
+    positive_shift,
+    row_lse,
+    col_lse,
+    g_row,
+    g_col,
+    g_soft,
+    g_pos,
+    soft_signed,
+    needs,
+    backend,
+):
     return _empty_gradients(x, y, needs)
 
 
 @torch.library.register_fake("mi_kernels::dot_critic_loss", lib=library)
-def _(x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift, w_row, w_col, w_soft, w_pos,
-      soft_signed, needs, memory_budget, backend):
+def _(
+    x,
+    y,
+    scale,
+    row_bias,
+    col_bias,
+    row_ids,
+    col_ids,
+    pairs,
+    positive_shift,
+    w_row,
+    w_col,
+    w_soft,
+    w_pos,
+    soft_signed,
+    needs,
+    memory_budget,
+    backend,
+):
     return (x.new_empty((x.shape[0],), dtype=_wide(x)), *_empty_gradients(x, y, needs))
