@@ -1,8 +1,8 @@
-"""Everything that can be said about the Triton kernels without a GPU: `python -m tests.triton_checks [--update]`.
+"""What can be said about the Triton kernels without a GPU: `python -m tests.triton_checks [--update]`.
 
-Numerics run in Triton's interpreter, in a subprocess. Every kernel is compiled to a cubin for sm_80 and sm_90 with the
-settings that a launch uses; a register spill fails, and so does a difference from tests/triton_resources.json when
-that was recorded with the installed version of triton.
+Numerics run in Triton's interpreter, in a subprocess. Every kernel is compiled to a cubin for sm_80 and sm_90
+with the settings that a launch uses; a register spill fails, and so does a difference from
+tests/triton_resources.json when that was recorded with the installed version of triton.
 """
 
 import argparse
@@ -21,7 +21,7 @@ RECORD = Path(__file__).with_name("triton_resources.json")
 ARCHITECTURES = (80, 90)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 POINTEES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-WIDTHS = (64, 128, 512)
+FEATURES = ("p_own", "p_oth", "p_out", "p_x", "p_y", "p_ds")
 CASES = ("tests.ops.dot_critic.triton_cases",)
 
 # Which optional inputs a loss passes and which constants it sets; the sides are exchanged by SWAP.
@@ -39,29 +39,49 @@ GRAD_VARIANTS = {
 }
 
 
+DTYPES = (("float32", False), ("float32", True), ("bfloat16", False), ("float16", False), ("float64", False))
+
+
+def widths(kind: str, variant: str, dtype: str, tf32: bool) -> tuple[int, ...]:
+    """Feature sizes that lead to different code; the lighter variants run where most launches do."""
+    full = variant == "everything"
+    if dtype == "float16":
+        return (512,) if full and kind == "grad" else ()
+    if dtype == "float64":
+        return (32,) if full else ()
+    if tf32:
+        return (128,) if full else ()
+    if kind == "dscores":
+        return (512,)
+    if dtype == "float32":
+        return (64,)
+    return (128, 512) if kind == "stats" else (64, 128)
+
+
 def jobs() -> list[tuple[str, str, str, bool, int, int]]:
-    found = []
-    for kind, variants in (("stats", STATS_VARIANTS), ("grad", GRAD_VARIANTS)):
-        for variant in variants:
-            for dtype, tf32 in (("float32", False), ("float32", True), ("bfloat16", False), ("float16", False)):
-                for D in WIDTHS:
-                    if dtype == "float16" and (variant != "everything" or D != 128):
-                        continue  # the same instructions as bfloat16
-                    if variant != "everything" and D == 64:
-                        continue
-                    found += [(kind, variant, dtype, tf32, D, arch) for arch in ARCHITECTURES]
-            found += [(kind, variant, "float64", False, 128, arch) for arch in ARCHITECTURES[:1]]
-    return found
+    return [
+        (kind, variant, dtype, tf32, D, arch)
+        for kind, variants in (("stats", STATS_VARIANTS), ("grad", GRAD_VARIANTS), ("dscores", GRAD_VARIANTS))
+        for variant in variants
+        for dtype, tf32 in DTYPES
+        for D in widths(kind, variant, dtype, tf32)
+        for arch in ARCHITECTURES
+    ]
 
 
 def optional(name: str, want: tuple[str, ...]) -> bool:
     """Whether a pointer argument is passed in this variant."""
     needs = {
-        "p_own_bias": "bias", "p_oth_bias": "bias", "p_lse": "lse", "p_soft": "soft", "p_own_lse": "own_g",
-        "p_own_g": "own_g", "p_oth_lse": "oth_g", "p_oth_g": "oth_g", "p_soft_g": "soft_g", "p_pos_g": "pos_g",
-        "p_out_scale_rows": "rows",
-    }  # fmt: skip
-    return name not in needs or needs[name] in want
+        "bias": ("p_own_bias", "p_oth_bias", "p_row_bias", "p_col_bias"),
+        "own_g": ("p_own_lse", "p_own_g", "p_row_lse", "p_row_g"),
+        "oth_g": ("p_oth_lse", "p_oth_g", "p_col_lse", "p_col_g"),
+        "lse": ("p_lse",),
+        "soft": ("p_soft",),
+        "soft_g": ("p_soft_g",),
+        "pos_g": ("p_pos_g",),
+        "rows": ("p_out_scale_rows",),
+    }
+    return all(need in want for need, names in needs.items() if name in names)
 
 
 def source(kind: str, variant: str, dtype: str, tf32: bool, D: int):
@@ -71,16 +91,29 @@ def source(kind: str, variant: str, dtype: str, tf32: bool, D: int):
 
     from mi_kernels.ops.dot_critic import triton_backward, triton_forward
 
-    module, kernel, variants = {
-        "stats": (triton_forward, triton_forward.stats_kernel, STATS_VARIANTS),
-        "grad": (triton_backward, triton_backward.grad_kernel, GRAD_VARIANTS),
-    }[kind]
-    t = module.tiling(getattr(torch, dtype), D, tf32)
+    features = getattr(torch, dtype)
+    if kind == "stats":
+        kernel, variants, t = (
+            triton_forward.stats_kernel,
+            STATS_VARIANTS,
+            triton_forward.tiling(features, D, tf32),
+        )
+    elif kind == "grad":
+        kernel, variants, t = (
+            triton_backward.grad_kernel,
+            GRAD_VARIANTS,
+            triton_backward.tiling(features, D, tf32),
+        )
+    else:
+        kernel, variants, t = (
+            triton_backward.dscores_kernel,
+            GRAD_VARIANTS,
+            triton_backward.chunk_tiling(features, tf32),
+        )
     constants = {k: v for k, v in variants[variant].items() if k != "want"}
     constants |= {"PRECISION": "tf32" if tf32 else "ieee", "BM": t.BM, "BN": t.BN, "BK": t.BK}
-    constants["WHOLE_D"] = (t.BK if kind == "stats" else t.BO) >= D
-    if kind == "grad":
-        constants["BO"] = t.BO
+    constants |= {"BO": t.BO, "WHOLE_D": t.BK >= D}
+    constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     accumulate = "fp64" if dtype == "float64" else "fp32"
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
@@ -91,7 +124,7 @@ def source(kind: str, variant: str, dtype: str, tf32: bool, D: int):
             if (ids and constants["PAIRS"] < 2) or not optional(name, variants[variant]["want"]):
                 signature[name], constants[name] = "constexpr", None
                 continue
-            pointee = "i64" if ids else POINTEES[dtype] if name in ("p_own", "p_oth", "p_out") else accumulate
+            pointee = "i64" if ids else POINTEES[dtype] if name in FEATURES else accumulate
             signature[name] = "*" + pointee
             attributes[(i,)] = [["tt.divisibility", 16]]
         else:
@@ -134,10 +167,8 @@ def spilled(ptx: str, arch: int) -> int:
         path = Path(d) / "kernel.ptx"
         path.write_text(ptx)
         gpu = "sm_90a" if arch == 90 else f"sm_{arch}"
-        done = subprocess.run(
-            [get_ptxas(arch).path, "-v", f"--gpu-name={gpu}", str(path), "-o", str(path.with_suffix(".cubin"))],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        command = [get_ptxas(arch).path, "-v", f"--gpu-name={gpu}", str(path), "-o", f"{path}.cubin"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     return sum(int(n) for n in re.findall(r"(\d+) bytes spill", done.stdout + done.stderr))
 
 
@@ -164,7 +195,8 @@ def differences(rows: dict[str, dict], version: str) -> list[str]:
     if recorded["triton"] != version:
         return []
     old = recorded["kernels"]
-    return [f"{k}: recorded {old.get(k)}, now {rows.get(k)}" for k in sorted(old | rows) if old.get(k) != rows.get(k)]
+    changed = [k for k in sorted(old | rows) if old.get(k) != rows.get(k)]
+    return [f"{k}: recorded {old.get(k)}, now {rows.get(k)}" for k in changed]
 
 
 def interpreted() -> list[subprocess.Popen]:
@@ -174,7 +206,7 @@ def interpreted() -> list[subprocess.Popen]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--update", action="store_true", help="record the resources of this version of triton")
+    parser.add_argument("--update", action="store_true", help="record the resources")
     args = parser.parse_args()
     if find_spec("triton") is None:
         print("triton checks: skipped, triton is not installed")

@@ -1,8 +1,8 @@
 """Tile primitives and launch settings that the forward and backward kernels of the dot critic share.
 
-A kernel *owns* a tile of one side (`own`, `BM` indices) and walks over the other side (`oth`, `BN` indices a step).
-With `SWAP` the owner holds columns of S instead of rows; only the positive pair `j == (i + shift) % N` and the
-vectors that belong to rows by definition need to know.
+A kernel *owns* a tile of one side (`own`, `BM` indices) and walks over the other side (`oth`, `BN` indices a
+step). With `SWAP` the owner holds columns of S instead of rows; only the positive pair `j == (i + shift) % N`
+and the vectors that belong to rows by definition need to know.
 """
 
 from contextlib import nullcontext
@@ -75,8 +75,7 @@ def allowed_tile(o_own, o_oth, b_own_ids, b_oth_ids, m_pos, n_own, n_oth, PAIRS:
 
 @triton.jit
 def log1p_unit(t, TERMS: tl.constexpr):
-    """log(1 + t) for t in [0, 1] as 2 artanh(t / (2 + t)): its relative error stays small where log(1 + t) has none
-    of its digits left."""
+    """log(1 + t) for t in [0, 1] as 2 artanh(t / (2 + t)), accurate also where 1 + t rounds t away."""
     r = t / (2.0 + t)
     z = r * r
     poly = tl.zeros_like(t) + 1.0 / (2 * TERMS - 1)
@@ -108,7 +107,7 @@ class Tiling(NamedTuple):
 
 
 def precision(dtype: torch.dtype, interpreted: bool) -> str:
-    """What the tile products do with their operands. The interpreter multiplies the bit patterns of bfloat16."""
+    """How tile products treat their operands. The interpreter would multiply the bit patterns of bfloat16."""
     if interpreted and dtype == torch.bfloat16:
         return "upcast"
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"

@@ -5,9 +5,9 @@
     col_lse[j]   = log sum_i exp S[i, j]             the same kernel with the roles of x and y exchanged
     row_soft[i]  = sum_j softplus(S[i, j])           optionally softplus(-S) on the positive pair
 
-Per launch 2 G B N D FLOPs. Each program reads its own tile of BM rows and all of the other side, mostly from L2:
-G (B D + (B / BM) N D) elements; it writes BM numbers. Row and column statistics together take two launches, so the
-forward costs 2N in units of N = 2 G B N D: each output is written by its owner, once, in a fixed order.
+Per launch 2 G B N D FLOPs. Each program reads its own tile of BM rows and all of the other side, mostly from
+L2: G (B D + (B / BM) N D) elements; it writes BM numbers. Row and column statistics together take two
+launches, 2N in units of N = 2 G B N D: each output is written by its owner, once, in a fixed order.
 """
 
 import torch
@@ -113,10 +113,8 @@ def tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) ->
     if dtype == torch.float64:
         return Tiling(32, 32, 16, 0, 4, 1)
     if dtype == torch.float32:
-        return Tiling(64, 64, 32, 0, 4, 2) if tf32 else Tiling(64, 64, 16, 0, 8, 2)
-    if D <= 128:
-        return Tiling(128, 64, next_power(D, 16), 0, 8, 3)
-    return Tiling(128, 128, 64, 0, 8, 3)
+        return Tiling(64, 64, 32 if tf32 else 8, 0, 8, 2)
+    return Tiling(128, 64, next_power(D, 16) if D <= 128 else 64, 0, 8, 3)
 
 
 def _launch(own, oth, scale, own_bias, oth_bias, own_ids, oth_ids, lse, soft, pairs, shift, signed, swap) -> None:
@@ -124,7 +122,8 @@ def _launch(own, oth, scale, own_bias, oth_bias, own_ids, oth_ids, lse, soft, pa
     input_precision = precision(own.dtype, INTERPRETED)
     t = tiling(own.dtype, D, input_precision == "tf32", INTERPRETED)
     stats_kernel[(G * triton.cdiv(n_own, t.BM),)](
-        own, oth, scale, own_bias, oth_bias, own_ids, oth_ids, lse, soft, n_own, oth.shape[1], D, max(shift, 0),
+        own, oth, scale, own_bias, oth_bias, own_ids, oth_ids, lse, soft,
+        n_own, oth.shape[1], D, max(shift, 0),
         PAIRS=pairs, SOFT_SIGNED=signed, SWAP=swap, WHOLE_D=t.BK >= D, PRECISION=input_precision,
         BM=t.BM, BN=t.BN, BK=t.BK, num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
@@ -142,11 +141,12 @@ def stats(
     positive_shift: int,
     stats: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(row_lse [G, B], col_lse [G, N], row_softplus [G, B]) in nats; what `stats` does not ask for has shape [0].
+    """(row_lse [G, B], col_lse [G, N], row_softplus [G, B]) in nats; shape [0] where `stats` does not ask.
 
-    x [G, B, D], y [G, N, D], scale [G], biases and ids [G, B] and [G, N] or None. `stats` is a sum of ROW_LSE,
-    COL_LSE, ROW_SOFTPLUS and SIGNED. Raises RuntimeError for CPU tensors outside of the interpreter, TypeError and
-    ValueError for inputs that do not fit. 2 G B N D FLOPs for the rows, as many for the columns; O(B + N) memory.
+    x [G, B, D], y [G, N, D], scale [G], biases and ids [G, B] and [G, N] or None. `stats` is a sum of
+    ROW_LSE, COL_LSE, ROW_SOFTPLUS and SIGNED. Raises RuntimeError for CPU tensors outside of the interpreter,
+    TypeError and ValueError for inputs that do not fit. 2 G B N D FLOPs for the rows, as many for columns;
+    O(B + N) memory.
     """
     check(x, y, row_ids, col_ids, pairs, positive_shift, INTERPRETED)
     acc = accumulate_dtype(x.dtype)
