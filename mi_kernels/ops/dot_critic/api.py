@@ -235,7 +235,7 @@ class _LossFunction(torch.autograd.Function):
             positive = dispatch.positive_scores(problem) if w_pos and shift >= 0 else None
             loss = dispatch.compose_loss(stats, positive, w_row, w_col, w_soft, w_pos)
             return *_differentiable(problem, (loss,), (g_loss,)), *(None,) * 11
-        scaled = []
+        scaled: list[Tensor | None] = []
         for gradient, wanted in zip(saved[7:], _optional(saved[7:], needs), strict=True):
             if wanted is None:
                 scaled.append(None)

@@ -24,7 +24,8 @@ from .schema import (
 )
 
 _CHUNK_BYTES = 32 << 20
-Problem = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, int, int]
+# x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift
+Problem = tuple[Any, ...]
 
 
 def _rows(x: Tensor, y: Tensor) -> int:

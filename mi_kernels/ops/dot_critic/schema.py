@@ -9,7 +9,8 @@ dot_critic_stats -> row_lse [G, B], col_lse [G, N], softplus row sums [G, B]; bi
 dot_critic_grad  -> gradients of x, y, scale, row_bias, col_bias under
     dS_ij = g_row_i exp(S_ij - row_lse_i) + g_col_j exp(S_ij - col_lse_j) + g_soft_i sigmoid(S_ij) over allowed pairs,
             + g_pos_i on the positive pair.
-dot_critic_loss  -> [G] losses w_row sum_i row_lse_i + w_col sum_j col_lse_j + w_soft sum softplus - w_pos sum_i S_i,pos(i)
+dot_critic_loss  -> [G] losses
+    w_row sum_i row_lse_i + w_col sum_j col_lse_j + w_soft sum softplus - w_pos sum_i S_i,pos(i),
     with those gradients, in one call: one-sided losses cost 3N = 6 B N D FLOP, nothing is computed twice.
 Bits of `needs` say which gradients are wanted; the others come back empty. `backend` "" is the automatic choice.
 """
