@@ -1,0 +1,91 @@
+"""Augmented views, vectorised over the batch (FactorCL, Definitions 3 and 4 and Table 5).
+
+An *independent* augmentation may change anything that the label does not need. A *unique* one, for the second
+modality, leaves alone what the first modality refers to. The public code has both for one data set only;
+these follow its transforms where it has them and Table 5 elsewhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from models.data.base import Inputs, Modality
+
+
+class Augmentation:
+    """Draws a view of one modality: ``augment(inputs, generator)`` returns Inputs of the same shape.
+
+    independent: vectors: one of {swap halves, noise 0.01, zero 10 % of the features, identity} per row;
+    sequences: one of {permute the frames, noise 0.1, zero a fifth of the frames, identity};
+    images: shift by up to one pixel (the crop), brightness and pixel noise.
+    unique: vectors: noise or identity; sequences: noise on still frames only; images: the same without the
+        shift.
+    """
+
+    def __init__(self, modality: Modality, unique: bool = False):
+        self.unique = unique
+        self.shape = modality.shape
+
+    def __call__(self, inputs: Inputs, generator: Generator) -> Inputs:
+        values, lengths = inputs
+        if lengths is not None:
+            view = _still_noise if self.unique else _sequence_view
+            return Inputs(view(values, lengths, generator), lengths)
+        if self.shape is not None:
+            return Inputs(_image_view(values, self.shape, not self.unique, generator))
+        return Inputs(_vector_view(values, self.unique, generator))
+
+
+def _randn(like: Tensor, generator: Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator)
+
+
+def _choose(options: list[Tensor], generator: Generator) -> Tensor:
+    """One option per row, uniformly."""
+    rows = len(options[0])
+    pick = torch.randint(len(options), (rows,), generator=generator)
+    return torch.stack(options)[pick, torch.arange(rows)]
+
+
+def _vector_view(x: Tensor, unique: bool, generator: Generator) -> Tensor:
+    noisy = x + 0.01 * _randn(x, generator)
+    if unique:
+        return _choose([noisy, x], generator)
+    half = x.shape[1] // 2
+    swapped = torch.cat([x[:, half:], x[:, :half]], 1)
+    rank = torch.rand(x.shape, generator=generator).argsort(1).argsort(1)
+    dropped = x * (rank >= round(0.1 * x.shape[1]))
+    return _choose([swapped, noisy, dropped, x], generator)
+
+
+def _sequence_view(x: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
+    valid = torch.arange(x.shape[1]) < lengths[:, None]  # [B, T]
+    # Padding sorts last, so that the order permutes each sequence within its own length.
+    order = (torch.rand(valid.shape, generator=generator) + (~valid).float() * 2).argsort(1)
+    permuted = x.gather(1, order[..., None].expand_as(x))
+    noisy = (x + 0.1 * _randn(x, generator)) * valid[..., None]
+    dropped = x * (order.argsort(1) >= (lengths // 5)[:, None])[..., None]
+    return _choose([permuted, noisy, dropped, x], generator)
+
+
+def _still_noise(x: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
+    """Noise 0.1 on the half of each sequence's frames that move least: Table 5's "noise on silent frames"."""
+    valid = torch.arange(x.shape[1]) < lengths[:, None]
+    motion = torch.zeros(valid.shape)
+    motion[:, 1:] = (x[:, 1:] - x[:, :-1]).norm(dim=2)
+    rank = motion.masked_fill(~valid, torch.inf).argsort(1).argsort(1)
+    still = (rank < (lengths // 2)[:, None]) & valid
+    return x + 0.1 * _randn(x, generator) * still[..., None]
+
+
+def _image_view(x: Tensor, shape: tuple[int, int], shift: bool, generator: Generator) -> Tensor:
+    rows = len(x)
+    images = x.reshape(rows, *shape)
+    if shift:
+        padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
+        top, left = torch.randint(3, (2, rows, 1, 1), generator=generator)
+        down, across = torch.arange(shape[0])[None, :, None], torch.arange(shape[1])[None, None, :]
+        images = padded[torch.arange(rows)[:, None, None], top + down, left + across]
+    gain = 0.6 + 0.8 * torch.rand(rows, 1, 1, generator=generator)
+    return (images * gain + 0.05 * _randn(images, generator)).reshape(rows, -1)

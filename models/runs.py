@@ -1,0 +1,104 @@
+"""A run: its settings, the model that they describe, and the folder that keeps both."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lightning import seed_everything
+
+from models import baselines, factorcl
+from models.data import PairedData, load
+from models.encoders import make_encoder
+
+FACTORCL = {"factorcl-sup": factorcl.FactorCLSUP, "factorcl-ssl": factorcl.FactorCLSSL}
+BASELINES = {"simclr": baselines.SimCLR, "supcon": baselines.SupCon, "cross-self": baselines.CrossSelf}
+MODELS = (*FACTORCL, *BASELINES)
+PRESETS = ("recommended", "public-code", "paper")
+Model = factorcl._FactorCL | baselines._Baseline
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's result. Encoder sizes are shared by every model."""
+
+    model: str = "factorcl-sup"
+    data: str = "digits"
+    modalities: tuple[str, str] | None = None
+    epochs: int = 20
+    batch_size: int = 64
+    seed: int = 0
+    lr: float = 1e-4
+    inner_steps: int = 1
+    hidden: int = 512
+    feature_dim: int = 128
+    encoder_layers: int = 2
+    stride: int = 1
+    critic_hidden: int = 512
+    temperature: float = 0.1
+    preset: str = "recommended"
+    augmentation: str = "unique"
+
+    def __post_init__(self) -> None:
+        choices = {"model": MODELS, "preset": PRESETS, "augmentation": ("unique", "independent")}
+        for name, accepted in choices.items():
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}")
+        for name in ("epochs", "batch_size", "hidden", "feature_dim", "stride", "critic_hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lr <= 0 or self.temperature <= 0:
+            raise ValueError(f"lr and temperature must be positive, got {self.lr} and {self.temperature}")
+        if self.inner_steps < 0 or self.encoder_layers < 0 or self.seed < 0:
+            raise ValueError("inner_steps, encoder_layers and seed must not be negative")
+        if self.model == "factorcl-ssl" and self.preset == "paper":
+            raise ValueError("the paper preset draws negatives within a class: factorcl-ssl has no classes")
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> RunConfig:
+        path = folder / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} holds no run: no such file: {path}")
+        try:
+            values: dict[str, Any] = json.loads(path.read_text())
+            if values.get("modalities"):
+                values["modalities"] = tuple(values["modalities"])
+            return cls(**values)
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a run's settings: {error}") from error
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """Names of settings that differ, apart from the number of epochs, which a resumed run may raise."""
+        return [f.name for f in fields(self) if f.name != "epochs" and getattr(self, f.name) != getattr(other, f.name)]
+
+
+def load_data(config: RunConfig) -> PairedData:
+    return load(config.data, config.seed, config.modalities)
+
+
+def build(config: RunConfig, data: PairedData) -> Model:
+    """A fresh model, its weights drawn from config.seed."""
+    seed_everything(config.seed, verbose=False)
+    encoders = [
+        make_encoder(modality, config.hidden, config.feature_dim, config.encoder_layers, config.stride)
+        for modality in (data.first, data.second)
+    ]
+    dims = (config.feature_dim, config.feature_dim)
+    if config.model in BASELINES:
+        return BASELINES[config.model](*encoders, dims, temperature=config.temperature)
+    settings = factorcl.FactorCLConfig(
+        num_classes=data.num_classes,
+        feature_dims=dims,
+        critic_hidden=(config.critic_hidden, config.critic_hidden),
+    )
+    if config.preset == "recommended":
+        settings = settings.recommended()
+    elif config.preset == "paper":
+        settings = settings.paper()
+    return FACTORCL[config.model](*encoders, settings)

@@ -1,0 +1,88 @@
+"""Encoders ignore padding; augmentations keep shapes and what they promise to keep."""
+
+import pytest
+import torch
+
+from models.data import Inputs, Modality
+from models.data.augmentations import Augmentation
+from models.encoders import GRUEncoder, make_encoder, mlp
+
+SEQUENCES = Modality("s", torch.zeros(10, 3), torch.tensor([0, 4, 10]))
+VECTORS = Modality("v", torch.zeros(5, 20))
+IMAGES = Modality("i", torch.zeros(5, 32), shape=(8, 4))
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def sequences(rows=64, steps=12):
+    lengths = torch.randint(5, steps + 1, (rows,), generator=generator())
+    valid = torch.arange(steps) < lengths[:, None]
+    return Inputs(torch.randn(rows, steps, 3, generator=generator()) * valid[..., None], lengths)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 5])
+def test_a_sequence_encoder_never_sees_the_padding(stride):
+    torch.manual_seed(0)
+    encoder = GRUEncoder(3, 8, 4, stride)
+    x = sequences()
+    together = encoder(x)
+    for row in range(4):
+        length = int(x.lengths[row])
+        alone = encoder(Inputs(x.values[row : row + 1, :length], x.lengths[row : row + 1]))
+        torch.testing.assert_close(together[row], alone[0])
+
+
+def test_encoders_follow_the_kind_of_modality():
+    assert make_encoder(SEQUENCES, 8, 4, 1)(sequences()).shape == (64, 4)
+    assert make_encoder(VECTORS, 8, 4, 1)(torch.zeros(5, 20)).shape == (5, 4)
+    with pytest.raises(ValueError, match="activation"):
+        mlp(2, 2, 2, 1, "swish")
+
+
+@pytest.mark.parametrize("unique", [False, True])
+@pytest.mark.parametrize("modality", [SEQUENCES, VECTORS, IMAGES], ids=["sequences", "vectors", "images"])
+def test_views_have_the_shape_of_their_input_and_repeat_by_seed(modality, unique):
+    x = sequences() if modality.is_sequence else Inputs(torch.randn(64, modality.dim, generator=generator()))
+    before = x.values.clone()
+    augment = Augmentation(modality, unique)
+    view = augment(x, generator(1))
+    assert view.values.shape == x.values.shape and view.values.isfinite().all()
+    assert torch.equal(x.values, before)
+    assert torch.equal(view.values, augment(x, generator(1)).values)
+    assert not torch.equal(view.values, augment(x, generator(2)).values)
+
+
+@pytest.mark.parametrize("unique", [False, True])
+def test_views_of_sequences_leave_the_padding_zero(unique):
+    x = sequences()
+    view = Augmentation(SEQUENCES, unique)(x, generator())
+    padding = torch.arange(12) >= x.lengths[:, None]
+    assert (view.values[padding] == 0).all()
+
+
+def test_independent_views_of_vectors_use_all_four_transforms():
+    x = Inputs(torch.randn(400, 20, generator=generator()) + 5)
+    view = Augmentation(VECTORS)(x, generator()).values
+    same = (view == x.values).all(1)
+    swapped = (view == x.values.roll(10, 1)).all(1)
+    dropped = (view == 0).sum(1) == 2
+    noisy = ~same & ~swapped & ~dropped
+    assert all(60 < kind.sum() < 140 for kind in (same, swapped, dropped, noisy))
+
+
+def test_a_unique_view_of_a_sequence_changes_still_frames_only():
+    x = sequences()
+    view = Augmentation(SEQUENCES, unique=True)(x, generator())
+    changed = (view.values != x.values).any(2)
+    assert torch.equal(changed.sum(1), x.lengths // 2)
+
+
+def test_a_unique_view_of_an_image_does_not_move_it():
+    images = torch.zeros(50, 8, 4)
+    images[:, 3, 2] = 1
+    view = Augmentation(IMAGES, unique=True)(Inputs(images.reshape(50, 32)), generator()).values
+    assert (view.argmax(1) == 3 * 4 + 2).all()
+    moved = Augmentation(IMAGES)(Inputs(images.reshape(50, 32)), generator()).values
+    assert (moved.argmax(1) != 3 * 4 + 2).any()

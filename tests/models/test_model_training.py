@@ -1,0 +1,192 @@
+"""Training, resuming, evaluation and the command line, at the smallest sizes."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from models.__main__ import main
+from models.data import PairedData, generate
+from models.evaluation import evaluate, majority, probe, summarise
+from models.report import step_times
+from models.runs import MODELS, RunConfig, build
+from models.training import Training, fit, frozen, history, load_run
+
+TINY = RunConfig(
+    data="synthetic",
+    epochs=2,
+    batch_size=16,
+    lr=1e-3,
+    hidden=12,
+    feature_dim=8,
+    encoder_layers=0,
+    critic_hidden=12,
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> PairedData:
+    return generate(100, seed=0)
+
+
+@pytest.fixture
+def file(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "pairs.npz"
+    y = np.arange(60) % 2
+    np.savez(path, a=rng.normal(size=(60, 3)) + y[:, None], b=rng.normal(size=(60, 5, 2)), y=y)
+    return path
+
+
+def weights(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_trains_and_comes_back_from_its_folder(model, data, tmp_path):
+    config = dataclasses.replace(TINY, model=model)
+    module = fit(config, data, tmp_path, progress=False)
+    assert [epoch for epoch, _ in history(tmp_path, "loss")] == [0, 1]
+    assert len(history(tmp_path, "valid_loss")) == 2
+    assert list(tmp_path.glob("tensorboard/*/events*"))
+    assert_equal(weights(load_run(tmp_path, data)), weights(module))
+
+
+def test_theta_and_phi_steps_leave_each_other_alone(data):
+    module = Training(build(TINY, data), data, TINY)
+    model, batch = module.model, data.batch(torch.arange(16))
+    theta, phi = module.configure_optimizers()
+    inner = {id(parameter) for parameter in model.inner_parameters()}
+    names = {name for name, parameter in module.named_parameters() if id(parameter) in inner}
+
+    before = weights(module)
+    with frozen(model.inner_parameters()):
+        model.loss(batch)[0].backward()
+    theta.step()
+    after = weights(module)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not changed & names
+
+    model.inner_loss(batch).backward()
+    phi.step()
+    last = weights(module)
+    assert {name for name in last if not torch.equal(after[name], last[name])} <= names
+    assert any(not torch.equal(after[name], last[name]) for name in names)
+
+
+class Kill(Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == 1:
+            raise MemoryError
+
+
+@pytest.mark.parametrize("model", ["factorcl-ssl", "cross-self"])
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(model, data, tmp_path):
+    config = dataclasses.replace(TINY, model=model, epochs=3)
+    whole = weights(fit(config, data, tmp_path / "whole", progress=False))
+    with pytest.raises(MemoryError):
+        fit(config, data, tmp_path / "cut", progress=False, callbacks=[Kill()])
+    assert_equal(weights(fit(config, data, tmp_path / "cut", progress=False, resume=True)), whole)
+    assert [epoch for epoch, _ in history(tmp_path / "cut", "loss")] == [0, 1, 2]
+
+
+def test_a_run_resumes_only_with_its_own_settings(data, tmp_path):
+    fit(TINY, data, tmp_path, progress=False)
+    with pytest.raises(ValueError, match="lr"):
+        fit(dataclasses.replace(TINY, lr=0.1, epochs=3), data, tmp_path, progress=False, resume=True)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        fit(TINY, data, tmp_path / "new", progress=False, resume=True)
+
+
+def test_the_probe_chooses_on_valid_and_never_reads_test_labels(data):
+    features = data.first.values.numpy()
+    score = probe(features, data)
+    y = data.y.clone()
+    y[data.rows("test")] = 1 - y[data.rows("test")]
+    flipped = probe(features, dataclasses.replace(data, y=y))
+    assert (flipped["valid"], flipped["C"]) == (score["valid"], score["C"])
+    assert flipped["test"] == pytest.approx(1 - score["test"])
+
+
+def test_evaluation_covers_the_factors(data):
+    scores = evaluate(build(TINY, data), data)
+    assert set(scores) == {"full", "S", "U1", "U2", "encoder"}
+    assert set(evaluate(build(dataclasses.replace(TINY, model="simclr"), data), data)) == {"encoder"}
+    assert 0.4 < majority(data) < 0.65
+
+
+def test_a_summary_is_mean_and_sample_deviation():
+    runs = [{"model": "m", "seed": seed, "probe": {"full": {"test": value}}} for seed, value in enumerate((0.5, 0.7))]
+    (row,) = summarise(runs)
+    assert (
+        row["mean"] == pytest.approx(0.6) and row["deviation"] == pytest.approx(0.1414, abs=1e-4) and row["seeds"] == 2
+    )
+
+
+def test_step_times_measure_both_backends(data):
+    times = step_times(TINY, data, steps=2)
+    assert set(times) == {"reference", "fused"} and all(value > 0 for value in times.values())
+
+
+SMALL_ARGS = [
+    "--hidden",
+    "8",
+    "--feature-dim",
+    "8",
+    "--critic-hidden",
+    "8",
+    "--batch-size",
+    "16",
+    "--epochs",
+    "1",
+    "--quiet",
+]
+
+
+def test_the_command_line_fits_resumes_evaluates_and_reports(file, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    fit_args = ["fit", "--data", str(file), "--out", out, *SMALL_ARGS]
+    assert main(fit_args) == 0
+    assert main([*fit_args, "--epochs", "2", "--resume"]) == 0
+    assert main(["evaluate", "--out", out]) == 0
+    assert main(["report", "--out", out]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "data:image/png;base64," in page and "factorcl-sup" in page and 'src="http' not in page
+    assert capsys.readouterr().out.rstrip().endswith("report.html")
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["probe"]["full"]["test"] <= 1
+
+
+def test_the_demo_writes_its_report_and_results(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path), "--epochs", "1", "--seeds", "1", "--quiet"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {run["model"] for run in results["runs"]} == {"factorcl-sup", "simclr", "supcon", "cross-self"}
+    assert (tmp_path / "report.html").is_file()
+    assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("demo done")
+
+
+WRONG = {
+    "missing file": (["fit", "--data", "absent.npz"], "no such file"),
+    "unknown data": (["fit", "--data", "cifar"], "data must be"),
+    "batch too large": (["fit", "--batch-size", "9999"], "batch_size is 9999"),
+    "no epochs": (["fit", "--epochs", "0"], "epochs must be"),
+    "resume nothing": (["fit", "--resume"], "holds no run"),
+    "evaluate nothing": (["evaluate"], "holds no run"),
+    "report nothing": (["report"], "holds no run"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: case.replace(" ", "-"))
+def test_a_mistake_costs_one_clear_line_and_exit_code_two(case, tmp_path, capsys):
+    args, message = WRONG[case]
+    assert main([*args, "--quiet", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
