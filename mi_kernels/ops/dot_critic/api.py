@@ -174,7 +174,7 @@ class _StatisticsFunction(torch.autograd.Function):
     def backward(ctx, g_row, g_col, g_soft):
         *tensors, row, col = ctx.saved_tensors
         pairs, shift, stats, backend = ctx.settings
-        problem = (*tensors, pairs, shift)
+        problem: dispatch.Problem = (*tensors, pairs, shift)
         if torch.is_grad_enabled():
             outputs = reference.stats(*problem, stats)
             return *_differentiable(problem, outputs, (g_row, g_col, g_soft)), *(None,) * 6
@@ -229,7 +229,7 @@ class _LossFunction(torch.autograd.Function):
     def backward(ctx, g_loss):
         pairs, shift, w_row, w_col, w_soft, w_pos, soft_signed, needs = ctx.settings
         saved = ctx.saved_tensors
-        problem = (*saved[:7], pairs, shift)
+        problem: dispatch.Problem = (*saved[:7], pairs, shift)
         if torch.is_grad_enabled():
             stats = reference.stats(*problem, dispatch.wanted_stats(w_row, w_col, w_soft, soft_signed))
             positive = dispatch.positive_scores(problem) if w_pos and shift >= 0 else None

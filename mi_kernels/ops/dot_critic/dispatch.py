@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -25,7 +23,11 @@ from .schema import (
 
 _CHUNK_BYTES = 32 << 20
 # x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift
-Problem = tuple[Any, ...]
+Problem = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, int, int]
+# row_lse, col_lse, g_row, g_col, g_soft, g_pos, soft_signed
+Weights = tuple[
+    Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, bool
+]
 
 
 def _rows(x: Tensor, y: Tensor) -> int:
@@ -45,8 +47,7 @@ def run_stats(problem: Problem, stats: int, backend: str) -> tuple[Tensor, Tenso
     return reference.stats(*problem, stats, rows=rows)
 
 
-def run_grad(problem: Problem, weights: tuple[Any, ...], needs: int, backend: str) -> tuple[Tensor, ...]:
-    """`weights`: row_lse, col_lse, g_row, g_col, g_soft, g_pos, soft_signed."""
+def run_grad(problem: Problem, weights: Weights, needs: int, backend: str) -> tuple[Tensor, ...]:
     name = resolve("dot_critic", problem[0].device, backend or None)
     if name == "cpu":
         return torch.ops.mi_kernels_cpu.dot_critic_grad(*problem, *weights, needs)
@@ -84,7 +85,8 @@ def compose_loss(
     terms = []
     share = min(w_row, w_pos) if positive is not None else 0.0
     if w_row:
-        terms.append((w_row * row).sum(-1) if not share else (w_row * row - share * positive).sum(-1))
+        paired = w_row * row if positive is None else w_row * row - share * positive
+        terms.append(paired.sum(-1))
     if w_col:
         terms.append(w_col * col.sum(-1))
     if w_soft:
