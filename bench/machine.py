@@ -1,0 +1,100 @@
+"""What a figure must be read with: processor, cores, versions and commit; and how times and memory are taken."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    fields = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    info = {k.strip(): v.strip() for k, v in fields.items()}
+    return f"{info.get('model name', platform.machine())} (family {info.get('cpu family')}, model {info.get('model')})"
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, versions, commit and day; never a host name or a path."""
+    root = Path(__file__).parent.parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+    dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True)
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else ""),
+        "date": date.today().isoformat(),
+    }
+
+
+def interleaved(functions: dict[str, Callable[[], Any]], seconds: float, least: int = 5) -> dict[str, list[float]]:
+    """Times of every function, taken in turns so that a slow moment of the machine meets all of them."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or min(len(t) for t in times.values()) < least:
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - start)
+        if len(times[name]) >= 400:
+            break
+    return times
+
+
+def quantiles(values: list[float]) -> tuple[float, float, float]:
+    """Median and quartiles."""
+    ordered = sorted(values)
+    at = lambda q: ordered[min(len(ordered) - 1, int(q * len(ordered)))]  # noqa: E731
+    return at(0.5), at(0.25), at(0.75)
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as handle:
+        return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_mebibytes(function: Callable[[], Any]) -> float:
+    """Resident memory that a call adds at its highest, sampled every half millisecond."""
+    gc.collect()
+    base, top, stop = _resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            top[0] = max(top[0], _resident())
+            time.sleep(5e-4)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        function()
+    finally:
+        stop.set()
+        thread.join()
+    return max(0, top[0] - base) / 2**20
+
+
+def write(name: str, rows: list[dict[str, Any]], note: str) -> Path:
+    """bench/results/NAME.json: the machine, a note on what the columns mean, and the rows."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": describe(), "note": note, "rows": rows}, indent=1) + "\n")
+    return path
