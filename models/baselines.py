@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import mi_kernels as mk
 from models.data.base import Batch
 from models.encoders import mlp
-from models.factorcl import Pair, View
+from models.factorcl import Pair, View, Views
 
 
 class _Baseline(nn.Module):
@@ -42,31 +42,31 @@ class _Baseline(nn.Module):
         z1, z2 = (head(e) for head, e in zip(self.heads, self.encode(x1, x2), strict=True))
         return nn.functional.normalize(z1, dim=1), nn.functional.normalize(z2, dim=1)
 
-    def objective(self, batch: Batch, views: list[tuple[View, View]]) -> dict[str, Tensor]:
+    def objective(self, batch: Batch, views: Views) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def loss(self, batch: Batch, views: list[tuple[View, View]] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, views: Views | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         parts = self.objective(batch, views or [])
         return torch.stack(list(parts.values())).sum(), {name: value.detach() for name, value in parts.items()}
 
     def inner_parameters(self) -> Iterator[nn.Parameter]:
         return iter(())
 
-    def inner_loss(self, batch: Batch, views: list[tuple[View, View]] | None = None) -> Tensor:
+    def inner_loss(self, batch: Batch, views: Views | None = None) -> Tensor:
         raise RuntimeError("a baseline has no inner critics")
 
 
 class SimCLR(_Baseline):
     """NT-Xent between the two modalities of a sample."""
 
-    def objective(self, batch: Batch, views: list[tuple[View, View]]) -> dict[str, Tensor]:
+    def objective(self, batch: Batch, views: Views) -> dict[str, Tensor]:
         return {"cross": mk.nt_xent(*self.project(batch.x1, batch.x2), self.temperature)}
 
 
 class SupCon(_Baseline):
     """Supervised contrastive loss; the two modalities are the two views."""
 
-    def objective(self, batch: Batch, views: list[tuple[View, View]]) -> dict[str, Tensor]:
+    def objective(self, batch: Batch, views: Views) -> dict[str, Tensor]:
         features = torch.stack(self.project(batch.x1, batch.x2), 1)
         return {"supcon": mk.sup_con(features, batch.y, temperature=self.temperature)}
 
@@ -76,7 +76,7 @@ class CrossSelf(_Baseline):
 
     views = 2
 
-    def objective(self, batch: Batch, views: list[tuple[View, View]]) -> dict[str, Tensor]:
+    def objective(self, batch: Batch, views: Views) -> dict[str, Tensor]:
         if len(views) != 2:
             raise ValueError(f"CrossSelf needs two augmented views per modality, got {len(views)}")
         (a1, a2), (b1, b2) = (self.project(*view) for view in views)

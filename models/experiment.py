@@ -23,7 +23,7 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     """Probes the run in ``folder``; the result also goes to its results.json."""
     config = RunConfig.read(folder)
     data = load_data(config)
-    result = {
+    result: dict[str, Any] = {
         "model": config.model,
         "data": data.name,
         "seed": config.seed,

@@ -12,7 +12,7 @@ says what is done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ MINIMISED = ("club_x1x2_cond", "club_x1x2")
 TERMS_OF_U = ("club_x1x2", "infonce_x1x2_cond")
 
 View = Inputs | Tensor
+Views = Sequence[tuple[View, View]]
 Pair = tuple[Tensor, Tensor]
 
 
@@ -137,7 +138,7 @@ class _FactorCL(nn.Module):
     def _critic_widths(self) -> dict[str, tuple[int, int]]:
         raise NotImplementedError
 
-    def _pairs(self, names: tuple[str, ...], batch: Batch, views: list[tuple[View, View]]) -> dict[str, Pair]:
+    def _pairs(self, names: tuple[str, ...], batch: Batch, views: Views) -> dict[str, Pair]:
         raise NotImplementedError
 
     def encode(self, x1: View, x2: View) -> Pair:
@@ -159,7 +160,7 @@ class _FactorCL(nn.Module):
             part(self.heads2, e2, "club_x1x2", "infonce_x2y", "infonce_x1x2_cond"),
         )
 
-    def terms(self, batch: Batch, views: list[tuple[View, View]] | None = None) -> dict[str, Tensor]:
+    def terms(self, batch: Batch, views: Views | None = None) -> dict[str, Tensor]:
         """The six estimates in nats; costs six critics of B^2 pairs."""
         pairs = self._pairs((*MAXIMISED, *MINIMISED), batch, views or [])
         return {name: self._estimate(name, *pair, batch.y) for name, pair in pairs.items()}
@@ -173,7 +174,7 @@ class _FactorCL(nn.Module):
             return (a.sum() + b.sum()) * 0
         return torch.stack([len(rows) / len(y) * call(a[rows], b[rows]) for rows in groups]).sum()
 
-    def loss(self, batch: Batch, views: list[tuple[View, View]] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, views: Views | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective of the encoders, heads and InfoNCE critics (theta), and the six terms detached."""
         terms = self.terms(batch, views)
         total = torch.stack(
@@ -189,7 +190,7 @@ class _FactorCL(nn.Module):
         for name in MINIMISED:
             yield from self.bounds[name].parameters()
 
-    def inner_loss(self, batch: Batch, views: list[tuple[View, View]] | None = None) -> Tensor:
+    def inner_loss(self, batch: Batch, views: Views | None = None) -> Tensor:
         """InfoNCE loss of the CLUB critics; its inputs carry no gradient, since only phi is stepped."""
         with torch.no_grad():
             pairs = self._pairs(MINIMISED, batch, views or [])
@@ -213,7 +214,7 @@ class FactorCLSUP(_FactorCL):
             "club_x1x2": (d1, d2),
         }
 
-    def _pairs(self, names: tuple[str, ...], batch: Batch, views: list[tuple[View, View]]) -> dict[str, Pair]:
+    def _pairs(self, names: tuple[str, ...], batch: Batch, views: Views) -> dict[str, Pair]:
         e1, e2 = self.encode(batch.x1, batch.x2)
         one_hot = nn.functional.one_hot(batch.y, self.config.num_classes).to(e1)
         column = one_hot if self.config.label == "one_hot" else batch.y[:, None].to(e1)
@@ -254,7 +255,7 @@ class FactorCLSSL(_FactorCL):
             "club_x1x2": (d1, d2),
         }
 
-    def _pairs(self, names: tuple[str, ...], batch: Batch, views: list[tuple[View, View]]) -> dict[str, Pair]:
+    def _pairs(self, names: tuple[str, ...], batch: Batch, views: Views) -> dict[str, Pair]:
         if not views:
             raise ValueError("FactorCLSSL needs views=[(x1_augmented, x2_augmented)]")
         e1, e2 = self.encode(batch.x1, batch.x2)

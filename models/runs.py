@@ -85,13 +85,13 @@ def load_data(config: RunConfig) -> PairedData:
 def build(config: RunConfig, data: PairedData) -> Model:
     """A fresh model, its weights drawn from config.seed."""
     seed_everything(config.seed, verbose=False)
-    encoders = [
+    encoder1, encoder2 = (
         make_encoder(modality, config.hidden, config.feature_dim, config.encoder_layers, config.stride)
         for modality in (data.first, data.second)
-    ]
+    )
     dims = (config.feature_dim, config.feature_dim)
     if config.model in BASELINES:
-        return BASELINES[config.model](*encoders, dims, temperature=config.temperature)
+        return BASELINES[config.model](encoder1, encoder2, dims, temperature=config.temperature)
     settings = factorcl.FactorCLConfig(
         num_classes=data.num_classes,
         feature_dims=dims,
@@ -101,4 +101,4 @@ def build(config: RunConfig, data: PairedData) -> Model:
         settings = settings.recommended()
     elif config.preset == "paper":
         settings = settings.paper()
-    return FACTORCL[config.model](*encoders, settings)
+    return FACTORCL[config.model](encoder1, encoder2, settings)
