@@ -16,7 +16,7 @@ from models.training import fit
 
 DEMO = RunConfig(
     data="digits",
-    epochs=25,
+    epochs=20,
     batch_size=64,
     lr=5e-4,
     hidden=256,
