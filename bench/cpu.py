@@ -157,8 +157,8 @@ def measure(
 SIZES = ((64, 64), (128, 128), (256, 128), (512, 128), (1024, 128), (2048, 128), (4096, 128), (4096, 512), (8192, 128))
 NOTE = (
     "forward plus backward with normalisation; over_floor is the median over the median of 3N or 4N torch matmuls "
-    "of the same shape in the same run (N = 2 B^2 D FLOP), quartiles beside it; gflops counts 3N or 4N; peak_mib is resident "
-    "memory that one step adds"
+    "of the same shape in the same run (N = 2 B^2 D FLOP), quartiles beside it; gflops counts 3N or 4N; "
+    "peak_mib is resident memory that one step adds"
 )
 
 

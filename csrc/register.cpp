@@ -13,5 +13,5 @@ TORCH_LIBRARY(mi_kernels_cpu, m) {
   m.def(
       "dot_critic_loss(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
       "Tensor? col_ids, int pairs, int positive_shift, float w_row, float w_col, float w_soft, float w_pos, "
-      "bool soft_signed, int needs, int memory_budget) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "bool soft_signed, bool normalize, int needs, int memory_budget) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

@@ -74,7 +74,8 @@ def info_nce(
         raise ValueError(f"negative_mode must be 'unpaired' or 'paired', got {negative_mode!r}")
     _same_shape("query", query, "positive_key", positive_key)
     scale = _temperature(temperature)
-    if normalize:
+    fused = negative_keys is None and reduction != "none"
+    if normalize and not fused:
         query, positive_key = F.normalize(query, dim=-1), F.normalize(positive_key, dim=-1)
     if negative_keys is not None:
         if symmetric or query_ids is not None or key_ids is not None:
@@ -102,6 +103,7 @@ def info_nce(
         w_row=w,
         w_col=w if symmetric else 0.0,
         w_pos=1.0 / count,
+        normalize=normalize,
         memory_budget=memory_budget,
         backend=backend,
     )
@@ -195,10 +197,10 @@ def nt_xent(out0: Tensor, out1: Tensor, temperature: float | Tensor = 0.5, *, ba
     """
     _same_shape("out0", out0, "out1", out1)
     scale = _temperature(temperature)
-    views = F.normalize(torch.cat([out0, out1], dim=-2), dim=-1)
+    views = torch.cat([out0, out1], dim=-2)
     prepared = api.prepare(views, views, scale, pairs="off_diagonal", positive_shift=out0.shape[-2])
     w = 1.0 / views.shape[:-1].numel()
-    total = api.loss(prepared, w_row=w, w_pos=w, backend=backend)
+    total = api.loss(prepared, w_row=w, w_pos=w, normalize=True, backend=backend)
     return total.sum() if total.dim() else total
 
 

@@ -83,6 +83,48 @@ struct Call {
   }
 };
 
+// Rows of unit length; returns 1 / max(norm, 1e-12), as torch.nn.functional.normalize has it.
+template <class T>
+Tensor normalize_rows(Tensor& t) {
+  const int64_t depth = t.size(-1), rows = t.numel() / depth;
+  Tensor inverse = at::empty({rows}, t.options()), unit = at::empty(t.sizes(), t.options());
+  const T* in = t.const_data_ptr<T>();
+  T *out = unit.mutable_data_ptr<T>(), *inv = inverse.mutable_data_ptr<T>();
+  at::parallel_for(0, rows, std::max<int64_t>(1, (1 << 16) / depth), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      T total = T(0), top = T(0);
+      const T* r = in + i * depth;
+#pragma omp simd reduction(max : top)
+      for (int64_t d = 0; d < depth; ++d) top = std::max(top, std::abs(r[d]));
+      const T shrink = top > T(1e12) ? T(1) / top : T(1);  // a square must not overflow
+#pragma omp simd reduction(+ : total)
+      for (int64_t d = 0; d < depth; ++d) total += (r[d] * shrink) * (r[d] * shrink);
+      inv[i] = T(1) / std::max(std::sqrt(total) / shrink, T(1e-12));
+      for (int64_t d = 0; d < depth; ++d) out[i * depth + d] = r[d] * inv[i];
+    }
+  });
+  t = unit;
+  return inverse;
+}
+
+// The gradient of the rows before normalisation: (g - u <u, g>) / norm.
+template <class T>
+void through_normalization(const Tensor& unit, const Tensor& inverse, Tensor& gradient) {
+  if (!gradient.numel()) return;
+  const int64_t depth = unit.size(-1), rows = unit.numel() / depth;
+  const T *u = unit.const_data_ptr<T>(), *inv = inverse.const_data_ptr<T>();
+  T* g = gradient.mutable_data_ptr<T>();
+  at::parallel_for(0, rows, std::max<int64_t>(1, (1 << 16) / depth), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      T dot = T(0);
+#pragma omp simd reduction(+ : dot)
+      for (int64_t d = 0; d < depth; ++d) dot += u[i * depth + d] * g[i * depth + d];
+      if (inv[i] >= T(1e12)) dot = T(0);  // below the clamp the norm is constant
+      for (int64_t d = 0; d < depth; ++d) g[i * depth + d] = (g[i * depth + d] - dot * u[i * depth + d]) * inv[i];
+    }
+  });
+}
+
 template <class T>
 void to_lse(int64_t n, const T* top, const T* sum, T* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = sum[i] > T(0) ? top[i] + std::log(sum[i]) : minus_infinity<T>();
@@ -146,8 +188,14 @@ constexpr int64_t kPanelLimit = 16 << 20;
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
     const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a, const OptTensor& b,
     const OptTensor& row_ids, const OptTensor& col_ids, int64_t pairs, int64_t shift, double w_row, double w_col,
-    double w_soft, double w_pos, bool soft_signed, int64_t needs, int64_t budget) {
-  const Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
+    double w_soft, double w_pos, bool soft_signed, bool normalize, int64_t needs, int64_t budget) {
+  Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
+  const bool wide = c.type == at::kDouble;
+  Tensor x_inverse, y_inverse;
+  if (normalize) {
+    x_inverse = wide ? normalize_rows<double>(c.x) : normalize_rows<float>(c.x);
+    y_inverse = wide ? normalize_rows<double>(c.y) : normalize_rows<float>(c.y);
+  }
   Outputs out(c, needs);
   Tensor value = at::empty({c.G}, c.x.options());
   c.each_group([&]<class T, class E>(int64_t i, int64_t threads) {
@@ -207,6 +255,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
       for (int64_t k = 0; k < c.B; ++k) total -= left * positive[k];
     *result = static_cast<T>(total);
   });
+  if (normalize) {
+    (wide ? through_normalization<double> : through_normalization<float>)(c.x, x_inverse, out.x);
+    (wide ? through_normalization<double> : through_normalization<float>)(c.y, y_inverse, out.y);
+  }
   out.cast(c);
   return {value, out.x, out.y, out.scale, out.row_bias, out.col_bias};
 }

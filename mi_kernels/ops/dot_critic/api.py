@@ -198,51 +198,41 @@ class _StatisticsFunction(torch.autograd.Function):
 
 class _LossFunction(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx,
-        x,
-        y,
-        scale,
-        row_bias,
-        col_bias,
-        row_ids,
-        col_ids,
-        pairs,
-        shift,
-        w_row,
-        w_col,
-        w_soft,
-        w_pos,
-        soft_signed,
-        budget,
-        backend,
-    ):
-        problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift)
+    def forward(ctx, *arguments):
+        # 9 of the problem, then w_row, w_col, w_soft, w_pos, soft_signed, normalize, memory budget, backend
+        problem, weights, (budget, backend) = arguments[:9], arguments[9:15], arguments[15:]
         needs = _needs(ctx.needs_input_grad)
-        run = dispatch.run_loss_flat if not torch.compiler.is_compiling() else torch.ops.mi_kernels.dot_critic_loss
-        loss, *gradients = run(*problem, w_row, w_col, w_soft, w_pos, soft_signed, needs, budget, backend)
-        ctx.save_for_backward(x, y, scale, row_bias, col_bias, row_ids, col_ids, *gradients)
-        ctx.settings = (pairs, shift, w_row, w_col, w_soft, w_pos, soft_signed, needs)
+        run = torch.ops.mi_kernels.dot_critic_loss if torch.compiler.is_compiling() else dispatch.run_loss_flat
+        loss, *gradients = run(*problem, *weights, needs, budget, backend)
+        ctx.save_for_backward(*problem[:7], *gradients)
+        ctx.settings = (problem[7:], weights, needs)
         return loss
 
     @staticmethod
     def backward(ctx, g_loss):
-        pairs, shift, w_row, w_col, w_soft, w_pos, soft_signed, needs = ctx.settings
+        (pairs, shift), (*weights, soft_signed, normalize), needs = ctx.settings
         saved = ctx.saved_tensors
         problem: dispatch.Problem = (*saved[:7], pairs, shift)
         if torch.is_grad_enabled():
-            stats = reference.stats(*problem, dispatch.wanted_stats(w_row, w_col, w_soft, soft_signed))
-            positive = dispatch.positive_scores(problem) if w_pos and shift >= 0 else None
-            loss = dispatch.compose_loss(stats, positive, w_row, w_col, w_soft, w_pos)
-            return *_differentiable(problem, (loss,), (g_loss,)), *(None,) * 11
+            loss = _differentiable_loss(problem, weights, soft_signed, normalize)
+            return *_differentiable(problem, (loss,), (g_loss,)), *(None,) * 12
         scaled: list[Tensor | None] = []
-        for gradient, wanted in zip(saved[7:], _optional(saved[7:], needs), strict=True):
-            if wanted is None:
-                scaled.append(None)
-                continue
-            g = g_loss.view(-1, *(1,) * (gradient.dim() - 1))
-            scaled.append((gradient * g).to(gradient.dtype))
-        return *scaled, *(None,) * 11
+        for gradient in _optional(saved[7:], needs):
+            if gradient is not None:
+                g = g_loss.view(-1, *(1,) * (gradient.dim() - 1))
+                gradient = (gradient * g).to(gradient.dtype)
+            scaled.append(gradient)
+        return *scaled, *(None,) * 12
+
+
+def _differentiable_loss(problem: dispatch.Problem, weights: list[float], soft_signed: bool, normalize: bool) -> Tensor:
+    """The loss as a materialising torch formula, for second derivatives."""
+    if normalize:
+        problem = dispatch.normalized(problem)
+    w_row, w_col, w_soft, w_pos = weights
+    stats = reference.stats(*problem, dispatch.wanted_stats(w_row, w_col, w_soft, soft_signed))
+    positive = dispatch.positive_scores(problem) if w_pos and problem[8] >= 0 else None
+    return dispatch.compose_loss(stats, positive, w_row, w_col, w_soft, w_pos)
 
 
 def statistics(
@@ -285,16 +275,18 @@ def loss(
     w_soft: float = 0.0,
     w_pos: float = 0.0,
     soft_signed: bool = False,
+    normalize: bool = False,
     memory_budget: int = 0,
     backend: str | None = None,
 ) -> Tensor:
     """w_row sum_i row_lse_i + w_col sum_j col_lse_j + w_soft sum_ij softplus(S_ij) - w_pos sum_i S_i,pos(i), [*].
 
-    Gradients are computed with the value when an input requires them: 3N one-sided, 4N with both LSEs (3N where
-    `memory_budget` bytes hold the scores), N = 2 B N D FLOP.
+    `normalize` brings the rows of x and y to unit length first. Gradients are computed with the value
+    when an input requires them: 3N one-sided, 4N with both LSEs (3N where `memory_budget` bytes hold the scores),
+    N = 2 B N D FLOP.
     """
-    tensors = prepared.problem
-    value = _LossFunction.apply(*tensors, w_row, w_col, w_soft, w_pos, soft_signed, memory_budget, backend or "")
+    weights = (w_row, w_col, w_soft, w_pos, soft_signed, normalize)
+    value = _LossFunction.apply(*prepared.problem, *weights, memory_budget, backend or "")
     return value.reshape(prepared.shape)
 
 

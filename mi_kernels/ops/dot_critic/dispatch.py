@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...backends import resolve
@@ -25,9 +26,7 @@ _CHUNK_BYTES = 32 << 20
 # x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift
 Problem = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, int, int]
 # row_lse, col_lse, g_row, g_col, g_soft, g_pos, soft_signed
-Weights = tuple[
-    Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, bool
-]
+Weights = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, bool]
 
 
 def _rows(x: Tensor, y: Tensor) -> int:
@@ -104,6 +103,24 @@ def wanted_stats(w_row: float, w_col: float, w_soft: float, soft_signed: bool) -
     return bits | ((SOFTPLUS | (SIGNED if soft_signed else 0)) if w_soft else 0)
 
 
+def normalized(problem: Problem) -> Problem:
+    """The same problem on rows of unit length, in the accumulation type; differentiable."""
+    wide = accumulate_dtype(problem[0].dtype)
+    x, y = (F.normalize(t.to(wide), dim=-1) for t in problem[:2])
+    return (x, y, *problem[2:])
+
+
+def _through_normalization(t: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of t from that of F.normalize(t)."""
+    if not gradient.numel():
+        return t.new_empty(0)
+    wide = t.to(gradient.dtype)
+    norm = wide.norm(dim=-1, keepdim=True)
+    unit = wide / norm.clamp(min=1e-12)
+    dot = torch.where(norm > 1e-12, (unit * gradient).sum(-1, keepdim=True), 0)
+    return ((gradient - unit * dot) / norm.clamp(min=1e-12)).to(t.dtype)
+
+
 def run_loss(
     problem: Problem,
     w_row: float,
@@ -111,15 +128,20 @@ def run_loss(
     w_soft: float,
     w_pos: float,
     soft_signed: bool,
+    normalize: bool,
     needs: int,
     memory_budget: int,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    x, y, _scale = problem[:3]
+    x, y = problem[:2]
     if resolve("dot_critic", x.device, backend or None) == "cpu":
         return torch.ops.mi_kernels_cpu.dot_critic_loss(
-            *problem, w_row, w_col, w_soft, w_pos, soft_signed, needs, memory_budget
+            *problem, w_row, w_col, w_soft, w_pos, soft_signed, normalize, needs, memory_budget
         )
+    if normalize:
+        rest = (w_row, w_col, w_soft, w_pos, soft_signed, False, needs, memory_budget, backend)
+        loss, dx, dy, *others = run_loss(normalized(problem), *rest)
+        return loss, _through_normalization(x, dx), _through_normalization(y, dy), *others
     stats = run_stats(problem, wanted_stats(w_row, w_col, w_soft, soft_signed), backend)
     positive = positive_scores(problem) if w_pos and problem[8] >= 0 else None
     loss = compose_loss(stats, positive, w_row, w_col, w_soft, w_pos)

@@ -12,6 +12,7 @@ dot_critic_grad  -> gradients of x, y, scale, row_bias, col_bias under
 dot_critic_loss  -> [G] losses
     w_row sum_i row_lse_i + w_col sum_j col_lse_j + w_soft sum softplus - w_pos sum_i S_i,pos(i),
     with those gradients, in one call: one-sided losses cost 3N = 6 B N D FLOP, nothing is computed twice.
+`normalize` brings rows of x and y to unit length first; the gradients are those of the rows given.
 Bits of `needs` say which gradients are wanted; the others come back empty. `backend` "" is the automatic choice.
 """
 
@@ -35,8 +36,8 @@ library.define(
     "Tensor? g_pos, bool soft_signed, int needs, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 library.define(
-    f"dot_critic_loss({_problem}, float w_row, float w_col, float w_soft, float w_pos, bool soft_signed, int needs, "
-    "int memory_budget, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"dot_critic_loss({_problem}, float w_row, float w_col, float w_soft, float w_pos, bool soft_signed, "
+    "bool normalize, int needs, int memory_budget, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -102,6 +103,7 @@ def _(
     w_soft,
     w_pos,
     soft_signed,
+    normalize,
     needs,
     memory_budget,
     backend,

@@ -16,7 +16,6 @@ DEFAULT_MEMORY_BUDGET = 64 * 2**20
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-@torch.compiler.assume_constant_result
 def _backend(device_type: str, requested: str | None) -> str:
     name = requested or requested_backend()
     if name is None:
@@ -27,6 +26,10 @@ def _backend(device_type: str, requested: str | None) -> str:
             f"backend {name!r} was asked for and has no mlp_critic; it has 'reference' and 'chunked'"
         )
     return name
+
+
+# What torch.compiler.assume_constant_result sets; the decorator itself would import the compiler, and so triton.
+_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_input(name: str, t: Tensor) -> None:

@@ -239,7 +239,7 @@ def test_opcheck_accepts_the_operators(backend):
     ops = torch.ops.mi_kernels
     row, col, _soft = ops.dot_critic_stats(*problem, 7, backend)
     torch.library.opcheck(ops.dot_critic_stats.default, (*problem, 7, backend))
-    torch.library.opcheck(ops.dot_critic_loss.default, (*problem, 0.5, 0.25, 0.0, 0.5, False, 31, 0, backend))
+    torch.library.opcheck(ops.dot_critic_loss.default, (*problem, 0.5, 0.25, 0.0, 0.5, False, True, 31, 0, backend))
     weights = (row, col, torch.ones_like(row), torch.ones_like(col), None, torch.ones_like(row))
     torch.library.opcheck(ops.dot_critic_grad.default, (*problem, *weights, False, 31, backend))
 
