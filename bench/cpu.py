@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 
 import mi_kernels as mk
@@ -58,6 +59,7 @@ def one_sided(query: torch.Tensor, key: torch.Tensor, compiled: bool) -> Contend
     except ImportError:
         pass
     if compiled:
+        torch._dynamo.reset()  # every size gets a program of its own; past eight torch would fall back to eager
         program = torch.compile(eager, dynamic=False)
         found["torch.compile"] = lambda: program(query, key)
     return found
@@ -79,6 +81,7 @@ def symmetric(query: torch.Tensor, key: torch.Tensor, compiled: bool) -> Contend
         "mi_kernels, scores kept": lambda: ours(8 * len(query) ** 2),
     }
     if compiled:
+        torch._dynamo.reset()  # every size gets a program of its own; past eight torch would fall back to eager
         program = torch.compile(eager, dynamic=False)
         found["torch.compile"] = lambda: program(query, key)
     return found
