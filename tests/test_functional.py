@@ -150,6 +150,22 @@ def test_losses_never_exceed_log_n_below_and_stay_finite_at_logits_of_500(backen
     assert zero.item() == pytest.approx(math.log(40), rel=1e-6)
 
 
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_nan_or_infinite_feature_shows_in_the_loss(backend, poison, dtype):
+    q = features(70, 6).detach().to(dtype)
+    q[3, 2] = poison
+    for loss in (
+        mk.info_nce(q, q.flip(0), normalize=False, backend=backend),
+        mk.info_nce(q, q.flip(0), symmetric=True, backend=backend),
+        mk.info_nce(q.clone().requires_grad_(), q.flip(0), backend=backend),
+        mk.clip_loss(q, q.flip(0), 2.0, backend=backend),
+        mk.nt_xent(q, q.flip(0), backend=backend),
+    ):
+        assert not torch.isfinite(loss)
+    assert not torch.isfinite(mk.siglip_loss(q, q.flip(0), 2.0, 0.0, backend=backend)) or poison == math.inf
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bit_features_give_fp32_losses_and_sixteen_bit_gradients(backend, dtype):
     q = features(30, 8).detach().to(dtype).requires_grad_()

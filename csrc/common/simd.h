@@ -17,7 +17,7 @@ namespace mk {
 
 // exp for x <= 88, error below 2 ulp; exactly 0 below -87.3 (so that -inf, a masked score, weighs nothing).
 MK_INLINE float fast_exp(float x) {
-  const float clamped = x > -87.3f ? x : -87.3f;
+  const float clamped = x < -87.3f ? -87.3f : x;  // this way round a NaN stays one
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
   const float shifted = clamped * 1.44269504f + magic;
   const float n = shifted - magic;
@@ -33,7 +33,7 @@ MK_INLINE float fast_exp(float x) {
   const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
-  return x > -87.3f ? p * power : 0.0f;
+  return x < -87.3f ? 0.0f : p * power;
 }
 MK_INLINE double fast_exp(double x) { return std::exp(x); }
 
