@@ -184,6 +184,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> grad(
 
 // A panel that outgrows the last-level cache is read back from memory; recomputing it costs less.
 constexpr int64_t kPanelLimit = 16 << 20;
+// Scores this small are kept between the two passes whatever the caller's budget: a constant, not a B x B cost.
+constexpr int64_t kAlwaysKept = 4 << 20;
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
     const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a, const OptTensor& b,
@@ -217,7 +219,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
     std::vector<T> row_lse(c.B), col_lse(c.N);
     const bool lse = w_row != 0 || w_col != 0;
     if (lse) {
-      if (needs && problem.stored_elements() * static_cast<int64_t>(sizeof(T)) <= budget / c.G)
+      if (needs && problem.stored_elements() * static_cast<int64_t>(sizeof(T)) <= std::max(budget, kAlwaysKept) / c.G)
         stored = make_buffer<T>(problem.stored_elements());
       problem.statistics(w_row != 0 ? row_top.data() : nullptr, row_sum.data(), w_col != 0 ? col_top.data() : nullptr,
                          col_sum.data(), nullptr, false, stored.get(), positives);
