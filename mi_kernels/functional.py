@@ -35,6 +35,11 @@ def _reduce(rows: Tensor, reduction: str) -> Tensor:
     return rows.mean() if reduction == "mean" else rows.sum()
 
 
+def _over_groups(losses: Tensor) -> Tensor:
+    """One number from the losses of the groups, [*]."""
+    return losses.sum() if losses.dim() else losses
+
+
 def _same_shape(name: str, a: Tensor, other: str, b: Tensor) -> None:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         raise TypeError(f"{name} and {other} must be tensors, got {type(a).__name__} and {type(b).__name__}")
@@ -99,16 +104,17 @@ def info_nce(
         return api.row_losses(prepared, symmetric=symmetric, backend=backend)
     count = query.shape[:-1].numel() if reduction == "mean" else 1
     w = 0.5 / count if symmetric else 1.0 / count
-    total = api.loss(
-        prepared,
-        w_row=w,
-        w_col=w if symmetric else 0.0,
-        w_pos=1.0 / count,
-        normalize=normalize,
-        memory_budget=memory_budget,
-        backend=backend,
+    return _over_groups(
+        api.loss(
+            prepared,
+            w_row=w,
+            w_col=w if symmetric else 0.0,
+            w_pos=1.0 / count,
+            normalize=normalize,
+            memory_budget=memory_budget,
+            backend=backend,
+        )
     )
-    return total.sum() if total.dim() else total
 
 
 def _explicit_negatives(
@@ -122,7 +128,8 @@ def _explicit_negatives(
             raise ValueError(f"negative_keys must have shape [*, M, D] when unpaired, got {tuple(negatives.shape)}")
         lse = api.statistics(query, negatives, scale, backend=backend).row_lse
     else:
-        if negatives.dim() != query.dim() + 1 or negatives.shape[:-2] != query.shape[:-1]:
+        fits = negatives.shape[:-2] == query.shape[:-1] and negatives.shape[-1] == query.shape[-1]
+        if negatives.dim() != query.dim() + 1 or not fits:
             raise ValueError(f"negative_keys must have shape [*, B, M, D] when paired, got {tuple(negatives.shape)}")
         scores = torch.matmul(negatives.to(wide), query.to(wide)[..., None]).squeeze(-1)
         lse = (scores * (factor[..., None] if isinstance(factor, Tensor) and factor.dim() else factor)).logsumexp(-1)
@@ -149,20 +156,28 @@ def clip_loss(
     bias = _bias_rows(logit_bias, image_features)
     prepared = api.prepare(image_features, text_features, logit_scale, row_bias=bias, positive_shift=0)
     count = image_features.shape[:-1].numel()
-    total = api.loss(
-        prepared, w_row=0.5 / count, w_col=0.5 / count, w_pos=1.0 / count, memory_budget=memory_budget, backend=backend
+    return _over_groups(
+        api.loss(
+            prepared,
+            w_row=0.5 / count,
+            w_col=0.5 / count,
+            w_pos=1.0 / count,
+            memory_budget=memory_budget,
+            backend=backend,
+        )
     )
-    return total.sum() if total.dim() else total
 
 
 def _bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
+    """A logit bias, one number or one a group [*], for every row [*, B]."""
     if bias is None:
         return None
-    wide = accumulate_dtype(features.dtype)
-    rows = torch.as_tensor(bias, dtype=wide, device=features.device)
-    if rows.dim() and rows.shape != features.shape[:-2]:
-        rows = rows.reshape(()) if rows.numel() == 1 else rows
-    return (rows[..., None] if rows.dim() else rows).expand(features.shape[:-1])
+    rows = torch.as_tensor(bias, dtype=accumulate_dtype(features.dtype), device=features.device)
+    groups = features.shape[:-2]
+    if rows.numel() != 1 and rows.shape != groups:
+        raise ValueError(f"logit_bias must be one number or have shape {tuple(groups)}, got {tuple(rows.shape)}")
+    rows = rows.reshape(()) if rows.numel() == 1 else rows[..., None]
+    return rows.expand(features.shape[:-1])
 
 
 def siglip_loss(
@@ -184,10 +199,11 @@ def siglip_loss(
     prepared = api.prepare(
         image_features, text_features, logit_scale, row_bias=bias, positive_shift=-1 if negative_only else 0
     )
-    total = api.loss(
-        prepared, w_soft=1.0 / image_features.shape[:-1].numel(), soft_signed=not negative_only, backend=backend
+    return _over_groups(
+        api.loss(
+            prepared, w_soft=1.0 / image_features.shape[:-1].numel(), soft_signed=not negative_only, backend=backend
+        )
     )
-    return total.sum() if total.dim() else total
 
 
 def nt_xent(out0: Tensor, out1: Tensor, temperature: float | Tensor = 0.5, *, backend: str | None = None) -> Tensor:
@@ -201,8 +217,7 @@ def nt_xent(out0: Tensor, out1: Tensor, temperature: float | Tensor = 0.5, *, ba
     views = torch.cat([out0, out1], dim=-2)
     prepared = api.prepare(views, views, scale, pairs="off_diagonal", positive_shift=out0.shape[-2])
     w = 1.0 / views.shape[:-1].numel()
-    total = api.loss(prepared, w_row=w, w_pos=w, normalize=True, backend=backend)
-    return total.sum() if total.dim() else total
+    return _over_groups(api.loss(prepared, w_row=w, w_pos=w, normalize=True, backend=backend))
 
 
 def sup_con(
@@ -219,7 +234,7 @@ def sup_con(
     features [B, V, D] (V views; the caller normalises, as SupContrast has it), labels [B] integers. contrast_mode "all"
     takes every view as an anchor, "one" only the first. Scaled by temperature / base_temperature. An anchor without
     any positive makes the original 0/0; here it contributes nothing and does not count in the mean (0 if none is
-    left). Cost 3N with N = 2 (B V)^2 D, O(B V D) memory: the positives enter through sums over classes.
+    left). Cost 4N with N = 2 (B V)^2 D, O(B V D) memory: the positives enter through sums over classes.
     """
     if not isinstance(features, Tensor) or features.dim() < 3:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
