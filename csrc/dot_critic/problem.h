@@ -170,7 +170,8 @@ class Problem {
         if (weights.g_pos)
           each_positive(p, b, [&](int64_t i, int64_t at) { s[at] += weights.g_pos[first + i]; });
         clear_padding(rows, s);
-        accumulate(thread, b, w, s, b == 0, da.data());
+        accumulate_biases(thread, b, m_, s, da.data());
+        accumulate_operands(b, w, s);
       }
       finish_rows(p, w, out, nullptr);
       if (out.row_bias) std::copy_n(da.data(), rows, out.row_bias + first);
@@ -223,7 +224,7 @@ class Problem {
             for (int64_t j = 0; j < kBlock; ++j) w.exps[i * kBlock + j] = s[i * kBlock + j] * weight[i];
           accumulate_biases(thread, b, rows, w.exps.get(), da.data());
         }
-        accumulate_operands(thread, b, w, s, b == 0);
+        accumulate_operands(b, w, s);
       }
       finish_rows(p, w, out, weight.data());
       if (out.row_bias) std::copy_n(da.data(), rows, out.row_bias + first);
@@ -395,11 +396,7 @@ class Problem {
     if (needs_ & kRowBias) tile::row_sums(rows, ds, da);
     if (needs_ & kColBias) tile::col_sums(rows, ds, scratch_[thread].col_bias.get() + b * kBlock);
   }
-  void accumulate(int64_t thread, int64_t b, Scratch& w, T* ds, bool, T* da) {
-    accumulate_biases(thread, b, m_, ds, da);
-    accumulate_operands(thread, b, w, ds, b == 0);
-  }
-  void accumulate_operands(int64_t, int64_t b, Scratch& w, const T* ds, bool first_block) {
+  void accumulate_operands(int64_t b, Scratch& w, const T* ds) {
     const E *left, *right;
     if constexpr (kLow) {
       put(w.rows16.get(), ds, m_ * kBlock);
@@ -410,7 +407,7 @@ class Problem {
     }
     if (needs_ & (kX | kScale))
       for (int64_t c = 0; c < dblocks_; ++c)
-        gemm(m_, kBlock, kBlock, !first_block, left, yp_.get() + (c * blocks_ + b) * kBlock * kBlock, w.dx.get() + c * m_ * kBlock);
+        gemm(m_, kBlock, kBlock, b > 0, left, yp_.get() + (c * blocks_ + b) * kBlock * kBlock, w.dx.get() + c * m_ * kBlock);
     if (needs_ & kY) gemm(g.D, m_, m_, w.dy_started, w.xt.get(), right, w.dyt.get() + b * g.D * kBlock);
     if (b + 1 == blocks_) w.dy_started = true;
   }

@@ -6,6 +6,8 @@ per B x N temporary; with `rows`, 4 rows N bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,25 @@ from .schema import COL_LSE, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, N
 def _blocks(total: int, rows: int | None) -> list[slice]:
     step = total if rows is None else max(1, rows)
     return [slice(i, min(i + step, total)) for i in range(0, total, step)]
+
+
+def _masked_scores(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    row_bias: Tensor | None,
+    col_bias: Tensor | None,
+    row_ids: Tensor | None,
+    col_ids: Tensor | None,
+    pairs: int,
+    positive_shift: int,
+    rows: int | None,
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Blocks of rows: which, their scores, and the mask of the pairs that take part."""
+    for block in _blocks(x.shape[1], rows):
+        s = scores(x[:, block], y, scale, rows_of(row_bias, block), col_bias)
+        ids = rows_of(row_ids, block)
+        yield block, s, allowed(s.shape[1], s.shape[2], block.start, ids, col_ids, pairs, positive_shift, x.device)
 
 
 def stats(
@@ -33,11 +54,8 @@ def stats(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Statistics of the scores (schema.py); differentiable, and linear in memory when `rows` is given."""
     parts = []
-    for block in _blocks(x.shape[1], rows):
-        s = scores(x[:, block], y, scale, rows_of(row_bias, block), col_bias)
-        mask = allowed(
-            s.shape[1], s.shape[2], block.start, rows_of(row_ids, block), col_ids, pairs, positive_shift, x.device
-        )
+    problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift)
+    for block, s, mask in _masked_scores(*problem, rows):
         parts.append(statistics(s, mask, block.start, positive_shift, stats))
     row, col, soft = parts[0]
     for _, other, _ in parts[1:] if stats & COL_LSE else []:
@@ -73,11 +91,8 @@ def grad(
     dx, da, dy = [], [], torch.zeros_like(ys)
     dscale = factor.new_zeros(x.shape[0])
     db = factor.new_zeros(y.shape[:2])
-    for block in _blocks(x.shape[1], rows):
-        s = scores(x[:, block], y, scale, rows_of(row_bias, block), col_bias)
-        mask = allowed(
-            s.shape[1], s.shape[2], block.start, rows_of(row_ids, block), col_ids, pairs, positive_shift, x.device
-        )
+    problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift)
+    for block, s, mask in _masked_scores(*problem, rows):
         d = dscores(
             s,
             mask,
