@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .ops.dot_critic import api as dot_critic
 from .ops.mlp_critic import api as mlp_critic
 from .ops.mlp_critic.activations import ACTIVATIONS
-from .ops.mlp_critic.schema import PAIRS, STATISTICS, Statistics, accumulator
+from .ops.mlp_critic.schema import OUTPUTS, PAIRS, STATISTICS, Statistics, accumulator
 
 
 class Critic(nn.Module):
@@ -28,10 +28,17 @@ class Critic(nn.Module):
         raise NotImplementedError
 
     def statistics(
-        self, x: Tensor, y: Tensor, stats: Sequence[str] = STATISTICS, pairs: str = "all"
+        self,
+        x: Tensor,
+        y: Tensor,
+        stats: Sequence[str] = ("positive", "row_lse"),
+        pairs: str = "all",
+        *,
+        clip: float | None = None,
     ) -> Statistics:
-        """`positive` [*, B], `row_lse` [*, B], `col_lse` [*, N], `row_sum` [*, B] of the scores; None if not
-        in `stats`. `pairs` is "all" or "off_diagonal"."""
+        """`positive` [*, B], `row_lse` [*, B], `col_lse` [*, N], `row_sum` [*, B], `row_softplus` [*, B] and
+        `clipped_row_lse` [*, B] (of scores clamped to [-clip, clip]; no gradient) of the scores; None if not in
+        `stats`. `pairs` is "all" or "off_diagonal"."""
         raise NotImplementedError
 
 
@@ -88,7 +95,13 @@ class _InnerProductCritic(Critic):
         return scale * (a @ b.mT)
 
     def statistics(
-        self, x: Tensor, y: Tensor, stats: Sequence[str] = STATISTICS, pairs: str = "all"
+        self,
+        x: Tensor,
+        y: Tensor,
+        stats: Sequence[str] = ("positive", "row_lse"),
+        pairs: str = "all",
+        *,
+        clip: float | None = None,
     ) -> Statistics:
         """As `Critic.statistics`. The log-sums cost 2 B N D FLOPs and O(B + N) memory beyond the features;
         `positive` and `row_sum` are exact in O((B + N) D)."""
@@ -227,13 +240,14 @@ class ConcatCritic(Critic):
     """f(x, y) = MLP([x, y]), one score per pair (Poole et al. 2019, section 3; FactorCL, Liang et al. 2023).
 
     x [*, B, x_dim], y [*, N, y_dim]. `layers` are `nn.Linear` with their default initialisation, the first
-    taking x and y in this order, the last giving the score; `activation` (relu, tanh, sigmoid, elu, gelu,
-    silu) stands between them. With `groups=G` there are G independent critics, every parameter has a leading
-    dimension G, and inputs are [G, B, .].
+    taking x and y in this order, the last giving the score; `activation` (relu, leaky_relu, tanh, sigmoid, elu,
+    gelu, silu) stands between them, and `output` ("identity" or "softplus") behind the last. With `groups=G` there
+    are G independent critics, every parameter has a leading dimension G, and inputs are [G, B, .].
 
-    Cost with M = 2 B N sum_l H_l H_{l+1} over the hidden layers: M FLOPs forward and 3 M backward, O(B + N)
-    memory beyond tiles of at most `memory_budget` bytes (64 MiB); with everything inside the budget, 2 M
-    backward. The first layer is applied to x and y apart, which is exact and costs O((B + N) D H).
+    Cost with M = 2 B N sum_l H_l H_{l+1} over the hidden layers: M FLOPs forward, 2 M backward where what is kept
+    (with ReLU in the compiled backend, a bit per pair and unit) fits `memory_budget` bytes (64 MiB), 3 M where it
+    does not; O(B + N) memory beyond that budget. The first layer is applied to x and y apart, which is exact and
+    costs O((B + N) D H).
 
     The public FactorCL code has two hidden layers of 512 where the paper says one; the default follows the
     code. Raises ValueError for inputs of other widths, empty batches, mixed devices or dtypes, unknown names.
@@ -247,6 +261,7 @@ class ConcatCritic(Critic):
         activation: str = "relu",
         groups: int | None = None,
         *,
+        output: str = "identity",
         memory_budget: int = mlp_critic.DEFAULT_MEMORY_BUDGET,
         backend: str | None = None,
     ):
@@ -258,7 +273,10 @@ class ConcatCritic(Critic):
         if groups is not None:
             _check_positive(groups=groups)
         self.x_dim, self.y_dim, self.groups = x_dim, y_dim, groups
-        self.activation, self.memory_budget, self.backend = activation, memory_budget, backend
+        if output not in OUTPUTS:
+            raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+        self.activation, self.output = activation, output
+        self.memory_budget, self.backend = memory_budget, backend
         widths = list(pairwise([x_dim + y_dim, *hidden_dims, 1]))
         self.layers: nn.ModuleList
         if groups is None:
@@ -273,11 +291,22 @@ class ConcatCritic(Critic):
         _check_width("x", x, self.x_dim)
         _check_width("y", y, self.y_dim)
         return mlp_critic.scores(
-            x, y, self._parameters_of("weight"), self._parameters_of("bias"), activation=self.activation
+            x,
+            y,
+            self._parameters_of("weight"),
+            self._parameters_of("bias"),
+            activation=self.activation,
+            output=self.output,
         )
 
     def statistics(
-        self, x: Tensor, y: Tensor, stats: Sequence[str] = STATISTICS, pairs: str = "all"
+        self,
+        x: Tensor,
+        y: Tensor,
+        stats: Sequence[str] = ("positive", "row_lse"),
+        pairs: str = "all",
+        *,
+        clip: float | None = None,
     ) -> Statistics:
         _check_width("x", x, self.x_dim)
         _check_width("y", y, self.y_dim)
@@ -289,6 +318,8 @@ class ConcatCritic(Critic):
             activation=self.activation,
             stats=stats,
             pairs=pairs,
+            clip=clip,
+            output=self.output,
             memory_budget=self.memory_budget,
             backend=self.backend,
         )

@@ -1,8 +1,8 @@
 """Activations of an MLP critic: in place on a tile, and their derivatives from what the tile kept.
 
-ReLU, tanh, sigmoid and ELU have derivatives in terms of their outputs, so a tile keeps one tensor per layer.
-GELU and SiLU do not; a tile keeps their inputs and evaluates the activation again when a weight gradient
-needs it.
+ReLU, leaky ReLU (slope 0.01), tanh, sigmoid and ELU have derivatives in terms of their outputs, so a tile keeps one
+tensor per layer. GELU and SiLU do not; a tile keeps their inputs and evaluates the activation again when a weight
+gradient needs it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ class Activation:
 
 ACTIVATIONS = {
     "relu": Activation(torch.relu, torch.relu_, lambda g, h: _aten.threshold_backward(g, h, 0), True),
+    "leaky_relu": Activation(
+        F.leaky_relu,
+        lambda z: F.leaky_relu(z, inplace=True),
+        lambda g, h: _aten.leaky_relu_backward(g, h, 0.01, True),
+        True,
+    ),
     "tanh": Activation(torch.tanh, torch.tanh_, _aten.tanh_backward, True),
     "sigmoid": Activation(torch.sigmoid, torch.sigmoid_, _aten.sigmoid_backward, True),
     "elu": Activation(F.elu, lambda z: F.elu(z, inplace=True), lambda g, h: g * (h.clamp(max=0) + 1), True),

@@ -7,25 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...backends import requested_backend, resolve
-from . import chunked, reference
+from . import autograd, chunked, dispatch, reference
 from .activations import ACTIVATIONS
-from .schema import PAIRS, STATISTICS, Statistics
+from .schema import BITS, OUTPUTS, PAIRS, STATISTICS, Statistics
 
 DEFAULT_MEMORY_BUDGET = 64 * 2**20
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def _backend(device_type: str, requested: str | None) -> str:
-    name = requested or requested_backend()
-    if name is None:
-        return "chunked"
-    name = resolve("mlp_critic", torch.device(device_type), name)
-    if name not in ("reference", "chunked"):
-        raise RuntimeError(
-            f"backend {name!r} was asked for and has no mlp_critic; it has 'reference' and 'chunked'"
-        )
-    return name
+def _backend(device: torch.device, requested: str | None, layers: int) -> str:
+    return dispatch.backend_for(device, requested, layers)
 
 
 # What torch.compiler.assume_constant_result sets; the decorator itself would import the compiler, and so triton.
@@ -82,7 +73,7 @@ def _same(x: Tensor, others: dict[str, Tensor], *, dtypes: bool) -> None:
 
 
 def _prepare(
-    x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str
+    x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str, output: str
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     """Checks, casts as autocast asks, and applies the separable first layer: u, v, later weights, later
     biases."""
@@ -94,6 +85,8 @@ def _prepare(
         )
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if output not in OUTPUTS:
+        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
     _check_parameters(x, y, weights, biases)
     named = {"y": y}
     named |= {f"weights[{k}]": w for k, w in enumerate(weights)} | {
@@ -115,21 +108,32 @@ def _prepare(
 
 
 def scores(
-    x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, activation: str = "relu"
+    x: Tensor,
+    y: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    activation: str = "relu",
+    output: str = "identity",
 ) -> Tensor:
     """All scores S[i, j] = f(x_i, y_j), materialised: [*, B, N].
 
     Arguments and errors as in `statistics`; memory is O(B N sum of hidden widths) when a gradient is wanted.
     """
-    u, v, later, later_biases = _prepare(x, y, weights, biases, activation)
-    s = reference.scores(u, v, later, later_biases, activation)
+    u, v, later, later_biases = _prepare(x, y, weights, biases, activation, output)
+    s = reference.scores(u, v, later, later_biases, activation, output)
     return s.reshape(*x.shape[:-1], y.shape[-2])
 
 
-def _pairwise(
-    u: Tensor, v: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str
-) -> tuple[Tensor, ...]:
-    return (reference.apply_layers(u + v, weights, biases, activation),)
+def _check_request(stats: Sequence[str], pairs: str, clip: float | None, memory_budget: int) -> None:
+    if isinstance(stats, str) or not stats or any(s not in STATISTICS for s in stats):
+        raise ValueError(f"stats must be a non-empty sequence out of {STATISTICS}, got {stats!r}")
+    if pairs not in PAIRS:
+        raise ValueError(f"pairs must be one of {PAIRS}, got {pairs!r}")
+    if "clipped_row_lse" in stats and not (clip is not None and clip > 0):
+        raise ValueError(f"clip must be a positive number where clipped_row_lse is wanted, got {clip}")
+    if memory_budget <= 0:
+        raise ValueError(f"memory_budget must be a positive number of bytes, got {memory_budget}")
 
 
 def statistics(
@@ -139,61 +143,62 @@ def statistics(
     biases: Sequence[Tensor],
     *,
     activation: str = "relu",
-    stats: Sequence[str] = STATISTICS,
+    output: str = "identity",
+    stats: Sequence[str] = ("positive", "row_lse"),
     pairs: str = "all",
+    clip: float | None = None,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
     backend: str | None = None,
 ) -> Statistics:
     """Statistics of S[i, j] = MLP([x_i, y_j]) over all pairs, without keeping S or the activations.
 
-    x [*, B, Dx], y [*, N, Dy]; `weights` from the first layer [H_1, Dx + Dy] to the last [1, H_k], `biases`
-    [H_1] to [1], as `torch.nn.Linear` keeps them, or all of them with a leading group dimension [G, ...] for
-    x [G, B, Dx]. At least one hidden layer; `activation` is relu, tanh, sigmoid, elu, gelu or silu. `stats`
-    names what is wanted of `positive` [*, B], `row_lse` [*, B], `col_lse` [*, N] and `row_sum` [*, B];
-    `pairs` is "all" or "off_diagonal". `positive` and off-diagonal pairs need N = B.
+    x [*, B, Dx], y [*, N, Dy]; `weights` from the first layer [H_1, Dx + Dy] to the last [1, H_k], `biases` [H_1] to
+    [1], as `torch.nn.Linear` keeps them, or all of them with a leading group dimension [G, ...] for x [G, B, Dx]. At
+    least one hidden layer; `activation` is relu, leaky_relu (slope 0.01), tanh, sigmoid, elu, gelu or silu, and
+    `output` "identity" or "softplus". `stats` names what is wanted of `positive` [*, B], `row_lse` [*, B], `col_lse`
+    [*, N], `row_sum` [*, B], `row_softplus` [*, B] (sums of log(1 + exp S)) and `clipped_row_lse` [*, B], the log-sum
+    of scores clamped to [-clip, clip], which carries no gradient. `pairs` is "all" or "off_diagonal". `positive` and
+    off-diagonal pairs need N = B.
 
-    Scores are in nats when a bound reads them as log-densities. Statistics are fp32 (fp64 for fp64 inputs).
-    Under autocast the layers run in its dtype. Second derivatives exist and materialise the scores.
+    Scores are in nats when a bound reads them as log-densities. Statistics are fp32 (fp64 for fp64 inputs). Under
+    autocast the layers run in its dtype. Second derivatives exist and materialise the scores.
 
-    Cost, with M = 2 B N sum_l H_l H_{l+1} per group and k - 1 square layers in the sum: M FLOPs forward and 3
-    M backward, activations of at most `memory_budget` bytes at a time (at least one row's). When the
-    activations of all pairs fit `memory_budget` and a gradient is wanted, they are kept instead and the
-    backward costs 2 M.
+    Cost, with M = 2 B N H_1 H_2 per group and two hidden layers: M FLOPs forward and 2 M backward where the compiled
+    backend may keep one bit per pair and unit of the second layer (B N H_2 / 8 bytes) and one score per pair within
+    `memory_budget`; 3 M backward otherwise. One hidden layer: O(B N H), nothing is kept. Deeper critics run in row
+    chunks of plain torch with activations of at most `memory_budget` bytes at a time. With
+    `torch.set_float32_matmul_precision("medium")`, or bf16 inputs, the compiled backend multiplies 16-bit tiles and
+    accumulates in fp32, where the CPU can.
 
-    Raises ValueError for empty batches, wrong widths, mixed devices or dtypes, unknown names, and
-    RuntimeError for a named backend that cannot run.
+    Raises ValueError for empty batches, wrong widths, mixed devices or dtypes, unknown names, and RuntimeError for a
+    named backend that cannot run.
     """
-    unknown = [s for s in stats if s not in STATISTICS]
-    if isinstance(stats, str) or unknown or not stats:
-        raise ValueError(f"stats must be a non-empty sequence out of {STATISTICS}, got {stats!r}")
-    if pairs not in PAIRS:
-        raise ValueError(f"pairs must be one of {PAIRS}, got {pairs!r}")
-    if memory_budget <= 0:
-        raise ValueError(f"memory_budget must be a positive number of bytes, got {memory_budget}")
+    _check_request(stats, pairs, clip, memory_budget)
     off_diagonal = pairs == "off_diagonal"
-    u, v, later, later_biases = _prepare(x, y, weights, biases, activation)
+    u, v, later, later_biases = _prepare(x, y, weights, biases, activation, output)
     if (off_diagonal or "positive" in stats) and u.shape[1] != v.shape[1]:
         raise ValueError(
-            f"y must have as many samples as x ({u.shape[1]}) for positives or off-diagonal pairs, "
-            f"got {v.shape[1]}"
+            f"y must have as many samples as x ({u.shape[1]}) for positives or off-diagonal pairs, got {v.shape[1]}"
         )
-    name = _backend(x.device.type, backend)
+    name = _backend(x.device, backend, len(weights))
+    score = (activation, output, off_diagonal)
     found: tuple[Tensor, ...]
     if tuple(stats) == ("positive",):
-        found = _pairwise(u, v, later, later_biases, activation)
-    elif name == "reference":
-        found = reference.statistics(u, v, later, later_biases, activation, off_diagonal)
+        found = (reference.apply_layers(u + v, later, later_biases, activation, output),)
+    elif name == "reference" or (name == "chunked" and chunked.fits(u, v, later, later_biases, memory_budget)):
+        found = reference.statistics(u, v, later, later_biases, *score, clip)
     else:
-        found = chunked.statistics(
+        bits = sum(bit for s, bit in BITS.items() if s in stats)
+        found = autograd.statistics(
             u,
             v,
             later,
             later_biases,
-            activation,
-            off_diagonal,
-            row_lse="row_lse" in stats,
-            col_lse="col_lse" in stats,
+            score,
+            stats=bits,
+            clip=clip or 0.0,
             memory_budget=memory_budget,
+            backend=name,
         )
     lead = x.shape[:-2]
     return Statistics(

@@ -3,8 +3,8 @@
 A tile is a range of groups times a range of rows against all N columns. Forward keeps the statistics alone;
 `col_lse` is carried across row tiles by logaddexp. Backward recomputes the activations of a tile, forms
 
-    dS[i, j] = [pair counts] (g_row_i exp(S - row_lse_i) + g_col_j exp(S - col_lse_j) + g_sum_i) + [i = j]
-    g_pos_i
+    dS[i, j] = [pair counts] (g_row_i exp(S - row_lse_i) + g_col_j exp(S - col_lse_j) + g_sum_i + g_soft_i sigmoid S)
+               + [i = j] g_pos_i
 
 and walks the layers back. With M = 2 G B N sum_l H_l H_{l+1}: M FLOPs forward, 3 M backward (2 M when the
 parameters need no gradient). Activations of one tile take at most `memory_budget` bytes, or one row's N sum_l
@@ -15,21 +15,31 @@ fp32.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .activations import ACTIVATIONS
-from .reference import statistics as reference_statistics
-from .schema import BACKWARD, FORWARD, accumulator
+from .reference import softplus
+from .schema import CLIPPED_ROW_LSE, COL_LSE, ROW_LSE, ROW_SOFTPLUS, accumulator
 
 Tile = tuple[slice, slice]
+# Of positive, row_lse, col_lse, row_sum, row_softplus; None where nothing flows back.
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 def activation_bytes(u: Tensor, v: Tensor, weights: Sequence[Tensor]) -> int:
     """Bytes of all hidden activations of all pairs."""
     return u.shape[0] * u.shape[1] * v.shape[1] * sum(w.shape[2] for w in weights) * u.element_size()
+
+
+def fits(
+    u: Tensor, v: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], memory_budget: int
+) -> bool:
+    """Whether a gradient is wanted and the activations of all pairs fit: ordinary autograd then keeps them, which saves
+    the recompute (3 M FLOPs instead of 4 M)."""
+    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (u, v, *weights, *biases))
+    return differentiated and activation_bytes(u, v, weights) <= memory_budget
 
 
 def _tiles(u: Tensor, v: Tensor, weights: Sequence[Tensor], memory_budget: int) -> Iterator[Tile]:
@@ -84,67 +94,67 @@ def _diagonal_mask(rows: slice, columns: int, device: torch.device) -> Tensor:
     return index.unsqueeze(1) == torch.arange(columns, device=device)
 
 
-@torch.library.impl(FORWARD, "CompositeExplicitAutograd")
 def forward(
     u: Tensor,
     v: Tensor,
     weights: list[Tensor],
     biases: list[Tensor],
     activation: str,
+    output: str,
     off_diagonal: bool,
-    row_lse: bool,
-    col_lse: bool,
+    stats: int,
+    clip: float,
     memory_budget: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The statistics of schema.py; a log-sum that is not wanted comes back empty."""
+) -> tuple[Tensor, ...]:
+    """The six statistics of schema.py; what is not wanted comes back empty."""
     (groups, n_rows), n_columns = u.shape[:2], v.shape[1]
     square = n_rows == n_columns
     dtype = accumulator(u.dtype)
-    positive = u.new_empty((groups, n_rows if square else 0), dtype=dtype)
-    rows_out = u.new_empty((groups, n_rows if row_lse else 0), dtype=dtype)
-    columns_out = u.new_full((groups, n_columns if col_lse else 0), -torch.inf, dtype=dtype)
-    sums = u.new_empty((groups, n_rows), dtype=dtype)
+    rows = lambda wanted: u.new_empty((groups, n_rows if wanted else 0), dtype=dtype)  # noqa: E731
+    positive, row_lse, sums = rows(square), rows(stats & ROW_LSE), rows(True)
+    soft, clipped = rows(stats & ROW_SOFTPLUS), rows(stats & CLIPPED_ROW_LSE)
+    col_lse = u.new_full((groups, n_columns if stats & COL_LSE else 0), -torch.inf, dtype=dtype)
     with torch.autocast(u.device.type, enabled=False):
         for g, r in _tiles(u, v, weights, memory_budget):
-            s, _ = _tile_scores(
-                u[g, r], v[g], _of_groups(weights, g), _of_groups(biases, g), activation, keep=False
-            )
+            s, _ = _tile_scores(u[g, r], v[g], _of_groups(weights, g), _of_groups(biases, g), activation, keep=False)
+            if output == "softplus":
+                s = softplus(s)
             if square:
                 positive[g, r] = s.diagonal(r.start, dim1=1, dim2=2)
-            if off_diagonal:
-                mask = _diagonal_mask(r, n_columns, u.device)
-                sums[g, r] = s.masked_fill(mask, 0).sum(2)
-                s = s.masked_fill_(mask, -torch.inf)
-            else:
-                sums[g, r] = s.sum(2)
-            if row_lse:
-                rows_out[g, r] = s.logsumexp(2)
-            if col_lse:
-                columns_out[g] = torch.logaddexp(columns_out[g], s.logsumexp(1))
-    return positive, rows_out, columns_out, sums
+            mask = _diagonal_mask(r, n_columns, u.device) if off_diagonal else None
+            counted = lambda t, fill, m=mask: t if m is None else t.masked_fill(m, fill)  # noqa: E731
+            sums[g, r] = counted(s, 0).sum(2)
+            if stats & ROW_SOFTPLUS:
+                soft[g, r] = counted(softplus(s), 0).sum(2)
+            if stats & CLIPPED_ROW_LSE:
+                clipped[g, r] = counted(s.clamp(-clip, clip), -torch.inf).logsumexp(2)
+            s = counted(s, -torch.inf)
+            if stats & ROW_LSE:
+                row_lse[g, r] = s.logsumexp(2)
+            if stats & COL_LSE:
+                col_lse[g] = torch.logaddexp(col_lse[g], s.logsumexp(1))
+    return positive, row_lse, col_lse, sums, soft, clipped
 
 
 def _score_gradient(
-    s: Tensor,
-    row_lse: Tensor,
-    col_lse: Tensor,
-    grads: tuple[Tensor, Tensor, Tensor, Tensor],
-    rows: slice,
-    off: bool,
+    raw: Tensor, output: str, row_lse: Tensor | None, col_lse: Tensor | None, grads: Gradients, rows: slice, off: bool
 ) -> Tensor:
-    """dS [g, R, N]; empty statistics contribute nothing."""
-    g_positive, g_row, g_col, g_sum = grads
-    ds = g_sum.unsqueeze(2).expand_as(s).clone()
-    if row_lse.shape[1]:
+    """dS [g, R, N] with respect to the scores before the output activation."""
+    g_positive, g_row, g_col, g_sum, g_soft = grads
+    s = softplus(raw) if output == "softplus" else raw
+    ds = torch.zeros_like(s) if g_sum is None else g_sum.unsqueeze(2).expand_as(s).clone()
+    if g_row is not None and row_lse is not None:
         ds.addcmul_((s - row_lse.unsqueeze(2)).exp_(), g_row.unsqueeze(2))
-    if col_lse.shape[1]:
+    if g_col is not None and col_lse is not None:
         ds.addcmul_((s - col_lse.unsqueeze(1)).exp_(), g_col.unsqueeze(1))
+    if g_soft is not None:
+        ds.addcmul_(s.sigmoid(), g_soft.unsqueeze(2))
     if off:
         # Set, not multiplied: over no pair the exponentials above are infinite.
         ds.masked_fill_(_diagonal_mask(rows, s.shape[2], s.device), 0)
-    if g_positive.shape[1]:
+    if g_positive is not None:
         ds.diagonal(rows.start, dim1=1, dim2=2).add_(g_positive)
-    return ds
+    return ds.mul_(raw.sigmoid()) if output == "softplus" else ds
 
 
 def _weight_gradient(dz: Tensor, h: Tensor, shared: bool) -> Tensor:
@@ -198,20 +208,17 @@ def _tile_backward(
     return dz if scale is None else dz.float().mul_(scale)
 
 
-@torch.library.impl(BACKWARD, "CompositeExplicitAutograd")
 def backward(
     u: Tensor,
     v: Tensor,
     weights: list[Tensor],
     biases: list[Tensor],
-    row_lse: Tensor,
-    col_lse: Tensor,
-    grad_positive: Tensor,
-    grad_row_lse: Tensor,
-    grad_col_lse: Tensor,
-    grad_row_sum: Tensor,
     activation: str,
+    output: str,
     off_diagonal: bool,
+    row_lse: Tensor | None,
+    col_lse: Tensor | None,
+    gradients: Gradients,
     need_parameters: bool,
     memory_budget: int,
 ) -> list[Tensor]:
@@ -219,16 +226,19 @@ def backward(
     dtype = accumulator(u.dtype)
     du = torch.empty(u.shape, dtype=dtype, device=u.device)
     dv = torch.zeros(v.shape, dtype=dtype, device=v.device)
-    d_weights = (
-        [torch.zeros(w.shape, dtype=dtype, device=w.device) for w in weights] if need_parameters else []
-    )
-    d_biases = [torch.zeros(b.shape, dtype=dtype, device=b.device) for b in biases] if need_parameters else []
+    zeros = lambda t: torch.zeros(t.shape, dtype=dtype, device=t.device)  # noqa: E731
+    d_weights = [zeros(w) for w in weights] if need_parameters else []
+    d_biases = [zeros(b) for b in biases] if need_parameters else []
+    by_row = lambda t, g, r: None if t is None else t[g, r]  # noqa: E731
+    by_group = lambda t, g: None if t is None else t[g]  # noqa: E731
+    g_positive, g_row, g_col, g_sum, g_soft = gradients
     with torch.autocast(u.device.type, enabled=False):
         for g, r in _tiles(u, v, weights, memory_budget):
             tile_weights = _of_groups(weights, g)
             s, kept = _tile_scores(u[g, r], v[g], tile_weights, _of_groups(biases, g), activation, keep=True)
-            grads = (grad_positive[g, r], grad_row_lse[g, r], grad_col_lse[g], grad_row_sum[g, r])
-            ds = _score_gradient(s, row_lse[g, r], col_lse[g], grads, r, off_diagonal)
+            rows = (by_row(g_positive, g, r), by_row(g_row, g, r))
+            grads = (*rows, by_group(g_col, g), by_row(g_sum, g, r), by_row(g_soft, g, r))
+            ds = _score_gradient(s, output, by_row(row_lse, g, r), by_group(col_lse, g), grads, r, off_diagonal)
             # Slices of the accumulators: `+=` on them writes through.
             dz = _tile_backward(
                 ds, kept, tile_weights, activation, _of_groups(d_weights, g), _of_groups(d_biases, g)
@@ -238,106 +248,3 @@ def backward(
     parameters = [*d_weights, *d_biases]
     inputs = [*weights, *biases][: len(parameters)]
     return [d.to(t.dtype) for d, t in zip((du, dv, *parameters), (u, v, *inputs), strict=True)]
-
-
-def _differentiable_gradients(
-    tensors: Sequence[Tensor],
-    needed: Sequence[bool],
-    grads: Sequence[Tensor],
-    activation: str,
-    off_diagonal: bool,
-) -> list[Tensor | None]:
-    """First-order gradients that can be differentiated again; materialises the scores."""
-    n = (len(tensors) - 2) // 2
-    # Aliases: a tensor that serves twice must not collect the sum of both gradients.
-    u, v, *parameters = aliases = [t.view_as(t) for t in tensors]
-    outputs = reference_statistics(u, v, parameters[:n], parameters[n:], activation, off_diagonal)
-    used = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.shape == g.shape and o.numel()]
-    targets = [a for a, need in zip(aliases, needed, strict=True) if need]
-    found = iter(
-        torch.autograd.grad(
-            [o for o, _ in used], targets, [g for _, g in used], create_graph=True, allow_unused=True
-        )
-    )
-    return [next(found) if need else None for need in needed]
-
-
-class _Statistics(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        activation: str,
-        off_diagonal: bool,
-        row_lse: bool,
-        col_lse: bool,
-        memory_budget: int,
-        n: int,
-        u: Tensor,
-        v: Tensor,
-        *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        weights, biases = list(parameters[:n]), list(parameters[n:])
-        outputs = torch.ops.mi_kernels.mlp_critic_forward(
-            u, v, weights, biases, activation, off_diagonal, row_lse, col_lse, memory_budget
-        )
-        ctx.save_for_backward(u, v, outputs[1], outputs[2], *parameters)
-        ctx.n = n
-        ctx.activation, ctx.off_diagonal, ctx.memory_budget = activation, off_diagonal, memory_budget
-        return outputs
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        u, v, row_lse, col_lse, *parameters = ctx.saved_tensors
-        needed = ctx.needs_input_grad[6:]
-        none = (None,) * 6
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            tensors = (u, v, *parameters)
-            return *none, *_differentiable_gradients(tensors, needed, grads, ctx.activation, ctx.off_diagonal)
-        weights, biases = parameters[: ctx.n], parameters[ctx.n :]
-        need_parameters = any(needed[2:])
-        g_positive, g_row, g_col, g_sum = grads
-        found = torch.ops.mi_kernels.mlp_critic_backward(
-            u,
-            v,
-            weights,
-            biases,
-            row_lse,
-            col_lse,
-            g_positive,
-            g_row,
-            g_col,
-            g_sum,
-            ctx.activation,
-            ctx.off_diagonal,
-            need_parameters,
-            ctx.memory_budget,
-        )
-        if not need_parameters:
-            return *none, found[0], found[1], *((None,) * len(parameters))
-        return *none, *found
-
-
-def statistics(
-    u: Tensor,
-    v: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    activation: str,
-    off_diagonal: bool,
-    *,
-    row_lse: bool,
-    col_lse: bool,
-    memory_budget: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Differentiable statistics in row chunks; when everything fits one chunk and a gradient will be asked
-    for, the activations of that chunk are kept by ordinary autograd, which saves the recompute (3 M FLOPs
-    instead of 4 M).
-    """
-    tensors = (u, v, *weights, *biases)
-    will_differentiate = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if will_differentiate and activation_bytes(u, v, weights) <= memory_budget:
-        return reference_statistics(u, v, weights, biases, activation, off_diagonal)
-    out: tuple[Tensor, Tensor, Tensor, Tensor] = _Statistics.apply(
-        activation, off_diagonal, row_lse, col_lse, memory_budget, len(weights), *tensors
-    )
-    return out

@@ -1,22 +1,29 @@
-"""Names, statistics and operator schemas of `mlp_critic`.
+"""Names, statistics and operator schemas of `mlp_critic`. Imports torch alone.
 
 The score of a pair is a multilayer perceptron on the concatenation of both sides,
 
-    S[i, j] = w . act(W_k ... act(W_2 act(u_i + v_j) + b_2) ... + b_k) + b
+    S[i, j] = out(w . act(W_k ... act(W_2 act(u_i + v_j) + b_2) ... + b_k) + b)
 
-whose first layer is separable: `u = x W_x^T`, `v = y W_y^T + b_1` with `W_1 = [W_x, W_y]`. Operators start
-from u and v, which cost O(B D H), and reduce S to the statistics
+whose first layer is separable: `u = x W_x^T`, `v = y W_y^T + b_1` with `W_1 = [W_x, W_y]`; `out` is the identity or
+softplus. Operators start from u and v, which cost O(B D H), and reduce S to the statistics
 
-    positive [G, B]   S[i, i]; empty ([G, 0]) when S is not square
-    row_lse  [G, B]   log sum_j exp S[i, j]
-    col_lse  [G, N]   log sum_i exp S[i, j]
-    row_sum  [G, B]   sum_j S[i, j]
+    positive [G, B]          S[i, i]; empty ([G, 0]) when S is not square
+    row_lse [G, B]           log sum_j exp S[i, j]
+    col_lse [G, N]           log sum_i exp S[i, j]
+    row_sum [G, B]           sum_j S[i, j]
+    row_softplus [G, B]      sum_j softplus S[i, j]
+    clipped_row_lse [G, B]   log sum_j exp clamp(S[i, j], -clip, clip); a value without a gradient
 
-over all pairs or over pairs with i != j (`positive` is the diagonal either way). Over no pair at all (B = 1
-off the diagonal) the two log-sums are -inf and the sum is 0; their gradients are 0.
+over all pairs or over pairs with i != j (`positive` is the diagonal either way). Over no pair at all (B = 1 off the
+diagonal) the log-sums are -inf and the sums are 0; their gradients are 0.
 
-Shapes: u [G, B, H_1], v [G, N, H_1]; `weights[l]` [1 or G, H_{l+2}, H_{l+1}], the last [1 or G, 1, H_k];
-`biases[l]` [1 or G, H_{l+2}]. Statistics are fp32 for 16- and 32-bit inputs and fp64 for fp64.
+Shapes: u [G, B, H_1], v [G, N, H_1]; `weights[l]` [1 or G, H_{l+2}, H_{l+1}], the last [1 or G, 1, H_k]; `biases[l]`
+[1 or G, H_{l+2}]. Statistics are fp32 for 16- and 32-bit inputs and fp64 for fp64. Bits of `stats` ask for the four
+log-sums and softplus sums; what is not asked for comes back empty ([G, 0]).
+
+With `keep`, a forward returns for the backward the scores before `out` and one bit for each unit of the second hidden
+layer, both in tiles of R x C pairs: `kept_scores` [G, row tiles, column tiles, R C] and `kept_masks` [G, row tiles,
+column tiles, ceil(H_2 / 32), R C] int32. Without it both are empty and the backward runs the forward again.
 """
 
 from __future__ import annotations
@@ -27,11 +34,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-STATISTICS = ("positive", "row_lse", "col_lse", "row_sum")
+STATISTICS = ("positive", "row_lse", "col_lse", "row_sum", "row_softplus", "clipped_row_lse")
 PAIRS = ("all", "off_diagonal")
+OUTPUTS = ("identity", "softplus")
+ROW_LSE, COL_LSE, ROW_SOFTPLUS, CLIPPED_ROW_LSE = 1, 2, 4, 8
+BITS = {"row_lse": ROW_LSE, "col_lse": COL_LSE, "row_softplus": ROW_SOFTPLUS, "clipped_row_lse": CLIPPED_ROW_LSE}
 
-FORWARD = "mi_kernels::mlp_critic_forward"
-BACKWARD = "mi_kernels::mlp_critic_backward"
+library = torch.library.Library("mi_kernels", "FRAGMENT")
+_critic = "Tensor u, Tensor v, Tensor[] weights, Tensor[] biases"
+_score = "str activation, str output, bool off_diagonal"
+library.define(
+    f"mlp_critic_forward({_critic}, {_score}, int stats, float clip, bool keep, SymInt memory_budget, str backend) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+library.define(
+    f"mlp_critic_backward({_critic}, {_score}, Tensor row_lse, Tensor col_lse, Tensor? grad_positive, "
+    "Tensor? grad_row_lse, Tensor? grad_col_lse, Tensor? grad_row_sum, Tensor? grad_row_softplus, Tensor kept_scores, "
+    "Tensor kept_masks, bool need_parameters, SymInt memory_budget, str backend) -> Tensor[]"
+)
 
 
 class Statistics(NamedTuple):
@@ -41,6 +61,8 @@ class Statistics(NamedTuple):
     row_lse: Tensor | None = None
     col_lse: Tensor | None = None
     row_sum: Tensor | None = None
+    row_softplus: Tensor | None = None
+    clipped_row_lse: Tensor | None = None
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -48,58 +70,49 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-torch.library.define(
-    FORWARD,
-    "(Tensor u, Tensor v, Tensor[] weights, Tensor[] biases, str activation, bool off_diagonal, "
-    "bool row_lse, bool col_lse, int memory_budget) "
-    "-> (Tensor positive, Tensor row_lse, Tensor col_lse, Tensor row_sum)",
-)
-torch.library.define(
-    BACKWARD,
-    "(Tensor u, Tensor v, Tensor[] weights, Tensor[] biases, Tensor row_lse, Tensor col_lse, "
-    "Tensor grad_positive, Tensor grad_row_lse, Tensor grad_col_lse, Tensor grad_row_sum, "
-    "str activation, bool off_diagonal, bool need_parameters, int memory_budget) -> Tensor[]",
-)
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
 
 
-@torch.library.register_fake(FORWARD)
+def tiling(rows: int, columns: int) -> tuple[int, int, int, int]:
+    """(R, C, row tiles, column tiles) of the CPU kernels: at most 64 columns, a multiple of 16, and about 64 pairs."""
+    column_tiles = _ceil(columns, 64)
+    c = 16 * _ceil(_ceil(columns, column_tiles), 16)
+    r = 64 // c
+    return r, c, _ceil(rows, r), column_tiles
+
+
+def kept_shapes(u: Tensor, v: Tensor, weights: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of `kept_scores` and `kept_masks`."""
+    r, c, row_tiles, column_tiles = tiling(u.shape[1], v.shape[1])
+    lead = (u.shape[0], row_tiles, column_tiles)
+    return (*lead, r * c), (*lead, _ceil(weights[0].shape[1], 32), r * c)
+
+
+@torch.library.register_fake("mi_kernels::mlp_critic_forward", lib=library)
 def _forward_fake(
-    u: Tensor,
-    v: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    activation: str,
-    off_diagonal: bool,
-    row_lse: bool,
-    col_lse: bool,
-    memory_budget: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    u, v, weights, biases, activation, output, off_diagonal, stats, clip, keep, memory_budget, backend
+) -> tuple[Tensor, ...]:
     groups, rows, columns = u.shape[0], u.shape[1], v.shape[1]
     dtype = accumulator(u.dtype)
+    lengths = (
+        rows if rows == columns else 0,
+        rows if stats & ROW_LSE else 0,
+        columns if stats & COL_LSE else 0,
+        rows,
+        rows if stats & ROW_SOFTPLUS else 0,
+        rows if stats & CLIPPED_ROW_LSE else 0,
+    )
+    scores, masks = kept_shapes(u, v, weights) if keep else ((0,), (0,))
     return (
-        u.new_empty((groups, rows if rows == columns else 0), dtype=dtype),
-        u.new_empty((groups, rows if row_lse else 0), dtype=dtype),
-        u.new_empty((groups, columns if col_lse else 0), dtype=dtype),
-        u.new_empty((groups, rows), dtype=dtype),
+        *(u.new_empty((groups, n), dtype=dtype) for n in lengths),
+        u.new_empty(scores, dtype=dtype),
+        u.new_empty(masks, dtype=torch.int32),
     )
 
 
-@torch.library.register_fake(BACKWARD)
-def _backward_fake(
-    u: Tensor,
-    v: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    row_lse: Tensor,
-    col_lse: Tensor,
-    grad_positive: Tensor,
-    grad_row_lse: Tensor,
-    grad_col_lse: Tensor,
-    grad_row_sum: Tensor,
-    activation: str,
-    off_diagonal: bool,
-    need_parameters: bool,
-    memory_budget: int,
-) -> list[Tensor]:
+@torch.library.register_fake("mi_kernels::mlp_critic_backward", lib=library)
+def _backward_fake(u, v, weights, biases, *rest) -> list[Tensor]:
+    need_parameters = rest[-3]
     parameters = [*weights, *biases] if need_parameters else []
     return [t.new_empty(t.shape) for t in (u, v, *parameters)]

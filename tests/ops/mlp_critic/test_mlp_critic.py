@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.mlp_critic import api
+from mi_kernels.backends import extension_status
+from mi_kernels.ops.mlp_critic import api, dispatch
 from mi_kernels.ops.mlp_critic.activations import ACTIVATIONS
-from mi_kernels.ops.mlp_critic.schema import STATISTICS
+from mi_kernels.ops.mlp_critic.schema import COL_LSE, ROW_LSE, STATISTICS
+
+BACKENDS = ["chunked", *(["cpu"] if extension_status() == "available" else [])]
 
 TINY = 600  # bytes: a row or two of the shapes below
 SHAPES = [  # groups, B, N, grouped weights
@@ -48,6 +51,7 @@ def run(tensors: list[Tensor], layers: int, **options: object) -> list[Tensor]:
     x, y, *rest = tensors
     square = x.shape[-2] == y.shape[-2]
     options.setdefault("stats", STATISTICS if square else STATISTICS[1:])
+    options.setdefault("clip", 0.1)
     found = api.statistics(x, y, rest[:layers], rest[layers:], **options)  # type: ignore[arg-type]
     return [t for t in found if t is not None]
 
@@ -55,12 +59,13 @@ def run(tensors: list[Tensor], layers: int, **options: object) -> list[Tensor]:
 def values_and_gradients(tensors: list[Tensor], layers: int, **options: object) -> list[Tensor]:
     leaves = [t.detach().requires_grad_() for t in tensors]
     found = run(leaves, layers, **options)
+    differentiable = [t for t in found if t.requires_grad]
     generator = torch.Generator().manual_seed(3)
     total = sum(
         (
             t.where(t.isfinite(), t.detach() * 0) * torch.randn(t.shape, generator=generator, dtype=t.dtype)
         ).nansum()
-        for t in found
+        for t in differentiable
     )
     return found + list(torch.autograd.grad(total, leaves))  # type: ignore[arg-type]
 
@@ -163,19 +168,22 @@ def test_frozen_parameters_get_no_gradient() -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("off_diagonal", [False, True])
-def test_operators_pass_opcheck(off_diagonal: bool) -> None:
+def test_operators_pass_opcheck(off_diagonal: bool, backend: str) -> None:
     u, v = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
     weights, biases = [torch.randn(1, 3, 4), torch.randn(2, 1, 3)], [torch.randn(1, 3), torch.randn(2, 1)]
     ops = torch.ops.mi_kernels
-    arguments = (u, v, weights, biases, "relu", off_diagonal, True, True, 100)
-    torch.library.opcheck(ops.mlp_critic_forward.default, arguments)
-    positive, row_lse, col_lse, row_sum = ops.mlp_critic_forward(*arguments)
-    for need in (True, False):
-        given = (u, v, weights, biases, row_lse, col_lse, positive, row_lse, col_lse, row_sum)
-        torch.library.opcheck(ops.mlp_critic_backward.default, (*given, "relu", off_diagonal, need, 100))
+    critic = (u, v, weights, biases, "relu", "identity", off_diagonal)
+    for keep in (False, backend == "cpu"):
+        arguments = (*critic, ROW_LSE | COL_LSE, 1.0, keep, 100, backend)
+        torch.library.opcheck(ops.mlp_critic_forward.default, arguments)
+        positive, row_lse, col_lse, row_sum, _, _, *kept = ops.mlp_critic_forward(*arguments)
+        for need in (True, False):
+            given = (*critic, row_lse, col_lse, positive, row_lse, None, row_sum, row_sum, *kept, need, 100, backend)
+            torch.library.opcheck(ops.mlp_critic_backward.default, given)
     if not off_diagonal:
-        rectangular = (u, v[:, :3], weights, biases, "gelu", False, False, False, 1)
+        rectangular = (u, v[:, :3], weights, biases, "gelu", "softplus", False, 0, 1.0, False, 1, backend)
         torch.library.opcheck(ops.mlp_critic_forward.default, rectangular)
 
 
@@ -308,7 +316,7 @@ def test_bad_arguments_are_named(change: dict, message: str) -> None:
 
 
 def test_a_backend_without_this_critic_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "resolve", lambda op, device, name: name)
+    monkeypatch.setattr(dispatch, "resolve", lambda op, device, name: name)
     tensors, layers = problem(None, 3, 3, False, (4,))
     with pytest.raises(RuntimeError, match="has no mlp_critic"):
         run(tensors, layers, backend="triton")

@@ -1,0 +1,75 @@
+"""Runs the MLP critic's operators on a backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...backends import requested_backend, resolve
+from . import chunked
+from .schema import library
+
+BACKENDS = ("reference", "chunked", "cpu")
+
+
+def backend_for(device: torch.device, requested: str | None, layers: int) -> str:
+    """The backend that scores a critic of `layers` layers on `device`; raises RuntimeError for a named one that has no
+    kernel for it."""
+    if layers > 3 and requested is None and requested_backend() is None:
+        return "chunked"
+    name = resolve("mlp_critic", device, requested)
+    if name == "cpu" and not hasattr(torch.ops.mi_kernels_cpu, "mlp_critic_forward"):
+        return "chunked"
+    if name == "cpu" and layers > 3:
+        raise RuntimeError(
+            f"backend 'cpu' was asked for and scores critics of one or two hidden layers, got {layers - 1}"
+        )
+    if name not in BACKENDS:
+        if requested is None and requested_backend() is None:
+            return "chunked"
+        raise RuntimeError(f"backend {name!r} was asked for and has no mlp_critic; it has {', '.join(BACKENDS)}")
+    return name
+
+
+def _forward(
+    u, v, weights, biases, activation, output, off_diagonal, stats, clip, keep, memory_budget, backend
+) -> tuple[Tensor, ...]:
+    critic = (u, v, weights, biases, activation, output, off_diagonal)
+    if backend == "cpu":
+        return torch.ops.mi_kernels_cpu.mlp_critic_forward(*critic, stats, clip, keep)
+    found = chunked.forward(*critic, stats, clip, memory_budget)
+    return *found, found[0].new_empty(0), u.new_empty(0, dtype=torch.int32)
+
+
+def _backward(
+    u,
+    v,
+    weights,
+    biases,
+    activation,
+    output,
+    off_diagonal,
+    row_lse,
+    col_lse,
+    grad_positive,
+    grad_row_lse,
+    grad_col_lse,
+    grad_row_sum,
+    grad_row_softplus,
+    kept_scores,
+    kept_masks,
+    need_parameters,
+    memory_budget,
+    backend,
+) -> list[Tensor]:
+    critic = (u, v, weights, biases, activation, output, off_diagonal, row_lse, col_lse)
+    gradients = (grad_positive, grad_row_lse, grad_col_lse, grad_row_sum, grad_row_softplus)
+    if backend == "cpu":
+        kept = (kept_scores, kept_masks)
+        return torch.ops.mi_kernels_cpu.mlp_critic_backward(*critic, *gradients, *kept, need_parameters)
+    return chunked.backward(*critic, gradients, need_parameters, memory_budget)
+
+
+for _key in ("CPU", "CUDA"):
+    library.impl("mlp_critic_forward", _forward, _key)
+    library.impl("mlp_critic_backward", _backward, _key)
