@@ -10,34 +10,45 @@ namespace mk {
 
 constexpr int64_t kBlock = 64;  // columns of a tile: four AVX-512 registers of floats
 
-// B and C hold rows of kBlock elements. Four rows of C are kept in registers.
-#define MK_PLAIN_GEMM(T)                                                                                     \
-  MK_CLONES inline void plain_gemm(int64_t m, int64_t k, int64_t lda, bool add, const T* a, const T* b, T* c) { \
-    int64_t i = 0;                                                                                           \
-    for (; i + 2 <= m; i += 2) {                                                                             \
-      T s0[kBlock], s1[kBlock];                                                                              \
-      for (int64_t j = 0; j < kBlock; ++j) s0[j] = add ? c[i * kBlock + j] : T(0);                           \
-      for (int64_t j = 0; j < kBlock; ++j) s1[j] = add ? c[(i + 1) * kBlock + j] : T(0);                     \
-      for (int64_t p = 0; p < k; ++p) {                                                                      \
-        const T a0 = a[i * lda + p], a1 = a[(i + 1) * lda + p];                                              \
-        for (int64_t j = 0; j < kBlock; ++j) {                                                               \
-          s0[j] += a0 * b[p * kBlock + j];                                                                   \
-          s1[j] += a1 * b[p * kBlock + j];                                                                   \
-        }                                                                                                    \
-      }                                                                                                      \
-      for (int64_t j = 0; j < kBlock; ++j) c[i * kBlock + j] = s0[j];                                        \
-      for (int64_t j = 0; j < kBlock; ++j) c[(i + 1) * kBlock + j] = s1[j];                                  \
-    }                                                                                                        \
-    for (; i < m; ++i) {                                                                                     \
-      T s0[kBlock];                                                                                          \
-      for (int64_t j = 0; j < kBlock; ++j) s0[j] = add ? c[i * kBlock + j] : T(0);                           \
-      for (int64_t p = 0; p < k; ++p)                                                                        \
-        for (int64_t j = 0; j < kBlock; ++j) s0[j] += a[i * lda + p] * b[p * kBlock + j];                    \
-      for (int64_t j = 0; j < kBlock; ++j) c[i * kBlock + j] = s0[j];                                        \
-    }                                                                                                        \
+// Two rows of W columns of C are kept in registers.
+namespace body {
+template <int64_t W, class T>
+MK_INLINE void plain_block(int64_t m, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const T* a, const T* b,
+                           T* c) {
+  for (int64_t i = 0; i < m; i += 2) {
+    const int64_t second = i + 1 < m ? 1 : 0;  // an odd last row is computed twice
+    const T *a0 = a + i * lda, *a1 = a0 + second * lda;
+    T *c0 = c + i * ldc, *c1 = c0 + second * ldc;
+    T s0[W], s1[W];
+    for (int64_t j = 0; j < W; ++j) s0[j] = add ? c0[j] : T(0);
+    for (int64_t j = 0; j < W; ++j) s1[j] = add ? c1[j] : T(0);
+    for (int64_t p = 0; p < k; ++p) {
+      const T x0 = a0[p], x1 = a1[p];
+      for (int64_t j = 0; j < W; ++j) {
+        s0[j] += x0 * b[p * ldb + j];
+        s1[j] += x1 * b[p * ldb + j];
+      }
+    }
+    for (int64_t j = 0; j < W; ++j) c0[j] = s0[j];
+    for (int64_t j = 0; j < W; ++j) c1[j] = s1[j];
   }
-static MK_PLAIN_GEMM(float)
-static MK_PLAIN_GEMM(double)
+}
+template <class T>
+MK_INLINE void plain(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const T* a,
+                     const T* b, T* c) {
+  int64_t j = 0;
+  for (; j + kBlock <= n; j += kBlock) plain_block<kBlock>(m, k, lda, ldb, ldc, add, a, b + j, c + j);
+  for (; j < n; j += 16) plain_block<16>(m, k, lda, ldb, ldc, add, a, b + j, c + j);
+}
+}  // namespace body
+
+#define MK_PLAIN_GEMM(T)                                                                                            \
+  MK_CLONES static inline void plain_gemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, \
+                                          bool add, const T* a, const T* b, T* c) {                                \
+    body::plain(m, n, k, lda, ldb, ldc, add, a, b, c);                                                              \
+  }
+MK_PLAIN_GEMM(float)
+MK_PLAIN_GEMM(double)
 #undef MK_PLAIN_GEMM
 
 #ifdef CPUBLAS_BRGEMM_F32F32F32
@@ -79,26 +90,35 @@ inline bool has_brgemm_bf16() {
 inline bool has_brgemm_bf16() { return false; }
 #endif
 
-inline void gemm(int64_t m, int64_t k, int64_t lda, bool add, const double* a, const double* b, double* c) {
-  plain_gemm(m, k, lda, add, a, b, c);
+// C[m, n] (+)= A[m, k] B[k, n]; n is a multiple of 16. Every operand's rows lie lda, ldb, ldc apart.
+inline void gemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const double* a,
+                 const double* b, double* c) {
+  plain_gemm(m, n, k, lda, ldb, ldc, add, a, b, c);
 }
 
-inline void gemm(int64_t m, int64_t k, int64_t lda, bool add, const float* a, const float* b, float* c) {
+inline void gemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const float* a,
+                 const float* b, float* c) {
 #ifdef CPUBLAS_BRGEMM_F32F32F32
   if (has_brgemm_fp32()) {
-    at::native::cpublas::brgemm(m, kBlock, k, lda, kBlock, kBlock, add, a, b, c, false);
+    at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, false);
     return;
   }
 #endif
-  plain_gemm(m, k, lda, add, a, b, c);
+  plain_gemm(m, n, k, lda, ldb, ldc, add, a, b, c);
 }
 
-// B in VNNI order: rows 2p and 2p+1 interleaved, [k / 2][kBlock][2]; k is even.
-inline void gemm(int64_t m, int64_t k, int64_t lda, bool add, const c10::BFloat16* a, const c10::BFloat16* b,
-                 float* c) {
+// B in VNNI order: rows 2p and 2p+1 interleaved, [k / 2][ldb][2]; k is even.
+inline void gemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add,
+                 const c10::BFloat16* a, const c10::BFloat16* b, float* c) {
 #ifdef CPUBLAS_BRGEMM_BF16BF16F32
-  at::native::cpublas::brgemm(m, kBlock, k, lda, kBlock, kBlock, add, a, b, c, true);
+  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, true);
 #endif
+}
+
+// Tiles of kBlock columns.
+template <class E, class T>
+inline void gemm(int64_t m, int64_t k, int64_t lda, bool add, const E* a, const E* b, T* c) {
+  gemm(m, kBlock, k, lda, kBlock, kBlock, add, a, b, c);
 }
 
 inline void release_gemm(bool low_precision) {

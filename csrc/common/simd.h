@@ -65,6 +65,29 @@ MK_INLINE T sigmoid(T s) {
   return (s < T(0) ? e : T(1)) / (T(1) + e);
 }
 
+// erf, error below 2e-7 (Abramowitz and Stegun 7.1.26), given e = exp(-x^2).
+MK_INLINE float fast_erf(float x, float e) {
+  const float t = 1.0f / (1.0f + 0.3275911f * (x < 0.0f ? -x : x));
+  float p = 1.061405429f;
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const float y = 1.0f - p * t * e;
+  return x < 0.0f ? -y : y;
+}
+MK_INLINE double fast_erf(double x, double) { return std::erf(x); }
+
+// The bits of x rounded to bf16, to nearest even, in the upper half; NaN stays NaN.
+MK_INLINE uint32_t bf16_high(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return x == x ? (u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u : 0x7fc00000u;
+}
+MK_INLINE uint16_t bf16_bits(float x) { return static_cast<uint16_t>(bf16_high(x) >> 16); }
+// Two neighbours of a VNNI pair, the first in the lower half.
+MK_INLINE uint32_t bf16_pair(float first, float second) { return (bf16_high(first) >> 16) | bf16_high(second); }
+
 template <class T>
 constexpr T minus_infinity() {
   return -std::numeric_limits<T>::infinity();

@@ -8,10 +8,10 @@
 
 #include <ATen/Parallel.h>
 
-#include <memory>
 #include <type_traits>
 #include <vector>
 
+#include "../common/buffer.h"
 #include "tile.h"
 
 namespace mk {
@@ -41,13 +41,6 @@ template <class T>
 struct Gradients {
   T *x = nullptr, *y = nullptr, *scale = nullptr, *row_bias = nullptr, *col_bias = nullptr;
 };
-
-template <class T>
-using Buffer = std::unique_ptr<T[]>;
-template <class T>
-Buffer<T> make_buffer(int64_t n) {
-  return Buffer<T>(new T[static_cast<size_t>(std::max<int64_t>(n, 1))]);
-}
 
 template <class T, class E>
 class Problem {

@@ -187,24 +187,14 @@ MK_TILE_FUNCTIONS(float)
 MK_TILE_FUNCTIONS(double)
 #undef MK_TILE_FUNCTIONS
 
-// Round to nearest even, two layouts: rows as they are, and VNNI pairs of rows.
+// Two layouts: rows as they are, and VNNI pairs of rows.
 MK_CLONES static inline void to_bf16(int64_t n, const float* in, uint16_t* out) {
-  for (int64_t j = 0; j < n; ++j) {
-    uint32_t u;
-    std::memcpy(&u, in + j, 4);
-    out[j] = static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
-  }
+  for (int64_t j = 0; j < n; ++j) out[j] = bf16_bits(in[j]);
 }
 MK_CLONES static inline void to_vnni(int64_t pairs, const float* in, uint32_t* out) {
   for (int64_t p = 0; p < pairs; ++p)
-    for (int64_t j = 0; j < kBlock; ++j) {
-      uint32_t lo, hi;
-      std::memcpy(&lo, in + 2 * p * kBlock + j, 4);
-      std::memcpy(&hi, in + (2 * p + 1) * kBlock + j, 4);
-      lo = (lo + 0x7fffu + ((lo >> 16) & 1u)) >> 16;
-      hi = (hi + 0x7fffu + ((hi >> 16) & 1u)) & 0xffff0000u;
-      out[p * kBlock + j] = lo | hi;
-    }
+    for (int64_t j = 0; j < kBlock; ++j)
+      out[p * kBlock + j] = bf16_pair(in[2 * p * kBlock + j], in[(2 * p + 1) * kBlock + j]);
 }
 
 }  // namespace mk::tile
