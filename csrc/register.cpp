@@ -14,4 +14,12 @@ TORCH_LIBRARY(mi_kernels_cpu, m) {
       "dot_critic_loss(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
       "Tensor? col_ids, int pairs, int positive_shift, float w_row, float w_col, float w_soft, float w_pos, "
       "bool soft_signed, bool normalize, int needs, int memory_budget) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "mlp_critic_forward(Tensor u, Tensor v, Tensor[] weights, Tensor[] biases, str activation, str output, "
+      "bool off_diagonal, int stats, float clip, bool keep) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "mlp_critic_backward(Tensor u, Tensor v, Tensor[] weights, Tensor[] biases, str activation, str output, "
+      "bool off_diagonal, Tensor row_lse, Tensor col_lse, Tensor? g_positive, Tensor? g_row, Tensor? g_col, "
+      "Tensor? g_sum, Tensor? g_soft, Tensor kept_scores, Tensor kept_masks, bool need_parameters) -> Tensor[]");
 }

@@ -18,8 +18,6 @@ def backend_for(device: torch.device, requested: str | None, layers: int) -> str
     if layers > 3 and requested is None and requested_backend() is None:
         return "chunked"
     name = resolve("mlp_critic", device, requested)
-    if name == "cpu" and not hasattr(torch.ops.mi_kernels_cpu, "mlp_critic_forward"):
-        return "chunked"
     if name == "cpu" and layers > 3:
         raise RuntimeError(
             f"backend 'cpu' was asked for and scores critics of one or two hidden layers, got {layers - 1}"

@@ -70,6 +70,24 @@ def values_and_gradients(tensors: list[Tensor], layers: int, **options: object) 
     return found + list(torch.autograd.grad(total, leaves))  # type: ignore[arg-type]
 
 
+needs_extension = pytest.mark.skipif(extension_status() != "available", reason="the extension is not built")
+
+
+@needs_extension
+@pytest.mark.parametrize("pairs", ["all", "off_diagonal"])
+@pytest.mark.parametrize("hidden", HIDDEN[:2])
+@pytest.mark.parametrize("shape", [*SHAPES, (None, 65, 65, False), (2, 3, 130, True), (3, 20, 20, False)])
+def test_compiled_kernels_equal_the_definition(shape: tuple, hidden: tuple[int, ...], pairs: str) -> None:
+    if pairs == "off_diagonal" and shape[1] != shape[2]:
+        pytest.skip("off-diagonal pairs need a square batch")
+    tensors, layers = problem(*shape, hidden)
+    expected = values_and_gradients(tensors, layers, pairs=pairs, backend="reference")
+    for budget in (1, 2**26):  # recomputed, kept
+        found = values_and_gradients(tensors, layers, pairs=pairs, backend="cpu", memory_budget=budget)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+
+
 @pytest.mark.parametrize("pairs", ["all", "off_diagonal"])
 @pytest.mark.parametrize("hidden", HIDDEN)
 @pytest.mark.parametrize("shape", SHAPES)
