@@ -88,6 +88,10 @@ MK_INLINE uint16_t bf16_bits(float x) { return static_cast<uint16_t>(bf16_high(x
 // Two neighbours of a VNNI pair, the first in the lower half.
 MK_INLINE uint32_t bf16_pair(float first, float second) { return (bf16_high(first) >> 16) | bf16_high(second); }
 
+[[maybe_unused]] MK_CLONES static void to_bf16(int64_t n, const float* in, uint16_t* out) {
+  for (int64_t j = 0; j < n; ++j) out[j] = bf16_bits(in[j]);
+}
+
 template <class T>
 constexpr T minus_infinity() {
   return -std::numeric_limits<T>::infinity();

@@ -281,7 +281,7 @@ class Problem {
 
   static void put(E* out, const T* in, int64_t n) {
     if constexpr (kLow) {
-      tile::to_bf16(n, in, reinterpret_cast<uint16_t*>(out));
+      to_bf16(n, in, reinterpret_cast<uint16_t*>(out));
     } else {
       std::copy_n(in, n, out);
     }

@@ -187,10 +187,7 @@ MK_TILE_FUNCTIONS(float)
 MK_TILE_FUNCTIONS(double)
 #undef MK_TILE_FUNCTIONS
 
-// Two layouts: rows as they are, and VNNI pairs of rows.
-MK_CLONES static inline void to_bf16(int64_t n, const float* in, uint16_t* out) {
-  for (int64_t j = 0; j < n; ++j) out[j] = bf16_bits(in[j]);
-}
+// VNNI pairs of rows.
 MK_CLONES static inline void to_vnni(int64_t pairs, const float* in, uint32_t* out) {
   for (int64_t p = 0; p < pairs; ++p)
     for (int64_t j = 0; j < kBlock; ++j)

@@ -78,6 +78,7 @@ class Problem {
 
   void forward(const Outputs<T>& out, T* kept_scores, uint32_t* kept_masks) {
     const int64_t items = in.G * splits_;
+    if (in.H2) pack_left();
     Buffer<T> tops, totals;
     if (out.col_lse) {
       tops = make_buffer<T>(items * in.N), totals = make_zeros<T>(items * in.N);
@@ -99,6 +100,8 @@ class Problem {
   void backward(const Weights<T>& weights, const T* kept_scores, const uint32_t* kept_masks, const Gradients<T>& out) {
     const int64_t items = in.G * splits_;
     const bool parameters = out.w != nullptr;
+    if (in.H2 && !kept_masks) pack_left();
+    if (in.H2) pack_back();
     Sums all{parameters ? w2_ * w1_ : 0, parameters ? std::max(w1_, w2_) : 0, column_tiles * w1_ * t.C};
     all.memory = make_zeros<T>(items * all.size());
     each_item([&](int64_t item, int64_t g, int64_t begin, int64_t end, Scratch& s) {
@@ -117,7 +120,7 @@ class Problem {
  private:
   struct Scratch {
     Buffer<E> columns, rows, d_rows, d_pairs;
-    Buffer<T> z, rowbuf, du, col_lse, col, unused;
+    Buffer<T> z, dh, rowbuf, du, col_lse, col, unused;
     Buffer<uint32_t> masks;
   };
 
@@ -138,12 +141,20 @@ class Problem {
   void each_item(F&& f) {
     at::parallel_for(0, in.G * splits_, 1, [&](int64_t first, int64_t last) {
       Scratch s;
+      s.z = make_buffer<T>(w2_ * t.P);
       for (int64_t item = first; item < last; ++item) {
         const int64_t g = item / splits_, k = item % splits_;
         f(item, g, row_tiles * k / splits_, row_tiles * (k + 1) / splits_, s);
       }
       release_gemm(kLow);
     });
+  }
+
+  // Units in blocks whose tile stays in L1.
+  static constexpr int64_t kUnits = 64;
+  template <class F>
+  static void each_block(int64_t width, F&& f) {
+    for (int64_t first = 0; first < width; first += kUnits) f(first, std::min(kUnits, width - first));
   }
 
   const T* u_of(int64_t g, int64_t i) const { return u_.get() + (g * row_tiles + i) * t.R * w1_; }
@@ -169,21 +180,45 @@ class Problem {
     const int64_t last = in.H2 ? in.H2 : in.H1, width = in.H2 ? w2_ : w1_;
     w_ = make_zeros<T>(weight_groups * width);
     b2_ = make_zeros<T>(weight_groups * w2_);
-    left_ = make_zeros<E>(weight_groups * w2_ * w1_);
-    back_ = make_zeros<E>(weight_groups * w2_ * w1_);
     for (int64_t g = 0; g < weight_groups; ++g) {
       std::copy_n(in.w + g * last, last, w_.get() + g * width);
       if (in.H2) std::copy_n(in.b2 + g * in.H2, in.H2, b2_.get() + g * w2_);
     }
-    at::parallel_for(0, weight_groups * in.H2, 16, [&](int64_t first, int64_t end) {
+  }
+
+  // W2 as the left operand of the forward; the caller's own where it needs no padding or rounding.
+  void pack_left() {
+    if (std::is_same_v<T, E> && w1_ == in.H1 && w2_ == in.H2) {
+      left_operand_ = reinterpret_cast<const E*>(in.w2);
+      return;
+    }
+    const int64_t weight_groups = in.own_weights ? in.G : 1;
+    left_ = make_zeros<E>(weight_groups * w2_ * w1_);
+    left_operand_ = left_.get();
+    at::parallel_for(0, weight_groups * in.H2, 64, [&](int64_t first, int64_t end) {
       for (int64_t row = first; row < end; ++row) {
-        const int64_t g = row / in.H2, k = row % in.H2;
-        const T* weight = in.w2 + row * in.H1;
-        const T fold = bits_ ? in.w[row] : T(1);
-        E *left = left_.get() + (g * w2_ + k) * w1_, *back = back_.get() + g * w2_ * w1_ + k;
-        for (int64_t l = 0; l < in.H1; ++l) {
-          left[l] = static_cast<E>(weight[l]);
-          back[l * w2_] = static_cast<E>(fold * weight[l]);
+        E* out = left_.get() + (row / in.H2 * w2_ + row % in.H2) * w1_;
+        if constexpr (kLow) {
+          to_bf16(in.H1, in.w2 + row * in.H1, reinterpret_cast<uint16_t*>(out));
+        } else {
+          std::copy_n(in.w2 + row * in.H1, in.H1, out);
+        }
+      }
+    });
+  }
+
+  // W2^T, w folded in, as the left operand of the backward.
+  void pack_back() {
+    const int64_t weight_groups = in.own_weights ? in.G : 1, blocks = w1_ / 16;
+    back_ = make_zeros<E>(weight_groups * w2_ * w1_);
+    at::parallel_for(0, weight_groups * blocks, 4, [&](int64_t first, int64_t end) {
+      for (int64_t block = first; block < end; ++block) {
+        const int64_t g = block / blocks, l0 = block % blocks * 16, n = std::min<int64_t>(16, in.H1 - l0);
+        E* out = back_.get() + (g * w1_ + l0) * w2_;
+        for (int64_t k = 0; k < in.H2; ++k) {
+          const T fold = bits_ ? in.w[g * in.H2 + k] : T(1);
+          const T* weight = in.w2 + (g * in.H2 + k) * in.H1 + l0;
+          for (int64_t l = 0; l < n; ++l) out[l * w2_ + k] = static_cast<E>(fold * weight[l]);
         }
       }
     });
@@ -195,10 +230,14 @@ class Problem {
     const T *u = u_of(g, i), *vt = vt_.get() + (g * column_tiles + j) * t.C * w1_;
     std::fill_n(score, t.P, in.b[own]);
     if (!in.H2) return single_layer(in.act, w1_, t, u, vt, w_.get() + own * w1_, score);
-    if (!s.columns) s.columns = make_buffer<E>(w1_ * t.P), s.z = make_buffer<T>(std::max(w1_, w2_) * t.P);
+    if (!s.columns) s.columns = make_buffer<E>(w1_ * t.P);
     hidden_columns(in.act, w1_, t, u, vt, s.columns.get());
-    gemm(w2_, t.P, w1_, w1_, t.P, t.P, false, left_.get() + own * w2_ * w1_, s.columns.get(), s.z.get());
-    second_layer(in.act, w2_, t, s.z.get(), b2_.get() + own * w2_, w_.get() + own * w2_, score, masks);
+    each_block(w2_, [&](int64_t k, int64_t n) {
+      T* z = s.z.get() + (bits_ ? 0 : k * t.P);  // only a smooth activation's backward reads it again
+      gemm(n, t.P, w1_, w1_, t.P, t.P, false, left_operand_ + (own * w2_ + k) * w1_, s.columns.get(), z);
+      second_layer(in.act, n, t, z, b2_.get() + own * w2_ + k, w_.get() + own * w2_ + k, score,
+                   masks ? masks + k / 32 * t.P : nullptr);
+    });
   }
 
   void forward_rows(int64_t g, int64_t i, Scratch& s, const Outputs<T>& out, T* top, T* total, T* kept_scores,
@@ -291,9 +330,8 @@ class Problem {
     const T *u = u_of(g, i), *v = v_.get() + block, *vt = vt_.get() + block;
     T* dvt = sums.dvt + j * w1_ * t.C;
     if (!s.rows) {
-      s.rows = make_buffer<E>(std::max(w1_, w2_) * t.P), s.d_rows = make_buffer<E>(w2_ * t.P);
+      s.rows = make_buffer<E>(kUnits * t.P), s.dh = make_buffer<T>(kUnits * t.P), s.d_rows = make_buffer<E>(w2_ * t.P);
       if constexpr (kLow) s.d_pairs = make_buffer<E>(w2_ * t.P);
-      if (!s.z) s.z = make_buffer<T>(std::max(w1_, w2_) * t.P);
       s.unused = make_zeros<T>(2 * std::max(w1_, w2_));
     }
     T *d_bias = parameters ? sums.d_bias : s.unused.get(), *d_w = parameters ? sums.d_w : s.unused.get() + w2_;
@@ -307,13 +345,15 @@ class Problem {
       smooth_gradient(in.act, w2_, t, s.z.get(), b2_.get() + own * w2_, w_.get() + own * w2_, gradient, s.d_rows.get(),
                       s.d_pairs.get(), d_w, d_bias);
     }
-    if (parameters) {
-      hidden_rows(in.act, w1_, t, u, v, s.rows.get());
-      gemm(w2_, w1_, t.P, t.P, w1_, w1_, true, s.d_rows.get(), s.rows.get(), sums.product);
-    }
     const E* right = kLow ? s.d_pairs.get() : s.d_rows.get();
-    gemm(w1_, t.P, w2_, w2_, t.P, t.P, false, back_.get() + own * w2_ * w1_, right, s.z.get());
-    first_layer_gradient(in.act, w1_, t, u, vt, s.z.get(), s.du.get(), dvt);
+    each_block(w1_, [&](int64_t l, int64_t n) {
+      if (parameters) {
+        hidden_rows(in.act, n, w1_, t, u + l, v + l, s.rows.get());
+        gemm(w2_, n, t.P, t.P, n, w1_, true, s.d_rows.get(), s.rows.get(), sums.product + l);
+      }
+      gemm(n, t.P, w2_, w2_, t.P, t.P, false, back_.get() + (own * w1_ + l) * w2_, right, s.dh.get());
+      first_layer_gradient(in.act, n, w1_, t, u + l, vt + l * t.C, s.dh.get(), s.du.get() + l, dvt + l * t.C);
+    });
   }
 
   void finish(const Sums& all, const Gradients<T>& out) {
@@ -363,6 +403,7 @@ class Problem {
   bool bits_;
   Buffer<T> u_, v_, vt_, w_, b2_;
   Buffer<E> left_, back_;
+  const E* left_operand_ = nullptr;
 };
 
 }  // namespace mk::mlp

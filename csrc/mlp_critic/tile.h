@@ -39,19 +39,19 @@ MK_INLINE void hidden_columns(int64_t width, Shape t, const T* u, const T* vt, E
   }
 }
 
-// out [P][width] = act(u + v), or [P / 2][width] pairs.
+// out [P][n] = act(u + v) of n units out of `width`, or [P / 2][n] pairs.
 template <Act A, class T, class E>
-MK_INLINE void hidden_rows(int64_t width, Shape t, const T* u, const T* v, E* out) {
+MK_INLINE void hidden_rows(int64_t n, int64_t width, Shape t, const T* u, const T* v, E* out) {
   for (int64_t r = 0; r < t.R; ++r) {
     const T* a = u + r * width;
     if constexpr (std::is_same_v<T, E>) {
       for (int64_t c = 0; c < t.C; ++c)
-        for (int64_t l = 0; l < width; ++l) out[(r * t.C + c) * width + l] = activate<A>(a[l] + v[c * width + l]);
+        for (int64_t l = 0; l < n; ++l) out[(r * t.C + c) * n + l] = activate<A>(a[l] + v[c * width + l]);
     } else {
       auto* pairs = reinterpret_cast<uint32_t*>(out);
       for (int64_t c = 0; c < t.C; c += 2)
-        for (int64_t l = 0; l < width; ++l)
-          pairs[(r * t.C + c) / 2 * width + l] =
+        for (int64_t l = 0; l < n; ++l)
+          pairs[(r * t.C + c) / 2 * n + l] =
               bf16_pair(activate<A>(a[l] + v[c * width + l]), activate<A>(a[l] + v[(c + 1) * width + l]));
     }
   }
@@ -136,8 +136,8 @@ MK_INLINE void smooth_gradient(int64_t width, Shape t, const T* z, const T* bias
 
 // du[r][l] += sum_c dh act'(u + v), dvt[l][c] += sum_r dh act'(u + v).
 template <Act A, class T>
-MK_INLINE void first_layer_gradient(int64_t width, Shape t, const T* u, const T* vt, const T* dh, T* du, T* dvt) {
-  for (int64_t l = 0; l < width; ++l)
+MK_INLINE void first_layer_gradient(int64_t n, int64_t width, Shape t, const T* u, const T* vt, const T* dh, T* du, T* dvt) {
+  for (int64_t l = 0; l < n; ++l)
     for (int64_t r = 0; r < t.R; ++r) {
       const T a = u[r * width + l];
       const T* in = dh + l * t.P + r * t.C;
@@ -210,8 +210,9 @@ MK_INLINE void single_layer_gradient(int64_t width, Shape t, const T* u, const T
   [[maybe_unused]] MK_CLONES static void hidden_columns(Act act, int64_t n, Shape t, const T* u, const T* vt, E* h) {  \
     MK_EACH_ACTIVATION(hidden_columns, n, t, u, vt, h)                                                                 \
   }                                                                                                                    \
-  [[maybe_unused]] MK_CLONES static void hidden_rows(Act act, int64_t n, Shape t, const T* u, const T* v, E* h) {      \
-    MK_EACH_ACTIVATION(hidden_rows, n, t, u, v, h)                                                                     \
+  [[maybe_unused]] MK_CLONES static void hidden_rows(Act act, int64_t n, int64_t width, Shape t, const T* u,           \
+                                                     const T* v, E* h) {                                               \
+    MK_EACH_ACTIVATION(hidden_rows, n, width, t, u, v, h)                                                              \
   }                                                                                                                    \
   [[maybe_unused]] MK_CLONES static void masked_gradient(Act act, int64_t n, Shape t, const uint32_t* m, const T* g,   \
                                                          E* rows, E* pairs, T* d_bias) {                               \
@@ -233,9 +234,9 @@ MK_OPERAND_FUNCTIONS(double, double)
                                                       T* score, uint32_t* masks) {                                     \
     MK_EACH_ACTIVATION(second_layer, n, t, z, b, w, score, masks)                                                      \
   }                                                                                                                    \
-  [[maybe_unused]] MK_CLONES static void first_layer_gradient(Act act, int64_t n, Shape t, const T* u, const T* vt,    \
-                                                              const T* dh, T* du, T* dvt) {                            \
-    MK_EACH_ACTIVATION(first_layer_gradient, n, t, u, vt, dh, du, dvt)                                                 \
+  [[maybe_unused]] MK_CLONES static void first_layer_gradient(Act act, int64_t n, int64_t width, Shape t, const T* u,  \
+                                                              const T* vt, const T* dh, T* du, T* dvt) {               \
+    MK_EACH_ACTIVATION(first_layer_gradient, n, width, t, u, vt, dh, du, dvt)                                          \
   }                                                                                                                    \
   [[maybe_unused]] MK_CLONES static void single_layer(Act act, int64_t n, Shape t, const T* u, const T* vt,            \
                                                       const T* w, T* score) {                                          \
