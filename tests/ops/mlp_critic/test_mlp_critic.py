@@ -11,7 +11,7 @@ from torch import Tensor
 from mi_kernels.backends import extension_status
 from mi_kernels.ops.mlp_critic import api, dispatch
 from mi_kernels.ops.mlp_critic.activations import ACTIVATIONS
-from mi_kernels.ops.mlp_critic.schema import COL_LSE, ROW_LSE, STATISTICS
+from mi_kernels.ops.mlp_critic.schema import COL_LSE, OUTPUTS, ROW_LSE, STATISTICS
 
 BACKENDS = ["chunked", *(["cpu"] if extension_status() == "available" else [])]
 
@@ -63,7 +63,7 @@ def values_and_gradients(tensors: list[Tensor], layers: int, **options: object) 
     generator = torch.Generator().manual_seed(3)
     total = sum(
         (
-            t.where(t.isfinite(), t.detach() * 0) * torch.randn(t.shape, generator=generator, dtype=t.dtype)
+            t.where(t.isfinite(), t.detach() * 0) * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)
         ).nansum()
         for t in differentiable
     )
@@ -102,13 +102,15 @@ def test_chunks_equal_the_definition(shape: tuple, hidden: tuple[int, ...], pair
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("hidden", HIDDEN[:2])
+@pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_every_activation(activation: str) -> None:
-    tensors, layers = problem(None, 7, 7, False, (4, 6))
-    expected = values_and_gradients(tensors, layers, activation=activation, backend="reference")
-    found = values_and_gradients(
-        tensors, layers, activation=activation, backend="chunked", memory_budget=TINY
-    )
+def test_every_activation(activation: str, output: str, hidden: tuple[int, ...], backend: str) -> None:
+    tensors, layers = problem(None, 7, 7, False, hidden)
+    options = {"activation": activation, "output": output}
+    expected = values_and_gradients(tensors, layers, **options, backend="reference")
+    found = values_and_gradients(tensors, layers, **options, backend=backend, memory_budget=TINY)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 
@@ -176,12 +178,13 @@ def test_gradients_and_second_derivatives(shape: tuple, pairs: str) -> None:
     assert torch.autograd.gradgradcheck(call, leaves)
 
 
-def test_frozen_parameters_get_no_gradient() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_frozen_parameters_get_no_gradient(backend: str) -> None:
     tensors, layers = problem(None, 6, 6, False, (4, 5))
     x = tensors[0].requires_grad_()
     expected = torch.autograd.grad(sum(t.sum() for t in run(tensors, layers, backend="reference")), x)
     found = torch.autograd.grad(
-        sum(t.sum() for t in run(tensors, layers, backend="chunked", memory_budget=1)), x
+        sum(t.sum() for t in run(tensors, layers, backend=backend, memory_budget=1)), x
     )
     torch.testing.assert_close(found, expected)
 
@@ -220,23 +223,56 @@ def test_compiles_without_graph_breaks(budget: int) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_error_is_at_most_twice_that_of_plain_torch(dtype: torch.dtype) -> None:
-    tensors, layers = problem(2, 24, 24, True, (32, 16))
+@pytest.mark.parametrize("hidden", [(32, 16), (70,)])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
+def test_error_is_at_most_twice_that_of_plain_torch(
+    dtype: torch.dtype, backend: str, hidden: tuple[int, ...], activation: str
+) -> None:
+    tensors, layers = problem(2, 24, 24, True, hidden)
     tensors = [t.to(dtype) for t in tensors]
+    options = {"activation": activation, "clip": 0.5}
+    exact = values_and_gradients([t.double() for t in tensors], layers, **options, backend="reference")
+    plain = values_and_gradients(tensors, layers, **options, backend="reference")
+    for budget in (2**14, 2**26):
+        found = values_and_gradients(tensors, layers, **options, backend=backend, memory_budget=budget)
+        for f, p, e in zip(found, plain, exact, strict=True):
+            error, allowed = (f.double() - e).norm(), 2 * (p.double() - e).norm() + 1e-6 * e.norm()
+            assert error <= allowed
+        assert all(t.dtype == torch.float32 for t in found[:6])
+
+
+@needs_extension
+def test_scores_of_500_and_nan_inputs_come_out_as_they_are() -> None:
+    tensors, layers = problem(None, 6, 6, False, (8, 8), torch.float32)
+    tensors[-1] = tensors[-1] * 0 + 500.0
+    found = values_and_gradients(tensors, layers, backend="cpu")
+    assert all(t.isfinite().all() for t in found)
+    tensors[0][2, 1] = torch.nan
+    row_lse = run(tensors, layers, backend="cpu", stats=("row_lse",))[0]
+    assert row_lse.isnan().tolist() == [False, False, True, False, False, False]
+
+
+@needs_extension
+def test_tiles_of_16_bits_follow_the_matmul_precision() -> None:
+    tensors, layers = problem(None, 40, 40, False, (64, 64), torch.float32)
     exact = values_and_gradients([t.double() for t in tensors], layers, backend="reference")
-    plain = values_and_gradients(tensors, layers, backend="reference")
-    found = values_and_gradients(tensors, layers, backend="chunked", memory_budget=2**14)
-    for f, p, e in zip(found, plain, exact, strict=True):
-        error, allowed = (f.double() - e).norm(), 2 * (p.double() - e).norm() + 1e-6 * e.norm()
-        assert error <= allowed
-    assert all(t.dtype == torch.float32 for t in found[:4])
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = values_and_gradients(tensors, layers, backend="cpu")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    short = values_and_gradients([t.bfloat16() for t in tensors], layers, backend="reference")
+    for f, p, e in zip(found, short, exact, strict=True):
+        assert (f.double() - e).norm() <= 2 * (p.double() - e).norm() + 1e-6 * e.norm()
 
 
-def test_half_precision_gradients_do_not_underflow() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_precision_gradients_do_not_underflow(backend: str) -> None:
     tensors, layers = problem(None, 16, 16, False, (8, 8))
     half = [t.half().requires_grad_() for t in tensors]
-    found = run(half, layers, stats=("row_lse",), backend="chunked", memory_budget=1)[0]
+    found = run(half, layers, stats=("row_lse",), backend=backend, memory_budget=1)[0]
     (tiny,) = torch.autograd.grad((found * 1e-6).sum(), half[-1])
     exact = [t.detach().double().requires_grad_() for t in half]
     reference = run(exact, layers, stats=("row_lse",), backend="reference")[0]
@@ -244,11 +280,12 @@ def test_half_precision_gradients_do_not_underflow() -> None:
     torch.testing.assert_close(tiny.double(), expected, rtol=0.02, atol=0)
 
 
-def test_autocast_runs_layers_in_its_dtype_and_keeps_statistics_in_fp32() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_runs_layers_in_its_dtype_and_keeps_statistics_in_fp32(backend: str) -> None:
     tensors, layers = problem(None, 8, 8, False, (16, 16), torch.float32)
     leaves = [t.requires_grad_() for t in tensors]
     with torch.autocast("cpu", torch.bfloat16):
-        found = run(leaves, layers, backend="chunked", memory_budget=TINY)
+        found = run(leaves, layers, backend=backend, memory_budget=TINY)
     expected = run([t.detach().bfloat16() for t in leaves], layers, backend="reference")
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == torch.float32
@@ -257,21 +294,23 @@ def test_autocast_runs_layers_in_its_dtype_and_keeps_statistics_in_fp32() -> Non
         assert gradient.dtype == torch.float32
 
 
-def test_permuting_the_batch_permutes_the_statistics() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_permuting_the_batch_permutes_the_statistics(backend: str) -> None:
     tensors, layers = problem(None, 11, 11, False, (8, 8))
     order = torch.randperm(11)
-    before = run(tensors, layers, backend="chunked", memory_budget=TINY)
+    before = run(tensors, layers, backend=backend, memory_budget=TINY)
     after = run(
-        [tensors[0][order], tensors[1][order], *tensors[2:]], layers, backend="chunked", memory_budget=TINY
+        [tensors[0][order], tensors[1][order], *tensors[2:]], layers, backend=backend, memory_budget=TINY
     )
     for a, b in zip(after, before, strict=True):
         torch.testing.assert_close(a, b[order])
 
 
-def test_two_runs_agree_bit_for_bit() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_runs_agree_bit_for_bit(backend: str) -> None:
     tensors, layers = problem(2, 17, 17, False, (8, 8), torch.float32)
-    first = values_and_gradients(tensors, layers, backend="chunked", memory_budget=TINY)
-    second = values_and_gradients(tensors, layers, backend="chunked", memory_budget=TINY)
+    first = values_and_gradients(tensors, layers, backend=backend, memory_budget=TINY)
+    second = values_and_gradients(tensors, layers, backend=backend, memory_budget=TINY)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
