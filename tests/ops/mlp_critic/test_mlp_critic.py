@@ -63,7 +63,8 @@ def values_and_gradients(tensors: list[Tensor], layers: int, **options: object) 
     generator = torch.Generator().manual_seed(3)
     total = sum(
         (
-            t.where(t.isfinite(), t.detach() * 0) * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)
+            t.where(t.isfinite(), t.detach() * 0)
+            * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)
         ).nansum()
         for t in differentiable
     )
