@@ -43,6 +43,9 @@ struct Gradients {
 };
 
 template <class T>
+constexpr T kUnclipped = std::numeric_limits<T>::infinity();
+
+template <class T>
 using Buffer = std::unique_ptr<T[]>;
 template <class T>
 Buffer<T> make_buffer(int64_t n) {
@@ -71,7 +74,8 @@ class Problem {
   }
 
   // (top, sum) pairs of the row and column log-sum-exps, and softplus sums. Null pointers are not computed.
-  void statistics(T* row_top, T* row_sum, T* col_top, T* col_sum, T* soft, bool soft_signed, T* stored,
+  // `clip` bounds the scores that enter the log-sum-exps; with `stored` it must be kUnclipped.
+  void statistics(T* row_top, T* row_sum, T* col_top, T* col_sum, T* soft, bool soft_signed, T clip, T* stored,
                   T* positive_score) {
     const int64_t width = blocks_ * kBlock;
     Buffer<T> tops = make_buffer<T>(col_top ? threads_ * width : 0), sums = make_buffer<T>(col_top ? threads_ * width : 0);
@@ -88,8 +92,10 @@ class Problem {
         if (soft) {
           if (soft_signed) flip_positives(p, b, s);
           tile::softplus_rows(rows, s, total.data());
+          if (soft_signed) flip_positives(p, b, s);
         }
         if (!row_top && !col_top) continue;
+        if (clip < kUnclipped<T>) tile::clip_scores(rows, s, clip);
         before = top;
         tile::row_max(rows, s, top.data());
         T hi = minus_infinity<T>();
