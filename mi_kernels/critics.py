@@ -182,7 +182,7 @@ class BilinearCritic(_InnerProductCritic):
         return f"x_dim={self.x_dim}, y_dim={self.y_dim}"
 
 
-class _MLP(nn.Module):
+class MLP(nn.Module):
     def __init__(self, widths: Sequence[int], activation: str):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
@@ -213,8 +213,8 @@ class SeparableCritic(_InnerProductCritic):
         _check_positive(x_dim=x_dim, y_dim=y_dim, embed_dim=embed_dim)
         _check_activation(activation)
         self.x_dim, self.y_dim = x_dim, y_dim
-        self.x_encoder = _MLP([x_dim, *hidden_dims, embed_dim], activation)
-        self.y_encoder = _MLP([y_dim, *hidden_dims, embed_dim], activation)
+        self.x_encoder = MLP([x_dim, *hidden_dims, embed_dim], activation)
+        self.y_encoder = MLP([y_dim, *hidden_dims, embed_dim], activation)
 
     def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         _check_width("x", x, self.x_dim)
