@@ -4,7 +4,7 @@
 TORCH_LIBRARY(mi_kernels_cpu, m) {
   m.def(
       "dot_critic_stats(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
-      "Tensor? col_ids, int pairs, int positive_shift, int stats) -> (Tensor, Tensor, Tensor)");
+      "Tensor? col_ids, int pairs, int positive_shift, int stats, float clip) -> (Tensor, Tensor, Tensor)");
   m.def(
       "dot_critic_grad(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
       "Tensor? col_ids, int pairs, int positive_shift, Tensor? row_lse, Tensor? col_lse, Tensor? g_row, "

@@ -1,17 +1,40 @@
 """Mutual-information losses between batches of representations, fused: no B x B score matrix is ever stored."""
 
 from .backends import backends, use_backend
-from .bounds import NCECLUB, InfoNCE
+from .bounds import (
+    MINE,
+    NCECLUB,
+    NWJ,
+    SMILE,
+    TUBA,
+    DonskerVaradhan,
+    InfoNCE,
+    InterpolatedBound,
+    JensenShannon,
+    JointCritic,
+    TotalCorrelation,
+    WassersteinDependency,
+)
 from .critics import BilinearCritic, ConcatCritic, DotCritic, SeparableCritic
 from .functional import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
 
 __all__ = [
+    "MINE",
     "NCECLUB",
+    "NWJ",
+    "SMILE",
+    "TUBA",
     "BilinearCritic",
     "ConcatCritic",
+    "DonskerVaradhan",
     "DotCritic",
     "InfoNCE",
+    "InterpolatedBound",
+    "JensenShannon",
+    "JointCritic",
     "SeparableCritic",
+    "TotalCorrelation",
+    "WassersteinDependency",
     "backends",
     "clip_loss",
     "info_nce",

@@ -103,12 +103,14 @@ class _InnerProductCritic(Critic):
         *,
         clip: float | None = None,
     ) -> Statistics:
-        """As `Critic.statistics`. The log-sums cost 2 B N D FLOPs and O(B + N) memory beyond the features;
-        `positive` and `row_sum` are exact in O((B + N) D)."""
+        """As `Critic.statistics`. The log-sums and softplus sums cost 2 B N D FLOPs and O(B + N) memory beyond the
+        features, `clipped_row_lse` as much again; `positive` and `row_sum` are exact in O((B + N) D)."""
         if isinstance(stats, str) or not stats or any(s not in STATISTICS for s in stats):
             raise ValueError(f"stats must be a non-empty sequence out of {STATISTICS}, got {stats!r}")
         if pairs not in PAIRS:
             raise ValueError(f"pairs must be one of {PAIRS}, got {pairs!r}")
+        if "clipped_row_lse" in stats and not (clip is not None and clip > 0):
+            raise ValueError(f"clip must be a positive number where clipped_row_lse is wanted, got {clip}")
         a, b, scale = self._checked_features(x, y)
         off_diagonal = pairs == "off_diagonal"
         if ("positive" in stats or off_diagonal) and a.shape[-2] != b.shape[-2]:
@@ -124,10 +126,14 @@ class _InnerProductCritic(Critic):
             found["row_sum"] = scale * (a.to(dtype) * b.sum(-2, keepdim=True, dtype=dtype)).sum(-1)
             if off_diagonal:
                 found["row_sum"] = found["row_sum"] - found["positive"]
-        wanted = tuple(s for s in ("row_lse", "col_lse") if s in stats)
+        wanted = tuple(s for s in ("row_lse", "col_lse", "row_softplus") if s in stats)
         if wanted:
-            log_sums = dot_critic.statistics(a, b, scale, stats=wanted, pairs=pairs)
-            found |= {s: getattr(log_sums, s) for s in wanted}
+            sums = dot_critic.statistics(a, b, scale, stats=wanted, pairs=pairs)
+            found |= {s: getattr(sums, s) for s in wanted}
+        if "clipped_row_lse" in stats:
+            clipped = dot_critic.statistics(a, b, scale, pairs=pairs, clip=clip).row_lse
+            assert clipped is not None
+            found["clipped_row_lse"] = clipped
         return Statistics(**{s: t for s, t in found.items() if s in stats})
 
 
@@ -176,7 +182,7 @@ class BilinearCritic(_InnerProductCritic):
         return f"x_dim={self.x_dim}, y_dim={self.y_dim}"
 
 
-class _MLP(nn.Module):
+class MLP(nn.Module):
     def __init__(self, widths: Sequence[int], activation: str):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
@@ -207,8 +213,8 @@ class SeparableCritic(_InnerProductCritic):
         _check_positive(x_dim=x_dim, y_dim=y_dim, embed_dim=embed_dim)
         _check_activation(activation)
         self.x_dim, self.y_dim = x_dim, y_dim
-        self.x_encoder = _MLP([x_dim, *hidden_dims, embed_dim], activation)
-        self.y_encoder = _MLP([y_dim, *hidden_dims, embed_dim], activation)
+        self.x_encoder = MLP([x_dim, *hidden_dims, embed_dim], activation)
+        self.y_encoder = MLP([y_dim, *hidden_dims, embed_dim], activation)
 
     def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         _check_width("x", x, self.x_dim)

@@ -10,6 +10,7 @@ from mi_kernels.critics import BilinearCritic, ConcatCritic, Critic, DotCritic, 
 from mi_kernels.ops.mlp_critic.reference import reduce_scores
 from mi_kernels.ops.mlp_critic.schema import STATISTICS
 
+CLIP = 0.05
 CRITICS = {
     "dot": lambda: DotCritic(temperature=0.5),
     "cosine": lambda: DotCritic(temperature=0.3, normalize=True),
@@ -32,8 +33,11 @@ def test_statistics_are_those_of_the_scores(name: str, lead: tuple[int, ...], pa
     inputs = [x.requires_grad_(), y.requires_grad_(), *critic.parameters()]
     scores = critic(x, y)
     assert scores.shape == (*lead, 7, 7)
-    expected = [t.view(*lead, 7) for t in reduce_scores(scores.reshape(-1, 7, 7), pairs == "off_diagonal")]
-    found = critic.statistics(x, y, pairs=pairs)
+    flat = scores.reshape(-1, 7, 7)
+    expected = [t.view(*lead, 7) for t in reduce_scores(flat, pairs == "off_diagonal", CLIP)]
+    found = critic.statistics(x, y, STATISTICS, pairs, clip=CLIP)
+    assert (scores.abs() > CLIP).any() and found.clipped_row_lse is not None
+    assert not found.clipped_row_lse.requires_grad
     weights = [torch.randn_like(t) for t in expected]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
@@ -48,7 +52,7 @@ def test_statistics_are_those_of_the_scores(name: str, lead: tuple[int, ...], pa
 @pytest.mark.parametrize("statistic", STATISTICS)
 @pytest.mark.parametrize("name", CRITICS)
 def test_only_what_was_asked_for_is_returned(name: str, statistic: str) -> None:
-    found = CRITICS[name]().double().statistics(*pair(), stats=(statistic,))
+    found = CRITICS[name]().double().statistics(*pair(), stats=(statistic,), clip=1.0)
     assert [s for s, t in found._asdict().items() if t is not None] == [statistic]
 
 
@@ -77,11 +81,11 @@ def test_concat_critic_is_a_sequential_on_concatenated_inputs() -> None:
 def test_grouped_concat_critic_is_independent_critics() -> None:
     grouped = ConcatCritic(3, 2, hidden_dims=(6, 5), groups=2)
     x, y = torch.randn(2, 4, 3), torch.randn(2, 4, 2)
-    found = grouped.statistics(x, y)
+    found = grouped.statistics(x, y, STATISTICS, clip=CLIP)
     for g in range(2):
         single = ConcatCritic(3, 2, hidden_dims=(6, 5))
         single.load_state_dict({name: t[g] for name, t in grouped.state_dict().items()})
-        for a, b in zip(found, single.statistics(x[g], y[g]), strict=True):
+        for a, b in zip(found, single.statistics(x[g], y[g], STATISTICS, clip=CLIP), strict=True):
             torch.testing.assert_close(a[g], b)
 
 
@@ -94,7 +98,7 @@ def test_a_temperature_parameter_is_learned() -> None:
     critic = DotCritic(temperature=nn.Parameter(torch.tensor(0.5, dtype=torch.float64)))
     x, y = pair()
     gradients = []
-    for scores in (critic.statistics(x, y).row_lse, critic(x, y).logsumexp(1)):
+    for scores in (critic.statistics(x, y, ("row_lse",)).row_lse, critic(x, y).logsumexp(1)):
         assert scores is not None
         gradients.append(torch.autograd.grad(scores.sum(), list(critic.parameters()))[0])
     torch.testing.assert_close(*gradients)
@@ -105,8 +109,8 @@ def test_autocast_gives_fp32_statistics_near_the_exact_ones(name: str) -> None:
     critic = CRITICS[name]()
     x, y = (t.float() for t in pair())
     with torch.autocast("cpu", torch.bfloat16):
-        found = critic.statistics(x, y)
-    for a, b in zip(found, critic.statistics(x, y), strict=True):
+        found = critic.statistics(x, y, STATISTICS, clip=CLIP)
+    for a, b in zip(found, critic.statistics(x, y, STATISTICS, clip=CLIP), strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.2)
 
@@ -129,6 +133,9 @@ def test_bad_inputs_are_named(name: str) -> None:
         critic.statistics(x, y, stats=("rows",))
     with pytest.raises(ValueError, match="pairs must"):
         critic.statistics(x, y, pairs="some")
+    for clip in (None, 0.0, -1.0):
+        with pytest.raises(ValueError, match="clip must be a positive number"):
+            critic.statistics(x, y, stats=("clipped_row_lse",), clip=clip)
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,10 @@ CASES = ("tests.ops.dot_critic.triton_cases",)
 
 # Which optional inputs a loss passes and which constants it sets; the sides are exchanged by SWAP.
 STATS_VARIANTS = {
-    "infonce": dict(want=("lse",), PAIRS=0, SOFT_SIGNED=False, SWAP=True),
-    "siglip": dict(want=("soft",), PAIRS=0, SOFT_SIGNED=True, SWAP=False),
-    "everything": dict(want=("lse", "soft", "bias"), PAIRS=3, SOFT_SIGNED=True, SWAP=False),
+    "infonce": dict(want=("lse",), PAIRS=0, SOFT_SIGNED=False, SWAP=True, CLIP=None),
+    "siglip": dict(want=("soft",), PAIRS=0, SOFT_SIGNED=True, SWAP=False, CLIP=None),
+    "smile": dict(want=("lse",), PAIRS=1, SOFT_SIGNED=False, SWAP=False, CLIP=5.0),
+    "everything": dict(want=("lse", "soft", "bias"), PAIRS=3, SOFT_SIGNED=True, SWAP=False, CLIP=None),
 }
 GRAD_VARIANTS = {
     "clip": dict(want=("own_g", "oth_g", "pos_g", "rows"), PAIRS=0, SOFT_SIGNED=False, SWAP=False),

@@ -127,12 +127,12 @@ void through_normalization(const Tensor& unit, const Tensor& inverse, Tensor& gr
 
 template <class T>
 void to_lse(int64_t n, const T* top, const T* sum, T* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = sum[i] > T(0) ? top[i] + std::log(sum[i]) : minus_infinity<T>();
+  for (int64_t i = 0; i < n; ++i) out[i] = sum[i] == T(0) ? minus_infinity<T>() : top[i] + std::log(sum[i]);
 }
 
 std::tuple<Tensor, Tensor, Tensor> stats(const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a,
                                          const OptTensor& b, const OptTensor& row_ids, const OptTensor& col_ids,
-                                         int64_t pairs, int64_t shift, int64_t wanted) {
+                                         int64_t pairs, int64_t shift, int64_t wanted, double clip) {
   const Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
   Tensor row = c.empty(wanted & kRowLse, {c.G, c.B}), col = c.empty(wanted & kColLse, {c.G, c.N}),
          soft = c.empty(wanted & kSoftplus, {c.G, c.B});
@@ -141,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor> stats(const Tensor& x, const Tensor& y, const
     std::vector<T> row_top(c.B), row_sum(c.B), col_top(c.N), col_sum(c.N);
     T *r = group_of<T>(row, i, c.B), *k = group_of<T>(col, i, c.N);
     problem.statistics(r ? row_top.data() : nullptr, row_sum.data(), k ? col_top.data() : nullptr, col_sum.data(),
-                       group_of<T>(soft, i, c.B), wanted & kSigned, nullptr, nullptr);
+                       group_of<T>(soft, i, c.B), wanted & kSigned, static_cast<T>(clip), nullptr, nullptr);
     if (r) to_lse(c.B, row_top.data(), row_sum.data(), r);
     if (k) to_lse(c.N, col_top.data(), col_sum.data(), k);
   });
@@ -222,7 +222,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
       if (needs && problem.stored_elements() * static_cast<int64_t>(sizeof(T)) <= std::max(budget, kAlwaysKept) / c.G)
         stored = make_buffer<T>(problem.stored_elements());
       problem.statistics(w_row != 0 ? row_top.data() : nullptr, row_sum.data(), w_col != 0 ? col_top.data() : nullptr,
-                         col_sum.data(), nullptr, false, stored.get(), positives);
+                         col_sum.data(), nullptr, false, kUnclipped<T>, stored.get(), positives);
       to_lse(c.B, row_top.data(), row_sum.data(), row_lse.data());
       to_lse(c.N, col_top.data(), col_sum.data(), col_lse.data());
       if (w_row != 0) weights.row_lse = row_lse.data(), weights.g_row = g_row.data();
@@ -231,7 +231,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
     if (needs) {
       problem.gradient(weights, gradients, w_soft != 0 ? soft.data() : nullptr, stored.get(), lse ? nullptr : positives);
     } else if (w_soft != 0) {
-      problem.statistics(nullptr, nullptr, nullptr, nullptr, soft.data(), soft_signed, nullptr, lse ? nullptr : positives);
+      problem.statistics(nullptr, nullptr, nullptr, nullptr, soft.data(), soft_signed, kUnclipped<T>, nullptr,
+                         lse ? nullptr : positives);
     }
     // A log-sum-exp and its positive score are close once a critic is trained: subtract before the logarithm is added.
     double total = 0, left = w_pos;

@@ -42,6 +42,9 @@ struct Gradients {
   T *x = nullptr, *y = nullptr, *scale = nullptr, *row_bias = nullptr, *col_bias = nullptr;
 };
 
+template <class T>
+constexpr T kUnclipped = std::numeric_limits<T>::infinity();
+
 template <class T, class E>
 class Problem {
   static constexpr bool kLow = !std::is_same_v<T, E>;
@@ -64,7 +67,8 @@ class Problem {
   }
 
   // (top, sum) pairs of the row and column log-sum-exps, and softplus sums. Null pointers are not computed.
-  void statistics(T* row_top, T* row_sum, T* col_top, T* col_sum, T* soft, bool soft_signed, T* stored,
+  // `clip` bounds the scores that enter the log-sum-exps; with `stored` it must be kUnclipped.
+  void statistics(T* row_top, T* row_sum, T* col_top, T* col_sum, T* soft, bool soft_signed, T clip, T* stored,
                   T* positive_score) {
     const int64_t width = blocks_ * kBlock;
     Buffer<T> tops = make_buffer<T>(col_top ? threads_ * width : 0), sums = make_buffer<T>(col_top ? threads_ * width : 0);
@@ -81,8 +85,10 @@ class Problem {
         if (soft) {
           if (soft_signed) flip_positives(p, b, s);
           tile::softplus_rows(rows, s, total.data());
+          if (soft_signed) flip_positives(p, b, s);
         }
         if (!row_top && !col_top) continue;
+        if (clip < kUnclipped<T>) tile::clip_scores(rows, s, clip);
         before = top;
         tile::row_max(rows, s, top.data());
         T hi = minus_infinity<T>();

@@ -35,6 +35,15 @@ MK_INLINE void affine(int64_t m, T* s, T scale, const T* row_bias, const T* col_
   }
 }
 
+// To [-clip, clip]; -inf, a pair that takes no part, and NaN stay.
+template <class T>
+MK_INLINE void clip_scores(int64_t m, T* s, T clip) {
+  for (int64_t k = 0; k < m * kBlock; ++k) {
+    const T v = s[k] > clip ? clip : s[k];
+    s[k] = (v < -clip) & (v > minus_infinity<T>()) ? -clip : v;
+  }
+}
+
 template <class T>
 MK_INLINE void row_max(int64_t m, const T* s, T* top) {
   for (int64_t i = 0; i < m; ++i) {
@@ -164,6 +173,7 @@ MK_INLINE void softplus_rows(int64_t m, const T* s, T* sum) {
   [[maybe_unused]] MK_CLONES static void affine(int64_t m, T* s, T scale, const T* a, const T* b) {                \
     body::affine(m, s, scale, a, b);                                                                                \
   }                                                                                                                 \
+  [[maybe_unused]] MK_CLONES static void clip_scores(int64_t m, T* s, T clip) { body::clip_scores(m, s, clip); }    \
   [[maybe_unused]] MK_CLONES static void row_max(int64_t m, const T* s, T* top) { body::row_max(m, s, top); }      \
   [[maybe_unused]] MK_CLONES static void exp_rows(int64_t m, const T* s, T* e, const T* top, T* sum) {             \
     body::exp_rows(m, s, e, top, sum);                                                                              \

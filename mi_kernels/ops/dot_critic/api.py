@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -164,7 +165,7 @@ class _StatisticsFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift, stats, backend):
         problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift)
-        row, col, soft = torch.ops.mi_kernels.dot_critic_stats(*problem, stats, backend)
+        row, col, soft = torch.ops.mi_kernels.dot_critic_stats(*problem, stats, math.inf, backend)
         ctx.save_for_backward(x, y, scale, row_bias, col_bias, row_ids, col_ids, row, col)
         ctx.settings = (pairs, shift, stats, backend)
         ctx.set_materialize_grads(False)
@@ -235,6 +236,13 @@ def _differentiable_loss(problem: dispatch.Problem, weights: list[float], soft_s
     return dispatch.compose_loss(stats, positive, w_row, w_col, w_soft, w_pos)
 
 
+def _clipped(problem: dispatch.Problem, bits: int, clip: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    if not clip > 0:
+        raise ValueError(f"clip must be positive, got {clip}")
+    with torch.no_grad():
+        return torch.ops.mi_kernels.dot_critic_stats(*problem, bits, float(clip), backend)
+
+
 def statistics(
     x: Tensor,
     y: Tensor,
@@ -246,6 +254,7 @@ def statistics(
     col_ids: Tensor | None = None,
     pairs: str = "all",
     stats: tuple[str, ...] = ("row_lse",),
+    clip: float | None = None,
     backend: str | None = None,
 ) -> Statistics:
     """Statistics of S = scale x y^T + row_bias + col_bias that is never stored.
@@ -253,7 +262,8 @@ def statistics(
     x [*, B, D], y [*, N, D]; scale a float, a 0-d tensor or [*]; biases [*, B] and [*, N]; ids integers of the same
     shapes. `pairs`: "all", "off_diagonal" (i != j) or "unequal_ids". `stats`: any of "row_lse" [*, B], "col_lse"
     [*, N], "row_softplus" [*, B] (sum_j softplus S_ij). A row without pairs has LSE -inf. Differentiable twice in x,
-    y, scale and the biases. Cost: 2 B N D FLOP forward, 6 B N D backward, O((B + N) D) memory.
+    y, scale and the biases. `clip` clamps the scores that enter the LSEs to [-clip, clip]; the statistics then carry no
+    gradient. Cost: 2 B N D FLOP forward, 6 B N D backward, O((B + N) D) memory.
     Raises ValueError or TypeError that names the argument, RuntimeError if a backend that was named cannot run.
     """
     unknown = set(stats) - set(_STATS)
@@ -261,7 +271,10 @@ def statistics(
         raise ValueError(f"stats must name some of {', '.join(_STATS)}, got {stats!r}")
     prepared = prepare(x, y, scale, row_bias=row_bias, col_bias=col_bias, row_ids=row_ids, col_ids=col_ids, pairs=pairs)
     bits = sum(_STATS[name] for name in set(stats))
-    found = _StatisticsFunction.apply(*prepared.problem, bits, backend or "")
+    if clip is None:
+        found = _StatisticsFunction.apply(*prepared.problem, bits, backend or "")
+    else:
+        found = _clipped(prepared.problem, bits, clip, backend or "")
     return Statistics(
         *(t.reshape(*prepared.shape, -1) if bits & bit else None for t, bit in zip(found, _STATS.values(), strict=True))
     )

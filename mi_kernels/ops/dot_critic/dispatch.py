@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,16 +36,16 @@ def _rows(x: Tensor, y: Tensor) -> int:
     return max(1, _CHUNK_BYTES // (8 * x.shape[0] * y.shape[1]))
 
 
-def run_stats(problem: Problem, stats: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+def run_stats(problem: Problem, stats: int, clip: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     name = resolve("dot_critic", problem[0].device, backend or None)
     if name == "cpu":
-        return torch.ops.mi_kernels_cpu.dot_critic_stats(*problem, stats)
+        return torch.ops.mi_kernels_cpu.dot_critic_stats(*problem, stats, clip)
     if name == "triton":
         from . import triton_forward
 
-        return triton_forward.stats(*problem, stats)
+        return triton_forward.stats(*problem, stats, clip)
     rows = _rows(problem[0], problem[1]) if name == "chunked" else None
-    return reference.stats(*problem, stats, rows=rows)
+    return reference.stats(*problem, stats, clip, rows=rows)
 
 
 def run_grad(problem: Problem, weights: Weights, needs: int, backend: str) -> tuple[Tensor, ...]:
@@ -142,7 +144,7 @@ def run_loss(
         rest = (w_row, w_col, w_soft, w_pos, soft_signed, False, needs, memory_budget, backend)
         loss, dx, dy, *others = run_loss(normalized(problem), *rest)
         return loss, _through_normalization(x, dx), _through_normalization(y, dy), *others
-    stats = run_stats(problem, wanted_stats(w_row, w_col, w_soft, soft_signed), backend)
+    stats = run_stats(problem, wanted_stats(w_row, w_col, w_soft, soft_signed), math.inf, backend)
     positive = positive_scores(problem) if w_pos and problem[8] >= 0 else None
     loss = compose_loss(stats, positive, w_row, w_col, w_soft, w_pos)
     if not needs:
@@ -161,8 +163,8 @@ def run_loss(
     return loss, *run_grad(problem, weights, needs, backend)
 
 
-def _stats_op(x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift, stats, backend):
-    return run_stats((x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift), stats, backend)
+def _stats_op(x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift, stats, clip, backend):
+    return run_stats((x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift), stats, clip, backend)
 
 
 def _grad_op(

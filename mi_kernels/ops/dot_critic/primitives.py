@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -72,10 +74,19 @@ def softplus_rows(s: Tensor, mask: Tensor | None, first: int, shift: int, stats:
     return (soft if mask is None else soft.masked_fill(~mask, 0)).sum(-1)
 
 
-def statistics(s: Tensor, mask: Tensor | None, first: int, shift: int, stats: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Row LSE, column LSE and softplus sums of materialised scores; unrequested ones are empty. Differentiable."""
+def clipped(s: Tensor, clip: float) -> Tensor:
+    """Scores clamped to [-clip, clip]; -inf, a pair that takes no part, stays."""
+    return s if clip == math.inf else torch.where(s == -torch.inf, s, s.clamp(-clip, clip))
+
+
+def statistics(
+    s: Tensor, mask: Tensor | None, first: int, shift: int, stats: int, clip: float = math.inf
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and column LSE of the clipped scores and softplus sums of the scores; unrequested ones are empty.
+    Differentiable."""
     empty = s.new_empty(0)
     soft = softplus_rows(s, mask, first, shift, stats) if stats & SOFTPLUS else empty
+    s = clipped(s, clip)
     masked = s if mask is None else s.masked_fill(~mask, -torch.inf)
     row = masked.logsumexp(-1) if stats & ROW_LSE else empty
     col = masked.logsumexp(-2) if stats & COL_LSE else empty

@@ -6,6 +6,7 @@ per B x N temporary; with `rows`, 4 rows N bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -50,13 +51,14 @@ def stats(
     pairs: int,
     positive_shift: int,
     stats: int,
+    clip: float = math.inf,
     rows: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Statistics of the scores (schema.py); differentiable, and linear in memory when `rows` is given."""
     parts = []
     problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift)
     for block, s, mask in _masked_scores(*problem, rows):
-        parts.append(statistics(s, mask, block.start, positive_shift, stats))
+        parts.append(statistics(s, mask, block.start, positive_shift, stats, clip))
     row, col, soft = parts[0]
     for _, other, _ in parts[1:] if stats & COL_LSE else []:
         col = torch.logaddexp(col, other)

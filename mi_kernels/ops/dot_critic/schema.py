@@ -5,7 +5,8 @@
 x [G, B, D], y [G, N, D], scale [G], row_bias [G, B], col_bias [G, N], row_ids [G, B] and col_ids [G, N] int64.
 `pairs` says which (i, j) take part; `positive_shift` s >= 0 pairs row i with column (i + s) mod N, -1 pairs none.
 
-dot_critic_stats -> row_lse [G, B], col_lse [G, N], softplus row sums [G, B]; bits of `stats` ask for each.
+dot_critic_stats -> row_lse [G, B], col_lse [G, N], softplus row sums [G, B]; bits of `stats` ask for each. The LSEs
+    are those of scores clamped to [-clip, clip] (inf: as they are); a score of -inf takes no part, clamped or not.
 dot_critic_grad  -> gradients of x, y, scale, row_bias, col_bias under
     dS_ij = g_row_i exp(S_ij - row_lse_i) + g_col_j exp(S_ij - col_lse_j) + g_soft_i sigmoid(S_ij) over allowed pairs,
             + g_pos_i on the positive pair.
@@ -30,7 +31,7 @@ _problem = (
     "Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, Tensor? col_ids, "
     "int pairs, SymInt positive_shift"
 )
-library.define(f"dot_critic_stats({_problem}, int stats, str backend) -> (Tensor, Tensor, Tensor)")
+library.define(f"dot_critic_stats({_problem}, int stats, float clip, str backend) -> (Tensor, Tensor, Tensor)")
 library.define(
     f"dot_critic_grad({_problem}, Tensor? row_lse, Tensor? col_lse, Tensor? g_row, Tensor? g_col, Tensor? g_soft, "
     "Tensor? g_pos, bool soft_signed, int needs, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -46,7 +47,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 @torch.library.register_fake("mi_kernels::dot_critic_stats", lib=library)
-def _(x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift, stats, backend):
+def _(x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift, stats, clip, backend):
     new = lambda wanted, n: x.new_empty((x.shape[0], n) if wanted else (0,), dtype=_wide(x))  # noqa: E731
     return new(stats & ROW_LSE, x.shape[1]), new(stats & COL_LSE, y.shape[1]), new(stats & SOFTPLUS, x.shape[1])
 

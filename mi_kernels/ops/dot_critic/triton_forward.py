@@ -3,12 +3,15 @@
     S[i, j]      = scale <x_i, y_j> + a_i + b_j
     row_lse[i]   = log sum_j exp S[i, j]             over allowed j; -inf where there is none
     col_lse[j]   = log sum_i exp S[i, j]             the same kernel with the roles of x and y exchanged
+    with S clamped to [-clip, clip] in both where a clip is given; and of the scores as they are
     row_soft[i]  = sum_j softplus(S[i, j])           optionally softplus(-S) on the positive pair
 
 Per launch 2 G B N D FLOPs. Each program reads its own tile of BM rows and all of the other side, mostly from
 L2: G (B D + (B / BM) N D) elements; it writes BM numbers. Row and column statistics together take two
 launches, 2N in units of N = 2 G B N D: each output is written by its owner, once, in a fixed order.
 """
+
+import math
 
 import torch
 import triton
@@ -43,11 +46,18 @@ def lse_update(b_max, b_sum, b_s):
     return b_new, b_sum
 
 
+@triton.jit
+def clamp(b_s, CLIP: tl.constexpr):
+    """To [-CLIP, CLIP]; -inf, which takes no part, and NaN stay."""
+    b_s = tl.where(b_s > CLIP, CLIP, b_s)
+    return tl.where((b_s < -CLIP) & (b_s > -float("inf")), -CLIP, b_s)
+
+
 @triton.jit(do_not_specialize=["n_own", "n_oth", "shift"])
 def stats_kernel(
     p_own, p_oth, p_scale, p_own_bias, p_oth_bias, p_own_ids, p_oth_ids, p_lse, p_soft,
     n_own, n_oth, D, shift,
-    PAIRS: tl.constexpr, SOFT_SIGNED: tl.constexpr, SWAP: tl.constexpr, WHOLE_D: tl.constexpr,
+    PAIRS: tl.constexpr, SOFT_SIGNED: tl.constexpr, SWAP: tl.constexpr, CLIP: tl.constexpr, WHOLE_D: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = p_scale.dtype.element_ty
@@ -90,7 +100,8 @@ def stats_kernel(
             m_pos = positive_tile(o_own, o_oth, n_own, n_oth, shift, SWAP)
         m = allowed_tile(o_own, o_oth, b_own_ids, b_oth_ids, m_pos, n_own, n_oth, PAIRS)
         if p_lse is not None:
-            b_max, b_sum = lse_update(b_max, b_sum, tl.where(m, b_s, -float("inf")))
+            b_c = b_s if CLIP is None else clamp(b_s, CLIP)
+            b_max, b_sum = lse_update(b_max, b_sum, tl.where(m, b_c, -float("inf")))
         if p_soft is not None:
             if SOFT_SIGNED:
                 b_s = tl.where(m_pos, -b_s, b_s)
@@ -117,14 +128,17 @@ def tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) ->
     return Tiling(128, 64, next_power(D, 16) if D <= 128 else 64, 0, 8, 3)
 
 
-def _launch(own, oth, scale, own_bias, oth_bias, own_ids, oth_ids, lse, soft, pairs, shift, signed, swap) -> None:
+def _launch(
+    own, oth, scale, own_bias, oth_bias, own_ids, oth_ids, lse, soft, pairs, shift, signed, clip, swap
+) -> None:
     G, n_own, D = own.shape
     input_precision = precision(own.dtype, INTERPRETED)
     t = tiling(own.dtype, D, input_precision == "tf32", INTERPRETED)
     stats_kernel[(G * triton.cdiv(n_own, t.BM),)](
         own, oth, scale, own_bias, oth_bias, own_ids, oth_ids, lse, soft,
         n_own, oth.shape[1], D, max(shift, 0),
-        PAIRS=pairs, SOFT_SIGNED=signed, SWAP=swap, WHOLE_D=t.BK >= D, PRECISION=input_precision,
+        PAIRS=pairs, SOFT_SIGNED=signed, SWAP=swap, CLIP=None if clip == math.inf else clip,
+        WHOLE_D=t.BK >= D, PRECISION=input_precision,
         BM=t.BM, BN=t.BN, BK=t.BK, num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
 
@@ -140,13 +154,14 @@ def stats(
     pairs: int,
     positive_shift: int,
     stats: int,
+    clip: float = math.inf,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(row_lse [G, B], col_lse [G, N], row_softplus [G, B]) in nats; shape [0] where `stats` does not ask.
 
     x [G, B, D], y [G, N, D], scale [G], biases and ids [G, B] and [G, N] or None. `stats` is a sum of
-    ROW_LSE, COL_LSE, ROW_SOFTPLUS and SIGNED. Raises RuntimeError for CPU tensors outside of the interpreter,
-    TypeError and ValueError for inputs that do not fit. 2 G B N D FLOPs for the rows, as many for columns;
-    O(B + N) memory.
+    ROW_LSE, COL_LSE, ROW_SOFTPLUS and SIGNED; each value of `clip` is compiled once. Raises RuntimeError for CPU
+    tensors outside of the interpreter, TypeError and ValueError for inputs that do not fit. 2 G B N D FLOPs for the
+    rows, as many for columns; O(B + N) memory.
     """
     check(x, y, row_ids, col_ids, pairs, positive_shift, INTERPRETED)
     acc = accumulate_dtype(x.dtype)
@@ -164,8 +179,8 @@ def stats(
             lse = row_lse if stats & ROW_LSE else None
             soft = row_soft if stats & ROW_SOFTPLUS else None
             _launch(x, y, scale, row_bias, col_bias, row_ids, col_ids, lse, soft, pairs, positive_shift,
-                    signed and soft is not None, False)  # fmt: skip
+                    signed and soft is not None, clip, False)  # fmt: skip
         if col_lse.numel():
             _launch(y, x, scale, col_bias, row_bias, col_ids, row_ids, col_lse, None, pairs, positive_shift,
-                    False, True)  # fmt: skip
+                    False, clip, True)  # fmt: skip
     return row_lse, col_lse, row_soft

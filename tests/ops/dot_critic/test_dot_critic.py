@@ -1,5 +1,7 @@
 """The dot critic against an independent fp64 formula: statistics, gradients, shapes, dtypes, memory, errors."""
 
+import math
+
 import pytest
 import torch
 
@@ -172,6 +174,48 @@ def test_statistics_and_gradients_under_arbitrary_weights(backend, shape, pairs)
             assert torch.isfinite(g).all()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("pairs", PAIRS[:3])
+def test_clipped_log_sums_are_those_of_clamped_scores_and_carry_no_gradient(backend, shape, pairs):
+    t, ids = draw(*shape)
+    biases = dict(row_bias=t["row_bias"], col_bias=t["col_bias"], **ids)
+    stats = ("row_lse", "col_lse", "row_softplus")
+    got = api.statistics(t["x"], t["y"], t["scale"], **biases, pairs=pairs, stats=stats, clip=0.9, backend=backend)
+    s, masked = oracle_scores(t, ids, pairs, -1)
+    assert shape[1] < 7 or (s.abs() > 0.9).any()
+    clamped = s.clamp(-0.9, 0.9).masked_fill(masked == -torch.inf, -torch.inf)
+    soft = torch.nn.functional.softplus(masked).masked_fill(masked == -torch.inf, 0).sum(2)
+    for a, b in zip(got, (clamped.logsumexp(2), clamped.logsumexp(1), soft), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        assert not a.requires_grad
+    beyond = api.statistics(t["x"], t["y"], t["scale"], **biases, pairs=pairs, clip=1e6, backend=backend)
+    plain = api.statistics(t["x"], t["y"], t["scale"], **biases, pairs=pairs, backend=backend)
+    assert torch.equal(beyond.row_lse, plain.row_lse)
+
+
+def test_clipping_leaves_out_what_a_bias_of_minus_infinity_leaves_out_and_keeps_nan(backend):
+    t, _ = draw(1, 9, 9, 3, torch.float32)
+    hole = torch.zeros(1, 9).index_fill(1, torch.tensor([4]), -torch.inf)
+    got = api.statistics(t["x"], t["y"], 50.0, col_bias=hole, clip=2.0, backend=backend).row_lse
+    keep = [0, 1, 2, 3, 5, 6, 7, 8]
+    want = (50 * t["x"] @ t["y"].mT).clamp(-2, 2)[..., keep].logsumexp(2)
+    torch.testing.assert_close(got, want.detach())
+    x = t["x"].detach().index_fill(1, torch.tensor([2]), torch.nan)
+    found = api.statistics(x, t["y"], 50.0, clip=2.0, backend=backend).row_lse
+    assert found.isnan().squeeze(0).tolist() == [i == 2 for i in range(9)]
+
+
+def test_turning_the_positive_pairs_changes_softplus_sums_alone(backend):
+    t, ids = draw(2, 33, 65, 17)
+    problem = [t["x"], t["y"], t["scale"].double(), t["row_bias"].double(), t["col_bias"].double()]
+    problem = [v.detach() for v in problem] + [ids["row_ids"], ids["col_ids"], 0, 3]
+    plain, signed = (torch.ops.mi_kernels.dot_critic_stats(*problem, bits, math.inf, backend) for bits in (7, 15))
+    for a, b in zip(plain[:2], signed[:2], strict=True):
+        torch.testing.assert_close(a, b)
+    positive = oracle_scores(t, ids, "all", 3)[0][:, torch.arange(33), (torch.arange(33) + 3) % 65]
+    torch.testing.assert_close(plain[2] - signed[2], positive.detach())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_error_is_at_most_twice_that_of_plain_torch(backend, dtype):
     t, _ = draw(1, 150, 150, 72, dtype)
@@ -238,8 +282,9 @@ def test_opcheck_accepts_the_operators(backend):
     ]
     problem += [ids["row_ids"], ids["col_ids"], 3, 1]
     ops = torch.ops.mi_kernels
-    row, col, _soft = ops.dot_critic_stats(*problem, 7, backend)
-    torch.library.opcheck(ops.dot_critic_stats.default, (*problem, 7, backend))
+    row, col, _soft = ops.dot_critic_stats(*problem, 7, math.inf, backend)
+    for clip in (math.inf, 0.7):
+        torch.library.opcheck(ops.dot_critic_stats.default, (*problem, 7, clip, backend))
     torch.library.opcheck(ops.dot_critic_loss.default, (*problem, 0.5, 0.25, 0.0, 0.5, False, True, 31, 0, backend))
     weights = (row, col, torch.ones_like(row), torch.ones_like(col), None, torch.ones_like(row))
     torch.library.opcheck(ops.dot_critic_grad.default, (*problem, *weights, False, 31, backend))
@@ -331,6 +376,8 @@ def test_memory_kept_for_backward_is_linear_in_the_batch(backend):
         ({"row_ids": torch.zeros(4)}, "row_ids must hold integers"),
         ({"stats": ("median",)}, "stats must name"),
         ({"backend": "fast"}, "backend must be one of"),
+        ({"clip": 0.0}, "clip must be positive"),
+        ({"clip": math.nan}, "clip must be positive"),
     ],
 )
 def test_bad_input_is_refused_by_name(change, message):

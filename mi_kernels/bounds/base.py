@@ -1,0 +1,120 @@
+"""What the bounds share: checks, means over the product of the marginals, random draws of their own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..critics import Critic
+
+ANCHORS = ("x", "y")
+
+
+def check_paired(x: Tensor, y: Tensor, least: int = 1) -> None:
+    """x [*, B, Dx] and y [*, B, Dy] with B >= least, or ValueError; the critic checks the widths."""
+    for name, t in (("x", x), ("y", y)):
+        if t.dim() < 2 or t.shape[:-1].numel() == 0:
+            raise ValueError(f"{name} must be [*, B, features] with at least one sample, got {tuple(t.shape)}")
+    if x.shape[:-1] != y.shape[:-1]:
+        raise ValueError(
+            f"y must have the batch dimensions of x, {tuple(x.shape[:-1])}, got {tuple(y.shape[:-1])}"
+        )
+    if x.shape[-2] < least:
+        raise ValueError(
+            f"x must hold at least {least} samples, as every sample's negatives are the others, got {tuple(x.shape)}"
+        )
+
+
+def check_anchor(anchor: str) -> None:
+    if anchor not in ANCHORS:
+        raise ValueError(f"anchor must be one of {ANCHORS}, got {anchor!r}")
+
+
+def log_mean_exp(log_sums: Tensor, pairs: int) -> Tensor:
+    """log of the mean of exp S over `pairs` pairs, [*], from the log-sums of rows or columns [*, B]."""
+    return log_sums.logsumexp(-1) - math.log(pairs)
+
+
+def bounded_exp(t: Tensor) -> Tensor:
+    """exp t; past 80 (700 in fp64), short of overflow, its tangent, so that value and gradient stay finite."""
+    limit = 700.0 if t.dtype == torch.float64 else 80.0
+    return t.clamp(max=limit).exp() * (1 + (t - limit).clamp(min=0))
+
+
+def with_gradient_of(value: Tensor, objective: Tensor) -> Tensor:
+    """`value`, with the gradient of `objective`."""
+    return value.detach() + (objective - objective.detach())
+
+
+class CriticBound(nn.Module):
+    """A bound over the statistics of one critic."""
+
+    def __init__(self, critic: Critic):
+        super().__init__()
+        if not callable(getattr(critic, "statistics", None)):
+            raise TypeError(f"critic must have a method statistics(x, y, stats, pairs), got {type(critic).__name__}")
+        self.critic = critic
+
+    def off_diagonal(self, x: Tensor, y: Tensor, *stats: str, clip: float | None = None) -> list[Tensor]:
+        """The statistics named, over pairs i != j; at least two samples."""
+        check_paired(x, y, least=2)
+        options = {} if clip is None else {"clip": clip}
+        found = self.critic.statistics(x, y, stats=stats, pairs="off_diagonal", **options)._asdict()
+        return [found[name] for name in stats]
+
+
+class Draws(nn.Module):
+    """Random draws that leave torch's global generators alone; the state is in the checkpoint.
+
+    So a penalty of weight 0 leaves training bit for bit what it was without it.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def permutation(self, n: int) -> Tensor:
+        return torch.randperm(n, generator=self.generator)
+
+    def uniform(self, shape: torch.Size, like: Tensor) -> Tensor:
+        return torch.rand(shape, generator=self.generator, dtype=torch.float64).to(like.device, like.dtype)
+
+    def product_indices(self, batch: int, modalities: int) -> list[Tensor]:
+        """One index [batch] per modality: row i of all of them together is a uniformly random tuple of distinct
+        samples, and every sample appears once in each. No two of the permutations agree anywhere."""
+        order = self.permutation(batch)
+        shifts = [0, *(self.permutation(batch - 1)[: modalities - 1] + 1).tolist()]
+        indices = []
+        for shift in shifts:
+            index = torch.empty_like(order)
+            index[order] = order.roll(-shift)
+            indices.append(index)
+        return indices
+
+    def get_extra_state(self) -> Tensor:
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.generator.set_state(state.cpu())
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "generator": self.generator.get_state()}
+
+    def __setstate__(self, state: dict) -> None:
+        generator = torch.Generator()
+        generator.set_state(state["generator"])
+        super().__setstate__({**state, "generator": generator})
+
+
+def gradient_norm(scores: Tensor, points: list[Tensor], differentiable: bool) -> Tensor:
+    """The length of the gradient of score i in point i, all inputs together: [*, B] from scores [*, B]."""
+    gradients = torch.autograd.grad(scores.sum(), points, create_graph=differentiable)
+    return torch.linalg.vector_norm(torch.cat(gradients, -1), dim=-1)
+
+
+def interpolate(joint: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """Points on the segments between detached rows, as leaves: share [*, B]."""
+    between = torch.lerp(other.detach(), joint.detach(), share.unsqueeze(-1))
+    return between.requires_grad_()

@@ -1,0 +1,81 @@
+"""Estimates within the groups of equal labels: every group is a problem of its own, and nothing is padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..critics import Critic
+from ..ops.mlp_critic.schema import Statistics
+
+StatisticsOf = Callable[..., Statistics]
+Terms = Callable[[StatisticsOf, Tensor, Tensor], Tensor]
+
+
+class _Statistics(nn.Module):
+    """A critic's `statistics` as a forward, for `functional_call`."""
+
+    def __init__(self, critic: Critic):
+        super().__init__()
+        self.critic = critic
+
+    def forward(self, *args, **options) -> Statistics:
+        return self.critic.statistics(*args, **options)
+
+
+def _of_group(critic: Critic, group: int) -> StatisticsOf:
+    """The statistics of one of the independent critics that `critic` holds."""
+    module = _Statistics(critic)
+    parameters = {name: p[group] for name, p in module.named_parameters()}
+    return lambda *args, **options: torch.func.functional_call(module, parameters, args, options)
+
+
+def _cells(labels: Tensor) -> Iterator[Tensor]:
+    """Positions of the samples of one label, for all labels of one size together: [cells, size] each; labels [n]."""
+    _, cell, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
+    order = cell.argsort(stable=True)
+    starts = sizes.cumsum(0) - sizes
+    for size in sizes.unique().tolist():
+        first = starts[sizes == size]
+        yield order[first[:, None] + torch.arange(size, device=labels.device)]
+
+
+def _checked(labels: Tensor, x: Tensor) -> Tensor:
+    """Labels as [groups, B]."""
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"condition must hold integer labels when it groups the samples, got {labels.dtype}")
+    lead = x.shape[:-1]
+    if labels.shape != lead and labels.shape != (*lead, 1):
+        raise ValueError(f"condition must be {tuple(lead)} labels, one a sample, got {tuple(labels.shape)}")
+    return labels.reshape(-1, lead[-1]).to(x.device)
+
+
+def within_labels(critic: Critic, terms: Terms, x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
+    """The mean over samples of terms(statistics, x', y') [cells, n], x' and y' being the n samples of one label.
+
+    x [*, B, Dx], y [*, B, Dy], labels [*, B] -> [*]. Reads the labels, so a GPU waits for them.
+    """
+    labels = _checked(labels, x)
+    groups, batch = labels.shape
+    if getattr(critic, "groups", None) is not None:
+        xs, ys = x.reshape(groups, batch, -1), y.reshape(groups, batch, -1)
+        means = [_mean(_of_group(critic, g), terms, xs[g], ys[g], labels[g : g + 1]) for g in range(groups)]
+        return torch.cat(means).reshape(x.shape[:-2])
+    flat = _mean(critic.statistics, terms, x.reshape(groups * batch, -1), y.reshape(groups * batch, -1), labels)
+    return flat.reshape(x.shape[:-2])
+
+
+def _mean(statistics: StatisticsOf, terms: Terms, x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
+    """[groups] from samples [groups B, .] and labels [groups, B]."""
+    groups, batch = labels.shape
+    _, codes = torch.unique(labels, return_inverse=True)
+    codes = codes + torch.arange(groups, device=labels.device)[:, None] * (codes.max() + 1)
+    total: Tensor | None = None
+    for positions in _cells(codes.flatten()):
+        sums = terms(statistics, x[positions], y[positions]).sum(-1)
+        total = sums.new_zeros(groups) if total is None else total
+        total = total.index_add(0, positions[:, 0] // batch, sums)
+    assert total is not None
+    return total / batch
