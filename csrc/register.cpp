@@ -14,4 +14,8 @@ TORCH_LIBRARY(mi_kernels_cpu, m) {
       "dot_critic_loss(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
       "Tensor? col_ids, int pairs, int positive_shift, float w_row, float w_col, float w_soft, float w_pos, "
       "bool soft_signed, bool normalize, int needs, int memory_budget) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("club_forward(Tensor mu, Tensor? logvar, Tensor y) -> (Tensor, Tensor)");
+  m.def(
+      "club_backward(Tensor mu, Tensor? logvar, Tensor y, Tensor moments, Tensor g, int needs) "
+      "-> (Tensor, Tensor, Tensor)");
 }

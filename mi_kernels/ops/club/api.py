@@ -5,21 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import dispatch as dispatch
-from . import reference
+from . import dispatch, reference
 from .schema import NEED_LOGVAR, NEED_MU, NEED_Y
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 NEGATIVES = ("all", "others")
 
 
+def _flat(t: Tensor) -> Tensor:
+    return t.reshape(-1, *t.shape[-2:]).contiguous()
+
+
 class _ClubFunction(torch.autograd.Function):
+    # Group dimensions are folded in here, where autograd does not record it: at small batches its views cost as much
+    # as the kernel.
     @staticmethod
     def forward(ctx, mu, logvar, y, backend):
-        value, moments = torch.ops.mi_kernels.club_forward(mu, logvar, y, backend)
+        run = torch.ops.mi_kernels.club_forward if torch.compiler.is_compiling() else dispatch.forward
+        value, moments = run(_flat(mu), None if logvar is None else _flat(logvar), _flat(y), backend)
         ctx.save_for_backward(mu, logvar, y, moments)
         ctx.backend = backend
-        return value
+        return value.reshape(mu.shape[:-2])
 
     @staticmethod
     def backward(ctx, g):
@@ -30,8 +36,10 @@ class _ClubFunction(torch.autograd.Function):
             return *(next(found) if t is not None and t.requires_grad else None for t in (mu, logvar, y)), None
         bits = (NEED_MU, NEED_LOGVAR, NEED_Y)
         needs = sum(bit for bit, wanted in zip(bits, ctx.needs_input_grad, strict=False) if wanted)
-        gradients = torch.ops.mi_kernels.club_backward(mu, logvar, y, moments, g.contiguous(), needs, ctx.backend)
-        return *(t if needs & bit else None for t, bit in zip(gradients, bits, strict=True)), None
+        run = torch.ops.mi_kernels.club_backward if torch.compiler.is_compiling() else dispatch.backward
+        problem = (_flat(mu), None if logvar is None else _flat(logvar), _flat(y), moments)
+        gradients = run(*problem, g.reshape(-1).contiguous(), needs, ctx.backend)
+        return *(t.reshape(mu.shape) if needs & bit else None for t, bit in zip(gradients, bits, strict=True)), None
 
 
 def _check(name: str, t: Tensor, like: Tensor | None = None) -> None:
@@ -73,7 +81,6 @@ def gaussian_club(
     if logvar is not None:
         _check("logvar", logvar, mu)
         dtype = torch.promote_types(dtype, logvar.dtype)
-    flat = lambda t: t.to(dtype).reshape(-1, *t.shape[-2:]).contiguous()  # noqa: E731
-    value = _ClubFunction.apply(flat(mu), None if logvar is None else flat(logvar), flat(y), backend or "")
-    value = value.reshape(mu.shape[:-2])
+    cast = lambda t: t if t.dtype == dtype else t.to(dtype)  # noqa: E731
+    value = _ClubFunction.apply(cast(mu), None if logvar is None else cast(logvar), cast(y), backend or "")
     return value * (batch / (batch - 1)) if negatives == "others" else value

@@ -17,13 +17,13 @@ def _compiled(device: torch.device, backend: str) -> bool:
     return name == "cpu"
 
 
-def _forward(mu: Tensor, logvar: Tensor | None, y: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+def forward(mu: Tensor, logvar: Tensor | None, y: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     if _compiled(mu.device, backend):
         return torch.ops.mi_kernels_cpu.club_forward(mu, logvar, y)
     return reference.forward(mu, logvar, y)
 
 
-def _backward(
+def backward(
     mu: Tensor, logvar: Tensor | None, y: Tensor, moments: Tensor, g: Tensor, needs: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     if _compiled(mu.device, backend):
@@ -32,5 +32,5 @@ def _backward(
 
 
 for _key in ("CPU", "CUDA"):
-    library.impl("club_forward", _forward, _key)
-    library.impl("club_backward", _backward, _key)
+    library.impl("club_forward", forward, _key)
+    library.impl("club_backward", backward, _key)

@@ -23,7 +23,7 @@ def _precision(logvar: Tensor | None, like: Tensor) -> Tensor:
 
 
 def value(mu: Tensor, logvar: Tensor | None, y: Tensor) -> Tensor:
-    """The bound, [G]; differentiable any number of times."""
+    """The bound, [*], of inputs [*, B, D]; differentiable any number of times."""
     *_, m, c = _centred(mu, y)
     v = c.square().mean(-2, keepdim=True)
     terms = v - c.square() + 2 * m * c
