@@ -2,16 +2,25 @@
 
 from .backends import backends, use_backend
 from .bounds import NCECLUB, InfoNCE
+from .club import CLUB, CLUBCategorical, CLUBMean, CLUBSample
 from .critics import BilinearCritic, ConcatCritic, DotCritic, SeparableCritic
 from .functional import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
+from .variational import BarberAgakov, LeaveOneOut, VariationalUpperBound
 
 __all__ = [
+    "CLUB",
     "NCECLUB",
+    "BarberAgakov",
     "BilinearCritic",
+    "CLUBCategorical",
+    "CLUBMean",
+    "CLUBSample",
     "ConcatCritic",
     "DotCritic",
     "InfoNCE",
+    "LeaveOneOut",
     "SeparableCritic",
+    "VariationalUpperBound",
     "backends",
     "clip_loss",
     "info_nce",

@@ -63,7 +63,7 @@ def gaussian_club(
     """CLUB with a Gaussian conditional, exact in O(B D): mean_i [log q(y_i | x_i) - mean_j log q(y_j | x_i)], nats [*].
 
     q(y | x_i) = N(mu_i, diag exp logvar_i); mu, y [*, B, D]; logvar [*, B, D], or None for unit variances. Cheng et
-    al. 2020 (arXiv 2006.12013), eq. 10, with the inner mean over all j, j = i among them, as their public code has it;
+    al. 2020 (arXiv 2006.12013, vCLUB), with the inner mean over all j, j = i among them, as their public code has it;
     that scales the estimate by (B - 1) / B, which negatives="others" (j != i, B of two or more) undoes.
 
     Inputs of unlike dtypes are promoted; fp32 out (fp64 for fp64). Differentiable twice. Cost: about 15 B D FLOP and
