@@ -18,4 +18,7 @@ TORCH_LIBRARY(mi_kernels_cpu, m) {
   m.def(
       "club_backward(Tensor mu, Tensor? logvar, Tensor y, Tensor moments, Tensor g, int needs) "
       "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "rbf_mmd(Tensor x, Tensor y, Tensor gamma, float w_xx, float w_yy, float w_xy, int needs) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
 }
