@@ -15,16 +15,19 @@ from .bounds import (
     TotalCorrelation,
     WassersteinDependency,
 )
+from .club import CLUB, CLUBCategorical, CLUBMean, CLUBSample
 from .critics import BilinearCritic, ConcatCritic, DotCritic, SeparableCritic
+from .divergences import gaussian_mmd, hsic, mmd
 from .functional import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
+from .variational import BarberAgakov, LeaveOneOut, VariationalUpperBound
 
 __all__ = [
-    "MINE",
-    "NCECLUB",
-    "NWJ",
-    "SMILE",
-    "TUBA",
+    "BarberAgakov",
     "BilinearCritic",
+    "CLUB",
+    "CLUBCategorical",
+    "CLUBMean",
+    "CLUBSample",
     "ConcatCritic",
     "DonskerVaradhan",
     "DotCritic",
@@ -32,12 +35,22 @@ __all__ = [
     "InterpolatedBound",
     "JensenShannon",
     "JointCritic",
+    "LeaveOneOut",
+    "MINE",
+    "NCECLUB",
+    "NWJ",
+    "SMILE",
     "SeparableCritic",
+    "TUBA",
     "TotalCorrelation",
+    "VariationalUpperBound",
     "WassersteinDependency",
     "backends",
     "clip_loss",
+    "gaussian_mmd",
+    "hsic",
     "info_nce",
+    "mmd",
     "nt_xent",
     "siglip_loss",
     "sup_con",
