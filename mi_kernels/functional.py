@@ -126,6 +126,8 @@ def _explicit_negatives(
     if mode == "unpaired":
         if negatives.dim() != query.dim():
             raise ValueError(f"negative_keys must have shape [*, M, D] when unpaired, got {tuple(negatives.shape)}")
+        if not negatives.shape[-2]:
+            return positive * 0  # a memory bank before its first batch: the positive is the only candidate
         lse = api.statistics(query, negatives, scale, backend=backend).row_lse
     else:
         fits = negatives.shape[:-2] == query.shape[:-1] and negatives.shape[-1] == query.shape[-1]
@@ -212,8 +214,12 @@ def nt_xent(out0: Tensor, out1: Tensor, temperature: float | Tensor = 0.5, *, ba
     out0, out1 [*, B, D], two views of the same items; normalised here. Mean over the 2B anchors. Cost 3N with
     N = 8 B^2 D, O(B D) memory.
     """
+    return _nt_xent(out0, out1, _temperature(temperature), backend)
+
+
+def _nt_xent(out0: Tensor, out1: Tensor, scale: float | Tensor, backend: str | None = None) -> Tensor:
+    """nt_xent whose scale, 1 / temperature, may have either sign."""
     _same_shape("out0", out0, "out1", out1)
-    scale = _temperature(temperature)
     views = torch.cat([out0, out1], dim=-2)
     prepared = api.prepare(views, views, scale, pairs="off_diagonal", positive_shift=out0.shape[-2])
     w = 1.0 / views.shape[:-1].numel()
@@ -236,6 +242,29 @@ def sup_con(
     any positive makes the original 0/0; here it contributes nothing and does not count in the mean (0 if none is
     left). Cost 4N with N = 2 (B V)^2 D, O(B V D) memory: the positives enter through sums over classes.
     """
+    items = _check_sup_con(features, labels, base_temperature, contrast_mode)
+    features = features.flatten(2)
+    views = features.shape[1]
+    if labels is None:
+        labels = torch.arange(items, device=features.device)
+    contrast = features.transpose(0, 1).flatten(0, 1)
+    anchors = contrast if contrast_mode == "all" else contrast[:items]
+    classes = torch.unique(labels.reshape(-1).to(features.device), return_inverse=True)[1]
+    rows, valid = _sup_con_rows(
+        anchors,
+        contrast,
+        classes.repeat(anchors.shape[0] // items),
+        classes.repeat(views),
+        own=torch.arange(anchors.shape[0], device=features.device),
+        aligned=True,
+        scale=_temperature(temperature),
+        backend=backend,
+    )
+    return temperature / base_temperature * (rows.sum() / valid.sum().clamp(min=1))
+
+
+def _check_sup_con(features: Tensor, labels: Tensor | None, base_temperature: float, contrast_mode: str) -> int:
+    """The number of items; raises ValueError naming the argument."""
     if not isinstance(features, Tensor) or features.dim() < 3:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"features must have shape [B, views, D], got {shape}")
@@ -245,28 +274,61 @@ def sup_con(
         raise ValueError(f"contrast_mode must be 'all' or 'one', got {contrast_mode!r}")
     if not base_temperature > 0:
         raise ValueError(f"base_temperature must be positive, got {base_temperature}")
-    features = features.flatten(2)
-    items, views, _ = features.shape
-    if labels is None:
-        labels = torch.arange(items, device=features.device)
-    if labels.numel() != items:
+    items = features.shape[0]
+    if labels is not None and labels.numel() != items:
         raise ValueError(f"labels must hold {items} entries, one an item, got shape {tuple(labels.shape)}")
-    scale = _temperature(temperature)
-    wide = accumulate_dtype(features.dtype)
-    contrast = features.transpose(0, 1).flatten(0, 1)
-    anchors = contrast if contrast_mode == "all" else contrast[:items]
-    classes, inverse = torch.unique(labels.reshape(-1).to(features.device), return_inverse=True)
-    of_contrast, of_anchor = inverse.repeat(views), inverse.repeat(anchors.shape[0] // items)
-    sums = torch.zeros(len(classes), contrast.shape[1], dtype=wide, device=features.device)
-    sums = sums.index_add(0, of_contrast, contrast.to(wide))
-    counts = torch.bincount(of_contrast, minlength=len(classes))[of_anchor] - 1
-    valid = counts > 0
-    towards = sums[of_anchor] - anchors.to(wide)
-    positive = (anchors.to(wide) * towards).sum(-1) * scale / counts.clamp(min=1)
-    number = valid.sum().clamp(min=1)
-    factor = temperature / base_temperature
-    if contrast.shape[0] == 1:
-        return (anchors.to(wide) * 0).sum()
-    lse = api.statistics(anchors, contrast, scale, pairs="off_diagonal", backend=backend).row_lse
-    assert lse is not None
-    return factor * (torch.where(valid, lse - positive, 0).sum() / number)
+    return items
+
+
+def _sup_con_rows(
+    anchors: Tensor,
+    contrast: Tensor,
+    row_class: Tensor,
+    col_class: Tensor,
+    *,
+    own: Tensor | None,
+    aligned: bool = False,
+    scale: float | Tensor,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """log sum of all candidates but the own one, minus the mean score of the same class: [A], and which exist.
+
+    anchors [A, D], contrast [C, D]; classes count from 0; own [A] is the column that is the anchor itself, `aligned`
+    says that own_i is i. A row without a positive is 0 and False.
+    """
+    wide = accumulate_dtype(anchors.dtype)
+    number = int(torch.maximum(row_class.max(), col_class.max())) + 1
+    sums = torch.zeros(number, contrast.shape[1], dtype=wide, device=anchors.device)
+    sums = sums.index_add(0, col_class, contrast.to(wide))
+    towards = sums[row_class]
+    weight = torch.bincount(col_class, minlength=number)[row_class].to(wide)
+    if own is not None:
+        towards, weight = towards - contrast[own].to(wide), weight - 1
+    return _weighted_positives(anchors, contrast, towards, weight, own=own, aligned=aligned, scale=scale, backend=backend)
+
+
+def _weighted_positives(
+    anchors: Tensor,
+    contrast: Tensor,
+    towards: Tensor,
+    weight: Tensor,
+    *,
+    own: Tensor | None,
+    aligned: bool = False,
+    scale: float | Tensor,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """_sup_con_rows from towards_i = sum_p m_ip contrast_p [A, D] and weight_i = sum_p m_ip [A]."""
+    wide = accumulate_dtype(anchors.dtype)
+    valid = weight > 1e-6
+    positive = (anchors.to(wide) * towards).sum(-1) * scale / torch.where(valid, weight, 1)
+    if own is None or aligned:
+        pairs = "off_diagonal" if aligned else "all"
+        found = api.statistics(anchors, contrast, scale, pairs=pairs, backend=backend)
+    else:
+        columns = torch.arange(contrast.shape[0], device=anchors.device)
+        found = api.statistics(
+            anchors, contrast, scale, row_ids=own, col_ids=columns, pairs="unequal_ids", backend=backend
+        )
+    assert found.row_lse is not None
+    return torch.where(valid, found.row_lse - positive, 0), valid
