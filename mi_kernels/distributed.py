@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import functional
+from . import functional, positives
 from .ops.dot_critic import api
 from .ops.dot_critic.primitives import accumulate_dtype
 
@@ -252,7 +251,7 @@ def sup_con(
     settings = {"base_temperature": base_temperature, "contrast_mode": contrast_mode, "backend": backend}
     if size == 1:
         return functional.sup_con(features, labels, temperature=temperature, **settings)  # type: ignore[arg-type]
-    items = functional._check_sup_con(features, labels, base_temperature, contrast_mode)
+    items = positives.check_views(features, labels, base_temperature, contrast_mode)
     features = features.flatten(2)
     views = features.shape[1]
     every = gather(features, group=group)
@@ -263,7 +262,7 @@ def sup_con(
         mine = labels.reshape(-1).to(features.device)
         classes = torch.unique(gather(mine, group=group), return_inverse=True)[1]
     anchored = views if contrast_mode == "all" else 1
-    rows, valid = functional._sup_con_rows(
+    rows, valid = positives.class_rows(
         features[:, :anchored].transpose(0, 1).flatten(0, 1),
         every.transpose(0, 1).flatten(0, 1),
         classes[columns].repeat(anchored),

@@ -127,7 +127,7 @@ class MemoryBank(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         pointer, fill = int(self.pointer), int(self.fill)
         if not (0 <= pointer < self.size and 0 <= fill <= self.size):
-            raise ValueError(f"pointer and fill of the state must be within a bank of {self.size}, got {pointer}, {fill}")
+            raise ValueError(f"pointer and fill must be within a bank of {self.size}, got {pointer} and {fill}")
         self._pointer, self._fill = pointer, fill
 
     def extra_repr(self) -> str:
