@@ -181,7 +181,7 @@ def siglip_loss(
     group: Any = None,
     backend: str | None = None,
 ) -> Tensor:
-    """mk.siglip_loss of this rank's images against the texts of all ranks, divided by B. 3 N W FLOP, O(W B D) memory."""
+    """mk.siglip_loss of this rank's images against the texts of all ranks, over B. 3 N W FLOP, O(W B D) memory."""
     functional._same_shape("image_features", image_features, "text_features", text_features)
     bias = functional._bias_rows(logit_bias, image_features)
     rank, _ = rank_and_size(group)

@@ -50,9 +50,7 @@ def class_rows(
     weight = torch.bincount(col_class, minlength=number)[row_class].to(wide)
     if own is not None:
         towards, weight = towards - contrast[own].to(wide), weight - 1
-    return weighted_rows(
-        anchors, contrast, towards, weight, own=own, aligned=aligned, scale=scale, backend=backend
-    )
+    return weighted_rows(anchors, contrast, towards, weight, own=own, aligned=aligned, scale=scale, backend=backend)
 
 
 def weighted_rows(

@@ -180,9 +180,7 @@ class InfoNCE(nn.Module):
 
     def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
         check_pair(x_samples, y_samples)
-        found = pair_statistics(
-            self.F_func, x_samples, y_samples, ("positive", "col_lse"), output="softplus"
-        )
+        found = pair_statistics(self.F_func, x_samples, y_samples, ("positive", "col_lse"), output="softplus")
         assert found.positive is not None and found.col_lse is not None
         return (found.positive - found.col_lse).mean() + math.log(x_samples.shape[0])
 

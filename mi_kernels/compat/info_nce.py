@@ -53,9 +53,7 @@ def info_nce(
 class InfoNCE(nn.Module):
     """The module form of `info_nce`; without parameters or state."""
 
-    def __init__(
-        self, temperature: float | Tensor = 0.1, reduction: str = "mean", negative_mode: str = "unpaired"
-    ):
+    def __init__(self, temperature: float | Tensor = 0.1, reduction: str = "mean", negative_mode: str = "unpaired"):
         super().__init__()
         self.temperature = temperature
         self.reduction = reduction

@@ -57,7 +57,7 @@ class MemoryBankModule(nn.Module):
         self.feature_dim_first = feature_dim_first
         if sizes[0] and len(sizes) == 1:
             warnings.warn(
-                f"size={size} names no feature dimension: it is taken from the first output; pass ({size}, dim) instead",
+                f"size={size} names no feature dimension, the first output's is taken: pass ({size}, dim) instead",
                 UserWarning,
                 stacklevel=2,
             )

@@ -1,6 +1,6 @@
 """Replaces smile-mi-estimator's `estimators.py` and `utils.py`: `from mi_kernels.compat.smile import *`.
 
-Bounds are functions of a score matrix [B, B] that the caller stores; all give nats and are to be maximised. Differences:
+Bounds are functions of a score matrix [B, B] that the caller stores, in nats, to be maximised. Differences:
 everything stays on the device of its input (the original moves it to CUDA; `device` is accepted and ignored);
 tuba_lower_bound leaves its input alone (the original subtracts the baseline in place); mine_lower_bound works in logs,
 so scores of 500 stay finite; an unknown estimator raises ValueError. The module forms that store no scores are
@@ -166,9 +166,7 @@ def estimate_mutual_information(
 class SeparableCritic(nn.Module):
     """scores[i, j] = <h(y_i), g(x_j)>."""
 
-    def __init__(
-        self, dim: int, hidden_dim: int, embed_dim: int, layers: int, activation: str, **extra_kwargs: Any
-    ):
+    def __init__(self, dim: int, hidden_dim: int, embed_dim: int, layers: int, activation: str, **extra_kwargs: Any):
         super().__init__()
         self._g = mlp(dim, hidden_dim, embed_dim, layers, activation)
         self._h = mlp(dim, hidden_dim, embed_dim, layers, activation)

@@ -58,7 +58,5 @@ class SupConLoss(nn.Module):
             towards = (mask @ features.to(mask.dtype).sum(1)).repeat(repeats, 1)
             towards = towards - diagonal.repeat(repeats)[:, None] * anchors
             weight = (views * mask.sum(1) - diagonal).repeat(repeats)
-            rows, _ = positives.weighted_rows(
-                anchors, contrast, towards, weight, own=own, aligned=True, scale=scale
-            )
+            rows, _ = positives.weighted_rows(anchors, contrast, towards, weight, own=own, aligned=True, scale=scale)
         return self.temperature / self.base_temperature * rows.mean()

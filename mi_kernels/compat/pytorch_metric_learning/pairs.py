@@ -33,7 +33,8 @@ def all_pairs(labels: Tensor, ref_labels: Tensor, own: Tensor | None) -> Pairs:
     anchors, negatives = torch.where(~same)
     if own is not None:
         same[torch.arange(labels.shape[0], device=labels.device), own] = False
-    return *torch.where(same), anchors, negatives
+    rows, columns = torch.where(same)
+    return rows, columns, anchors, negatives
 
 
 def as_pairs(indices: tuple[Tensor, ...]) -> Pairs:
