@@ -151,6 +151,7 @@ def test_estimates(estimator, kind):
 
 
 def test_data_helpers():
+    pytest.importorskip("numpy")
     torch.manual_seed(3)
     x, y = smile.sample_correlated_gaussian(0.8, 2, 20000)
     assert x.shape == y.shape == (20000, 2)
