@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
 import mi_kernels as mk
 from mi_kernels.compat import lightly, open_clip
+from mi_kernels.compat.pytorch_metric_learning import losses
+from mi_kernels.compat.pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+from tests.compat.originals import original
 
 ITEMS, WIDTH = 5, 4
 FLAGS = [(local, grad) for local in (False, True) for grad in (False, True)]
@@ -65,6 +70,22 @@ def compat_losses(module, t: dict[str, torch.Tensor], rank: int, world: int) -> 
     return found
 
 
+def wrapped_losses(losses, wrapper, t: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """pytorch_metric_learning's DistributedLossWrapper, its own or ours, over its own losses or ours."""
+    found = {}
+    for name in ("NTXentLoss", "SupConLoss"):
+        for efficient in (False, True):
+            wrap = wrapper(getattr(losses, name)(0.2), efficient)
+            found[f"wrapped {name} {efficient}"] = wrap(t["x"], t["labels"])
+            # Labels of their own: the original drops the diagonal where both are one tensor.
+            if not efficient:
+                both = {"ref_emb": t["y"], "ref_labels": t["labels"].clone()}
+                found[f"wrapped {name} reference"] = wrap(t["x"], t["labels"], **both)
+        memory = wrapper(losses.CrossBatchMemory(getattr(losses, name)(0.2), WIDTH, 16))
+        found[f"wrapped {name} memory"] = memory(t["x"], t["labels"]) + memory(t["y"], t["labels"])
+    return found
+
+
 def with_gradients(losses, t: dict[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
     inputs = [t[name] for name in ("x", "y", "views", "scale", "bias")]
     kwargs = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
@@ -77,24 +98,30 @@ def shard(t: dict[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
     return {name: v.requires_grad_() if v.is_floating_point() else v for name, v in own.items()}
 
 
+def installed() -> contextlib.AbstractContextManager[None]:
+    """Leaves out what follows where an original is missing."""
+    return contextlib.suppress(pytest.skip.Exception)
+
+
 def main(rank: int, world: int, store: str, out: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     t = shard(everything(world), rank)
     found = with_gradients(ours(t), t) | with_gradients(compat_losses(open_clip, t, rank, world), t)
+    found |= with_gradients(wrapped_losses(losses, DistributedLossWrapper, t), t)
     bank = lightly.NTXentLoss(0.2, (world * ITEMS + 1, WIDTH), gather_distributed=True).double()
     bank(t["x"], t["y"])
     found["bank"] = [bank.memory_bank.bank]
     first = torch.autograd.grad(ours(t)["info_nce"], t["x"], create_graph=True)[0]
     found["second"] = [torch.autograd.grad((first**2).sum(), t["y"])[0]]
-    try:
-        from tests.compat.originals import original
-
+    with installed():
         theirs = original("open_clip.loss", "open_clip")
-    except BaseException as reason:  # pytest's skip is no Exception
-        print("no original:", reason)
-    else:
-        original_losses = with_gradients(compat_losses(theirs, t, rank, world), t)
-        found |= {f"original {name}": values for name, values in original_losses.items()}
+        values = with_gradients(compat_losses(theirs, t, rank, world), t)
+        found |= {f"original {name}": v for name, v in values.items()}
+    with installed():
+        theirs = original("pytorch_metric_learning.losses")
+        wrapper = original("pytorch_metric_learning.utils.distributed").DistributedLossWrapper
+        values = with_gradients(wrapped_losses(theirs, wrapper, t), t)
+        found |= {f"original {name}": v for name, v in values.items()}
     torch.save(found, out)
     dist.destroy_process_group()
 

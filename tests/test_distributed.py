@@ -153,6 +153,50 @@ def test_siglip_equals_the_original_on_every_rank(ranks, impl):
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
 
 
+WRAPPED = [
+    f"wrapped {name} {kind}"
+    for name in ("NTXentLoss", "SupConLoss")
+    for kind in ("False", "True", "reference", "memory")
+]
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrapper_equals_the_original_on_every_rank(ranks, name):
+    if f"original {name}" not in ranks[0]:
+        pytest.skip("pytorch_metric_learning is not installed")
+    for rank in ranks:
+        for got, want in zip(rank[name], rank[f"original {name}"], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["NTXentLoss", "SupConLoss"])
+def test_wrapper_equals_one_process(ranks, name):
+    t = whole()
+    loss = getattr(worker.losses, name)(0.2)
+    for kind, reference in (("False", ()), ("reference", (t["y"], t["labels"]))):
+        want = gradients(loss(t["x"], t["labels"], None, *reference), t)
+        values = [rank[f"wrapped {name} {kind}"] for rank in ranks]
+        for rank in values:  # each rank returns the whole loss, times the number of ranks
+            torch.testing.assert_close(rank[0], WORLD * want[0])
+        for k in (1, 2):
+            got = torch.cat([rank[k] for rank in values]) / WORLD
+            torch.testing.assert_close(got, want[k], rtol=1e-9, atol=1e-11)
+
+
+def test_wrapper_without_a_process_group_warns():
+    t = whole()
+    for efficient in (False, True):
+        wrapper = worker.DistributedLossWrapper(worker.losses.SupConLoss(), efficient)
+        with pytest.warns(UserWarning, match="process group"):
+            loss = wrapper(t["x"], t["labels"])
+        torch.testing.assert_close(loss, worker.losses.SupConLoss()(t["x"], t["labels"]))
+    memory = worker.losses.CrossBatchMemory(worker.losses.SupConLoss(), worker.WIDTH)
+    with pytest.raises(ValueError, match="efficient"):
+        worker.DistributedLossWrapper(memory, efficient=True)
+    with pytest.raises(ValueError, match="ref_emb"):
+        worker.DistributedLossWrapper(memory)(t["x"], t["labels"], ref_emb=t["y"])
+
+
 def test_memory_bank_takes_the_keys_of_all_ranks(ranks):
     keys = worker.everything(WORLD)["y"]
     for rank in ranks:

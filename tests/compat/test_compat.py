@@ -24,8 +24,9 @@ LIBRARIES = {
     "info_nce": ["InfoNCE", "info_nce"],
     "lightly": ["DCLLoss", "MemoryBankModule", "NTXentLoss"],
     "open_clip": ["ClipLoss", "CoCaLoss", "DistillClipLoss", "SigLipLoss", "gather_features"],
-    "pytorch_metric_learning": ["losses"],
+    "pytorch_metric_learning": ["losses", "utils"],
     "pytorch_metric_learning.losses": ["CrossBatchMemory", "NTXentLoss", "SelfSupervisedLoss", "SupConLoss"],
+    "pytorch_metric_learning.utils.distributed": ["DistributedLossWrapper"],
     "smile": ["ConcatCritic", "SeparableCritic", "estimate_mutual_information", "smile_lower_bound"],
     "supcontrast": ["SupConLoss"],
 }

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mi_kernels.compat.pytorch_metric_learning import losses
+from mi_kernels.compat.pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from tests.compat.originals import draw, largest_saved, original, parameters, same
 
 LABELS = torch.tensor([3, 1, 3, 2, 1, 3, 7, 2, 2, 1, 5])
@@ -46,6 +47,15 @@ def test_signatures():
             "ref_labels=None",
         ]
         assert getattr(losses, name)().state_dict() == {}
+    assert parameters(DistributedLossWrapper) == ["loss", "efficient=False"]
+    assert parameters(DistributedLossWrapper.forward) == [
+        "embeddings",
+        "labels=None",
+        "indices_tuple=None",
+        "ref_emb=None",
+        "ref_labels=None",
+        "enqueue_mask=None",
+    ]
     assert parameters(losses.SelfSupervisedLoss) == ["loss", "symmetric=True", "**kwargs"]
     assert parameters(losses.SelfSupervisedLoss.forward) == ["embeddings", "ref_emb"]
     assert parameters(losses.CrossBatchMemory) == [
