@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import mi_kernels as mk
 
@@ -61,3 +62,29 @@ assert not [name for name in originals if name in sys.modules]
     root = Path(mk.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def compiled_cases():
+    compat = mk.compat
+    x, y = (torch.nn.functional.normalize(torch.randn(6, 4), dim=1).requires_grad_() for _ in range(2))
+    features, scale = torch.randn(6, 2, 4, requires_grad=True), torch.tensor(3.0)
+    return {
+        "info_nce": (compat.info_nce.InfoNCE(), x, y),
+        "siglip": (compat.open_clip.SigLipLoss(), x, y, scale, torch.tensor(-1.0)),
+        "distill": (compat.open_clip.DistillClipLoss(), x, y, scale, y, x, scale),
+        "nt_xent": (compat.lightly.NTXentLoss(), x, y),
+        "dcl": (compat.lightly.DCLLoss(), x, y),
+        "sup_con": (compat.supcontrast.SupConLoss(), features),
+        "club": (compat.club.CLUB(4, 4, 8), x, y),
+        "club_info_nce": (compat.club.InfoNCE(4, 4, 8), x, y),
+        "leave_one_out": (compat.club.L1OutUB(4, 4, 8), x, y),
+        "factorcl": (compat.factorcl.InfoNCECritic(4, 4, 8, 1, "relu"), x, y),
+    }
+
+
+@pytest.mark.parametrize("name", list(compiled_cases()))
+def test_losses_compile_to_one_graph(name):
+    module, *inputs = compiled_cases()[name]
+    torch._dynamo.reset()
+    got = torch.compile(module, fullgraph=True, backend="eager")(*inputs)
+    torch.testing.assert_close(got, module(*inputs))
