@@ -1,5 +1,6 @@
 """Mutual-information losses between batches of representations, fused: no B x B score matrix is ever stored."""
 
+from . import compat, distributed
 from .backends import backends, use_backend
 from .bounds import (
     MINE,
@@ -19,6 +20,7 @@ from .club import CLUB, CLUBCategorical, CLUBMean, CLUBSample
 from .critics import BilinearCritic, ConcatCritic, DotCritic, SeparableCritic
 from .divergences import gaussian_mmd, hsic, mmd
 from .functional import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
+from .memory_bank import MemoryBank
 from .variational import BarberAgakov, LeaveOneOut, VariationalUpperBound
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "JointCritic",
     "LeaveOneOut",
     "MINE",
+    "MemoryBank",
     "NCECLUB",
     "NWJ",
     "SMILE",
@@ -47,6 +50,8 @@ __all__ = [
     "WassersteinDependency",
     "backends",
     "clip_loss",
+    "compat",
+    "distributed",
     "gaussian_mmd",
     "hsic",
     "info_nce",
