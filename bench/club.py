@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor
 import mi_kernels as mk
 from mi_kernels.ops.club.api import gaussian_club
 
-from . import machine
+from . import machine, table
 
 Loss = Callable[..., Tensor]
 PAIRS_LIMIT = 512 << 20  # bytes of a B x B x D tensor beyond which the public formulations are left out
@@ -96,41 +95,16 @@ def measure(
             t.grad = None
         loss(*leaves).backward()
 
+    size = {"B": batch, "D": depth}
     steps: dict[str, Callable[[], Any]] = {} if floor is None else {base: floor}
     for name, loss in contenders.items():
         try:
             check(name, loss, exact, leaves)
         except Exception as error:
-            print(f"{kind} B={batch} D={depth}: {name} left out: {type(error).__name__}: {str(error)[:90]}", flush=True)
+            table.left_out(kind, size, name, error)
             continue
         steps[name] = partial(step, loss)
-    for run in steps.values():
-        run()
-    times = machine.interleaved(steps, seconds)
-    unit = statistics.median(times[base])
-    rows = []
-    for name, run in steps.items():
-        median, low, high = machine.quantiles(times[name])
-        rows.append(
-            {
-                "loss": kind,
-                "B": batch,
-                "D": depth,
-                "contender": name,
-                "milliseconds": round(1e3 * median, 4),
-                "base": base,
-                "over_base": round(median / unit, 4),
-                "quartiles": [round(low / unit, 4), round(high / unit, 4)],
-                "peak_mib": round(machine.peak_mebibytes(run), 1),
-                "repetitions": len(times[name]),
-            }
-        )
-        print(
-            f"{kind:20s} B={batch:5d} D={depth:4d} {name:34s} {1e3 * median:10.3f} ms x{median / unit:8.3f} of {base} "
-            f"[{low / unit:.3f}, {high / unit:.3f}] {rows[-1]['peak_mib']:8.1f} MiB",
-            flush=True,
-        )
-    return rows
+    return table.rows(kind, size, steps, base, seconds)
 
 
 def _compiled(loss: Loss) -> Loss:
@@ -180,14 +154,12 @@ def mmd(batch: int, depth: int, seconds: float, both: bool) -> list[dict[str, An
 CLUB_SIZES = ((64, 20), (144, 64), (256, 128), (1024, 128), (1024, 512), (4096, 512))
 MMD_SIZES = ((128, 32), (128, 256), (256, 128), (1024, 128), (4096, 128))
 CLUB_NOTE = (
-    "forward plus backward to mu, logvar and y in fp32; over_base is the median over the median of the closed form in "
-    "eager torch in the same run, quartiles beside it; peak_mib is resident memory that one step adds; the public "
-    "formulation is left out where its B x B x D tensor exceeds 512 MiB"
+    "forward plus backward to mu, logvar and y in fp32; the base is the closed form in eager torch; the public "
+    f"formulation is left out where its B x B x D tensor exceeds 512 MiB; {table.COLUMNS}"
 )
 MMD_NOTE = (
-    "squared MMD, biased, fixed bandwidth sqrt(2 D), fp32, forward plus backward; over_base is the median over the "
-    "median of the matmuls that a Gram formulation needs, in the same run: three B x D by D x B, and four (both "
-    "gradients) or two (one) B x B by B x D; quartiles beside it; peak_mib is resident memory that one step adds"
+    "squared MMD, biased, fixed bandwidth sqrt(2 D), fp32, forward plus backward; the base is the matmuls that a Gram "
+    "formulation needs: three B x D by D x B, and four (both gradients) or two (one) B x B by B x D; " + table.COLUMNS
 )
 
 
