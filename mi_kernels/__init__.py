@@ -1,5 +1,6 @@
 """Mutual-information losses between batches of representations, fused: no B x B score matrix is ever stored."""
 
+from . import tasks
 from .backends import backends, use_backend
 from .bounds import (
     MINE,
@@ -41,5 +42,6 @@ __all__ = [
     "nt_xent",
     "siglip_loss",
     "sup_con",
+    "tasks",
     "use_backend",
 ]
