@@ -17,6 +17,7 @@ from .bounds import (
     WassersteinDependency,
 )
 from .critics import BilinearCritic, ConcatCritic, DotCritic, SeparableCritic
+from .estimate import MIEstimate, estimate_mi
 from .functional import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "DotCritic",
     "InfoNCE",
     "InterpolatedBound",
+    "MIEstimate",
     "JensenShannon",
     "JointCritic",
     "SeparableCritic",
@@ -38,6 +40,7 @@ __all__ = [
     "WassersteinDependency",
     "backends",
     "clip_loss",
+    "estimate_mi",
     "info_nce",
     "nt_xent",
     "siglip_loss",

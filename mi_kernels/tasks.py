@@ -166,7 +166,8 @@ def _mixture_quantile(weight: float, low: float, high: float) -> Map:
         left, right = torch.full_like(z, -10.0), torch.full_like(z, 10.0)
         for _ in range(60):
             middle = (left + right) / 2
-            below = weight * torch.special.ndtr(middle - low) + (1 - weight) * torch.special.ndtr(middle - high) < target
+            reached = weight * torch.special.ndtr(middle - low) + (1 - weight) * torch.special.ndtr(middle - high)
+            below = reached < target
             left, right = torch.where(below, middle, left), torch.where(below, right, middle)
         return (left + right) / 2
 
