@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -80,8 +81,10 @@ def _fit_hybrid(problem: _Problem) -> _Fitted:
 
 
 def _fit_given(problem: _Problem, critic: Critic | str) -> _Fitted:
+    given = isinstance(critic, Critic)
+
     def inputs(x: Coordinates, y: Coordinates) -> Pair:
-        return x.features, y.features
+        return (x.normal, y.normal) if given else (x.features, y.features)
 
     train, validation = inputs(*problem.train), inputs(*problem.validation)
     if isinstance(critic, str):
@@ -94,7 +97,7 @@ def _fit_given(problem: _Problem, critic: Critic | str) -> _Fitted:
             made = BilinearCritic(x_dim, y_dim)
         fitted = problem.fit(f"{critic} critic", made, train, validation)
     else:
-        fitted = problem.fit(type(critic).__name__, critic, train, validation)
+        fitted = problem.fit(type(critic).__name__, copy.deepcopy(critic), train, validation)
     return _Fitted(fitted.objective, [fitted], inputs)
 
 
@@ -153,8 +156,8 @@ def estimate_mi(
     `estimator`: "infonce" (both anchors; at most log of the candidates), "nwj", "tuba", "dv", "mine", "js", "smile",
     "interpolated", "nce_club" (an upper bound). `critic`: "hybrid" (Gaussian log density ratio plus networks; the
     default, and with "infonce" what the figures of the README are measured with), "separable", "concat" (every pair
-    through an MLP: slow on a CPU), "bilinear", or a module of yours, which is trained in place on copies of its weights
-    and sees the features; the one given stays as it was.
+    through an MLP: slow on a CPU), "bilinear", or a `Critic` of yours, of which a copy is trained; it sees the Dx and
+    Dy coordinates as normal quantiles of their ranks.
 
     A random `held_out` fraction gives the value and its standard error; a fifth of the rest stops the fit. Equal
     seeds give equal results on one machine. Random state, gradient mode and default dtype of the caller stay as they
