@@ -3,14 +3,16 @@
     python -m bench.staircase [--data gaussian cubic] [--only TRAINING ...] [--critic separable] [--steps 4000]
     python -m bench.staircase --figure-only
 
-One critic is trained level after level on fresh batches of 64; the statistics are those of the batch values in the last
-half of a level's steps. Bounds that train their critic by one objective share its run (Jensen-Shannon: js and the
-three SMILEs; InfoNCE: nce_club). Every run is added to the output as it ends and is not repeated.
+One critic is trained level after level on fresh batches of 64. Each batch is valued before it trains, at an exponential
+average of the weights; the statistics are those of the values in the last half of a level's steps. Bounds that train
+their critic by one objective share its run (Jensen-Shannon: js and the three SMILEs; InfoNCE: nce_club). Every run is
+added to the output as it ends and is not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import time
@@ -26,7 +28,7 @@ import mi_kernels as mk
 from . import machine
 
 LEVELS = (2, 4, 6, 8, 10)
-DIM, BATCH, LEARNING_RATE, EMBEDDING = 20, 64, 1e-3, 32
+DIM, BATCH, LEARNING_RATE, EMBEDDING, AVERAGE = 20, 64, 1e-3, 32, 0.99
 CURVE, SPARSE = 20, 10  # points per level; steps between two values in the first half
 REFERENCE = Path(__file__).parent / "staircase_reference.json"
 NOTE = (
@@ -38,7 +40,6 @@ NOTE = (
 )
 
 Bounds = dict[str, nn.Module]
-Encode = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def _baseline(width: int) -> nn.Module:
@@ -49,30 +50,44 @@ def _baseline(width: int) -> nn.Module:
 TRAININGS: dict[str, Callable[[Any, int], Bounds]] = {
     "infonce": lambda critic, width: {"infonce": mk.InfoNCE(critic), "nce_club": mk.NCECLUB(critic)},
     "nwj": lambda critic, width: {"nwj": mk.NWJ(critic)},
-    "tuba": lambda critic, width: {"tuba": mk.TUBA(critic, _baseline(width))},
     "dv": lambda critic, width: {"dv": mk.DonskerVaradhan(critic)},
-    "mine": lambda critic, width: {"mine": mk.MINE(critic)},
     "js": lambda critic, width: {
         "js": mk.JensenShannon(critic),
         "smile-1": mk.SMILE(critic, 1.0),
         "smile-5": mk.SMILE(critic, 5.0),
         "smile-inf": mk.SMILE(critic, math.inf),
     },
+    "mine": lambda critic, width: {"mine": mk.MINE(critic)},
+    "tuba": lambda critic, width: {"tuba": mk.TUBA(critic, _baseline(width))},
     "interpolated": lambda critic, width: {"interpolated": mk.InterpolatedBound(critic, 0.5, _baseline(width))},
 }
 
 
-def _critic(kind: str, training: str) -> tuple[Encode, Bounds, list[nn.Parameter]]:
-    """What maps samples to a bound's inputs, the bounds, and what is trained. A separable critic's networks run once
-    a step, however many bounds are valued on their embeddings."""
-    if kind == "concat":
-        concat = mk.ConcatCritic(DIM, DIM, (256, 256))
-        bounds = TRAININGS[training](concat, DIM)
-        return lambda x, y: (x, y), bounds, list(next(iter(bounds.values())).parameters())
-    encoders = mk.SeparableCritic(DIM, DIM, (256, 256), EMBEDDING)
-    bounds = TRAININGS[training](mk.DotCritic(), EMBEDDING)
-    parameters = [*encoders.parameters(), *next(iter(bounds.values())).parameters()]
-    return lambda x, y: encoders.features(x, y)[:2], bounds, parameters
+class Climber(nn.Module):
+    """A critic and the bounds of one training. A separable critic's networks run once a step, however many bounds are
+    valued on their embeddings."""
+
+    def __init__(self, kind: str, training: str):
+        super().__init__()
+        self.encoders: mk.SeparableCritic | None = None
+        if kind == "separable":
+            self.encoders = mk.SeparableCritic(DIM, DIM, (256, 256), EMBEDDING, activation="silu")
+            bounds = TRAININGS[training](mk.DotCritic(), EMBEDDING)
+        else:
+            bounds = TRAININGS[training](mk.ConcatCritic(DIM, DIM, (256, 256), activation="silu"), DIM)
+        self.bounds = nn.ModuleDict(bounds)
+        self.trainer = training
+
+    def encode(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return (x, y) if self.encoders is None else self.encoders.features(x, y)[:2]
+
+    def learning_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.bounds[self.trainer].learning_loss(*self.encode(x, y))
+
+    @torch.no_grad()
+    def values(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        a, b = self.encode(x, y)
+        return {name: bound(a, b) for name, bound in self.bounds.items()}
 
 
 def _statistics(values: Tensor, truth: float) -> dict[str, float]:
@@ -89,41 +104,43 @@ def _statistics(values: Tensor, truth: float) -> dict[str, float]:
 
 def climb(data: str, training: str, kind: str, steps: int, seed: int) -> list[dict[str, Any]]:
     """A row per bound that `training` serves."""
-    start = time.perf_counter()
+    start = time.process_time()
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encode, bounds, parameters = _critic(kind, training)
-    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, foreach=True)
-    trainer = next(iter(bounds.values()))
+        climber = Climber(kind, training).train()
+    # Averaged weights score the batch a little better than the last step's, which jump about, at no further step.
+    averaged = copy.deepcopy(climber).eval()
+    weights = list(averaged.parameters()), list(climber.parameters())
+    optimizer = torch.optim.Adam(climber.parameters(), lr=LEARNING_RATE, foreach=True)
     rows: dict[str, dict[str, Any]] = {
         name: {"data": data, "critic": kind, "estimator": name, "trained_by": training, "steps": steps, "seed": seed,
                "levels": [], "curve": []}
-        for name in bounds
+        for name in climber.bounds
     }
     for level in LEVELS:
         task = mk.tasks.gaussian(level, DIM, cubic=data == "cubic")
-        values: dict[str, list[Tensor]] = {name: [] for name in bounds}
+        values: dict[str, list[Tensor]] = {name: [] for name in climber.bounds}
         for step in range(steps):
-            a, b = encode(*task.sample(BATCH, generator))
+            x, y = task.sample(BATCH, generator)
             # The first half is for the curve alone.
             if step >= steps // 2 or step % SPARSE == 0:
-                with torch.no_grad():
-                    for name, bound in bounds.items():
-                        values[name].append(bound.eval()(a, b))
-            trainer.train()
-            loss = trainer.learning_loss(a, b)
+                for name, value in averaged.values(x, y).items():
+                    values[name].append(value)
+            loss = climber.learning_loss(x, y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(*weights, 1 - min(AVERAGE, (step + 1) / (step + 10)))
         for name, found in values.items():
             series = torch.stack(found).double()
             rows[name]["levels"].append(_statistics(series[-(steps // 2) :], level))
             halves = series[: -(steps // 2)], series[-(steps // 2) :]
             medians = [half.view(CURVE // 2, -1).median(-1).values for half in halves]
             rows[name]["curve"] += [round(v, 4) for v in torch.cat(medians).tolist()]
-    seconds = round(time.perf_counter() - start, 1)
-    return [row | {"seconds": seconds} for row in rows.values()]
+    seconds = round(time.process_time() - start, 1)
+    return [row | {"processor_seconds": seconds} for row in rows.values()]
 
 
 def theory() -> list[dict[str, float]]:
@@ -206,14 +223,14 @@ def main(arguments: list[str] | None = None) -> None:
     done = {(r["data"], r["trained_by"], r["critic"], r["steps"], r["seed"]) for r in rows}
     source = json.loads(REFERENCE.read_text())["source"]
     content: dict[str, Any] = {"machine": here, "note": NOTE, "reference": source, "theory": theory(), "rows": rows}
-    for data in options.data if not options.figure_only else ():
-        for training in options.only:
+    for training in options.only if not options.figure_only else ():
+        for data in options.data:
             if (data, training, options.critic, options.steps, options.seed) in done:
                 continue
             rows += with_reference(climb(data, training, options.critic, options.steps, options.seed))
             options.output.write_text(json.dumps(content, indent=1) + "\n")
-            last = rows[-1]
-            print(data, training, [round(level["mean"], 2) for level in last["levels"]], last["seconds"], flush=True)
+            means = [round(level["mean"], 2) for level in rows[-1]["levels"]]
+            print(data, training, means, rows[-1]["processor_seconds"], flush=True)
     draw(content, options.output.with_suffix(".png"))
 
 

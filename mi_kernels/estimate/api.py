@@ -45,9 +45,8 @@ class _Problem:
     def fit(self, name: str, critic: Critic, train: Pair, validation: Pair) -> Fit:
         report, close = self.progress.member(name)
         try:
-            return fit(
-                objective(self.estimator, critic.to(self.device)), train, validation, **self.settings, report=report
-            )
+            made = objective(self.estimator, critic).to(self.device, torch.float32)
+            return fit(made, train, validation, **self.settings, report=report)
         finally:
             close()
 
