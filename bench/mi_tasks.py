@@ -24,7 +24,8 @@ NOTE = (
     "absolute error over all runs. A seed draws the samples and seeds the estimator. Half of the samples are held out; "
     "nothing is chosen on them."
 )
-SAMPLE_SEED = 1000  # apart from the estimator's own seeds
+# Not the draws on which the estimator was designed (100, and 1000 to 1002 for the rule of its standard error).
+SAMPLE_SEED = 2000
 
 
 def run(name: str, seed: int, samples: int) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import pytest
 import mi_kernels as mk
 from bench import mi_tasks, staircase
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def test_forty_tasks_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mk, "estimate_mi", functools.partial(mk.estimate_mi, max_steps=50))

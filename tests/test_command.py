@@ -15,6 +15,8 @@ from mi_kernels.__main__ import main
 
 np = pytest.importorskip("numpy")
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = ["--max-steps", "50", "--quiet"]
 
 

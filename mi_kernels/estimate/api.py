@@ -16,7 +16,7 @@ from ..critics import BilinearCritic, ConcatCritic, Critic, SeparableCritic, _In
 from . import held_out as evaluation
 from .hybrid import HybridCritic, MeanCritic, choose_pairs
 from .inputs import Samples, check_samples, check_settings, split
-from .objectives import CEILINGS, objective
+from .objectives import CEILINGS, check_estimator, objective
 from .preprocessing import Coordinates, Preprocessing
 from .progress import Progress
 from .result import MIEstimate
@@ -127,8 +127,8 @@ def _warnings(
         found.append(f"not converged: still improving after max_steps = {settings['max_steps']}")
     if held.mean < 0:
         found.append("negative: no dependence was found; the mutual information itself is never negative")
-    if fit_error > 0.1:
-        found.append(f"overfitted: {2 * fit_error:.2f} nats between training and held-out samples; more samples help")
+    if fit_error > 0.2:
+        found.append(f"overfitted: {fit_error:.2f} nats between training and held-out samples; more samples help")
     return found
 
 
@@ -171,7 +171,7 @@ def estimate_mi(
     check_settings(max_steps, batch_size, held_out, learning_rate)
     if not isinstance(critic, Critic) and critic not in CRITICS:
         raise ValueError(f"critic must be a Critic or one of {', '.join(CRITICS)}, got {critic!r}")
-    objective(estimator, critic if isinstance(critic, Critic) else HybridCritic(0, 1, 1))
+    check_estimator(estimator)
     samples = check_samples(x, y, device)
     where = samples.x.device
     generator = torch.Generator().manual_seed(seed)
@@ -206,7 +206,7 @@ def _estimate(
     held = evaluation.evaluate(fitted.objective, *fitted.inputs(*outside), block)
     x_seen, y_seen = (t[: outside[0].features.shape[0]] for t in fitted.inputs(*train))
     train_value = evaluation.evaluate(fitted.objective, x_seen, y_seen, block, error=False).mean
-    fit_error = abs(train_value - held.mean) / 2
+    fit_error = abs(train_value - held.mean)
     ceiling = math.log(held.candidates) + CEILINGS[estimator] if estimator in CEILINGS else math.inf
     return MIEstimate(
         value=held.mean,

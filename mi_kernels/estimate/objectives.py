@@ -49,10 +49,14 @@ def estimators() -> tuple[str, ...]:
     return ("infonce", *(name for name, bound in _BOUNDS.items() if hasattr(bounds, bound)))
 
 
-def objective(name: str, critic: Critic) -> nn.Module:
-    """A module with `forward(x, y)`, in nats, and `learning_loss(x, y)`. Raises ValueError for other names."""
+def check_estimator(name: str) -> None:
     if name not in estimators():
         raise ValueError(f"estimator must be one of {', '.join(estimators())}, got {name!r}")
+
+
+def objective(name: str, critic: Critic) -> nn.Module:
+    """A module with `forward(x, y)`, in nats, and `learning_loss(x, y)`. Raises ValueError for other names."""
+    check_estimator(name)
     if name == "infonce":
         return SymmetricInfoNCE(critic)
     bound: nn.Module = getattr(bounds, _BOUNDS[name])(critic)

@@ -13,10 +13,11 @@ _NORMAL_95 = 1.959963984540054
 class MIEstimate:
     """Mutual information on held-out samples, in nats. Never clipped: a negative value is reported as it is.
 
-    `standard_error` joins two parts. `sampling_error` is that of the held-out value itself. `fit_error` is half the
-    drop from `train_value`, the same value on the samples that fitted the critic, to `value`: a critic that memorises
-    raises the one and lowers the other, so that the interval of two standard errors reaches from about the one to
-    the other side of it. What no sample shows, a dependence that the critic cannot express, is in neither.
+    `standard_error` joins two parts. `sampling_error` is that of the held-out value itself. `fit_error` is the drop
+    from `train_value`, the same value on the samples that fitted the critic, to `value`: a critic that memorises
+    raises the one and lowers the other. A regular model that holds the truth loses half of the drop; networks that
+    were stopped early lose more, so the whole of it counts as one standard error. A dependence that the critic cannot
+    express shows in neither part.
     """
 
     value: float
