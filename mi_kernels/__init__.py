@@ -1,6 +1,6 @@
 """Mutual-information losses between batches of representations, fused: no B x B score matrix is ever stored."""
 
-from . import compat, distributed
+from . import compat, distributed, tasks
 from .backends import backends, use_backend
 from .bounds import (
     MINE,
@@ -19,6 +19,7 @@ from .bounds import (
 from .club import CLUB, CLUBCategorical, CLUBMean, CLUBSample
 from .critics import BilinearCritic, ConcatCritic, DotCritic, SeparableCritic
 from .divergences import gaussian_mmd, hsic, mmd
+from .estimate import MIEstimate, estimate_mi
 from .functional import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
 from .memory_bank import MemoryBank
 from .variational import BarberAgakov, LeaveOneOut, VariationalUpperBound
@@ -38,6 +39,7 @@ __all__ = [
     "JensenShannon",
     "JointCritic",
     "LeaveOneOut",
+    "MIEstimate",
     "MINE",
     "MemoryBank",
     "NCECLUB",
@@ -52,6 +54,7 @@ __all__ = [
     "clip_loss",
     "compat",
     "distributed",
+    "estimate_mi",
     "gaussian_mmd",
     "hsic",
     "info_nce",
@@ -59,5 +62,6 @@ __all__ = [
     "nt_xent",
     "siglip_loss",
     "sup_con",
+    "tasks",
     "use_backend",
 ]

@@ -1,0 +1,238 @@
+"""The staircase: every bound while the mutual information climbs from 2 to 10 nats (Poole et al. 2019, section 4).
+
+    python -m bench.staircase [--data gaussian cubic] [--only TRAINING ...] [--critic separable] [--steps 4000]
+    python -m bench.staircase --figure-only
+
+One critic is trained level after level on fresh batches of 64. Each batch is valued before it trains, at an exponential
+average of the weights; the statistics are those of the values in the last half of a level's steps. Bounds that train
+their critic by one objective share its run (Jensen-Shannon: js and the three SMILEs; InfoNCE: nce_club). Every run is
+added to the output as it ends and is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mi_kernels as mk
+
+from . import machine
+
+LEVELS = (2, 4, 6, 8, 10)
+DIM, BATCH, LEARNING_RATE, EMBEDDING, AVERAGE = 20, 64, 1e-3, 32, 0.99
+CURVE, SPARSE = 20, 10  # points per level; steps between two values in the first half
+REFERENCE = Path(__file__).parent / "staircase_reference.json"
+NOTE = (
+    "mean, bias (mean - truth), variance, median and root-mean-square error, in nats, of the values of batches of 64 "
+    "in the last half of each level's steps. closer: |bias| is at most the reference's. theory: log_n is the ceiling "
+    "of InfoNCE; nwj_variance is d rho^2 / n + (exp(2 I) - 1) / (n (n - 1)), the variance at the exact critic if all "
+    "n (n - 1) negative pairs were independent. nce_club is an upper bound; smile is neither. curve: medians of the "
+    "values along the steps."
+)
+
+Bounds = dict[str, nn.Module]
+
+
+def _baseline(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 1))
+
+
+# What trains the critic -> the bounds that are valued at it, the first being the one that trains.
+TRAININGS: dict[str, Callable[[Any, int], Bounds]] = {
+    "infonce": lambda critic, width: {"infonce": mk.InfoNCE(critic), "nce_club": mk.NCECLUB(critic)},
+    "nwj": lambda critic, width: {"nwj": mk.NWJ(critic)},
+    "dv": lambda critic, width: {"dv": mk.DonskerVaradhan(critic)},
+    "js": lambda critic, width: {
+        "js": mk.JensenShannon(critic),
+        "smile-1": mk.SMILE(critic, 1.0),
+        "smile-5": mk.SMILE(critic, 5.0),
+        "smile-inf": mk.SMILE(critic, math.inf),
+    },
+    "mine": lambda critic, width: {"mine": mk.MINE(critic)},
+    "tuba": lambda critic, width: {"tuba": mk.TUBA(critic, _baseline(width))},
+    "interpolated": lambda critic, width: {"interpolated": mk.InterpolatedBound(critic, 0.5, _baseline(width))},
+}
+
+
+class Climber(nn.Module):
+    """A critic and the bounds of one training. A separable critic's networks run once a step, however many bounds are
+    valued on their embeddings."""
+
+    def __init__(self, kind: str, training: str):
+        super().__init__()
+        self.encoders: mk.SeparableCritic | None = None
+        if kind == "separable":
+            self.encoders = mk.SeparableCritic(DIM, DIM, (256, 256), EMBEDDING, activation="silu")
+            bounds = TRAININGS[training](mk.DotCritic(), EMBEDDING)
+        else:
+            bounds = TRAININGS[training](mk.ConcatCritic(DIM, DIM, (256, 256), activation="silu"), DIM)
+        self.bounds = nn.ModuleDict(bounds)
+        self.trainer = training
+
+    def encode(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return (x, y) if self.encoders is None else self.encoders.features(x, y)[:2]
+
+    def learning_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.bounds[self.trainer].learning_loss(*self.encode(x, y))
+
+    @torch.no_grad()
+    def values(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        a, b = self.encode(x, y)
+        return {name: bound(a, b) for name, bound in self.bounds.items()}
+
+
+def _statistics(values: Tensor, truth: float) -> dict[str, float]:
+    mean = values.mean().item()
+    return {
+        "truth": truth,
+        "mean": mean,
+        "bias": mean - truth,
+        "variance": values.var().item(),
+        "median": values.median().item(),
+        "rmse": (values - truth).square().mean().sqrt().item(),
+    }
+
+
+def climb(data: str, training: str, kind: str, steps: int, seed: int) -> list[dict[str, Any]]:
+    """A row per bound that `training` serves."""
+    start = time.process_time()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        climber = Climber(kind, training).train()
+    # Averaged weights score the batch a little better than the last step's, which jump about, at no further step.
+    averaged = copy.deepcopy(climber).eval()
+    weights = list(averaged.parameters()), list(climber.parameters())
+    optimizer = torch.optim.Adam(climber.parameters(), lr=LEARNING_RATE, foreach=True)
+    rows: dict[str, dict[str, Any]] = {
+        name: {"data": data, "critic": kind, "estimator": name, "trained_by": training, "steps": steps, "seed": seed,
+               "levels": [], "curve": []}
+        for name in climber.bounds
+    }
+    for level in LEVELS:
+        task = mk.tasks.gaussian(level, DIM, cubic=data == "cubic")
+        values: dict[str, list[Tensor]] = {name: [] for name in climber.bounds}
+        for step in range(steps):
+            x, y = task.sample(BATCH, generator)
+            # The first half is for the curve alone.
+            if step >= steps // 2 or step % SPARSE == 0:
+                for name, value in averaged.values(x, y).items():
+                    values[name].append(value)
+            loss = climber.learning_loss(x, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(*weights, 1 - min(AVERAGE, (step + 1) / (step + 10)))
+        for name, found in values.items():
+            series = torch.stack(found).double()
+            rows[name]["levels"].append(_statistics(series[-(steps // 2) :], level))
+            halves = series[: -(steps // 2)], series[-(steps // 2) :]
+            medians = [half.view(CURVE // 2, -1).median(-1).values for half in halves]
+            rows[name]["curve"] += [round(v, 4) for v in torch.cat(medians).tolist()]
+    seconds = round(time.process_time() - start, 1)
+    return [row | {"processor_seconds": seconds} for row in rows.values()]
+
+
+def theory() -> list[dict[str, float]]:
+    found = []
+    for level in LEVELS:
+        rho2 = -math.expm1(-2 * level / DIM)
+        variance = DIM * rho2 / BATCH + math.expm1(2 * level) / (BATCH * (BATCH - 1))
+        found.append({"truth": level, "log_n": math.log(BATCH), "nwj_variance": variance})
+    return found
+
+
+def with_reference(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each level beside the reference's, where that has the row."""
+    key = ("data", "critic", "estimator", "steps")
+    known = {tuple(r[k] for k in key): r["levels"] for r in json.loads(REFERENCE.read_text())["rows"]}
+    for row in rows:
+        for level, other in zip(row["levels"], known.get(tuple(row[k] for k in key), []), strict=False):
+            level["reference_mean"], level["reference_variance"] = other["mean"], other["variance"]
+            level["closer"] = abs(level["bias"]) <= abs(other["mean"] - level["truth"])
+    return rows
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """Values along the steps above, bias and variance per level below; a column per kind of data."""
+    from matplotlib.figure import Figure
+
+    kinds = list(dict.fromkeys(row["data"] for row in content["rows"]))
+    figure = Figure(figsize=(6.5 * len(kinds), 10), layout="constrained")
+    axes = figure.subplots(3, len(kinds), squeeze=False)
+    names = list(dict.fromkeys(row["estimator"] for row in content["rows"]))
+    for column, data in enumerate(kinds):
+        curve, bias, variance = axes[:, column]
+        for row in (r for r in content["rows"] if r["data"] == data):
+            style = {"color": f"C{names.index(row['estimator']) % 10}", "label": row["estimator"]}
+            style["linestyle"] = "-" if names.index(row["estimator"]) < 10 else "--"
+            truths = [level["truth"] for level in row["levels"]]
+            points = len(row["curve"]) // len(truths)
+            curve.plot([k / points for k in range(len(row["curve"]))], row["curve"], linewidth=1, **style)
+            bias.plot(truths, [level["bias"] for level in row["levels"]], marker="o", markersize=3, **style)
+            variance.plot(truths, [level["variance"] for level in row["levels"]], marker="o", markersize=3, **style)
+            if "reference_mean" in row["levels"][0]:
+                others = [level["reference_mean"] - level["truth"] for level in row["levels"]]
+                bias.plot(truths, others, "x", color=style["color"], markersize=5)
+                others = [level["reference_variance"] for level in row["levels"]]
+                variance.plot(truths, others, "x", color=style["color"], markersize=5)
+        curve.step([0, *range(1, 6)], [LEVELS[0], *LEVELS], color="black", linewidth=1)
+        curve.axhline(math.log(BATCH), color="black", linestyle=":", linewidth=1)
+        curve.set(title=f"{data}: median of a batch's value, dotted: log {BATCH}", xlabel="level", ylim=(-1, 13))
+        ceiling = [math.log(BATCH) - level for level in LEVELS]
+        bias.plot(LEVELS, [min(0.0, c) for c in ceiling], "k:", label=f"ceiling log {BATCH}")
+        bias.axhline(0, color="black", linewidth=1)
+        bias.set(title="bias (crosses: reference)", xlabel="mutual information, nats", ylabel="nats", ylim=(-9, 4))
+        exact = [level["nwj_variance"] for level in content["theory"]]
+        variance.plot(LEVELS, exact, "k:", label="NWJ, exact critic")
+        variance.set(title="variance of a batch's value", xlabel="mutual information, nats", yscale="log")
+        variance.set_ylim(1e-3, 1e7)
+    axes[1, 0].legend(fontsize="x-small", ncols=2)
+    axes[2, 0].legend(fontsize="x-small", ncols=2)
+    figure.savefig(path, dpi=110)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", choices=("gaussian", "cubic"), default=["gaussian", "cubic"])
+    parser.add_argument("--only", nargs="+", choices=list(TRAININGS), default=list(TRAININGS))
+    parser.add_argument("--critic", choices=("separable", "concat"), default="separable")
+    parser.add_argument("--steps", type=int, default=4000, help=f"per level; a multiple of {CURVE * SPARSE}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=machine.RESULTS / "staircase.json")
+    parser.add_argument("--figure-only", action="store_true", help="draw the figure of the stored rows")
+    options = parser.parse_args(arguments)
+    if options.steps < 1 or options.steps % (CURVE * SPARSE):
+        parser.error(f"--steps must be a multiple of {CURVE * SPARSE}, got {options.steps}")
+    here, rows = machine.describe(), []
+    if options.output.exists():
+        stored = json.loads(options.output.read_text())
+        if stored["machine"]["commit"] != here["commit"] and not options.figure_only:
+            parser.error(f"{options.output} is of commit {stored['machine']['commit']}: move it away to begin anew")
+        here, rows = stored["machine"], stored["rows"]
+    done = {(r["data"], r["trained_by"], r["critic"], r["steps"], r["seed"]) for r in rows}
+    source = json.loads(REFERENCE.read_text())["source"]
+    content: dict[str, Any] = {"machine": here, "note": NOTE, "reference": source, "theory": theory(), "rows": rows}
+    for training in options.only if not options.figure_only else ():
+        for data in options.data:
+            if (data, training, options.critic, options.steps, options.seed) in done:
+                continue
+            rows += with_reference(climb(data, training, options.critic, options.steps, options.seed))
+            options.output.write_text(json.dumps(content, indent=1) + "\n")
+            means = [round(level["mean"], 2) for level in rows[-1]["levels"]]
+            print(data, training, means, rows[-1]["processor_seconds"], flush=True)
+    draw(content, options.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""`python -m mi_kernels estimate FILE.npz`: mutual information of two arrays of a file, from a shell."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from .estimate import MIEstimate, estimate_mi
+from .estimate.api import CRITICS
+from .estimate.objectives import estimators
+
+
+class BadInputError(Exception):
+    """What the user can mend; its text is the whole message."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mi_kernels", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    estimate = commands.add_parser(
+        "estimate",
+        help="mutual information of two arrays [N, D] of one .npz file, in nats",
+        description="Prints the held-out value, its standard error and warnings. Exits with 2 on bad input.",
+    )
+    estimate.add_argument("file", type=Path, metavar="FILE.npz")
+    estimate.add_argument("--x", metavar="NAME", help="array of the first side (default: x)")
+    estimate.add_argument("--y", metavar="NAME", help="array of the other side (default: y)")
+    estimate.add_argument("--estimator", choices=estimators(), default="infonce")
+    estimate.add_argument("--critic", choices=CRITICS, default="hybrid")
+    estimate.add_argument("--max-steps", type=int, default=1500, metavar="N")
+    estimate.add_argument("--batch-size", type=int, default=256, metavar="N")
+    estimate.add_argument("--seed", type=int, default=0, metavar="N")
+    estimate.add_argument("--device", metavar="NAME", help="cpu (default), cuda, ...")
+    estimate.add_argument("--json", type=Path, metavar="OUT", help="write everything that is known there")
+    estimate.add_argument("--plot", type=Path, metavar="OUT", help="draw the fit and the value there (.png, .pdf, ...)")
+    estimate.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def load(path: Path, x: str | None, y: str | None) -> tuple[Any, Any]:
+    """Two arrays of a .npz file; nothing in it is unpickled. Raises BadInputError."""
+    try:
+        import numpy as np
+    except ImportError:
+        raise BadInputError("reading .npz files needs numpy: pip install numpy") from None
+    try:
+        content = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise BadInputError(f"{path} cannot be read as a .npz file: {error}") from None
+    if not hasattr(content, "files"):
+        raise BadInputError(f"{path} holds one array (.npy); a .npz file with two is needed")
+    with content:
+        return _array(path, content, "x", x), _array(path, content, "y", y)
+
+
+def _array(path: Path, content: Any, side: str, name: str | None) -> Any:
+    name = name or side
+    if name not in content.files:
+        raise BadInputError(
+            f"{path} holds no array {name!r}, only {', '.join(content.files) or 'nothing'}: name one with --{side}"
+        )
+    try:
+        return content[name]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise BadInputError(f"array {name!r} of {path} cannot be read: {error}") from None
+
+
+def _save(found: MIEstimate, options: argparse.Namespace) -> None:
+    try:
+        if options.json:
+            options.json.write_text(json.dumps(found.as_dict(), indent=1, allow_nan=False) + "\n")
+        if options.plot:
+            found.plot().figure.savefig(options.plot, dpi=150)
+    except ImportError:
+        raise BadInputError("--plot needs matplotlib: pip install matplotlib") from None
+    except (OSError, ValueError) as error:
+        raise BadInputError(str(error)) from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        x, y = load(options.file, options.x, options.y)
+        try:
+            found = estimate_mi(
+                x,
+                y,
+                estimator=options.estimator,
+                critic=options.critic,
+                max_steps=options.max_steps,
+                batch_size=options.batch_size,
+                seed=options.seed,
+                device=options.device,
+                progress=not options.quiet,
+            )
+        except ValueError as error:
+            raise BadInputError(str(error)) from None
+        print(found)
+        _save(found, options)
+    except BadInputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""The hybrid critic: the log density ratio of a Gaussian, plus what two small networks add to it.
+
+For canonical variates u_k, v_k with correlations r_k a Gaussian's log density ratio is, up to a constant,
+
+    sum_k  r_k u_k v_k / (1 - r_k^2)  -  r_k^2 (u_k^2 + v_k^2) / (2 (1 - r_k^2)),
+
+an inner product of functions of x and of y, as is the networks' <g(x), h(y)> + p(x) + q(y): the sum is again an inner
+product, so that every bound over it costs one fused pass of 2 B N (E + K + 2) FLOPs and O(B) memory. How many
+canonical pairs are used is decided by the InfoNCE bound on validation samples, which is what keeps fifty dimensions
+with one common factor from being fitted as fifty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..critics import _InnerProductCritic
+from .objectives import SymmetricInfoNCE
+from .preprocessing import Coordinates
+
+RIDGE = 1e-4
+LARGEST_CORRELATION = 0.9999
+HIDDEN, EMBEDDING = 96, 24
+# A further canonical pair must raise the bound on the validation samples by this many nats.
+LEAST_GAIN = 2e-3
+PATIENCE = 3
+
+
+@dataclass
+class CanonicalPairs:
+    """Directions of both sides, strongest correlation first, fitted on the training samples."""
+
+    turned: bool
+    x_mean: Tensor
+    y_mean: Tensor
+    x_directions: Tensor  # [Dx, K]
+    y_directions: Tensor  # [Dy, K]
+    correlations: Tensor  # [K]
+
+    @classmethod
+    def fit(cls, x: Coordinates, y: Coordinates, turned: bool) -> CanonicalPairs:
+        """Canonical correlation analysis in float64: O(n (Dx + Dy)^2 + (Dx + Dy)^3)."""
+        a, b = ((c.turned if turned else c.normal).double() for c in (x, y))
+        a_mean, b_mean = a.mean(0), b.mean(0)
+        a, b = a - a_mean, b - b_mean
+        a_root, b_root = _root(a), _root(b)
+        cross = torch.linalg.solve_triangular(a_root, a.mT @ b / a.shape[0], upper=False)
+        cross = torch.linalg.solve_triangular(b_root, cross.mT, upper=False).mT
+        left, correlations, right = torch.linalg.svd(cross, full_matrices=False)
+        of_x = torch.linalg.solve_triangular(a_root.mT, left, upper=True)
+        of_y = torch.linalg.solve_triangular(b_root.mT, right.mT, upper=True)
+        return cls(turned, a_mean, b_mean, of_x, of_y, correlations.clamp(max=LARGEST_CORRELATION))
+
+    def first(self, k: int) -> CanonicalPairs:
+        of_x, of_y = self.x_directions[:, :k], self.y_directions[:, :k]
+        return CanonicalPairs(self.turned, self.x_mean, self.y_mean, of_x, of_y, self.correlations[:k])
+
+    def inputs(self, x: Coordinates, y: Coordinates) -> tuple[Tensor, Tensor]:
+        """What `HybridCritic` takes: per sample the K weighted variates, the quadratic term and the features."""
+        r = self.correlations
+        u = ((x.turned if self.turned else x.normal).double() - self.x_mean) @ self.x_directions
+        v = ((y.turned if self.turned else y.normal).double() - self.y_mean) @ self.y_directions
+        weight, quadratic = r / (1 - r * r), -0.5 * r * r / (1 - r * r)
+        of_x, of_y = (u.square() * quadratic).sum(-1, keepdim=True), (v.square() * quadratic).sum(-1, keepdim=True)
+        left = torch.cat([(u * weight).float(), of_x.float(), x.features], -1)
+        return left, torch.cat([v.float(), of_y.float(), y.features], -1)
+
+
+def _root(v: Tensor) -> Tensor:
+    covariance = v.mT @ v / v.shape[0]
+    scale = covariance.diagonal().mean()
+    root: Tensor = torch.linalg.cholesky(
+        covariance + RIDGE * scale * torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
+    )
+    return root
+
+
+def choose_pairs(
+    train: tuple[Coordinates, Coordinates], validation: tuple[Coordinates, Coordinates]
+) -> tuple[CanonicalPairs, float]:
+    """The canonical pairs, perhaps none, whose Gaussian has the highest InfoNCE on the validation samples."""
+    best, value = CanonicalPairs.fit(*train, turned=False).first(0), 0.0
+    objective = SymmetricInfoNCE(GaussianCritic())
+    for turned in (False, True) if train[0].turned.shape != train[0].normal.shape else (False,):
+        pairs, waited = CanonicalPairs.fit(*train, turned=turned), 0
+        for k in range(1, pairs.correlations.numel() + 1):
+            a, b = pairs.first(k).inputs(*validation)
+            found = objective(a[:, : k + 1], b[:, : k + 1]).item()
+            waited = 0 if found > value + LEAST_GAIN else waited + 1
+            if not waited:
+                best, value = pairs.first(k), found
+            if waited == PATIENCE:
+                break
+    return best, value
+
+
+class GaussianCritic(_InnerProductCritic):
+    """The Gaussian's log density ratio alone: inputs [*, B, K + 1] as `CanonicalPairs.inputs` begins them."""
+
+    def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        return _with_terms([x[..., :-1]], x[..., -1:]), _with_terms([y[..., :-1]], y[..., -1:], last=True), 1.0
+
+
+def _with_terms(factors: Sequence[Tensor], own: Tensor, last: bool = False) -> Tensor:
+    """Factors, then the side's own term beside a one: x as (own, 1), y as (1, own)."""
+    one = torch.ones_like(own)
+    return torch.cat([*factors, one, own] if last else [*factors, own, one], -1)
+
+
+class _Network(nn.Module):
+    def __init__(self, width: int, silent: bool):
+        super().__init__()
+        self.first, self.second = nn.Linear(width, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
+        self.last = nn.Linear(HIDDEN, EMBEDDING + 1)
+        nn.init.zeros_(self.last.bias)
+        # <g, h> and both own terms start at zero, while g still has a gradient through h's.
+        nn.init.zeros_(self.last.weight if silent else self.last.weight[EMBEDDING:])
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.last(F.silu(self.second(F.silu(self.first(features)))))
+        return out[..., :EMBEDDING], out[..., EMBEDDING:]
+
+
+class HybridCritic(_InnerProductCritic):
+    """Gaussian log density ratio with learned gates, plus <g(x), h(y)> + p(x) + q(y).
+
+    x [*, B, pairs + 1 + x_features], y alike: `CanonicalPairs.inputs`. With `gaussian=False` the first pairs + 1
+    columns are left out, and the networks learn everything.
+    """
+
+    def __init__(self, pairs: int, x_features: int, y_features: int, gaussian: bool = True):
+        super().__init__()
+        self.pairs, self.gaussian = pairs, gaussian
+        self.x_network, self.y_network = _Network(x_features, silent=False), _Network(y_features, silent=True)
+        self.gates = nn.Parameter(torch.ones(pairs), requires_grad=gaussian)
+        self.quadratic_gate = nn.Parameter(torch.ones(()), requires_grad=gaussian)
+
+    def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        k = self.pairs
+        (g, p), (h, q) = self.x_network(x[..., k + 1 :]), self.y_network(y[..., k + 1 :])
+        if not self.gaussian:
+            return _with_terms([g], p), _with_terms([h], q, last=True), 1.0
+        p, q = p + self.quadratic_gate * x[..., k : k + 1], q + self.quadratic_gate * y[..., k : k + 1]
+        left = _with_terms([x[..., :k] * self.gates, g], p)
+        return left, _with_terms([y[..., :k], h], q, last=True), 1.0
+
+
+class MeanCritic(_InnerProductCritic):
+    """The mean of several critics' scores: their features side by side."""
+
+    def __init__(self, critics: Sequence[_InnerProductCritic]):
+        super().__init__()
+        self.critics = nn.ModuleList(critics)
+
+    def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        found = [critic.features(x, y) for critic in self.critics]  # type: ignore[operator]
+        left = torch.cat([a * (scale / len(found)) for a, _, scale in found], -1)
+        return left, torch.cat([b for _, b, _ in found], -1), 1.0

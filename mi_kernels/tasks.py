@@ -1,0 +1,286 @@
+"""Distributions with known mutual information, to benchmark estimators against.
+
+`FORTY` maps the names of the benchmark of Czyż et al. ("Beyond Normal: On the Evaluation of Mutual Information
+Estimators", NeurIPS 2023) to tasks: the same distributions and true values, drawn with torch's generators, so samples
+differ from those that its own package draws. `gaussian` is the staircase of Poole et al. (2019, section 4), and
+`EquicorrelatedGaussian` has three modalities. Every value is in closed form, in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+Pair = tuple[Tensor, Tensor]
+Draw = Callable[[int, torch.Generator], Pair]
+Map = Callable[[Tensor], Tensor]
+
+
+def _generator(seed: int | torch.Generator) -> torch.Generator:
+    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+
+
+def _check_size(n: int) -> None:
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A joint distribution of x [n, x_dim] and y [n, y_dim] whose `mutual_information` is known, in nats."""
+
+    name: str
+    x_dim: int
+    y_dim: int
+    mutual_information: float
+    _draw: Draw = field(repr=False)
+
+    def sample(
+        self, n: int, seed: int | torch.Generator = 0, *, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """x [n, x_dim] and y [n, y_dim], drawn in float64 on the CPU; equal seeds give equal samples.
+
+        Global random state is left alone. Raises ValueError for n < 1.
+        """
+        _check_size(n)
+        x, y = self._draw(n, _generator(seed))
+        return x.to(dtype), y.to(dtype)
+
+
+def _normal(n: int, width: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(n, width, generator=generator, dtype=torch.float64)
+
+
+def _paired(rho: float, pairs: int, x_dim: int, y_dim: int) -> Draw:
+    """Standard normals; the first `pairs` coordinates of x and y correlate by rho, all else is independent."""
+
+    def draw(n: int, generator: torch.Generator) -> Pair:
+        x, y = _normal(n, x_dim, generator), _normal(n, y_dim, generator)
+        y[:, :pairs] = rho * x[:, :pairs] + math.sqrt(1 - rho * rho) * y[:, :pairs]
+        return x, y
+
+    return draw
+
+
+def _paired_value(rho: float, pairs: int) -> float:
+    return -0.5 * pairs * math.log1p(-rho * rho)
+
+
+def gaussian(mutual_information: float, dim: int = 20, *, cubic: bool = False) -> Task:
+    """Pairs (x_k, y_k), k < dim, of standard normals with equal correlation, sqrt(1 - exp(-2 I / dim)) (Poole et al.
+    2019, section 4); `cubic` gives y^3 coordinate by coordinate, which leaves the mutual information as it is.
+
+    Raises ValueError for a negative or infinite `mutual_information` and for dim < 1.
+    """
+    if not 0 <= mutual_information < math.inf:
+        raise ValueError(f"mutual_information must be finite and not negative, got {mutual_information}")
+    if dim < 1:
+        raise ValueError(f"dim must be at least 1, got {dim}")
+    base = _paired(math.sqrt(-math.expm1(-2 * mutual_information / dim)), dim, dim, dim)
+    name = f"gaussian{'-cubic' if cubic else ''}-{dim}-{mutual_information:g}"
+    task = Task(name, dim, dim, float(mutual_information), base)
+    return _mapped(task, name, lambda x: x, lambda y: y**3) if cubic else task
+
+
+def _mapped(base: Task, name: str, of_x: Map, of_y: Map, x_dim: int | None = None) -> Task:
+    """The base with x and y each sent through an injective map, which leaves the mutual information as it is."""
+
+    def draw(n: int, generator: torch.Generator) -> Pair:
+        x, y = base._draw(n, generator)
+        return of_x(x), of_y(y)
+
+    return Task(name, x_dim or base.x_dim, base.y_dim, base.mutual_information, draw)
+
+
+def _dense(dim: int, rho: float = 0.5) -> Task:
+    """Standard normals, any two of the 2 dim coordinates of (x, y) correlated by rho."""
+
+    def draw(n: int, generator: torch.Generator) -> Pair:
+        common = math.sqrt(rho) * _normal(n, 1, generator)
+        joint = common + math.sqrt(1 - rho) * _normal(n, 2 * dim, generator)
+        return joint[:, :dim], joint[:, dim:]
+
+    value = 0.5 * math.log((1 + (dim - 1) * rho) ** 2 / ((1 - rho) * (1 + (2 * dim - 1) * rho)))
+    return Task(f"multinormal-dense-{dim}-{dim}-{rho}", dim, dim, value, draw)
+
+
+def _sparse(dim: int) -> Task:
+    """Two pairs that share a latent of strength 2 in unit noise: correlation 4 / 5."""
+    return Task(f"multinormal-sparse-{dim}-{dim}-2-2.0", dim, dim, _paired_value(0.8, 2), _paired(0.8, 2, dim, dim))
+
+
+def _student_entropy(width: int, df: int) -> float:
+    """Differential entropy of the multivariate Student distribution of identity dispersion."""
+    a, b = torch.tensor((df + width) / 2, dtype=torch.float64), torch.tensor(df / 2, dtype=torch.float64)
+    gain = (a * (torch.digamma(a) - torch.digamma(b))).item()
+    return math.lgamma(df / 2) - math.lgamma((df + width) / 2) + width / 2 * math.log(df * math.pi) + gain
+
+
+def _student(dim: int, df: int) -> Task:
+    """x and y uncorrelated, dependent through the common scale sqrt(df / chi2)."""
+
+    def draw(n: int, generator: torch.Generator) -> Pair:
+        chi2 = _normal(n, df, generator).square().sum(-1, keepdim=True)
+        joint = _normal(n, 2 * dim, generator) * (df / chi2).sqrt()
+        return joint[:, :dim], joint[:, dim:]
+
+    value = 2 * _student_entropy(dim, df) - _student_entropy(2 * dim, df)
+    return Task(f"student-identity-{dim}-{dim}-{df}", dim, dim, value, draw)
+
+
+def _additive(epsilon: float) -> Task:
+    """x uniform on [0, 1], y = x + uniform noise on [-epsilon, epsilon]."""
+
+    def draw(n: int, generator: torch.Generator) -> Pair:
+        x, noise = torch.rand(2, n, 1, generator=generator, dtype=torch.float64)
+        return x, x + epsilon * (2 * noise - 1)
+
+    value = epsilon - math.log(2 * epsilon) if epsilon <= 0.5 else 1 / (4 * epsilon)
+    return Task(f"1v1-additive-{epsilon}", 1, 1, value, draw)
+
+
+def _spiral(pair: tuple[int, int]) -> Map:
+    """Rotates the plane of two coordinates by |v|^2 / width, which keeps |v|, so the rotation can be undone."""
+
+    def rotate(v: Tensor) -> Tensor:
+        angle = v.square().sum(-1) / v.shape[-1]
+        a, b = v[:, pair[0]], v[:, pair[1]]
+        turned = v.clone()
+        turned[:, pair[0]] = angle.cos() * a + angle.sin() * b
+        turned[:, pair[1]] = angle.cos() * b - angle.sin() * a
+        return turned
+
+    return rotate
+
+
+def _mixture_quantile(weight: float, low: float, high: float) -> Map:
+    """Sends a standard normal to the mixture weight N(low, 1) + (1 - weight) N(high, 1), monotonically."""
+
+    def quantile(z: Tensor) -> Tensor:
+        target = torch.special.ndtr(z)
+        left, right = torch.full_like(z, -10.0), torch.full_like(z, 10.0)
+        for _ in range(60):
+            middle = (left + right) / 2
+            reached = weight * torch.special.ndtr(middle - low) + (1 - weight) * torch.special.ndtr(middle - high)
+            below = reached < target
+            left, right = torch.where(below, middle, left), torch.where(below, right, middle)
+        return (left + right) / 2
+
+    return quantile
+
+
+def _swissroll(u: Tensor) -> Tensor:
+    t = 1.5 * math.pi * (1 + 2 * u)
+    return torch.cat([t * t.cos(), t * t.sin()], -1) / 21
+
+
+def _wiggle_x(x: Tensor) -> Tensor:
+    return x + 0.4 * x.sin() + 0.2 * (1.7 * x + 1).sin() + 0.03 * (3.3 * x - 2.5).sin()
+
+
+def _wiggle_y(y: Tensor) -> Tensor:
+    return y - 0.4 * (0.4 * y).sin() + 0.17 * (1.3 * y + 3.5).sin() + 0.02 * (4.3 * y - 2.5).sin()
+
+
+def _half_cube(base: Task) -> Task:
+    def stretch(v: Tensor) -> Tensor:
+        return v * v.abs().sqrt()
+
+    return _mapped(base, f"half_cube-{base.name}", stretch, stretch)
+
+
+def _normal_cdf(base: Task) -> Task:
+    return _mapped(base, f"normal_cdf-{base.name}", torch.special.ndtr, torch.special.ndtr)
+
+
+def _asinh(base: Task) -> Task:
+    return _mapped(base, f"asinh-{base.name}", torch.asinh, torch.asinh)
+
+
+def _spiralled(base: Task) -> Task:
+    return _mapped(base, f"spiral-{base.name}", _spiral((0, 1)), _spiral((1, 2)))
+
+
+def _forty() -> list[Task]:
+    rho = 0.75
+    normal = Task(f"1v1-normal-{rho}", 1, 1, _paired_value(rho, 1), _paired(rho, 1, 1, 1))
+    uniform, cauchy = _normal_cdf(normal), _student(1, 1)
+    bimodal = _mapped(
+        normal, f"1v1-bimodal-{rho}", _mixture_quantile(0.3, 0.0, 5.0), _mixture_quantile(0.5, -1.0, 3.0)
+    )
+    wiggly = _mapped(normal, f"wiggly-{normal.name}", _wiggle_x, _wiggle_y)
+    roll = _mapped(uniform, f"swissroll_x-{uniform.name}", _swissroll, lambda y: y, x_dim=2)
+    tasks = [normal, uniform, _additive(0.1), _additive(0.75), bimodal, wiggly, _half_cube(normal)]
+    tasks += [cauchy, _asinh(cauchy), roll]
+    tasks += [_dense(dim) for dim in (2, 3, 5, 25, 50)] + [_sparse(dim) for dim in (2, 3, 5, 25)]
+    tasks += [_student(dim, df) for dim, df in ((2, 1), (2, 2), (3, 2), (3, 3), (5, 2), (5, 3))]
+    for dim in (3, 5, 25):
+        base = _sparse(dim)
+        tasks += [_normal_cdf(base), _half_cube(base), _spiralled(base), _spiralled(_normal_cdf(base))]
+    return tasks + [_asinh(_student(dim, df)) for dim, df in ((2, 1), (3, 2), (5, 2))]
+
+
+FORTY: Mapping[str, Task] = MappingProxyType({task.name: task for task in _forty()})
+
+
+@dataclass(frozen=True)
+class EquicorrelatedGaussian:
+    """Three modalities a, v, l of `dim` standard normals; coordinate k of any two correlates by `correlation`.
+
+    For dependency measures of more than two variables: all of its dependence is known, in nats, and its Wasserstein
+    distance from the product of the marginals is known within a few percent. Raises ValueError for dim < 1 or a
+    correlation outside [0, 1).
+    """
+
+    correlation: float
+    dim: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.correlation < 1:
+            raise ValueError(f"correlation must be in [0, 1), got {self.correlation}")
+        if self.dim < 1:
+            raise ValueError(f"dim must be at least 1, got {self.dim}")
+
+    @property
+    def total_correlation(self) -> float:
+        """KL(p(a, v, l) | p(a) p(v) p(l))."""
+        rho = self.correlation
+        return -0.5 * self.dim * math.log((1 - rho) ** 2 * (1 + 2 * rho))
+
+    @property
+    def pair_mutual_information(self) -> float:
+        """I(a; v), equal for every pair."""
+        return _paired_value(self.correlation, self.dim)
+
+    @property
+    def joint_mutual_information(self) -> float:
+        """I((a, v); l)."""
+        return self.total_correlation - self.pair_mutual_information
+
+    @property
+    def wasserstein_bounds(self) -> tuple[float, float]:
+        """Lower and upper bound of W_1 (Euclidean cost) between p(a, v, l) and p(a) p(v) p(l): the cost of stretching
+        along the eigenvectors of the covariance, in the mean norm below and as W_2 above."""
+        common = math.sqrt(1 + 2 * self.correlation) - 1
+        contrast = 1 - math.sqrt(1 - self.correlation)
+        low = math.hypot(common * _mean_chi(self.dim), contrast * _mean_chi(2 * self.dim))
+        return low, math.sqrt(self.dim * (common**2 + 2 * contrast**2))
+
+    def sample(
+        self, n: int, seed: int | torch.Generator = 0, *, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """a, v, l, each [n, dim]; equal seeds give equal samples. Raises ValueError for n < 1."""
+        _check_size(n)
+        noise = torch.randn(4, n, self.dim, generator=_generator(seed), dtype=torch.float64)
+        modalities = math.sqrt(self.correlation) * noise[0] + math.sqrt(1 - self.correlation) * noise[1:]
+        a, v, language = modalities.to(dtype)
+        return a, v, language
+
+
+def _mean_chi(degrees: int) -> float:
+    return math.sqrt(2) * math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2))
