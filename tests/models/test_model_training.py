@@ -134,7 +134,7 @@ def test_a_summary_is_mean_and_sample_deviation():
 
 def test_step_times_measure_both_backends(data):
     times = step_times(TINY, data, steps=2)
-    assert set(times) == {"reference", "fused"} and all(value > 0 for value in times.values())
+    assert {"reference", "chunked"} <= set(times) and all(value > 0 for value in times.values())
 
 
 SMALL_ARGS = [
