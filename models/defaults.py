@@ -70,13 +70,14 @@ def defaults(data: str) -> RunConfig:
 def trials(data: str, number: int) -> list[dict[str, Any]]:
     """The settings that a search tries, the same ones for every model: the defaults, then ``number - 1`` draws.
 
-    The draws use every value of a setting about equally often (a Latin hypercube). Raises ValueError when number < 1.
+    Every so many draws as a setting has values, each of them is drawn once (a Latin hypercube). Raises ValueError when
+    number < 1.
     """
     if number < 1:
         raise ValueError(f"the number of trials must be at least 1, got {number}")
     rng = random.Random(0)
-    columns = {}
-    for name, values in SPACES.get(data, VECTORS).items():
-        column = list(values) * -(-number // len(values))
-        columns[name] = rng.sample(column, len(column))
+    columns = {
+        name: [value for _ in range(0, number, len(values)) for value in rng.sample(values, len(values))]
+        for name, values in SPACES.get(data, VECTORS).items()
+    }
     return [{}, *({name: column[i] for name, column in columns.items()} for i in range(number - 1))]

@@ -89,14 +89,43 @@ class Kill(Callback):
             raise MemoryError
 
 
-@pytest.mark.parametrize("model", ["factorcl-ssl", "cross-self"])
-def test_a_killed_and_resumed_run_ends_with_the_same_weights(model, data, tmp_path):
-    config = dataclasses.replace(TINY, model=model, epochs=3)
+RANDOM = {"dropout": 0.3, "input_noise": 0.1, "weight_decay": 0.01, "inner_batch": "fresh", "club_critic": "shared"}
+
+
+@pytest.mark.parametrize("model, changes", [("factorcl-ssl", {}), ("factorcl-ssl", RANDOM), ("cross-self", RANDOM)])
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(model, changes, data, tmp_path):
+    config = dataclasses.replace(TINY, model=model, epochs=3, **changes)
     whole = weights(fit(config, data, tmp_path / "whole", progress=False))
     with pytest.raises(MemoryError):
         fit(config, data, tmp_path / "cut", progress=False, callbacks=[Kill()])
     assert_equal(weights(fit(config, data, tmp_path / "cut", progress=False, resume=True)), whole)
     assert [epoch for epoch, _ in history(tmp_path / "cut", "loss")] == [0, 1, 2]
+
+
+def test_a_fresh_inner_batch_holds_training_rows_and_depends_on_the_generator_alone(data):
+    module = Training(build(TINY, data), data, TINY)
+    batch, again, other = (module.fresh(module.generator(draw))[0] for draw in (1, 1, 2))
+    train = {tuple(row) for row in data.first.values[data.rows("train")].tolist()}
+    rows = [tuple(row) for row in batch.x1.values.tolist()]
+    assert len(set(rows)) == TINY.batch_size and set(rows) <= train
+    assert torch.equal(batch.x1.values, again.x1.values) and not torch.equal(batch.x1.values, other.x1.values)
+
+
+def test_the_inner_batch_decides_the_critics_of_club_only_after_the_first_theta_step(data, tmp_path):
+    runs = {}
+    for kind in ("same", "fresh"):
+        config = dataclasses.replace(TINY, epochs=1, batch_size=60, inner_batch=kind)
+        runs[kind] = weights(fit(config, data, tmp_path / kind, progress=False))
+    inner = {name for name in runs["same"] if "club" in name and "bounds" in name}
+    # One batch per epoch: all 60 training rows, in another order, so nothing differs but rounding.
+    for name in inner:
+        torch.testing.assert_close(runs["same"][name], runs["fresh"][name])
+    config = dataclasses.replace(TINY, epochs=1, batch_size=30)
+    same, fresh = (
+        weights(fit(dataclasses.replace(config, inner_batch=kind), data, tmp_path / f"{kind}30", progress=False))
+        for kind in ("same", "fresh")
+    )
+    assert any((same[name] - fresh[name]).abs().max() > 1e-5 for name in inner)
 
 
 def test_a_run_resumes_only_with_its_own_settings(data, tmp_path):
