@@ -24,7 +24,7 @@ DEFAULTS = {
     ),
     "synthetic": RunConfig(
         data="synthetic",
-        epochs=15,
+        epochs=10,
         batch_size=64,
         lr=5e-4,
         hidden=256,

@@ -42,11 +42,11 @@ class GRUEncoder(nn.Module):
     of a batch never reaches the output.
     """
 
-    def __init__(self, dim: int, hidden: int = 64, out_dim: int = 128, stride: int = 1):
+    def __init__(self, dim: int, hidden: int = 64, out_dim: int = 128, stride: int = 1, dropout: float = 0.0):
         super().__init__()
         self.out_dim, self.stride = out_dim, stride
         self.gru = nn.GRU(dim, hidden, batch_first=True, bidirectional=True)
-        self.out = nn.Linear(2 * hidden, out_dim)
+        self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * hidden, out_dim))
 
     def forward(self, x: Inputs | Tensor) -> Tensor:
         values, lengths = _frames(x, self.stride)
@@ -122,13 +122,13 @@ def make_encoder(
     out_dim: int,
     layers: int,
     stride: int = 1,
-    sequences: str = "gru",
+    sequences: str = "segments",
     segments: int = 4,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """An MLP for vectors; for sequences a GRU ("gru") or statistics of segments ("segments")."""
+    """An MLP for vectors; for sequences statistics of segments ("segments") or a GRU ("gru")."""
     if not modality.is_sequence:
         return MLPEncoder(modality.dim, hidden, out_dim, layers, dropout)
     if sequences == "segments":
         return SegmentEncoder(modality.dim, hidden, out_dim, stride, segments, dropout)
-    return GRUEncoder(modality.dim, hidden, out_dim, stride)
+    return GRUEncoder(modality.dim, hidden, out_dim, stride, dropout)

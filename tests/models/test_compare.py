@@ -135,14 +135,16 @@ def test_the_headline_is_the_heads_of_factorcl_and_the_encoders_of_a_baseline():
     assert headline(["encoder", "full", "S"]) == "full" and headline(["encoder"]) == "encoder"
 
 
-def test_the_command_compares_and_writes_its_results(tmp_path, capsys):
+def test_the_command_compares_and_writes_its_results(tmp_path, capsys, monkeypatch):
+    reported = []
+    monkeypatch.setattr("models.__main__.write_report", reported.append)  # the demo's test writes a page
     sizes = ["--epochs", "1", "--batch-size", "16", "--hidden", "8", "--feature-dim", "8", "--critic-hidden", "8"]
     where = ["--out", str(tmp_path / "runs"), "--json", str(tmp_path / "results" / "found.json"), "--quiet"]
     command = ["compare", "--data", "synthetic", "--models", "simclr,factorcl-sup", "--seeds", "1", "--trials", "1"]
     assert main([*command, *sizes, *where]) == 0
     found = json.loads((tmp_path / "results" / "found.json").read_text())
     assert found["search"]["trials_per_model"] == 1 and found["base"]["hidden"] == 8
-    assert (tmp_path / "runs" / "report.html").is_file()
+    assert reported == [tmp_path / "runs"]
     assert "compared 2 models" in capsys.readouterr().out.splitlines()[-1]
 
 

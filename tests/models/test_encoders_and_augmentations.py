@@ -79,8 +79,12 @@ def test_views_have_the_shape_of_their_input_and_repeat_by_seed(modality, unique
 
 
 def test_dropout_acts_in_training_alone():
-    for modality, x in ((SEQUENCES, sequences()), (VECTORS, torch.randn(5, 20))):
-        encoder = make_encoder(modality, 8, 4, 1, dropout=0.5)
+    for modality, x, kind in (
+        (SEQUENCES, sequences(), "segments"),
+        (SEQUENCES, sequences(), "gru"),
+        (VECTORS, torch.randn(5, 20), "segments"),
+    ):
+        encoder = make_encoder(modality, 8, 4, 1, sequences=kind, dropout=0.5)
         assert not torch.equal(encoder(x), encoder(x))
         assert torch.equal(encoder.eval()(x), encoder(x))
 
