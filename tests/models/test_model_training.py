@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from models.__main__ import main
 from models.data import PairedData, generate
 from models.evaluation import evaluate, majority, probe, summarise
+from models.factorcl import FactorCLSUP
 from models.report import step_times
 from models.runs import MODELS, RunConfig, build
 from models.training import Training, fit, frozen, history, load_run
@@ -111,21 +112,22 @@ def test_a_fresh_inner_batch_holds_training_rows_and_depends_on_the_generator_al
     assert torch.equal(batch.x1.values, again.x1.values) and not torch.equal(batch.x1.values, other.x1.values)
 
 
-def test_the_inner_batch_decides_the_critics_of_club_only_after_the_first_theta_step(data, tmp_path):
-    runs = {}
-    for kind in ("same", "fresh"):
-        config = dataclasses.replace(TINY, epochs=1, batch_size=60, inner_batch=kind)
-        runs[kind] = weights(fit(config, data, tmp_path / kind, progress=False))
-    inner = {name for name in runs["same"] if "club" in name and "bounds" in name}
-    # One batch per epoch: all 60 training rows, in another order, so nothing differs but rounding.
-    for name in inner:
-        torch.testing.assert_close(runs["same"][name], runs["fresh"][name])
-    config = dataclasses.replace(TINY, epochs=1, batch_size=30)
-    same, fresh = (
-        weights(fit(dataclasses.replace(config, inner_batch=kind), data, tmp_path / f"{kind}30", progress=False))
-        for kind in ("same", "fresh")
+@pytest.mark.parametrize("kind, expected", [("same", 1), ("fresh", 3)])
+def test_the_inner_steps_see_the_outer_batch_or_fresh_ones(kind, expected, data, tmp_path, monkeypatch):
+    seen, compute = [], FactorCLSUP.inner_loss
+
+    def record(model, batch, views):
+        seen.append(batch.x1.values)
+        return compute(model, batch, views)
+
+    monkeypatch.setattr(FactorCLSUP, "inner_loss", record)
+    fit(
+        dataclasses.replace(TINY, epochs=1, batch_size=40, inner_steps=3, inner_batch=kind),
+        data,
+        tmp_path,
+        progress=False,
     )
-    assert any((same[name] - fresh[name]).abs().max() > 1e-5 for name in inner)
+    assert len(seen) == 3 and len({tuple(values.flatten().tolist()) for values in seen}) == expected
 
 
 def test_a_run_resumes_only_with_its_own_settings(data, tmp_path):
