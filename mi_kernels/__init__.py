@@ -1,5 +1,6 @@
 """Mutual-information losses between batches of representations, fused: no B x B score matrix is ever stored."""
 
+from . import compat, distributed
 from .backends import backends, use_backend
 from .bounds import (
     MINE,
@@ -15,16 +16,20 @@ from .bounds import (
     TotalCorrelation,
     WassersteinDependency,
 )
+from .club import CLUB, CLUBCategorical, CLUBMean, CLUBSample
 from .critics import BilinearCritic, ConcatCritic, DotCritic, SeparableCritic
+from .divergences import gaussian_mmd, hsic, mmd
 from .functional import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
+from .memory_bank import MemoryBank
+from .variational import BarberAgakov, LeaveOneOut, VariationalUpperBound
 
 __all__ = [
-    "MINE",
-    "NCECLUB",
-    "NWJ",
-    "SMILE",
-    "TUBA",
+    "BarberAgakov",
     "BilinearCritic",
+    "CLUB",
+    "CLUBCategorical",
+    "CLUBMean",
+    "CLUBSample",
     "ConcatCritic",
     "DonskerVaradhan",
     "DotCritic",
@@ -32,12 +37,25 @@ __all__ = [
     "InterpolatedBound",
     "JensenShannon",
     "JointCritic",
+    "LeaveOneOut",
+    "MINE",
+    "MemoryBank",
+    "NCECLUB",
+    "NWJ",
+    "SMILE",
     "SeparableCritic",
+    "TUBA",
     "TotalCorrelation",
+    "VariationalUpperBound",
     "WassersteinDependency",
     "backends",
     "clip_loss",
+    "compat",
+    "distributed",
+    "gaussian_mmd",
+    "hsic",
     "info_nce",
+    "mmd",
     "nt_xent",
     "siglip_loss",
     "sup_con",
