@@ -7,45 +7,15 @@ import ctypes
 import gc
 import json
 import os
-import platform
-import subprocess
 import threading
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
+from models.provenance import describe
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    fields = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
-    info = {k.strip(): v.strip() for k, v in fields.items()}
-    return f"{info.get('model name', platform.machine())} (family {info.get('cpu family')}, model {info.get('model')})"
-
-
-def describe() -> dict[str, Any]:
-    """Processor, cores, versions, commit and day; never a host name or a path."""
-    root = Path(__file__).parent.parent
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
-    dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True)
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else ""),
-        "date": date.today().isoformat(),
-    }
 
 
 def interleaved(functions: dict[str, Callable[[], Any]], seconds: float, least: int = 5) -> dict[str, list[float]]:

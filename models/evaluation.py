@@ -15,7 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from models.data import SPLITS, PairedData
+from models.data import PairedData
+from models.encoders import segment_statistics
 from models.factorcl import _FactorCL
 from models.runs import Model
 
@@ -39,26 +40,60 @@ def representations(model: Model, data: PairedData, batch_size: int = 256) -> Pa
     return {name: torch.cat(values).numpy() for name, values in chunks.items()}
 
 
-def probe(
-    features: np.ndarray, data: PairedData, strengths: Iterable[float] = STRENGTHS, max_iter: int = 300
-) -> dict[str, float]:
-    """Accuracy of logistic regression: fitted on train, its C chosen on valid, scored once on test."""
+def input_features(data: PairedData, segments: int = 4) -> Parts:
+    """What a linear model sees without an encoder, [N, *]: "x1", "x2" and both as "input".
+
+    Vectors as they are; of sequences the mean and deviation of each of ``segments`` equal parts.
+    """
+    parts: Parts = {}
+    for name, modality in (("x1", data.first), ("x2", data.second)):
+        chunks = []
+        for rows in torch.arange(len(data)).split(256):
+            values, lengths = modality.take(rows)
+            chunks.append(values if lengths is None else segment_statistics(values, lengths, segments))
+        parts[name] = torch.cat(chunks).numpy()
+    return parts | {"input": np.concatenate(list(parts.values()), 1)}
+
+
+def _fit_probe(
+    features: np.ndarray, data: PairedData, strengths: Iterable[float], max_iter: int
+) -> tuple[float, float, Any]:
+    """Logistic regression on standardised features of train rows: (accuracy on valid, its best C, the model)."""
     y = data.y.numpy()
-    rows = {name: data.rows(name).numpy() for name in SPLITS}
+    train, valid = data.rows("train").numpy(), data.rows("valid").numpy()
     best: tuple[float, float, Any] | None = None
     for strength in strengths:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=max_iter))
         # These products are small: a second BLAS thread, waiting beside torch's, made them fifty times slower.
         with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(features[rows["train"]], y[rows["train"]])
-        valid = float(model.score(features[rows["valid"]], y[rows["valid"]]))
-        if best is None or valid > best[0]:
-            best = valid, strength, model
+            model.fit(features[train], y[train])
+        score = float(model.score(features[valid], y[valid]))
+        if best is None or score > best[0]:
+            best = score, strength, model
     if best is None:
         raise ValueError("strengths must hold at least one value")
-    test = float(best[2].score(features[rows["test"]], y[rows["test"]]))
-    return {"test": test, "valid": best[0], "C": best[1]}
+    return best
+
+
+def probe(
+    features: np.ndarray, data: PairedData, strengths: Iterable[float] = STRENGTHS, max_iter: int = 300
+) -> dict[str, float]:
+    """Accuracy of logistic regression: fitted on train, its C chosen on valid, scored once on test."""
+    valid, strength, model = _fit_probe(features, data, strengths, max_iter)
+    test = data.rows("test").numpy()
+    return {"test": float(model.score(features[test], data.y.numpy()[test])), "valid": valid, "C": strength}
+
+
+def headline(parts: Iterable[str]) -> str:
+    """The representation that stands for a model: FactorCL's heads (arXiv 2306.05268, D.1), a baseline's encoders."""
+    return "full" if "full" in parts else "encoder"
+
+
+def validation_accuracy(model: Model, data: PairedData, max_iter: int = 300) -> float:
+    """The probe's accuracy on the validation rows, for choices between settings; test rows are not scored."""
+    parts = representations(model, data)
+    return _fit_probe(parts[headline(parts)], data, STRENGTHS, max_iter)[0]
 
 
 def evaluate(model: Model, data: PairedData) -> dict[str, dict[str, float]]:

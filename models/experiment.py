@@ -1,20 +1,17 @@
-"""Several runs over models and seeds: train, probe, collect, report."""
+"""Trained runs: probe, collect, report."""
 
 from __future__ import annotations
 
 import json
-import platform
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from models import report
 from models.evaluation import evaluate, majority, representations, summarise
+from models.provenance import describe
 from models.runs import MODELS, RunConfig, load_data
-from models.training import fit, load_run
+from models.training import load_run
 
 RESULTS = "results.json"
 
@@ -77,6 +74,7 @@ def write_report(out: Path) -> list[dict[str, Any]]:
         parts=parts,
         seconds=seconds,
         config=config,
+        common=set(asdict(config)) - set().union(*(config.changes(RunConfig.read(f)) for f in folders)),
     )
     if shown != out:
         write_results(out / RESULTS, [result for _, result in results], seconds)
@@ -89,23 +87,7 @@ def write_results(path: Path, results: list[dict[str, Any]], seconds: dict[str, 
         "summary": summarise(results),
         "seconds_per_step": seconds,
         "runs": results,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
-        "threads": torch.get_num_threads(),
+        "machine": describe(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def compare(
-    base: RunConfig, models: Iterable[str], seeds: Iterable[int], out: Path, *, progress: bool = True
-) -> list[dict[str, Any]]:
-    """Trains and probes every model with every seed in ``out``/MODEL-seedK."""
-    results = []
-    for seed in seeds:
-        for model in models:
-            config = replace(base, model=model, seed=seed)
-            folder = out / f"{model}-seed{seed}"
-            print(f"{model}, seed {seed}", flush=True)
-            fit(config, load_data(config), folder, progress=progress)
-            results.append(evaluate_run(folder))
-    return results

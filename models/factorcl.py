@@ -25,6 +25,7 @@ from models.encoders import mlp
 
 MAXIMISED = ("infonce_x1x2", "infonce_x1y", "infonce_x2y", "infonce_x1x2_cond")
 MINIMISED = ("club_x1x2_cond", "club_x1x2")
+SAME_PAIR = {"club_x1x2": "infonce_x1x2", "club_x1x2_cond": "infonce_x1x2_cond"}
 TERMS_OF_U = ("club_x1x2", "infonce_x1x2_cond")
 
 View = Inputs | Tensor
@@ -51,8 +52,9 @@ class FactorCLConfig:
     anchor: code "second"; the paper's eq. 10 anchors the first modality, "first".
     u_terms_weight: 1.0 in code and eq. 96/99; 2.0 counts the two terms once for U1 and once for U2, as
         Algorithm 2 does.
-    The critic of a CLUB term is its own, not that of the InfoNCE term of the same pair, as in code and
-    Algorithm 3.
+    club_critic: code and Algorithm 3 "own", each CLUB term has a critic of its own; "shared" takes that of the
+        InfoNCE term of the same pair (section 3's f* "for free"). Heads stay apart. A shared critic is stepped in
+        the inner loop alone, by InfoNCE on the heads of both terms.
     """
 
     num_classes: int = 2
@@ -66,6 +68,7 @@ class FactorCLConfig:
     conditional_negatives: str = "batch"
     anchor: str = "second"
     u_terms_weight: float = 1.0
+    club_critic: str = "own"
 
     def __post_init__(self) -> None:
         choices = {
@@ -74,6 +77,7 @@ class FactorCLConfig:
             "anchor": ("first", "second"),
             "ssl_club_condition": ("augmented", "repeated"),
             "conditional_negatives": ("batch", "label"),
+            "club_critic": ("own", "shared"),
         }
         for name, accepted in choices.items():
             if getattr(self, name) not in accepted:
@@ -127,8 +131,12 @@ class _FactorCL(nn.Module):
         )
         anchor = "y" if config.anchor == "second" else "x"
         self.bounds = nn.ModuleDict()
+        critics: dict[str, mk.ConcatCritic] = {}
         for name, (width1, width2) in self._critic_widths().items():
-            critic = mk.ConcatCritic(width1, width2, hidden_dims=config.critic_hidden, activation=config.activation)
+            critic = critics[SAME_PAIR[name]] if name in MINIMISED and config.club_critic == "shared" else None
+            if critic is None:
+                critic = mk.ConcatCritic(width1, width2, hidden_dims=config.critic_hidden, activation=config.activation)
+            critics[name] = critic
             bound = mk.InfoNCE if name in MAXIMISED else mk.NCECLUB
             self.bounds[name] = bound(critic, anchor=anchor)
 
@@ -186,14 +194,15 @@ class _FactorCL(nn.Module):
         return total, {name: value.detach() for name, value in terms.items()}
 
     def inner_parameters(self) -> Iterator[nn.Parameter]:
-        """phi: the critics of the two CLUB terms, nothing else."""
+        """phi: the critics of the two CLUB terms, nothing else; shared ones serve InfoNCE terms as well."""
         for name in MINIMISED:
             yield from self.bounds[name].parameters()
 
     def inner_loss(self, batch: Batch, views: Views | None = None) -> Tensor:
         """InfoNCE loss of the CLUB critics; its inputs carry no gradient, since only phi is stepped."""
+        shared = tuple(SAME_PAIR.values()) if self.config.club_critic == "shared" else ()
         with torch.no_grad():
-            pairs = self._pairs(MINIMISED, batch, views or [])
+            pairs = self._pairs((*MINIMISED, *shared), batch, views or [])
         return torch.stack(
             [self._estimate(name, *pair, batch.y, method="learning_loss") for name, pair in pairs.items()]
         ).sum()

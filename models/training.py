@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
 from models.data import Batch, Inputs, PairedData
-from models.data.augmentations import Augmentation
+from models.data.augmentations import Augmentation, noisy
 from models.runs import Model, RunConfig, build
 
 CHECKPOINT = "last.ckpt"
@@ -40,9 +40,9 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 class Training(LightningModule):
     """Alternating optimisation of any model that has loss, inner_parameters and inner_loss.
 
-    FactorCL's Algorithm 3; the inner steps use the same batch as the outer one, with features recomputed after the
-    theta step. Augmentations depend on (seed, number of the batch) alone and a checkpoint holds that number, so a
-    resumed run repeats exactly.
+    FactorCL's Algorithm 3. The inner steps recompute features after the theta step, of the same batch as the outer one
+    or of a fresh one (RunConfig.inner_batch). Noise, dropout, augmentations and fresh batches depend on (seed, number
+    of the batch) alone and a checkpoint holds that number, so a resumed run repeats exactly.
     """
 
     batches_seen: Tensor
@@ -50,7 +50,7 @@ class Training(LightningModule):
     def __init__(self, model: Model, data: PairedData, config: RunConfig):
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.config = model, config
+        self.model, self.config, self.data = model, config, data
         self.augment = (Augmentation(data.first), Augmentation(data.second, config.augmentation == "unique"))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
 
@@ -59,10 +59,26 @@ class Training(LightningModule):
         inner = {id(parameter) for parameter in phi}
         theta = [parameter for parameter in self.model.parameters() if id(parameter) not in inner]
         groups = [theta, phi] if phi else [theta]
-        return [torch.optim.Adam(group, lr=self.config.lr) for group in groups]
+        # Without weight decay this is Adam.
+        return [torch.optim.AdamW(group, lr=self.config.lr, weight_decay=self.config.weight_decay) for group in groups]
 
-    def views(self, batch: Batch, draw: int) -> list[tuple[Inputs, Inputs]]:
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + draw)
+    def generator(self, draw: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.config.seed * 1_000_003 + draw)
+
+    def noisy(self, batch: Batch, generator: torch.Generator) -> Batch:
+        scale = self.config.input_noise
+        if scale == 0:
+            return batch
+        return Batch(noisy(batch.x1, scale, generator), noisy(batch.x2, scale, generator), batch.y)
+
+    def fresh(self, generator: torch.Generator) -> tuple[Batch, list[tuple[Inputs, Inputs]]]:
+        """A batch of training rows, drawn without replacement, and its views."""
+        rows = self.data.rows("train")
+        rows = rows[torch.randperm(len(rows), generator=generator)[: self.config.batch_size]]
+        batch = self.noisy(self.data.batch(rows), generator)
+        return batch, self.views(batch, generator)
+
+    def views(self, batch: Batch, generator: torch.Generator) -> list[tuple[Inputs, Inputs]]:
         return [
             (self.augment[0](batch.x1, generator), self.augment[1](batch.x2, generator))
             for _ in range(self.model.views)
@@ -71,7 +87,10 @@ class Training(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizers = self.optimizers()
         theta, *inner = optimizers if isinstance(optimizers, list) else [optimizers]
-        views = self.views(batch, int(self.batches_seen))
+        generator = self.generator(int(self.batches_seen))
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # for dropout
+        batch = self.noisy(batch, generator)
+        views = self.views(batch, generator)
         theta.zero_grad()
         with frozen(self.model.inner_parameters()):
             loss, terms = self.model.loss(batch, views)
@@ -79,6 +98,8 @@ class Training(LightningModule):
         theta.step()
         for phi in inner:
             for _ in range(self.config.inner_steps):
+                if self.config.inner_batch == "fresh":
+                    batch, views = self.fresh(generator)
                 phi.zero_grad()
                 self.manual_backward(self.model.inner_loss(batch, views))
                 phi.step()
@@ -94,7 +115,7 @@ class Training(LightningModule):
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        loss, _ = self.model.loss(batch, self.views(batch, -1 - batch_idx))
+        loss, _ = self.model.loss(batch, self.views(batch, self.generator(-1 - batch_idx)))
         self.log("valid_loss", loss, prog_bar=True, batch_size=len(batch.y))
 
 
@@ -149,6 +170,8 @@ def _trainer_options(config: RunConfig, out: Path, progress: bool, callbacks: It
     bar: list[Callback] = [TQDMProgressBar(refresh_rate=10, leave=True)] if progress else []
     return {
         "max_epochs": config.epochs,
+        # At most about twenty points of the curve: FactorCL's six critics make each one dear.
+        "check_val_every_n_epoch": max(1, config.epochs // 20),
         "accelerator": "cpu",
         "devices": 1,
         "logger": loggers,

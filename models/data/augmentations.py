@@ -37,6 +37,15 @@ class Augmentation:
         return Inputs(_vector_view(values, self.unique, generator))
 
 
+def noisy(inputs: Inputs, scale: float, generator: Generator) -> Inputs:
+    """Normal noise of deviation ``scale`` on every value but the padding."""
+    values, lengths = inputs
+    noise = scale * _randn(values, generator)
+    if lengths is not None:
+        noise *= (torch.arange(values.shape[1]) < lengths[:, None])[..., None]
+    return Inputs(values + noise, lengths)
+
+
 def _randn(like: Tensor, generator: Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.data import generate, load, load_digits, load_npz, load_utd_mhad
-from models.data.utd_mhad import default_path
+from models.data import Modality, generate, load, load_digits, load_npz, load_utd_mhad
+from models.data.utd_mhad import HIP_CENTRE, SHOULDER_CENTRE, default_path, normalise_skeletons
 
 
 def arrays(rows=30):
@@ -134,6 +134,22 @@ def test_the_order_of_batches_depends_on_seed_and_epoch_alone():
     first = labels(0)
     assert not torch.equal(first, labels(1))
     assert torch.equal(first, labels(0))
+
+
+def test_normalised_skeletons_forget_place_and_size_of_a_person():
+    generator = torch.Generator().manual_seed(0)
+    frames, offsets = torch.randn(9, 20, 3, generator=generator), torch.tensor([0, 4, 9])
+
+    def normalised(joints):
+        return normalise_skeletons(Modality("skeleton", joints.flatten(1), offsets)).values.reshape(9, 20, 3)
+
+    moved = frames.clone()
+    moved[4:] = moved[4:] * 1.7 + torch.tensor([3.0, -1.0, 2.0])
+    expected = normalised(frames)
+    torch.testing.assert_close(normalised(moved), expected)
+    assert (expected[:, HIP_CENTRE] == 0).all()
+    torso = expected[:, SHOULDER_CENTRE].norm(dim=1)
+    torch.testing.assert_close(torch.stack([torso[:4].mean(), torso[4:].mean()]), torch.ones(2))
 
 
 @pytest.mark.skipif(not default_path().is_file(), reason="utd_mhad.npz is absent: set MI_KERNELS_DATA")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from models.data import Inputs, Modality
-from models.data.augmentations import Augmentation
-from models.encoders import GRUEncoder, make_encoder, mlp
+from models.data.augmentations import Augmentation, noisy
+from models.encoders import GRUEncoder, SegmentEncoder, make_encoder, mlp, segment_statistics
 
 SEQUENCES = Modality("s", torch.zeros(10, 3), torch.tensor([0, 4, 10]))
 VECTORS = Modality("v", torch.zeros(5, 20))
@@ -22,10 +22,11 @@ def sequences(rows=64, steps=12):
     return Inputs(torch.randn(rows, steps, 3, generator=generator()) * valid[..., None], lengths)
 
 
+@pytest.mark.parametrize("kind", [GRUEncoder, SegmentEncoder])
 @pytest.mark.parametrize("stride", [1, 2, 5])
-def test_a_sequence_encoder_never_sees_the_padding(stride):
+def test_a_sequence_encoder_never_sees_the_padding(kind, stride):
     torch.manual_seed(0)
-    encoder = GRUEncoder(3, 8, 4, stride)
+    encoder = kind(3, 8, 4, stride)
     x = sequences()
     together = encoder(x)
     for row in range(4):
@@ -34,7 +35,30 @@ def test_a_sequence_encoder_never_sees_the_padding(stride):
         torch.testing.assert_close(together[row], alone[0])
 
 
+def test_segments_have_the_mean_and_deviation_of_their_own_frames():
+    x = sequences(rows=5)
+    found = segment_statistics(x.values.double(), x.lengths, 3).reshape(5, 3, 2, 3)  # [B, segment, mean|std, D]
+    for row, values, length in zip(found, x.values.double(), x.lengths, strict=True):
+        for part in range(3):
+            frames = values[[t for t in range(length) if t * 3 // length == part]]
+            torch.testing.assert_close(row[part, 0], frames.mean(0))
+            torch.testing.assert_close(row[part, 1], (frames.var(0, correction=0) + 1e-5).sqrt())
+
+
+def test_more_segments_than_frames_stay_finite():
+    x = Inputs(torch.randn(2, 3, 3), torch.tensor([3, 1]))
+    assert SegmentEncoder(3, 8, 4, segments=7)(x).isfinite().all()
+
+
+def test_segments_tell_a_movement_from_its_reverse():
+    x = torch.randn(1, 12, 3)
+    encoder = SegmentEncoder(3, 8, 4, segments=4)
+    assert (encoder(x) - encoder(x.flip(1))).abs().max() > 0.01
+
+
 def test_encoders_follow_the_kind_of_modality():
+    assert isinstance(make_encoder(SEQUENCES, 8, 4, 1, sequences="gru"), GRUEncoder)
+    assert isinstance(make_encoder(SEQUENCES, 8, 4, 1, sequences="segments"), SegmentEncoder)
     assert make_encoder(SEQUENCES, 8, 4, 1)(sequences()).shape == (64, 4)
     assert make_encoder(VECTORS, 8, 4, 1)(torch.zeros(5, 20)).shape == (5, 4)
     with pytest.raises(ValueError, match="activation"):
@@ -52,6 +76,25 @@ def test_views_have_the_shape_of_their_input_and_repeat_by_seed(modality, unique
     assert torch.equal(x.values, before)
     assert torch.equal(view.values, augment(x, generator(1)).values)
     assert not torch.equal(view.values, augment(x, generator(2)).values)
+
+
+def test_dropout_acts_in_training_alone():
+    for modality, x, kind in (
+        (SEQUENCES, sequences(), "segments"),
+        (SEQUENCES, sequences(), "gru"),
+        (VECTORS, torch.randn(5, 20), "segments"),
+    ):
+        encoder = make_encoder(modality, 8, 4, 1, sequences=kind, dropout=0.5)
+        assert not torch.equal(encoder(x), encoder(x))
+        assert torch.equal(encoder.eval()(x), encoder(x))
+
+
+def test_noise_has_its_scale_and_leaves_the_padding_zero():
+    x = sequences()
+    noise = noisy(x, 0.2, generator()).values - x.values
+    padding = torch.arange(12) >= x.lengths[:, None]
+    assert (noise[padding] == 0).all()
+    assert noise[~padding].std().item() == pytest.approx(0.2, rel=0.1)
 
 
 @pytest.mark.parametrize("unique", [False, True])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -110,6 +111,31 @@ def test_every_documented_choice_gives_a_finite_loss_and_gradient(values):
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
 
 
+SHARED = dataclasses.replace(SMALL, club_critic="shared")
+
+
+@pytest.mark.parametrize("kind", [FactorCLSUP, FactorCLSSL])
+def test_shared_critics_serve_both_terms_of_a_pair_and_learn_in_the_inner_loop_alone(kind):
+    model, own = small(kind, SHARED), small(kind)
+    assert count(own) - count(model) == sum(count(own.bounds[name]) for name in MINIMISED)
+    phi = {id(parameter) for parameter in model.inner_parameters()}
+    assert phi == {id(p) for name in ("infonce_x1x2", "infonce_x1x2_cond") for p in model.bounds[name].parameters()}
+    model.inner_loss(batch(), views()).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (id(parameter) in phi), name
+
+
+@pytest.mark.parametrize("kind", [FactorCLSUP, FactorCLSSL])
+def test_shared_critics_are_fitted_on_the_heads_of_both_terms(kind):
+    model = small(kind, SHARED)
+    pairs = model._pairs(("infonce_x1x2", "club_x1x2", "infonce_x1x2_cond", "club_x1x2_cond"), batch(), views())
+    expected = 0.0
+    for name, (a, b) in pairs.items():
+        scores = model.bounds[name].critic(a, b).double()  # [x, y]; every y is contrasted with all x
+        expected = expected - (scores.diag() - scores.logsumexp(0)).mean() - math.log(len(scores))
+    torch.testing.assert_close(model.inner_loss(batch(), views()).double(), expected, atol=1e-5, rtol=0)
+
+
 def test_ssl_conditions_the_club_term_on_the_augmented_views():
     terms = {}
     for condition in ("augmented", "repeated"):
@@ -137,7 +163,9 @@ def test_label_negatives_do_not_compare_classes():
     torch.testing.assert_close(model.terms(data)["infonce_x1x2_cond"], sum(parts))
 
 
-@pytest.mark.parametrize("change", [{"label": "two_hot"}, {"anchor": "third"}, {"num_classes": 1}])
+@pytest.mark.parametrize(
+    "change", [{"label": "two_hot"}, {"anchor": "third"}, {"club_critic": "none"}, {"num_classes": 1}]
+)
 def test_an_unknown_choice_is_named(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(SMALL, **change)
