@@ -100,8 +100,8 @@ def statistics(
 ) -> tuple[Tensor, ...]:
     """The statistics of schema.py, differentiable; `score` is (activation, output, off_diagonal).
 
-    The compiled backend and Triton keep scores and ReLU bits for the backward where they fit `memory_budget`: 3 M FLOPs instead
-    of 4 M.
+    The compiled backend and Triton keep scores and ReLU bits for the backward where they fit `memory_budget`: 3 M FLOPs
+    instead of 4 M.
     """
     tensors = (u, v, *weights, *biases)
     keep = (

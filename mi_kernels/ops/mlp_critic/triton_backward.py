@@ -15,12 +15,12 @@ so h2 is not needed again, and m is exact in 16 bits. Other activations: a chunk
 
 A chunk runs: scores again with bits or z2 (skipped where the forward kept them), `gradient_kernel` for g,
 `second_layer_kernel` for D, db2 and dw (or s), `first_layer_kernel` for du and dv, `product_kernel` for P or dW2. Sums
-over many tiles are written by parts and added by torch in a fixed order. FLOPs in M = 2 G B N H1 H2: 2 M with kept bits,
-else 3 M; 1 M less without parameter gradients. With one hidden layer everything is elementwise, O(G B N H1).
+over many tiles are written by parts and added by torch in a fixed order. FLOPs in M = 2 G B N H1 H2: 2 M with kept
+bits, else 3 M; 1 M less without parameter gradients. With one hidden layer everything is elementwise, O(G B N H1).
 
-Bytes a pair, written and read once: scores and g 8, bits H2 / 8 (other activations: z2 and D, 2 to 4 bytes a unit), parts
-of du 4 H1 / BJ. A chunk takes at most `memory_budget` bytes (or one tile of pairs); parts of P and dv a fixed number of
-programs more. cuBLAS would need D and h1 of all pairs in memory, 16 to 32 times the bits: for ReLU that traffic
+Bytes a pair, written and read once: scores and g 8, bits H2 / 8 (other activations: z2 and D, 2 to 4 bytes a unit),
+parts of du 4 H1 / BJ. A chunk takes at most `memory_budget` bytes (or one tile of pairs); parts of P and dv 32 MiB
+more. cuBLAS would need D and h1 of all pairs in memory, 16 to 32 times the bits: for ReLU that traffic
 is what the bits save. Why not for the others: dh1 would be stored as well, for one elementwise pass and two sums.
 """
 
@@ -88,7 +88,7 @@ def gradient_tiling(interpreted: bool = False) -> Tiling:
 
 
 def _score_gradient(
-    k: Critic, scores: Tensor, lse: tuple[Tensor | None, Tensor | None], grads: Gradients, shift: int, off: bool
+    k: Critic, scores: Tensor, lse: Sequence[Tensor | None], grads: Sequence[Tensor | None], shift: int, off: bool
 ) -> Tensor:
     """g [G, R, C] of a chunk."""
     G, rows, columns = k.sizes
@@ -98,6 +98,7 @@ def _score_gradient(
         scores, g, *lse, *grads, rows, columns, shift, scores.stride(1),
         SOFTPLUS=k.output == "softplus", OFF_DIAGONAL=off,
         BI=t.BI, BJ=t.BJ, num_warps=t.num_warps, num_stages=t.num_stages,
+        enable_fp_fusion=True,
     )  # fmt: skip
     return g
 
@@ -109,16 +110,19 @@ def _unit_scale(t: Tensor) -> Tensor:
 
 
 class _Totals:
-    """Gradients added up over chunks; `scale` undoes what fp16 tiles were divided by."""
+    """Gradients added up over chunks, of parameters by name; none of them without `need_parameters`."""
 
     def __init__(self, k: Critic, need_parameters: bool):
-        zeros = lambda t: None if t is None else torch.zeros(t.shape, dtype=k.accumulator, device=t.device)  # noqa: E731
-        self.critic, self.need_parameters = k, need_parameters
+        zeros = lambda t: torch.zeros(t.shape, dtype=k.accumulator, device=t.device)  # noqa: E731
+        self.critic = k
         self.u, self.v = zeros(k.u), zeros(k.v)
-        self.w2, self.b2, self.w, self.b = (zeros(t) if need_parameters else None for t in k[2:6])
+        self.names = ("w", "b") if k.w2 is None else ("w2", "w", "b2", "b")
+        self.of = {n: zeros(getattr(k, n)) for n in self.names} if need_parameters else {}
 
-    def add_parameter(self, total: Tensor | None, part: Tensor | None, g: slice) -> None:
-        if total is None or part is None:
+    def add(self, name: str, part: Tensor, g: slice) -> None:
+        """Adds a part [groups of the chunk, ...]."""
+        total = self.of.get(name)
+        if total is None:
             return
         if self.critic.own:
             total[g] += part.view(part.shape[0], *total.shape[1:])
@@ -126,40 +130,49 @@ class _Totals:
             total += part.sum(0).view_as(total)
 
     def parameters(self) -> list[Tensor]:
-        """Of weights, then biases; of bits, s and P become db2, dW2 and dw."""
-        k, w2, b2, w, b = self.critic, self.w2, self.b2, self.w, self.b
-        if not self.need_parameters:
-            return []
-        if w2 is None or k.w2 is None or k.b2 is None:
-            return [w, b]
-        if k.by_bits:
-            w = ((k.w2.to(w2.dtype) * w2).sum(2) + k.b2.to(w2.dtype) * b2).unsqueeze(1)
-            fold = k.w.to(w2.dtype)[:, 0]  # [G, H2]
-            w2, b2 = fold[:, :, None] * w2, fold * b2
-        return [w2, w, b2, b]
+        """Of weights, then biases; with bits, P and s become dW2, dw and db2."""
+        k, of = self.critic, dict(self.of)
+        if of and k.by_bits:
+            assert k.w2 is not None and k.b2 is not None
+            p, s, wide = of["w2"], of["b2"], k.accumulator
+            of["w"] = ((k.w2.to(wide) * p).sum(2) + k.b2.to(wide) * s).unsqueeze(1)
+            fold = k.w.to(wide)[:, 0]  # [G, H2]
+            of["w2"], of["b2"] = fold[:, :, None] * p, fold * s
+        return [of[n] for n in self.names] if of else []
 
 
 def _add_chunk(total: _Totals, k: Critic, at: tuple[slice, slice, slice], g: Tensor, bits: Tensor | None,
                z: Tensor | None, w2: Tensor | None, w2_scale: Tensor | float) -> None:  # fmt: skip
     """Adds what a chunk with score gradient g gives. `w2` is the right operand of dh1, divided by `w2_scale`."""
     groups, rows, columns = at
-    need = total.need_parameters
+    need, two = bool(total.of), k.w2 is not None
     scale: Tensor | float = 1.0
     if need:
-        total.add_parameter(total.b, g.sum((1, 2)), groups)
+        total.add("b", g.sum((1, 2)), groups)
     if k.u.dtype == torch.float16:
         scale = _unit_scale(g)
         g = g / scale
-    if k.w2 is not None and (z is not None or need):
+    if two and (z is not None or need):
         bias, dw = second_layer(k, g, bits, z)
-        total.add_parameter(total.b2, bias * scale, groups)
-        total.add_parameter(total.w, None if dw is None else dw * scale, groups)
-    du, dv, dw = first_layer(k, g, w2, bits, z, need and k.w2 is None)
+        total.add("b2", bias * scale, groups)
+        if dw is not None:
+            total.add("w", dw * scale, groups)
+    du, dv, dw = first_layer(k, g, w2, bits, z, need and not two)
     total.u[groups, rows] += du * (scale * w2_scale)
     total.v[groups, columns] += dv * (scale * w2_scale)
-    total.add_parameter(total.w, None if dw is None else dw * scale, groups)
-    if need and k.w2 is not None:
-        total.add_parameter(total.w2, product(k, g, bits, z) * scale, groups)
+    if dw is not None:
+        total.add("w", dw * scale, groups)
+    if need and two:
+        total.add("w2", product(k, g, bits, z) * scale, groups)
+
+
+def _right_operand(k: Critic) -> tuple[Tensor | None, Tensor | float]:
+    """What D or its bits multiply for dh1, and what it was divided by."""
+    if k.w2 is None or not k.by_bits:
+        return k.w2, 1.0
+    w2 = k.w2.to(k.accumulator) * k.w.to(k.accumulator).mT
+    scale = _unit_scale(w2) if k.w2.dtype == torch.float16 else 1.0
+    return (w2 / scale).to(k.w2.dtype), scale
 
 
 def _pair_bytes(k: Critic, kept: bool) -> int:
@@ -195,14 +208,10 @@ def backward(
     k = critic(u, v, weights, biases, activation, output)
     acc, kept = k.accumulator, kept_scores.dim() == 3
     row_lse, col_lse, *grads = (as_vector(t, acc) for t in (row_lse, col_lse, *gradients))
-    w2, w2_scale = k.w2, 1.0
-    if k.w2 is not None and k.by_bits:
-        w2 = k.w2.to(acc) * k.w.to(acc).mT
-        w2_scale = _unit_scale(w2) if u.dtype == torch.float16 else 1.0
-        w2 = (w2 / w2_scale).to(u.dtype)
+    w2, w2_scale = _right_operand(k)
     total = _Totals(k, need_parameters)
     new = lambda *shape, dtype=acc: torch.empty(shape, dtype=dtype, device=u.device)  # noqa: E731
-    (H1, H2), first = k.widths, first_tiling(u.dtype, *k.widths, mode(u.dtype) == "tf32", INTERPRETED)
+    first = first_tiling(u.dtype, *k.widths, mode(u.dtype) == "tf32", INTERPRETED)
     with device_guard(u):
         for at in chunks(k.sizes, _pair_bytes(k, kept), memory_budget, 8, first.BJ):
             g, r, c = at
@@ -214,15 +223,14 @@ def backward(
                 scores = new(G, rows, columns)
                 if k.by_bits:
                     bits = new(G, rows, k.words, columns, dtype=torch.int32)
-                elif H2:
-                    z = new(G, rows, columns, H2, dtype=u.dtype)
+                elif k.w2 is not None:
+                    z = new(G, rows, columns, k.w2.shape[1], dtype=u.dtype)
                 launch_scores(part, 0, off_diagonal, None, scores=scores, bits=bits, z=z)
             of = lambda t, side, g=g: None if t is None else t[g, side]  # noqa: E731
             sides = (r, r, c, r, r)
-            ds = _score_gradient(
-                part, scores, (of(row_lse, r), of(col_lse, c)),
-                tuple(of(t, side) for t, side in zip(grads, sides, strict=True)), r.start - c.start, off_diagonal,
-            )  # fmt: skip
+            arriving = [of(t, side) for t, side in zip(grads, sides, strict=True)]
+            lse = of(row_lse, r), of(col_lse, c)
+            ds = _score_gradient(part, scores, lse, arriving, r.start - c.start, off_diagonal)
             w2_here = w2 if w2 is None or not k.own else w2[g]
             _add_chunk(total, part, at, ds, bits, z, w2_here, w2_scale)
     found = [total.u, total.v, *total.parameters()]

@@ -10,6 +10,7 @@ rows of stored scores, and between two words of 32 units of stored ReLU bits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -121,7 +122,8 @@ class Tiling(NamedTuple):
     num_stages: int
 
 
-class Critic(NamedTuple):
+@dataclass(frozen=True)
+class Critic:
     """A critic on a chunk. `w2` and `b2` are None with one hidden layer; all parameters have one group or all."""
 
     u: Tensor
@@ -161,8 +163,8 @@ class Critic(NamedTuple):
         return accumulate_dtype(self.u.dtype)
 
     def chunk(self, g: slice, r: slice, c: slice) -> Critic:
-        parameters = (t if t is None or not self.own else t[g] for t in self[2:6])
-        return Critic(self.u[g, r], self.v[g, c], *parameters, self.activation, self.output)
+        own = {n: t[g] for n in ("w2", "b2", "w", "b") if (t := getattr(self, n)) is not None and self.own}
+        return replace(self, u=self.u[g, r], v=self.v[g, c], **own)
 
 
 def critic(
@@ -180,8 +182,8 @@ def critic(
     groups = max(t.shape[0] for t in (*weights, *biases))
     parameters = [t.expand(groups, *t.shape[1:]).contiguous() for t in (*weights, *biases)]
     n = len(weights)
-    second = (parameters[0], parameters[n]) if n == 2 else (None, None)
-    return Critic(u.contiguous(), v.contiguous(), *second, parameters[n - 1], parameters[-1], activation, output)
+    w2, b2 = (parameters[0], parameters[n]) if n == 2 else (None, None)
+    return Critic(u.contiguous(), v.contiguous(), w2, b2, parameters[n - 1], parameters[-1], activation, output)
 
 
 def chunks(

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dot_critic.triton_common import accumulate_dtype, device_guard, load_tile, load_vector, mma, softplus
-from .schema import CLIPPED_ROW_LSE, COL_LSE, ROW_LSE, ROW_SOFTPLUS, kept_shapes
+from .schema import CLIPPED_ROW_LSE, COL_LSE, PIECEWISE_LINEAR, ROW_LSE, ROW_SOFTPLUS, kept_shapes
 from .triton_common import INTERPRETED, Critic, Tiling, activate, block, chunks, critic, hidden_tile, mode
 
 
@@ -40,7 +40,8 @@ def store_bits(p_bits, b_z, o_i, o_j, m, i_k, n_words, pitch, P: tl.constexpr, B
     b_bits = tl.reshape((b_z > 0.0).to(tl.int32), [P, BN // 32, 32]) << tl.arange(0, 32)[None, None, :]
     o_word = i_k // 32 + tl.arange(0, BN // 32)
     p = p_bits + (o_i.to(tl.int64)[:, None] * n_words + o_word[None, :]) * pitch + o_j[:, None]
-    tl.store(p, tl.xor_sum(b_bits, 2), mask=m[:, None] & (o_word < n_words)[None, :])
+    # Different powers of two: their sum is their union, the highest as the sign.
+    tl.store(p, tl.sum(b_bits, 2), mask=m[:, None] & (o_word < n_words)[None, :])
 
 
 @triton.jit
@@ -131,17 +132,21 @@ def scores_kernel(
             store_row_part(p_col_lse, tile_lse(b_s, 0), o_j, n_cols, i_row, n_row_tiles, i_g)
 
 
-def tiling(dtype: torch.dtype, H1: int, H2: int, tf32: bool, interpreted: bool = False) -> Tiling:
-    """Block sizes by dtype and widths, all free of register spills on sm_80 and sm_90."""
+def tiling(
+    dtype: torch.dtype, H1: int, H2: int, tf32: bool, activation: str, interpreted: bool = False
+) -> Tiling:
+    """Block sizes by dtype, widths and activation, all free of register spills on sm_80 and sm_90."""
     if interpreted:
-        return Tiling(8, 8, 32, 32, 4, 1)
+        return Tiling(8, 16, 32, 32, 4, 1)
     if dtype == torch.float64:
         return Tiling(4, 8, 32, 16, 4, 1)
     if dtype == torch.float32 and not tf32:
         return Tiling(8, 8, block(H2, 32, 64), 16, 8, 2)
     if dtype == torch.float32:
         return Tiling(8, 16, block(H2, 32, 64), block(H1, 16, 32), 8, 2)
-    return Tiling(8, 16, block(H2, 32, 128), block(H1, 16, 64), 8, 3)
+    if activation in PIECEWISE_LINEAR:
+        return Tiling(8, 16, block(H2, 32, 128), block(H1, 16, 32), 8, 3)
+    return Tiling(8, 16, block(H2, 32, 64), block(H1, 16, 64), 8, 3)
 
 
 def launch_scores(
@@ -155,12 +160,12 @@ def launch_scores(
     z: Tensor | None = None,
     parts: Sequence[Tensor | None] = (None,) * 6,
 ) -> None:
-    """Runs `scores_kernel` on a chunk. `parts` are positive [G, R] and, by tile, row_sum, row_lse, row_softplus, clipped
-    [G, column tiles, R] and col_lse [G, row tiles, N]."""
+    """Runs `scores_kernel` on a chunk. `parts` are positive [G, R] and, by tile, row_sum, row_lse, row_softplus,
+    clipped [G, column tiles, R] and col_lse [G, row tiles, N]."""
     G, rows, columns = k.sizes
     H1, H2 = k.widths
     precision = mode(k.u.dtype)
-    t = tiling(k.u.dtype, H1, H2, precision == "tf32", INTERPRETED)
+    t = tiling(k.u.dtype, H1, H2, precision == "tf32", k.activation, INTERPRETED)
     pitch = columns if scores is None else scores.stride(1)
     scores_kernel[(G * triton.cdiv(rows, t.BI) * triton.cdiv(columns, t.BJ),)](
         k.u, k.v, k.w2, k.b2, k.w, k.b, scores, bits, z, *parts,
@@ -168,6 +173,7 @@ def launch_scores(
         ACT=k.activation, SOFTPLUS=k.output == "softplus", OFF_DIAGONAL=off_diagonal,
         CLIP=None if parts[4] is None else clip, LAYERS=2 if H2 else 1, PRECISION=precision,
         BI=t.BI, BJ=t.BJ, BN=t.BN, BK=t.BK, num_warps=t.num_warps, num_stages=t.num_stages,
+        enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -201,7 +207,7 @@ def forward(
     if keep:
         shapes = kept_shapes(k.u, k.v, weights, "triton")
         kept_scores, kept_bits = new(*shapes[0]), new(*shapes[1], dtype=torch.int32)
-    t = tiling(u.dtype, *k.widths, mode(u.dtype) == "tf32", INTERPRETED)
+    t = tiling(u.dtype, *k.widths, mode(u.dtype) == "tf32", activation, INTERPRETED)
     tile_bytes = acc.itemsize * (t.BI * sum(wanted) + t.BJ * bool(stats & COL_LSE))
     pair_bytes = -(-tile_bytes // (t.BI * t.BJ))
     with device_guard(u):

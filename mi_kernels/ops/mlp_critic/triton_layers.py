@@ -198,11 +198,13 @@ def first_tiling(dtype: torch.dtype, H1: int, H2: int, tf32: bool, interpreted: 
         return Tiling(2, 32, block(H1, 16, 64), 32, 8, 1)
     if dtype == torch.float32:
         return Tiling(2, 64, block(H1, 16, 64), 32, 8, 2)
-    return Tiling(2, 64, block(H1, 16, 128), block(H2, 32, 64), 8, 3)
+    return Tiling(2, 64, block(H1, 16, 64), block(H2, 32, 64), 8, 3)
 
 
-def product_tiling(dtype: torch.dtype, H1: int, H2: int, tf32: bool, interpreted: bool = False) -> Tiling:
-    """Block sizes by dtype and widths, all free of register spills on sm_80 and sm_90."""
+def product_tiling(
+    dtype: torch.dtype, H1: int, H2: int, tf32: bool, bits: bool, interpreted: bool = False
+) -> Tiling:
+    """Block sizes by dtype, widths and what D is made of, all free of register spills on sm_80 and sm_90."""
     if interpreted:
         return Tiling(4, 16, 32, 32, 4, 1)
     if dtype == torch.float64:
@@ -211,7 +213,7 @@ def product_tiling(dtype: torch.dtype, H1: int, H2: int, tf32: bool, interpreted
         return Tiling(1, 16, block(H1, 16, 64), block(H2, 32, 64), 8, 1)
     if dtype == torch.float32:
         return Tiling(1, 32, block(H1, 16, 64), block(H2, 32, 64), 8, 2)
-    return Tiling(1, 64, block(H1, 16, 128), block(H2, 32, 128), 8, 3)
+    return Tiling(1, 64 if bits else 32, block(H1, 16, 128), block(H2, 32, 128), 8, 3)
 
 
 def _new(k: Critic, *shape: int) -> Tensor:
@@ -228,6 +230,7 @@ def second_layer(k: Critic, g: Tensor, bits: Tensor | None, z: Tensor | None) ->
     second_layer_kernel[(G * blocks * n,)](
         g, bits, z, k.w, bias, dw, rows, columns, columns if bits is None else bits.stride(2), H2, int(k.own), n,
         ACT=k.activation, BP=t.BJ, BK=t.BK, num_warps=t.num_warps, num_stages=t.num_stages,
+        enable_fp_fusion=True,
     )  # fmt: skip
     return bias.sum(1), None if dw is None else dw.sum(1)
 
@@ -235,7 +238,8 @@ def second_layer(k: Critic, g: Tensor, bits: Tensor | None, z: Tensor | None) ->
 def first_layer(
     k: Critic, g: Tensor, w2: Tensor | None, bits: Tensor | None, d: Tensor | None, need_w: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """du [G, R, H1], dv [G, C, H1] and, where needed with one hidden layer, dw [G, H1]. `w2` is diag(w) W2 with bits."""
+    """du [G, R, H1], dv [G, C, H1] and, where needed with one hidden layer, dw [G, H1]. With bits, `w2` is
+    diag(w) W2."""
     (G, rows, columns), (H1, H2) = k.sizes, k.widths
     precision = mode(k.u.dtype)
     t = first_tiling(k.u.dtype, H1, H2, precision == "tf32", INTERPRETED)
@@ -248,6 +252,7 @@ def first_layer(
         rows, columns, columns if bits is None else bits.stride(2), H1, H2, int(k.own), n,
         ACT=k.activation, LAYERS=2 if H2 else 1, PRECISION=precision,
         BI=t.BI, BJ=t.BJ, BN=t.BN, BK=t.BK, num_warps=t.num_warps, num_stages=t.num_stages,
+        enable_fp_fusion=True,
     )  # fmt: skip
     return du.sum(1), dv.sum(1), None if dw is None else dw.sum((1, 2))
 
@@ -256,7 +261,7 @@ def product(k: Critic, g: Tensor, bits: Tensor | None, d: Tensor | None) -> Tens
     """P or dW2 [G, H2, H1] of a chunk."""
     (G, rows, columns), (H1, H2) = k.sizes, k.widths
     precision = mode(k.u.dtype)
-    t = product_tiling(k.u.dtype, H1, H2, precision == "tf32", INTERPRETED)
+    t = product_tiling(k.u.dtype, H1, H2, precision == "tf32", bits is not None, INTERPRETED)
     blocks = triton.cdiv(H1, t.BN) * triton.cdiv(H2, t.BK)
     n = splits(G * blocks, triton.cdiv(rows, t.BI))
     out = _new(k, G, n, H2, H1)
@@ -264,5 +269,6 @@ def product(k: Critic, g: Tensor, bits: Tensor | None, d: Tensor | None) -> Tens
         k.u, k.v, g, bits, d, out, rows, columns, columns if bits is None else bits.stride(2), H1, H2, n,
         ACT=k.activation, PRECISION=precision,
         BI=t.BI, BJ=t.BJ, BN=t.BN, BK=t.BK, num_warps=t.num_warps, num_stages=t.num_stages,
+        enable_fp_fusion=True,
     )  # fmt: skip
     return out.sum(1)
