@@ -82,11 +82,9 @@ def hidden_tile(p_u, p_v, o_i, o_j, o_l, n_rows, n_cols, H1, ACC: tl.constexpr, 
 @triton.jit
 def bit_values(b_words, ACT: tl.constexpr, DTYPE: tl.constexpr):
     """The slopes that the lowest bits of words stand for: the words' shape."""
-    if ACT == "relu":
-        return (b_words & 1).to(DTYPE)
-    else:
-        ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
-        return (0.01 + 0.99 * (b_words & 1).to(ACC)).to(DTYPE)
+    ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
+    b_bits = (b_words & 1).to(ACC)  # the interpreter has no integer to bfloat16
+    return (b_bits if ACT == "relu" else 0.01 + 0.99 * b_bits).to(DTYPE)
 
 
 @triton.jit
@@ -109,6 +107,15 @@ def load_bits_transposed(p_bits, o_i, o_j, m, i_k, n_words, pitch, ACT: tl.const
     b_words = tl.load(p, mask=m[None, :] & (o_word < n_words)[:, None], other=0)  # [BK / 32, P]
     b_bits = b_words[:, None, :] >> tl.arange(0, 32)[None, :, None]
     return bit_values(tl.reshape(b_bits, [BK, P]), ACT, DTYPE)
+
+
+@triton.jit
+def operand(b, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """b as one side of a product of tiles of DTYPE; as it is in the interpreter, which would cut it off to bfloat16."""
+    if PRECISION == "upcast":
+        return b
+    else:
+        return b.to(DTYPE)
 
 
 class Tiling(NamedTuple):

@@ -23,7 +23,18 @@ from torch import Tensor
 
 from ..dot_critic.triton_common import accumulate_dtype, device_guard, load_tile, load_vector, mma, softplus
 from .schema import CLIPPED_ROW_LSE, COL_LSE, PIECEWISE_LINEAR, ROW_LSE, ROW_SOFTPLUS, kept_shapes
-from .triton_common import INTERPRETED, Critic, Tiling, activate, block, chunks, critic, hidden_tile, mode
+from .triton_common import (
+    INTERPRETED,
+    Critic,
+    Tiling,
+    activate,
+    block,
+    chunks,
+    critic,
+    hidden_tile,
+    mode,
+    operand,
+)
 
 
 @triton.jit
@@ -84,7 +95,7 @@ def scores_kernel(
             for i_l in range(0, H1, BK):
                 o_l = i_l + tl.arange(0, BK)
                 b_h = hidden_tile(p_u, p_v, o_i, o_j, o_l, n_rows, n_cols, H1, ACC, BI, BJ, BK)
-                b_h = activate(b_h, ACT).to(DTYPE)  # [P, BK]
+                b_h = operand(activate(b_h, ACT), DTYPE, PRECISION)  # [P, BK]
                 b_w2 = load_tile(p_w2 + i_w * H2 * H1, o_k, o_l, H2, H1)  # [BN, BK]
                 b_z = mma(b_h, tl.trans(b_w2), b_z, ACC, PRECISION)
             b_z += load_vector(p_b2 + i_w * H2, o_k, H2, 0.0).to(ACC)[None, :]
@@ -139,9 +150,9 @@ def tiling(
     if interpreted:
         return Tiling(8, 16, 32, 32, 4, 1)
     if dtype == torch.float64:
-        return Tiling(4, 8, 32, 16, 4, 1)
+        return Tiling(4, 8, 32, 16, 8, 1)
     if dtype == torch.float32 and not tf32:
-        return Tiling(8, 8, block(H2, 32, 64), 16, 8, 2)
+        return Tiling(8, 8, 32, 16, 8, 2)
     if dtype == torch.float32:
         return Tiling(8, 16, block(H2, 32, 64), block(H1, 16, 32), 8, 2)
     if activation in PIECEWISE_LINEAR:

@@ -22,6 +22,7 @@ from .triton_common import (
     load_bits,
     load_bits_transposed,
     mode,
+    operand,
     slope,
     splits,
 )
@@ -176,7 +177,7 @@ def product_kernel(
             b_d = tl.load(p_d + o_pair[:, None] * H2 + o_k[None, :], mask=m_pair[:, None] & (o_k < H2)[None, :],
                           other=0.0)  # fmt: skip
             b_d = tl.trans(b_d)  # [BK, P]
-        b_out = mma(b_d, b_h.to(DTYPE), b_out, ACC, PRECISION)
+        b_out = mma(b_d, operand(b_h, DTYPE, PRECISION), b_out, ACC, PRECISION)
     p = p_out + ((i_g * n_split + i_split) * H2 + o_k)[:, None] * H1 + o_l[None, :]
     tl.store(p, b_out, mask=(o_k < H2)[:, None] & (o_l < H1)[None, :])
 
@@ -195,9 +196,9 @@ def first_tiling(dtype: torch.dtype, H1: int, H2: int, tf32: bool, interpreted: 
     if dtype == torch.float64:
         return Tiling(2, 16, 32, 32, 4, 1)
     if dtype == torch.float32 and not tf32:
-        return Tiling(2, 32, block(H1, 16, 64), 32, 8, 1)
+        return Tiling(1, 32, block(H1, 16, 64), 32, 8, 1)
     if dtype == torch.float32:
-        return Tiling(2, 64, block(H1, 16, 64), 32, 8, 2)
+        return Tiling(2, 32, block(H1, 16, 64), 32, 8, 2)
     return Tiling(2, 64, block(H1, 16, 64), block(H2, 32, 64), 8, 3)
 
 
@@ -210,7 +211,7 @@ def product_tiling(
     if dtype == torch.float64:
         return Tiling(1, 16, 32, 32, 4, 1)
     if dtype == torch.float32 and not tf32:
-        return Tiling(1, 16, block(H1, 16, 64), block(H2, 32, 64), 8, 1)
+        return Tiling(1, 32, block(H1, 16, 64), block(H2, 32, 64), 8, 1)
     if dtype == torch.float32:
         return Tiling(1, 32, block(H1, 16, 64), block(H2, 32, 64), 8, 2)
     return Tiling(1, 64 if bits else 32, block(H1, 16, 128), block(H2, 32, 128), 8, 3)
