@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +23,9 @@ ARCHITECTURES = (80, 90)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 POINTEES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 FEATURES = ("p_own", "p_oth", "p_out", "p_x", "p_y", "p_ds")
-CASES = ("tests.ops.dot_critic.triton_cases",)
+CASES = ("tests.ops.dot_critic.triton_cases", "tests.ops.mlp_critic.triton_cases")
+# Modules with jobs() -> names of variants and source(variant) -> the kernel with its compile options.
+VARIANTS = ("tests.ops.mlp_critic.triton_variants",)
 
 # Which optional inputs a loss passes and which constants it sets; the sides are exchanged by SWAP.
 STATS_VARIANTS = {
@@ -59,8 +62,11 @@ def widths(kind: str, variant: str, dtype: str, tf32: bool) -> tuple[int, ...]:
     return (128, 512) if kind == "stats" else (64, 128)
 
 
-def jobs() -> list[tuple[str, str, str, bool, int, int]]:
-    return [
+def jobs() -> list[tuple]:
+    """Of the dot critic (kind, variant, dtype, tf32, D, arch), of others (module, variant, arch)."""
+    others = [(module, what, arch) for module in VARIANTS for what in import_module(module).jobs()
+              for arch in ARCHITECTURES]  # fmt: skip
+    return others + [
         (kind, variant, dtype, tf32, D, arch)
         for kind, variants in (("stats", STATS_VARIANTS), ("grad", GRAD_VARIANTS), ("dscores", GRAD_VARIANTS))
         for variant in variants
@@ -141,9 +147,13 @@ def resources(job: tuple) -> tuple[str, dict]:
     from triton.backends.compiler import GPUTarget
 
     *what, arch = job
-    kind, variant, dtype, tf32, D = what
-    name = f"{kind}/{variant}/{'tf32' if tf32 else dtype}/D{D}/sm_{arch}"
-    src, options = source(*what)
+    if what[0] in VARIANTS:
+        name = f"{what[1]}/sm_{arch}"
+        src, options = import_module(what[0]).source(what[1])
+    else:
+        kind, variant, dtype, tf32, D = what
+        name = f"{kind}/{variant}/{'tf32' if tf32 else dtype}/D{D}/sm_{arch}"
+        src, options = source(*what)
     compiled = triton.compile(src, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
         f.write(compiled.asm["cubin"])
@@ -218,7 +228,7 @@ def main() -> int:
     running = interpreted()
     rows = compile_all()
     for name, r in rows.items():
-        print(f"{name:42} registers {r['registers']:3}  shared {r['shared']:6}  spill {r['spill_bytes']}")
+        print(f"{name:48} registers {r['registers']:3}  shared {r['shared']:6}  spill {r['spill_bytes']}")
     found = complaints(rows)
     if args.update:
         text = json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1)

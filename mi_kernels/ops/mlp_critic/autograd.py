@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from .reference import statistics as reference_statistics
-from .schema import kept_shapes
-
-# Activations whose slope a bit tells.
-PIECEWISE_LINEAR = ("relu", "leaky_relu")
+from .schema import PIECEWISE_LINEAR, kept_shapes
 
 
 def _differentiable_gradients(
@@ -103,19 +100,19 @@ def statistics(
 ) -> tuple[Tensor, ...]:
     """The statistics of schema.py, differentiable; `score` is (activation, output, off_diagonal).
 
-    The compiled backend keeps scores and ReLU bits for the backward where they fit `memory_budget`: 3 M FLOPs instead
-    of 4 M.
+    The compiled backend and Triton keep scores and ReLU bits for the backward where they fit `memory_budget`: 3 M FLOPs
+    instead of 4 M.
     """
     tensors = (u, v, *weights, *biases)
     keep = (
-        backend == "cpu"
+        backend in ("cpu", "triton")
         and len(weights) == 2
         and score[0] in PIECEWISE_LINEAR
         and torch.is_grad_enabled()
         and any(t.requires_grad for t in tensors)
     )
     if keep:
-        scores, masks = (torch.Size(shape).numel() for shape in kept_shapes(u, v, weights))
+        scores, masks = (torch.Size(shape).numel() for shape in kept_shapes(u, v, weights, backend))
         keep = scores * (8 if u.dtype == torch.float64 else 4) + masks * 4 <= memory_budget
     out: tuple[Tensor, ...] = _Statistics.apply(score, stats, clip, keep, memory_budget, backend, *tensors)
     return out

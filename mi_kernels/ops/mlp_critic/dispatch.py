@@ -1,4 +1,4 @@
-"""Runs the MLP critic's operators on a backend."""
+"""Runs the MLP critic's operators on a backend. Kernels are imported when they are first used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...backends import requested_backend, resolve
 from . import chunked
 from .schema import library
 
-BACKENDS = ("reference", "chunked", "cpu")
+BACKENDS = ("reference", "chunked", "cpu", "triton")
 
 
 def backend_for(device: torch.device, requested: str | None, layers: int) -> str:
@@ -18,9 +18,9 @@ def backend_for(device: torch.device, requested: str | None, layers: int) -> str
     if layers > 3 and requested is None and requested_backend() is None:
         return "chunked"
     name = resolve("mlp_critic", device, requested)
-    if name == "cpu" and layers > 3:
+    if name in ("cpu", "triton") and layers > 3:
         raise RuntimeError(
-            f"backend 'cpu' was asked for and scores critics of one or two hidden layers, got {layers - 1}"
+            f"backend {name!r} was asked for and scores critics of one or two hidden layers, got {layers - 1}"
         )
     if name not in BACKENDS:
         if requested is None and requested_backend() is None:
@@ -35,6 +35,10 @@ def _forward(
     critic = (u, v, weights, biases, activation, output, off_diagonal)
     if backend == "cpu":
         return torch.ops.mi_kernels_cpu.mlp_critic_forward(*critic, stats, clip, keep)
+    if backend == "triton":
+        from . import triton_forward
+
+        return triton_forward.forward(*critic, stats, clip, keep, memory_budget)
     found = chunked.forward(*critic, stats, clip, memory_budget)
     return *found, found[0].new_empty(0), u.new_empty(0, dtype=torch.int32)
 
@@ -65,6 +69,11 @@ def _backward(
     if backend == "cpu":
         kept = (kept_scores, kept_masks)
         return torch.ops.mi_kernels_cpu.mlp_critic_backward(*critic, *gradients, *kept, need_parameters)
+    if backend == "triton":
+        from . import triton_backward
+
+        kept = (kept_scores, kept_masks)
+        return triton_backward.backward(*critic, gradients, *kept, need_parameters, memory_budget)
     return chunked.backward(*critic, gradients, need_parameters, memory_budget)
 
 

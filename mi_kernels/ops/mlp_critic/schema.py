@@ -22,8 +22,9 @@ Shapes: u [G, B, H_1], v [G, N, H_1]; `weights[l]` [1 or G, H_{l+2}, H_{l+1}], t
 log-sums and softplus sums; what is not asked for comes back empty ([G, 0]).
 
 With `keep`, a forward returns for the backward the scores before `out` and one bit for each unit of the second hidden
-layer, both in tiles of R x C pairs: `kept_scores` [G, row tiles, column tiles, R C] and `kept_masks` [G, row tiles,
-column tiles, ceil(H_2 / 32), R C] int32. Without it both are empty and the backward runs the forward again.
+layer. The CPU keeps them in tiles of R x C pairs: `kept_scores` [G, row tiles, column tiles, R C] and `kept_masks` [G,
+row tiles, column tiles, ceil(H_2 / 32), R C] int32; Triton by rows: `kept_scores` [G, B, N] and `kept_masks` [G, B,
+ceil(H_2 / 32), N] int32. Without `keep` both are empty and the backward runs the forward again.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from torch import Tensor
 STATISTICS = ("positive", "row_lse", "col_lse", "row_sum", "row_softplus", "clipped_row_lse")
 PAIRS = ("all", "off_diagonal")
 OUTPUTS = ("identity", "softplus")
+# Activations whose slope a bit tells.
+PIECEWISE_LINEAR = ("relu", "leaky_relu")
 ROW_LSE, COL_LSE, ROW_SOFTPLUS, CLIPPED_ROW_LSE = 1, 2, 4, 8
 BITS = {"row_lse": ROW_LSE, "col_lse": COL_LSE, "row_softplus": ROW_SOFTPLUS, "clipped_row_lse": CLIPPED_ROW_LSE}
 
@@ -82,11 +85,17 @@ def tiling(rows: int, columns: int) -> tuple[int, int, int, int]:
     return r, c, _ceil(rows, r), column_tiles
 
 
-def kept_shapes(u: Tensor, v: Tensor, weights: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def kept_shapes(
+    u: Tensor, v: Tensor, weights: Sequence[Tensor], backend: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of `kept_scores` and `kept_masks`."""
+    words = _ceil(weights[0].shape[1], 32)
+    if backend == "triton":
+        groups, rows, columns = u.shape[0], u.shape[1], v.shape[1]
+        return (groups, rows, columns), (groups, rows, words, columns)
     r, c, row_tiles, column_tiles = tiling(u.shape[1], v.shape[1])
     lead = (u.shape[0], row_tiles, column_tiles)
-    return (*lead, r * c), (*lead, _ceil(weights[0].shape[1], 32), r * c)
+    return (*lead, r * c), (*lead, words, r * c)
 
 
 @torch.library.register_fake("mi_kernels::mlp_critic_forward", lib=library)
@@ -103,7 +112,7 @@ def _forward_fake(
         rows if stats & ROW_SOFTPLUS else 0,
         rows if stats & CLIPPED_ROW_LSE else 0,
     )
-    scores, masks = kept_shapes(u, v, weights) if keep else ((0,), (0,))
+    scores, masks = kept_shapes(u, v, weights, backend) if keep else ((0,), (0,))
     return (
         *(u.new_empty((groups, n), dtype=dtype) for n in lengths),
         u.new_empty(scores, dtype=dtype),
