@@ -2,7 +2,7 @@
 
 `bound(x, y)` is the estimate in nats, [*]; `bound.learning_loss(x, y)` fits q(y | x). With the true conditional the
 expectation is I + KL(p(x) p(y) || p(x, y)); with a learned one it is an upper bound once q is nearer to p(x, y) than to
-p(x) p(y) (their theorem 3.2), and may be negative before that. No pair is formed: every variant is O(B D).
+p(x) p(y), and may be negative before that. No pair is formed: every variant is O(B D).
 
 `negatives="all"` averages over all j, as the paper's sums and its public code do; j = i contributes nothing, so the
 expectation is (B - 1) / B of the bound. "others" leaves j = i out, which removes that factor.

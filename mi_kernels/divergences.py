@@ -100,7 +100,7 @@ def mmd(
     estimator: str = "biased",
     backend: str | None = None,
 ) -> Tensor:
-    """Squared maximum mean discrepancy between two samples, [*] (Gretton et al. 2012, eq. 3 unbiased, eq. 5 biased).
+    """Squared maximum mean discrepancy between two samples, [*] (Gretton et al. 2012).
 
     x [*, B, D], y [*, N, D]; kernel "rbf", exp(-|a - b|^2 / (2 s^2)). bandwidth s: a number, a 0-d tensor (learnable),
     one a group [*], or a sequence, whose kernels are averaged; None is the median distance between rows of x and y

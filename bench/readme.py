@@ -1,0 +1,137 @@
+"""Rewrites the benchmark section of README.md from bench/results/, so that the page says what was measured.
+
+`python -m bench.readme`. The section stands between two markers; rivals in a row are all contenders but ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from . import machine
+
+README = machine.RESULTS.parent.parent / "README.md"
+BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
+Row = dict[str, Any]
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((machine.RESULTS / f"{name}.json").read_text())
+
+
+def setting(result: dict[str, Any]) -> str:
+    m = result["machine"]
+    return f"{m['threads']} threads of an {m['processor']}, torch {m['torch']}, commit {m['commit']}, {m['date']}"
+
+
+def by_size(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], dict[str, Row]]:
+    found: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(str(row[k]) for k in keys), {})[row["contender"]] = row
+    return found
+
+
+def is_ours(name: str) -> bool:
+    return name.startswith("mi_kernels")
+
+
+def best_rival(rows: dict[str, Row]) -> str:
+    name, row = min(((n, r) for n, r in rows.items() if not is_ours(n)), key=lambda item: item[1]["over_base"])
+    return f"{row['over_base']:.2f} ({name})"
+
+
+def cell(rows: dict[str, Row], name: str, digits: int = 2) -> str:
+    return f"{rows[name]['over_base']:.{digits}f}" if name in rows else "-"
+
+
+def mib(rows: dict[str, Row], name: str) -> str:
+    return f"{rows[name]['peak_mib']:.0f}" if name in rows else "-"
+
+
+def table(header: str, lines: Iterable[str]) -> list[str]:
+    return [f"| {header} |", "|" + "---|" * (header.count("|") + 1), *(f"| {line} |" for line in lines), ""]
+
+
+def info_nce() -> list[str]:
+    results = [load(f"cpu_info_nce_{kind}") for kind in ("one_sided", "symmetric")]
+    lines = []
+    for result in results:
+        for (loss, b, d), rows in by_size(result["rows"], "loss", "B", "D").items():
+            ours = f"**{cell(rows, 'mi_kernels')}**"
+            sizes = f"{mib(rows, 'mi_kernels')} / {mib(rows, 'eager')}"
+            lines.append(f"{loss} | {b} | {d} | {ours} | {best_rival(rows)} | {cell(rows, 'eager')} | {sizes}")
+    return [
+        f"InfoNCE forward plus backward, fp32, {setting(results[0])}. Multiples of the floor: 3N one-sided, 4N symmetric, N",
+        "one `torch.matmul` of the same shape in the same run. MiB is what a step adds at its peak.",
+        "",
+        *table("loss | B | D | mi_kernels | best rival | eager | MiB, ours / eager", lines),
+    ]
+
+
+def concat() -> list[str]:
+    result = load("cpu_mlp_critic")
+    lines = []
+    for (b, critic), rows in by_size(result["rows"], "B", "critic").items():
+        first = next(iter(rows.values()))
+        cells = [f"**{cell(rows, 'mi_kernels')}**", cell(rows, "mi_kernels, medium precision"), best_rival(rows)]
+        cells += [cell(rows, "public formulation"), f"{mib(rows, 'mi_kernels')} / {mib(rows, 'public formulation')}"]
+        lines.append(f"{critic} | {b} | {first['base']} | " + " | ".join(cells))
+    groups = [
+        f"B = {b}: {rows['one call']['over_base']:.2f}"
+        for (b,), rows in by_size(load("cpu_mlp_critic_groups")["rows"], "B").items()
+    ]
+    return [
+        f"InfoNCE with a concat critic, forward plus backward to everything, {setting(result)}. The base is 3M, M one",
+        "`torch.matmul` of 2 B^2 H^2 FLOP in the same run, or the fastest way of writing it in eager torch.",
+        "",
+        *table("critic | B | base | mi_kernels | 16-bit tiles | best rival | public | MiB, ours / public", lines),
+        f"Six critics in one grouped call take, of the time of six calls: {', '.join(groups)}.",
+        "",
+    ]
+
+
+def moments() -> list[str]:
+    results = [load("cpu_club"), load("cpu_mmd")]
+    lines = []
+    for result in results:
+        for (loss, b, d), rows in by_size(result["rows"], "loss", "B", "D").items():
+            base = next(iter(rows.values()))["base"]
+            public = cell(rows, "public formulation, B x B x D")
+            rivals = {name: row for name, row in rows.items() if name != base or "matmul" not in base}
+            lines.append(
+                f"{loss} | {b} | {d} | {base} | **{cell(rows, 'mi_kernels')}** | {best_rival(rivals)} | {public}"
+            )
+    return [
+        f"CLUB and squared MMD, forward plus backward, {setting(results[0])}.",
+        "",
+        *table("loss | B | D | base | mi_kernels | best rival | public, B x B x D", lines),
+    ]
+
+
+def low_precision() -> list[str]:
+    speeds = [row["speed_over_fp32"] for row in load("cpu_info_nce_low_precision")["rows"]]
+    return [
+        '16-bit tiles (`torch.set_float32_matmul_precision("medium")`, or bf16 inputs) run InfoNCE '
+        f"{min(speeds):.1f} to {max(speeds):.1f}",
+        "times as fast as fp32 there. Nothing has been timed on a GPU yet: the Triton kernels pass their tests in the",
+        "interpreter and compile without spills.",
+        "",
+    ]
+
+
+SECTIONS: tuple[Callable[[], list[str]], ...] = (info_nce, low_precision, concat, moments)
+
+
+def main() -> None:
+    text = README.read_text()
+    if BEGIN not in text or END not in text:
+        raise SystemExit(f"README.md must hold the markers {BEGIN} and {END}")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    lines = [line for section in SECTIONS for line in section()]
+    README.write_text(before + BEGIN + "\n\n" + "\n".join(lines) + "\n" + END + after)
+    print("bench.readme: README.md holds the figures of bench/results/")
+
+
+if __name__ == "__main__":
+    main()
