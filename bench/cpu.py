@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 import mi_kernels as mk
 
-from . import machine
+from . import machine, table
 
 Contenders = dict[str, Callable[[], torch.Tensor]]
 
@@ -117,51 +117,24 @@ def measure(
             value = function()
             check(name, value.detach(), torch.autograd.grad(value, query)[0], want)
         except Exception as error:
-            print(f"{kind} B={batch} D={depth}: {name} left out: {type(error).__name__}: {str(error)[:90]}", flush=True)
+            table.left_out(kind, {"B": batch, "D": depth}, name, error)
             continue
         steps[name] = step(function)
-    for run in steps.values():
-        run()
-    times = machine.interleaved(steps, seconds)
     factor = 3 if kind == "one-sided" else 4
-    floor = statistics.median(times["matmul"]) * factor
-    rows = []
-    for name in steps:
-        if name == "matmul":
-            continue
-        median, low, high = machine.quantiles(times[name])
-        rows.append(
-            {
-                "loss": kind,
-                "B": batch,
-                "D": depth,
-                "dtype": str(dtype).removeprefix("torch."),
-                "precision": torch.get_float32_matmul_precision(),
-                "contender": name,
-                "over_floor": round(median / floor, 3),
-                "quartiles": [round(low / floor, 3), round(high / floor, 3)],
-                "milliseconds": round(1e3 * median, 4),
-                "floor": f"{factor}N",
-                "floor_milliseconds": round(1e3 * floor, 4),
-                "gflops": round(factor * 2 * batch**2 * depth / median / 1e9, 1),
-                "peak_mib": round(machine.peak_mebibytes(steps[name]), 1),
-                "repetitions": len(times[name]),
-            }
-        )
-        print(
-            f"{kind:9s} B={batch:5d} D={depth:4d} {rows[-1]['dtype']:8s} {name:30s} {1e3 * median:10.3f} ms "
-            f"x{median / floor:5.2f} of {factor}N [{low / floor:.2f}, {high / floor:.2f}] "
-            f"{rows[-1]['peak_mib']:8.1f} MiB",
-            flush=True,
-        )
-    return rows
+    size = {
+        "B": batch,
+        "D": depth,
+        "dtype": str(dtype).removeprefix("torch."),
+        "precision": torch.get_float32_matmul_precision(),
+    }
+    flop = factor * 2.0 * batch**2 * depth
+    return table.rows(kind, size, steps, "matmul", seconds, times_base=factor, base_name=f"{factor}N", flop=flop)
 
 
 SIZES = ((64, 64), (128, 128), (256, 128), (512, 128), (1024, 128), (2048, 128), (4096, 128), (4096, 512), (8192, 128))
 NOTE = (
-    "forward plus backward with normalisation; over_floor is the median over the median of 3N or 4N torch matmuls "
-    "of the same shape in the same run (N = 2 B^2 D FLOP), quartiles beside it; gflops counts 3N or 4N; "
-    "peak_mib is resident memory that one step adds"
+    "forward plus backward with normalisation; the base is 3N (one-sided) or 4N torch matmuls of the same shape, N = "
+    f"2 B^2 D FLOP; gflops counts the base's FLOP; {table.COLUMNS}"
 )
 
 

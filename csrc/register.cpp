@@ -22,4 +22,11 @@ TORCH_LIBRARY(mi_kernels_cpu, m) {
       "mlp_critic_backward(Tensor u, Tensor v, Tensor[] weights, Tensor[] biases, str activation, str output, "
       "bool off_diagonal, Tensor row_lse, Tensor col_lse, Tensor? g_positive, Tensor? g_row, Tensor? g_col, "
       "Tensor? g_sum, Tensor? g_soft, Tensor kept_scores, Tensor kept_masks, bool need_parameters) -> Tensor[]");
+  m.def("club_forward(Tensor mu, Tensor? logvar, Tensor y) -> (Tensor, Tensor)");
+  m.def(
+      "club_backward(Tensor mu, Tensor? logvar, Tensor y, Tensor moments, Tensor g, int needs) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "rbf_mmd(Tensor x, Tensor y, Tensor gamma, float w_xx, float w_yy, float w_xy, int needs) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -1,6 +1,6 @@
 """Mutual-information losses between batches of representations, fused: no B x B score matrix is ever stored."""
 
-from . import tasks
+from . import compat, distributed, tasks
 from .backends import backends, use_backend
 from .bounds import (
     MINE,
@@ -16,17 +16,21 @@ from .bounds import (
     TotalCorrelation,
     WassersteinDependency,
 )
+from .club import CLUB, CLUBCategorical, CLUBMean, CLUBSample
 from .critics import BilinearCritic, ConcatCritic, DotCritic, SeparableCritic
+from .divergences import gaussian_mmd, hsic, mmd
 from .estimate import MIEstimate, estimate_mi
 from .functional import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
+from .memory_bank import MemoryBank
+from .variational import BarberAgakov, LeaveOneOut, VariationalUpperBound
 
 __all__ = [
-    "MINE",
-    "NCECLUB",
-    "NWJ",
-    "SMILE",
-    "TUBA",
+    "BarberAgakov",
     "BilinearCritic",
+    "CLUB",
+    "CLUBCategorical",
+    "CLUBMean",
+    "CLUBSample",
     "ConcatCritic",
     "DonskerVaradhan",
     "DotCritic",
@@ -34,14 +38,27 @@ __all__ = [
     "InterpolatedBound",
     "JensenShannon",
     "JointCritic",
+    "LeaveOneOut",
     "MIEstimate",
+    "MINE",
+    "MemoryBank",
+    "NCECLUB",
+    "NWJ",
+    "SMILE",
     "SeparableCritic",
+    "TUBA",
     "TotalCorrelation",
+    "VariationalUpperBound",
     "WassersteinDependency",
     "backends",
     "clip_loss",
+    "compat",
+    "distributed",
     "estimate_mi",
+    "gaussian_mmd",
+    "hsic",
     "info_nce",
+    "mmd",
     "nt_xent",
     "siglip_loss",
     "sup_con",

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import positives
 from .ops.dot_critic import api
 from .ops.dot_critic.primitives import accumulate_dtype
 
@@ -126,6 +127,8 @@ def _explicit_negatives(
     if mode == "unpaired":
         if negatives.dim() != query.dim():
             raise ValueError(f"negative_keys must have shape [*, M, D] when unpaired, got {tuple(negatives.shape)}")
+        if not negatives.shape[-2]:
+            return positive * 0  # a memory bank before its first batch: the positive is the only candidate
         lse = api.statistics(query, negatives, scale, backend=backend).row_lse
     else:
         fits = negatives.shape[:-2] == query.shape[:-1] and negatives.shape[-1] == query.shape[-1]
@@ -212,8 +215,12 @@ def nt_xent(out0: Tensor, out1: Tensor, temperature: float | Tensor = 0.5, *, ba
     out0, out1 [*, B, D], two views of the same items; normalised here. Mean over the 2B anchors. Cost 3N with
     N = 8 B^2 D, O(B D) memory.
     """
+    return _nt_xent(out0, out1, _temperature(temperature), backend)
+
+
+def _nt_xent(out0: Tensor, out1: Tensor, scale: float | Tensor, backend: str | None = None) -> Tensor:
+    """nt_xent whose scale, 1 / temperature, may have either sign."""
     _same_shape("out0", out0, "out1", out1)
-    scale = _temperature(temperature)
     views = torch.cat([out0, out1], dim=-2)
     prepared = api.prepare(views, views, scale, pairs="off_diagonal", positive_shift=out0.shape[-2])
     w = 1.0 / views.shape[:-1].numel()
@@ -236,37 +243,22 @@ def sup_con(
     any positive makes the original 0/0; here it contributes nothing and does not count in the mean (0 if none is
     left). Cost 4N with N = 2 (B V)^2 D, O(B V D) memory: the positives enter through sums over classes.
     """
-    if not isinstance(features, Tensor) or features.dim() < 3:
-        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"features must have shape [B, views, D], got {shape}")
-    if 0 in features.shape:
-        raise ValueError(f"features must not be empty, got shape {tuple(features.shape)}")
-    if contrast_mode not in ("all", "one"):
-        raise ValueError(f"contrast_mode must be 'all' or 'one', got {contrast_mode!r}")
-    if not base_temperature > 0:
-        raise ValueError(f"base_temperature must be positive, got {base_temperature}")
+    items = positives.check_views(features, labels, base_temperature, contrast_mode)
     features = features.flatten(2)
-    items, views, _ = features.shape
+    views = features.shape[1]
     if labels is None:
         labels = torch.arange(items, device=features.device)
-    if labels.numel() != items:
-        raise ValueError(f"labels must hold {items} entries, one an item, got shape {tuple(labels.shape)}")
-    scale = _temperature(temperature)
-    wide = accumulate_dtype(features.dtype)
     contrast = features.transpose(0, 1).flatten(0, 1)
     anchors = contrast if contrast_mode == "all" else contrast[:items]
-    classes, inverse = torch.unique(labels.reshape(-1).to(features.device), return_inverse=True)
-    of_contrast, of_anchor = inverse.repeat(views), inverse.repeat(anchors.shape[0] // items)
-    sums = torch.zeros(len(classes), contrast.shape[1], dtype=wide, device=features.device)
-    sums = sums.index_add(0, of_contrast, contrast.to(wide))
-    counts = torch.bincount(of_contrast, minlength=len(classes))[of_anchor] - 1
-    valid = counts > 0
-    towards = sums[of_anchor] - anchors.to(wide)
-    positive = (anchors.to(wide) * towards).sum(-1) * scale / counts.clamp(min=1)
-    number = valid.sum().clamp(min=1)
-    factor = temperature / base_temperature
-    if contrast.shape[0] == 1:
-        return (anchors.to(wide) * 0).sum()
-    lse = api.statistics(anchors, contrast, scale, pairs="off_diagonal", backend=backend).row_lse
-    assert lse is not None
-    return factor * (torch.where(valid, lse - positive, 0).sum() / number)
+    classes = torch.unique(labels.reshape(-1).to(features.device), return_inverse=True)[1]
+    rows, valid = positives.class_rows(
+        anchors,
+        contrast,
+        classes.repeat(anchors.shape[0] // items),
+        classes.repeat(views),
+        own=torch.arange(anchors.shape[0], device=features.device),
+        aligned=True,
+        scale=_temperature(temperature),
+        backend=backend,
+    )
+    return temperature / base_temperature * (rows.sum() / valid.sum().clamp(min=1))

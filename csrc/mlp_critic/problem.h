@@ -320,15 +320,17 @@ class Problem {
       if (parameters) *sums.d_b += sum(t.P, gradient);
       tile_backward(g, i, j, s, masks, gradient, sums, parameters);
     }
+    const T* w = w_.get() + weights_of(g) * w1_;
     for (int64_t r = 0; r < std::min(t.R, in.B - i * t.R); ++r)
-      std::copy_n(s.du.get() + r * w1_, in.H1, du + (g * in.B + i * t.R + r) * in.H1);
+      for (int64_t l = 0; l < in.H1; ++l)
+        du[(g * in.B + i * t.R + r) * in.H1 + l] = s.du[r * w1_ + l] * (in.H2 ? T(1) : w[l]);
   }
 
   void tile_backward(int64_t g, int64_t i, int64_t j, Scratch& s, const uint32_t* masks, const T* gradient,
                      typename Sums::One sums, bool parameters) {
     const int64_t own = weights_of(g), block = (g * column_tiles + j) * t.C * w1_;
     const T *u = u_of(g, i), *v = v_.get() + block, *vt = vt_.get() + block;
-    T* dvt = sums.dvt + j * w1_ * t.C;
+    T* dvt = sums.dvt + j * w1_ * t.C;  // [C][width] with one hidden layer
     if (!s.rows) {
       s.rows = make_buffer<E>(kUnits * t.P), s.dh = make_buffer<T>(kUnits * t.P), s.d_rows = make_buffer<E>(w2_ * t.P);
       if constexpr (kLow) s.d_pairs = make_buffer<E>(w2_ * t.P);
@@ -336,7 +338,7 @@ class Problem {
     }
     T *d_bias = parameters ? sums.d_bias : s.unused.get(), *d_w = parameters ? sums.d_w : s.unused.get() + w2_;
     if (!in.H2) {
-      single_layer_gradient(in.act, w1_, t, u, vt, w_.get() + own * w1_, gradient, s.du.get(), dvt, d_w);
+      single_layer_gradient(in.act, w1_, t, u, v, gradient, s.du.get(), dvt, d_w);
       return;
     }
     if (bits_) {
@@ -361,10 +363,14 @@ class Problem {
       for (int64_t block = first; block < last; ++block) {
         const int64_t g = block / column_tiles, j = block % column_tiles, n = std::min(t.C, in.N - j * t.C);
         T* dv = out.v + (g * in.N + j * t.C) * in.H1;
+        const T* w = w_.get() + weights_of(g) * w1_;
         for (int64_t k = 0; k < splits_; ++k) {
           const T* part = all.of(g * splits_ + k).dvt + j * w1_ * t.C;
           for (int64_t c = 0; c < n; ++c)
-            for (int64_t l = 0; l < in.H1; ++l) dv[c * in.H1 + l] = (k ? dv[c * in.H1 + l] : T(0)) + part[l * t.C + c];
+            for (int64_t l = 0; l < in.H1; ++l) {
+              const T d = in.H2 ? part[l * t.C + c] : part[c * w1_ + l] * w[l];
+              dv[c * in.H1 + l] = (k ? dv[c * in.H1 + l] : T(0)) + d;
+            }
         }
       }
     });

@@ -167,28 +167,26 @@ MK_INLINE void single_layer(int64_t width, Shape t, const T* u, const T* vt, con
   }
 }
 
-// Its gradient: with d = g w_l act'(u + v), du, dvt as above and d_w[l] += sum_p g act(u + v).
+// Its gradient without the factor w_l: with d = g act'(u + v), du[r][l] += sum_c d, dv[c][l] += sum_r d and d_w[l] +=
+// sum g act(u + v). Units along the lanes, so that no sum crosses them; v and dv are [C][width].
 template <Act A, class T>
-MK_INLINE void single_layer_gradient(int64_t width, Shape t, const T* u, const T* vt, const T* w, const T* g, T* du,
-                                     T* dvt, T* d_w) {
-  for (int64_t l = 0; l < width; ++l) {
-    const T weight = w[l];
-    T* out = dvt + l * t.C;
-    T moved = T(0);
-    for (int64_t r = 0; r < t.R; ++r) {
-      const T a = u[r * width + l];
-      T total = T(0);
-#pragma omp simd reduction(+ : total, moved)
-      for (int64_t c = 0; c < t.C; ++c) {
-        const T x = a + vt[l * t.C + c];
-        const T d = g[r * t.C + c] * weight * slope<A>(x);
-        out[c] += d;
-        total += d;
-        moved += g[r * t.C + c] * activate<A>(x);
+MK_INLINE void single_layer_gradient(int64_t width, Shape t, const T* u, const T* v, const T* g, T* du, T* dv, T* d_w) {
+  for (int64_t r = 0; r < t.R; ++r) {
+    const T* a = u + r * width;
+    T* da = du + r * width;
+    for (int64_t c = 0; c < t.C; ++c) {
+      const T weight = g[r * t.C + c];
+      const T* b = v + c * width;
+      T* db = dv + c * width;
+#pragma GCC ivdep
+      for (int64_t l = 0; l < width; ++l) {
+        const T x = a[l] + b[l];
+        const T d = weight * slope<A>(x);
+        da[l] += d;
+        db[l] += d;
+        d_w[l] += weight * activate<A>(x);
       }
-      du[r * width + l] += total;
     }
-    d_w[l] += moved;
   }
 }
 
@@ -242,9 +240,9 @@ MK_OPERAND_FUNCTIONS(double, double)
                                                       const T* w, T* score) {                                          \
     MK_EACH_ACTIVATION(single_layer, n, t, u, vt, w, score)                                                            \
   }                                                                                                                    \
-  [[maybe_unused]] MK_CLONES static void single_layer_gradient(Act act, int64_t n, Shape t, const T* u, const T* vt,   \
-                                                               const T* w, const T* g, T* du, T* dvt, T* d_w) {        \
-    MK_EACH_ACTIVATION(single_layer_gradient, n, t, u, vt, w, g, du, dvt, d_w)                                         \
+  [[maybe_unused]] MK_CLONES static void single_layer_gradient(Act act, int64_t n, Shape t, const T* u, const T* v,    \
+                                                               const T* g, T* du, T* dv, T* d_w) {                     \
+    MK_EACH_ACTIVATION(single_layer_gradient, n, t, u, v, g, du, dv, d_w)                                              \
   }
 MK_TILE_FUNCTIONS(float)
 MK_TILE_FUNCTIONS(double)

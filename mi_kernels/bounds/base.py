@@ -18,9 +18,7 @@ def check_paired(x: Tensor, y: Tensor, least: int = 1) -> None:
         if t.dim() < 2 or t.shape[:-1].numel() == 0:
             raise ValueError(f"{name} must be [*, B, features] with at least one sample, got {tuple(t.shape)}")
     if x.shape[:-1] != y.shape[:-1]:
-        raise ValueError(
-            f"y must have the batch dimensions of x, {tuple(x.shape[:-1])}, got {tuple(y.shape[:-1])}"
-        )
+        raise ValueError(f"y must have the batch dimensions of x, {tuple(x.shape[:-1])}, got {tuple(y.shape[:-1])}")
     if x.shape[-2] < least:
         raise ValueError(
             f"x must hold at least {least} samples, as every sample's negatives are the others, got {tuple(x.shape)}"
@@ -106,6 +104,33 @@ class Draws(nn.Module):
         generator = torch.Generator()
         generator.set_state(state["generator"])
         super().__setstate__({**state, "generator": generator})
+
+
+class GradientPenalty(nn.Module):
+    """What a bound needs to keep a critic's gradient near length 1: its weight, draws, and the lengths last met."""
+
+    penalty: float
+    gradient_norm_mean: Tensor
+    gradient_norm_max: Tensor
+
+    def set_penalty(self, penalty: float, seed: int) -> None:
+        if not penalty >= 0:
+            raise ValueError(f"penalty must not be negative, got {penalty}")
+        self.penalty = penalty
+        self.draws = Draws(seed)
+        for name in ("gradient_norm_mean", "gradient_norm_max"):
+            self.register_buffer(name, torch.tensor(math.nan), persistent=False)
+
+    def penalised(self, value: Tensor, norm: Tensor) -> Tensor:
+        """penalty mean((norm - 1)^2) - value, [*], from norms [*, B]; without a penalty they are recorded only."""
+        self.gradient_norm_mean, self.gradient_norm_max = norm.detach().mean(-1), norm.detach().amax(-1)
+        return self.penalty * (norm - 1).square().mean(-1) - value if self.penalty else -value
+
+    def penalty_repr(self) -> str:
+        mean, top = self.gradient_norm_mean.mean(), self.gradient_norm_max.max()
+        if mean.is_meta:
+            return f"penalty={self.penalty}"
+        return f"penalty={self.penalty}, gradient norm of the last step: mean {mean.item():.3f}, max {top.item():.3f}"
 
 
 def gradient_norm(scores: Tensor, points: list[Tensor], differentiable: bool) -> Tensor:

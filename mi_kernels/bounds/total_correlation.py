@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..critics import MLP
-from .base import Draws, bounded_exp, gradient_norm, interpolate, log_mean_exp
+from .base import GradientPenalty, bounded_exp, gradient_norm, interpolate, log_mean_exp
 
 MEASURES = ("kl", "f", "wasserstein")
 SHUFFLES = ("independent", "together")
@@ -35,7 +34,7 @@ class JointCritic(nn.Module):
         return scores
 
 
-class TotalCorrelation(nn.Module):
+class TotalCorrelation(GradientPenalty):
     """KL(P || Q) of the joint P of all modalities and the product Q of their marginals (MDM, Colombo et al. 2021).
 
     For two modalities the mutual information; for three I(a; v) + I(a, v; l). T scores concatenated rows, t_i the
@@ -57,9 +56,6 @@ class TotalCorrelation(nn.Module):
     Cost: two evaluations of B rows, O(B) memory; the gradient penalty adds one with its double backward.
     """
 
-    gradient_norm_mean: Tensor
-    gradient_norm_max: Tensor
-
     def __init__(
         self,
         critic: nn.Module,
@@ -75,13 +71,9 @@ class TotalCorrelation(nn.Module):
         for name, value, accepted in (("measure", measure, MEASURES), ("shuffle", shuffle, SHUFFLES)):
             if value not in accepted:
                 raise ValueError(f"{name} must be one of {accepted}, got {value!r}")
-        if not penalty >= 0:
-            raise ValueError(f"penalty must not be negative, got {penalty}")
         self.critic = critic
-        self.measure, self.penalty, self.shuffle = measure, penalty, shuffle
-        self.draws = Draws(seed)
-        for name in ("gradient_norm_mean", "gradient_norm_max"):
-            self.register_buffer(name, torch.tensor(math.nan), persistent=False)
+        self.measure, self.shuffle = measure, shuffle
+        self.set_penalty(penalty, seed)
 
     def forward(self, *modalities: Tensor) -> Tensor:
         """Two or more modalities [*, B, D_m] with one batch of at least as many samples as modalities -> [*].
@@ -96,9 +88,7 @@ class TotalCorrelation(nn.Module):
         value = self.estimate(self._scores(joint), self._scores(product))
         if self.measure != "wasserstein":
             return -value
-        norm = self._gradient_norm(joint, product)
-        self.gradient_norm_mean, self.gradient_norm_max = norm.detach().mean(-1), norm.detach().amax(-1)
-        return self.penalty * (norm - 1).square().mean(-1) - value if self.penalty else -value
+        return self.penalised(value, self._gradient_norm(joint, product))
 
     def estimate(self, joint: Tensor, product: Tensor) -> Tensor:
         """The measure from scores of samples of P [*, n] and of Q [*, m]: [*]."""
@@ -146,7 +136,4 @@ class TotalCorrelation(nn.Module):
 
     def extra_repr(self) -> str:
         text = f"measure={self.measure!r}, shuffle={self.shuffle!r}"
-        if self.measure != "wasserstein":
-            return text
-        mean, top = self.gradient_norm_mean.mean().item(), self.gradient_norm_max.max().item()
-        return f"{text}, penalty={self.penalty}, gradient norm of the last step: mean {mean:.3f}, max {top:.3f}"
+        return f"{text}, {self.penalty_repr()}" if self.measure == "wasserstein" else text

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..critics import Critic
-from .base import CriticBound, Draws, check_paired, gradient_norm, interpolate
+from .base import CriticBound, GradientPenalty, check_paired, gradient_norm, interpolate
 
 
 class SpectralNorm(nn.Module):
@@ -47,13 +47,13 @@ def apply_spectral_norm(critic: nn.Module) -> None:
         parametrize.register_parametrization(module, "weight", SpectralNorm(weight))
 
 
-class WassersteinDependency(CriticBound):
+class WassersteinDependency(CriticBound, GradientPenalty):
     """E_P[T] - E_Q[T]: at the best critic of Lipschitz constant 1 the Wasserstein-1 distance, in the Euclidean metric
     of [x, y], between the joint and the product of the marginals (Ozair et al. 2019), in the units of x and y and not
     nats.
 
     Two ways to keep the critic Lipschitz. `penalty` > 0 adds penalty mean((|grad T| - 1)^2) to `learning_loss`, the
-    gradient in (x, y) taken at a uniformly random point between a true pair and a pair of two other samples' x and y
+    gradient in (x, y) taken at a uniformly random point between a true pair and a pair (x_i, y_j) of different samples
     (Gulrajani et al. 2017); it reaches the distance, but a gradient longer than 1 overstates it. `spectral_norm`
     normalises the critic's weight matrices, in place; the value is then a lower bound, and a loose one. The gradient
     norms met in the last `learning_loss` are `gradient_norm_mean` and `gradient_norm_max` [*], and are printed.
@@ -62,20 +62,12 @@ class WassersteinDependency(CriticBound):
     critic's sums: one evaluation of B pairs and its double backward. Draws come from a generator of its own.
     """
 
-    gradient_norm_mean: Tensor
-    gradient_norm_max: Tensor
-
     def __init__(self, critic: Critic, penalty: float = 10.0, *, spectral_norm: bool = False, seed: int = 0):
         super().__init__(critic)
-        if not penalty >= 0:
-            raise ValueError(f"penalty must not be negative, got {penalty}")
-        self.penalty = penalty
+        self.set_penalty(penalty, seed)
         self.spectral_norm = spectral_norm
-        self.draws = Draws(seed)
         if spectral_norm:
             apply_spectral_norm(critic)
-        for name in ("gradient_norm_mean", "gradient_norm_max"):
-            self.register_buffer(name, torch.tensor(float("nan")), persistent=False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x [*, B, Dx], y [*, B, Dy] with B >= 2 -> [*]. Raises ValueError for other shapes."""
@@ -84,10 +76,7 @@ class WassersteinDependency(CriticBound):
 
     def learning_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The negative distance plus the gradient penalty, which reaches the critic alone: [*]."""
-        value = self.forward(x, y)
-        norm = self.gradient_norm(x, y)
-        self.gradient_norm_mean, self.gradient_norm_max = norm.detach().mean(-1), norm.detach().amax(-1)
-        return self.penalty * (norm - 1).square().mean(-1) - value if self.penalty else -value
+        return self.penalised(self.forward(x, y), self.gradient_norm(x, y))
 
     def gradient_norm(self, x: Tensor, y: Tensor) -> Tensor:
         """|grad T| at random points between pairs of P and of Q, [*, B]; differentiable in the critic."""
@@ -104,8 +93,4 @@ class WassersteinDependency(CriticBound):
             return gradient_norm(scores, [x, y], differentiable)
 
     def extra_repr(self) -> str:
-        mean, top = self.gradient_norm_mean.mean().item(), self.gradient_norm_max.max().item()
-        return (
-            f"penalty={self.penalty}, spectral_norm={self.spectral_norm}, "
-            f"gradient norm of the last step: mean {mean:.3f}, max {top:.3f}"
-        )
+        return f"spectral_norm={self.spectral_norm}, {self.penalty_repr()}"

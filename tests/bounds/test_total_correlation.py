@@ -57,11 +57,14 @@ def test_values_and_gradients_are_those_of_the_scores(measure: str, lead: tuple[
     value, loss = module(*inputs), TotalCorrelation(critic, measure, seed=5, penalty=0.0).learning_loss(*inputs)
     shuffled = [t[..., i, :] for t, i in zip(wide, Draws(5).product_indices(10, 3), strict=True)]
     t, s = (exact.mlp(torch.cat(rows, -1)).squeeze(-1) for rows in (wide, shuffled))
-    want = t.mean(-1) - {
-        "kl": lambda: s.exp().mean(-1).log(),
-        "f": lambda: (s - 1).exp().mean(-1),
-        "wasserstein": lambda: s.mean(-1),
-    }[measure]()
+    want = (
+        t.mean(-1)
+        - {
+            "kl": lambda: s.exp().mean(-1).log(),
+            "f": lambda: (s - 1).exp().mean(-1),
+            "wasserstein": lambda: s.mean(-1),
+        }[measure]()
+    )
     assert value.shape == lead and value.dtype == dtype
     tolerance = dict(rtol=1e-9, atol=1e-11) if dtype == torch.float64 else dict(rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(value.double(), want, **tolerance)

@@ -1,0 +1,228 @@
+"""Replaces CLUB's `mi_estimators.py`: `from mi_kernels.compat.club import CLUB, CLUBSample, MINE, ...`.
+
+forward(x [B, x_dim], y [B, y_dim]) is the estimate in nats, learning_loss(x, y) what the networks minimise; state-dict
+names, values and random draws are the original's. Differences:
+* CLUB and CLUBMean are exact in O(B D); the original stores B x B x D numbers; CLUBForCategorical stores B x C;
+* L1OutUB runs on any device and leaves the anchor out; the original's mask has a dimension too many, so that its value
+  is another bound's (0.0900 instead of -0.0798 in one example);
+* MINE takes the logarithm of a mean stably; the original is -inf from scores of about 88.
+* NWJ and InfoNCE store no scores. Bad shapes raise ValueError.
+VarUB keeps the original's mean over dimensions: y_dim times it is the bound E KL(q(y|x) || N(0, I)).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.club.api import gaussian_club
+from ..ops.dot_critic import api as dot_critic
+from ..ops.dot_critic.primitives import accumulate_dtype
+from ._mlp import check_pair, pair_statistics
+
+__all__ = ["CLUB", "MINE", "NWJ", "CLUBForCategorical", "CLUBMean", "CLUBSample", "InfoNCE", "L1OutUB", "VarUB"]
+
+
+def _network(inputs: int, hidden: int, outputs: int, *last: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs), *last)
+
+
+class _Gaussian(nn.Module):
+    """q(y | x) = N(p_mu(x), diag exp p_logvar(x)); log-variances are within (-1, 1)."""
+
+    def __init__(self, x_dim: int, y_dim: int, hidden_size: int):
+        super().__init__()
+        if hidden_size < 2:
+            raise ValueError(f"hidden_size must be at least 2, half of it is the layer's width, got {hidden_size}")
+        self.p_mu = _network(x_dim, hidden_size // 2, y_dim)
+        self.p_logvar = _network(x_dim, hidden_size // 2, y_dim, nn.Tanh())
+
+    def get_mu_logvar(self, x_samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(y | x), [B, y_dim] each."""
+        return self.p_mu(x_samples), self.p_logvar(x_samples)
+
+    def loglikeli(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        """Mean over the batch of sum_d -(mu - y)^2 / var - log var: twice the log-likelihood without its constant."""
+        check_pair(x_samples, y_samples)
+        mu, logvar = self.get_mu_logvar(x_samples)
+        return (-((mu - y_samples) ** 2) / logvar.exp() - logvar).sum(1).mean(0)
+
+    def learning_loss(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        return -self.loglikeli(x_samples, y_samples)
+
+
+class CLUB(_Gaussian):
+    """Upper bound mean_i log q(y_i | x_i) - mean_ij log q(y_j | x_i) (Cheng et al. 2020, eq. 10), j = i included."""
+
+    def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        check_pair(x_samples, y_samples)
+        mu, logvar = self.get_mu_logvar(x_samples)
+        return gaussian_club(mu, logvar, y_samples)
+
+
+class CLUBSample(_Gaussian):
+    """CLUB with one negative an anchor, from a permutation of the batch (which may leave y_i in place)."""
+
+    def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        check_pair(x_samples, y_samples)
+        mu, logvar = self.get_mu_logvar(x_samples)
+        shuffled = y_samples[torch.randperm(x_samples.shape[0]).to(y_samples.device)]
+        distance = (mu - shuffled) ** 2 - (mu - y_samples) ** 2
+        return (distance / logvar.exp()).sum(-1).mean() / 2
+
+
+class CLUBMean(nn.Module):
+    """CLUB with unit variances; p_mu is linear without a hidden_size."""
+
+    def __init__(self, x_dim: int, y_dim: int, hidden_size: int | None = None):
+        super().__init__()
+        self.p_mu: nn.Module
+        self.p_mu = nn.Linear(x_dim, y_dim) if hidden_size is None else _network(x_dim, int(hidden_size), y_dim)
+
+    def get_mu_logvar(self, x_samples: Tensor) -> tuple[Tensor, int]:
+        return self.p_mu(x_samples), 0
+
+    def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        check_pair(x_samples, y_samples)
+        return gaussian_club(self.p_mu(x_samples), None, y_samples)
+
+    def loglikeli(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        check_pair(x_samples, y_samples)
+        return -((self.p_mu(x_samples) - y_samples) ** 2).sum(1).mean(0)
+
+    def learning_loss(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        return -self.loglikeli(x_samples, y_samples)
+
+
+class CLUBForCategorical(nn.Module):
+    """CLUB for labels: mean_i log q(c_i | x_i) - mean_ij log q(c_j | x_i), O(B C) through the labels' frequencies."""
+
+    def __init__(self, input_dim: int, label_num: int, hidden_size: int | None = None):
+        super().__init__()
+        self.label_num = label_num
+        self.variational_net: nn.Module
+        if hidden_size is None:
+            self.variational_net = nn.Linear(input_dim, label_num)
+        else:
+            self.variational_net = _network(input_dim, hidden_size, label_num)
+
+    def _check(self, inputs: Tensor, labels: Tensor) -> None:
+        if inputs.dim() != 2 or not inputs.shape[0]:
+            raise ValueError(f"inputs must have shape [B, features] with B >= 1, got {tuple(inputs.shape)}")
+        if labels.shape != inputs.shape[:1] or labels.is_floating_point():
+            raise ValueError(
+                f"labels must be integers of shape {tuple(inputs.shape[:1])}, got {labels.dtype} {tuple(labels.shape)}"
+            )
+        if labels.device.type == "cpu" and (int(labels.min()) < 0 or int(labels.max()) >= self.label_num):
+            raise ValueError(f"labels must be in [0, {self.label_num}), got {int(labels.min())} to {int(labels.max())}")
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """inputs [B, input_dim], labels [B] integers -> nats."""
+        self._check(inputs, labels)
+        log_q = self.variational_net(inputs).log_softmax(-1)
+        frequency = F.one_hot(labels.long(), self.label_num).to(log_q.dtype).mean(0)
+        return log_q.gather(1, labels.long()[:, None]).mean() - (log_q.mean(0) * frequency).sum()
+
+    def loglikeli(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        self._check(inputs, labels)
+        return -F.cross_entropy(self.variational_net(inputs), labels.long())
+
+    def learning_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        return -self.loglikeli(inputs, labels)
+
+
+class MINE(nn.Module):
+    """Donsker-Varadhan with y shuffled with replacement as the product of the marginals (Belghazi et al. 2018)."""
+
+    def __init__(self, x_dim: int, y_dim: int, hidden_size: int):
+        super().__init__()
+        self.T_func = _network(x_dim + y_dim, hidden_size, 1)
+
+    def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        check_pair(x_samples, y_samples)
+        size = y_samples.shape[0]
+        shuffled = y_samples[torch.randint(size, (size,)).to(y_samples.device)]
+        joint = self.T_func(torch.cat([x_samples, y_samples], -1))
+        product = self.T_func(torch.cat([x_samples, shuffled], -1))
+        wide = accumulate_dtype(product.dtype)
+        return joint.to(wide).mean() - (product.to(wide).logsumexp(0).squeeze() - math.log(size))
+
+    def learning_loss(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        return -self.forward(x_samples, y_samples)
+
+
+class NWJ(nn.Module):
+    """mean_i f_ii - mean_ij exp(f_ij - 1) over all pairs, the diagonal included (Nguyen, Wainwright, Jordan 2010)."""
+
+    def __init__(self, x_dim: int, y_dim: int, hidden_size: int):
+        super().__init__()
+        self.F_func = _network(x_dim + y_dim, hidden_size, 1)
+
+    def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        check_pair(x_samples, y_samples)
+        found = pair_statistics(self.F_func, x_samples, y_samples, ("positive", "col_lse"))
+        assert found.positive is not None and found.col_lse is not None
+        return found.positive.mean() - (found.col_lse - 1 - math.log(x_samples.shape[0])).exp().mean()
+
+    def learning_loss(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        return -self.forward(x_samples, y_samples)
+
+
+class InfoNCE(nn.Module):
+    """log B + mean_i (f_ii - logsumexp_j f(x_j, y_i)) with a critic that ends in Softplus; at most log B."""
+
+    def __init__(self, x_dim: int, y_dim: int, hidden_size: int):
+        super().__init__()
+        self.F_func = _network(x_dim + y_dim, hidden_size, 1, nn.Softplus())
+
+    def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        check_pair(x_samples, y_samples)
+        found = pair_statistics(self.F_func, x_samples, y_samples, ("positive", "col_lse"), output="softplus")
+        assert found.positive is not None and found.col_lse is not None
+        return (found.positive - found.col_lse).mean() + math.log(x_samples.shape[0])
+
+    def learning_loss(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        return -self.forward(x_samples, y_samples)
+
+
+class L1OutUB(_Gaussian):
+    """mean_i [log q(y_i | x_i) - log mean_{j != i} q(y_i | x_j)] (Poole et al. 2019, eq. 13); B of two or more.
+
+    log q(y_j | x_i) is an inner product of [y^2, y] and [-1 / (2 var), mu / var] plus a term of x_i, so no pair is
+    stored: 8 B^2 D FLOP forward, O(B D) memory.
+    """
+
+    def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        check_pair(x_samples, y_samples)
+        size = x_samples.shape[0]
+        if size < 2:
+            raise ValueError(f"x_samples must hold at least two samples, got {tuple(x_samples.shape)}")
+        mu, logvar = self.get_mu_logvar(x_samples)
+        wide = accumulate_dtype(mu.dtype)
+        mu, logvar, y = mu.to(wide), logvar.to(wide), y_samples.to(wide)
+        positive = (-((mu - y) ** 2) / logvar.exp() - logvar).sum(-1) / 2
+        # Only differences count; large common offsets would cancel badly between y^2, mu y and mu^2.
+        centre = y.mean(0).detach()
+        mu, y = mu - centre, y - centre
+        precision = (-logvar).exp()
+        found = dot_critic.statistics(
+            torch.cat([-precision / 2, mu * precision], -1),
+            torch.cat([y**2, y], -1),
+            row_bias=-(mu**2 * precision + logvar).sum(-1) / 2,
+            pairs="off_diagonal",
+            stats=("col_lse",),
+        )
+        assert found.col_lse is not None
+        return (positive - found.col_lse).mean() + math.log(size - 1)
+
+
+class VarUB(_Gaussian):
+    """Mean over batch and dimensions of KL(q(y | x) || N(0, 1)): 1 / y_dim of the variational upper bound."""
+
+    def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        check_pair(x_samples, y_samples)
+        mu, logvar = self.get_mu_logvar(x_samples)
+        return (mu**2 + logvar.exp() - 1 - logvar).mean() / 2

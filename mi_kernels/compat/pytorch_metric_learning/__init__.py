@@ -1,0 +1,6 @@
+"""Replaces pytorch-metric-learning's contrastive losses: `from mi_kernels.compat.pytorch_metric_learning import losses`
+or `from mi_kernels.compat.pytorch_metric_learning.losses import NTXentLoss`. `losses` says what differs."""
+
+from . import losses, utils
+
+__all__ = ["losses", "utils"]

@@ -1,0 +1,221 @@
+"""Replaces smile-mi-estimator's `estimators.py` and `utils.py`: `from mi_kernels.compat.smile import *`.
+
+Bounds are functions of a score matrix [B, B] that the caller stores, in nats, to be maximised. Differences:
+everything stays on the device of its input (the original moves it to CUDA; `device` is accepted and ignored);
+tuba_lower_bound leaves its input alone (the original subtracts the baseline in place); mine_lower_bound works in logs,
+so scores of 500 stay finite; an unknown estimator raises ValueError. The module forms that store no scores are
+mk.InfoNCE, mk.NWJ, mk.SMILE and so on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._mlp import mlp, pair_scores
+
+__all__ = [
+    "ConcatCritic",
+    "SeparableCritic",
+    "dv_upper_lower_bound",
+    "estimate_mutual_information",
+    "infonce_lower_bound",
+    "js_fgan_lower_bound",
+    "js_lower_bound",
+    "log_prob_gaussian",
+    "logmeanexp_diag",
+    "logmeanexp_nodiag",
+    "mi_schedule",
+    "mi_to_rho",
+    "mine_lower_bound",
+    "mlp",
+    "nwj_lower_bound",
+    "rho_to_mi",
+    "sample_correlated_gaussian",
+    "smile_lower_bound",
+    "tuba_lower_bound",
+]
+
+
+def _size(scores: Tensor, least: int = 1) -> int:
+    if scores.dim() != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] < least:
+        raise ValueError(f"scores must have shape [B, B] with B >= {least}, got {tuple(scores.shape)}")
+    return scores.shape[0]
+
+
+def _without_diagonal(scores: Tensor, value: float) -> Tensor:
+    return scores.masked_fill(torch.eye(scores.shape[0], dtype=torch.bool, device=scores.device), value)
+
+
+def logmeanexp_diag(x: Tensor, device: Any = None) -> Tensor:
+    """log mean exp of the diagonal of x [B, B]."""
+    return x.diagonal().logsumexp(0) - math.log(_size(x))
+
+
+def logmeanexp_nodiag(x: Tensor, dim: int | tuple[int, ...] | None = None, device: Any = None) -> Tensor:
+    """log mean exp of x [B, B] over `dim` (both unless named) without the diagonal."""
+    size = _size(x, 2)
+    dims = (0, 1) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    count = size - 1 if len(dims) == 1 else size * (size - 1)
+    return _without_diagonal(x, -math.inf).logsumexp(dims) - math.log(count)
+
+
+def tuba_lower_bound(scores: Tensor, log_baseline: Tensor | None = None) -> Tensor:
+    """1 + E_p[f - log a(y)] - E_pp[exp(f - log a(y))] (Poole et al. 2019, eq. 4); log_baseline [B] of the rows."""
+    if log_baseline is not None:
+        if log_baseline.shape != scores.shape[:1]:
+            raise ValueError(f"log_baseline must have shape {tuple(scores.shape[:1])}, got {tuple(log_baseline.shape)}")
+        scores = scores - log_baseline[:, None]
+    return 1 + scores.diagonal().mean() - logmeanexp_nodiag(scores).exp()
+
+
+def nwj_lower_bound(scores: Tensor) -> Tensor:
+    """TUBA with the baseline e (Nguyen, Wainwright, Jordan 2010)."""
+    return tuba_lower_bound(scores - 1)
+
+
+def infonce_lower_bound(scores: Tensor) -> Tensor:
+    """log B + mean_i (f_ii - logsumexp_j f_ij), the diagonal in the sum; at most log B."""
+    return math.log(_size(scores)) + (scores.diagonal() - scores.logsumexp(1)).mean()
+
+
+def js_fgan_lower_bound(f: Tensor) -> Tensor:
+    """E_p[-softplus(-f)] - E_pp[softplus(f)] (Nowozin et al. 2016), off-diagonal pairs as the product of marginals."""
+    size = _size(f, 2)
+    negative = _without_diagonal(F.softplus(f), 0).sum() / (size * (size - 1))
+    return -F.softplus(-f.diagonal()).mean() - negative
+
+
+def js_lower_bound(f: Tensor) -> Tensor:
+    """NWJ's value with the gradient of js_fgan_lower_bound."""
+    js = js_fgan_lower_bound(f)
+    return js + (nwj_lower_bound(f) - js).detach()
+
+
+def dv_upper_lower_bound(f: Tensor) -> Tensor:
+    """E_p[f] - log E_pp[exp f] (Donsker-Varadhan), neither bound once the log is of a batch mean."""
+    return f.diagonal().mean() - logmeanexp_nodiag(f)
+
+
+def mine_lower_bound(f: Tensor, buffer: Tensor | None = None, momentum: float = 0.9) -> tuple[Tensor, Tensor]:
+    """DV's value with MINE's gradient (Belghazi et al. 2018, section 3.2), and E_pp[exp f], which the caller averages.
+
+    buffer: the running mean of E_pp[exp f], 1 at first. The gradient of the partition term is divided by the updated
+    mean instead of the batch's. The returned update is at most the largest finite number of its type.
+    """
+    log_update = logmeanexp_nodiag(f)
+    largest = torch.finfo(log_update.dtype).max
+    update = log_update.exp().clamp(max=largest)
+    old = torch.ones_like(log_update) if buffer is None else buffer.detach().to(log_update)
+    with torch.no_grad():
+        # The largest number again where the old mean is infinite; its logarithm is finite.
+        log_old = old.clamp(max=largest).log() + _log(momentum)
+        log_new = torch.logaddexp(log_old, log_update + _log(1 - momentum)).clamp(min=math.log(1e-4))
+    ratio = (log_update - log_new).exp()
+    return f.diagonal().mean() - log_update.detach() - ratio + ratio.detach(), update
+
+
+def _log(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"momentum must be between 0 and 1, got {value}")
+    return math.log(value) if value else -math.inf
+
+
+def smile_lower_bound(f: Tensor, clip: float | None = None) -> Tensor:
+    """DV with the scores clipped to +-clip in the partition term only (Song & Ermon 2020, eq. 9), JS's gradient."""
+    partition = logmeanexp_nodiag(f if clip is None else f.clamp(-clip, clip))
+    js = js_fgan_lower_bound(f)
+    return js + (f.diagonal().mean() - partition - js).detach()
+
+
+def estimate_mutual_information(
+    estimator: str,
+    x: Tensor,
+    y: Tensor,
+    critic_fn: Callable[[Tensor, Tensor], Tensor],
+    baseline_fn: Callable[[Tensor], Tensor] | None = None,
+    alpha_logit: float | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """The bound `estimator` ('infonce', 'nwj', 'tuba', 'js', 'smile', 'dv') of critic_fn(x, y) [B, B], in nats.
+
+    baseline_fn(y) [B] or [B, 1] is TUBA's log baseline; kwargs go to SMILE (clip). alpha_logit is not used, as in the
+    original. Raises ValueError for an unknown estimator.
+    """
+    bounds: dict[str, Callable[[Tensor], Tensor]] = {
+        "infonce": infonce_lower_bound,
+        "nwj": nwj_lower_bound,
+        "js": js_lower_bound,
+        "dv": dv_upper_lower_bound,
+    }
+    if estimator not in (*bounds, "tuba", "smile"):
+        raise ValueError(f"estimator must be one of {', '.join((*bounds, 'tuba', 'smile'))}, got {estimator!r}")
+    scores = critic_fn(x, y)
+    if estimator == "smile":
+        return smile_lower_bound(scores, **kwargs)
+    if estimator == "tuba":
+        return tuba_lower_bound(scores, None if baseline_fn is None else baseline_fn(y).reshape(-1))
+    return bounds[estimator](scores)
+
+
+class SeparableCritic(nn.Module):
+    """scores[i, j] = <h(y_i), g(x_j)>."""
+
+    def __init__(self, dim: int, hidden_dim: int, embed_dim: int, layers: int, activation: str, **extra_kwargs: Any):
+        super().__init__()
+        self._g = mlp(dim, hidden_dim, embed_dim, layers, activation)
+        self._h = mlp(dim, hidden_dim, embed_dim, layers, activation)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._h(y) @ self._g(x).mT
+
+
+class ConcatCritic(nn.Module):
+    """scores[i, j] = f([x_i, y_j])."""
+
+    def __init__(self, dim: int, hidden_dim: int, layers: int, activation: str, **extra_kwargs: Any):
+        super().__init__()
+        self._f = mlp(dim * 2, hidden_dim, 1, layers, activation)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return pair_scores(self._f, x, y)
+
+
+def sample_correlated_gaussian(
+    rho: float = 0.5, dim: int = 20, batch_size: int = 128, cubic: bool | None = None
+) -> tuple[Tensor, Tensor]:
+    """x, y [batch_size, dim] with correlation rho in each dimension; y^3 if cubic (False is no, unlike originally)."""
+    x, noise = torch.randn(batch_size, 2 * dim).chunk(2, dim=1)
+    y = rho * x + torch.tensor(1 - rho**2, dtype=x.dtype).sqrt() * noise
+    return x, y**3 if cubic else y
+
+
+def rho_to_mi(dim: int, rho: Any) -> Any:
+    """-dim / 2 log(1 - rho^2), nats; a number or an array."""
+    import numpy as np
+
+    return -0.5 * np.log(1 - rho**2) * dim
+
+
+def mi_to_rho(dim: int, mi: Any) -> Any:
+    """sqrt(1 - exp(-2 mi / dim)); a number or an array."""
+    import numpy as np
+
+    return np.sqrt(1 - np.exp(-2.0 / dim * mi))
+
+
+def mi_schedule(n_iter: int) -> Any:
+    """The staircase 2, 4, 6, 8, 10 over n_iter steps, fp32 array."""
+    import numpy as np
+
+    return (2.0 * np.round(np.linspace(0.5, 5.5 - 1e-9, n_iter))).astype(np.float32)
+
+
+def log_prob_gaussian(x: Tensor) -> Tensor:
+    """Log-density of the standard Gaussian, summed over the last dimension."""
+    return (-0.5 * x**2 - 0.5 * math.log(2 * math.pi)).sum(-1)

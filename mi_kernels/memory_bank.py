@@ -1,0 +1,134 @@
+"""Keys of earlier batches as negatives (MoCo, He et al. 2020, section 3.2; XBM, Wang et al. 2020)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def ring_slots(pointer: int, rows: int, size: int) -> tuple[int, list[tuple[int, int, int]], int]:
+    """Where `rows` new rows go in a ring of `size` whose next slot is `pointer`.
+
+    Gives how many of the first rows are overwritten at once (a batch larger than the ring keeps its last `size`
+    rows), the runs (first slot, first row, length) to copy, and the next pointer.
+    """
+    dropped = max(0, rows - size)
+    slot, row, left = (pointer + dropped) % size, dropped, rows - dropped
+    runs = []
+    while left:
+        length = min(left, size - slot)
+        runs.append((slot, row, length))
+        slot, row, left = (slot + length) % size, row + length, left - length
+    return dropped, runs, (pointer + rows) % size
+
+
+class MemoryBank(nn.Module):
+    """The last `size` keys, first in, first out: negatives beyond the batch.
+
+    enqueue(keys [B, dim]) stores detached rows; negatives() returns those stored so far, [fill, dim], as a copy that
+    later batches do not change. Contents, pointer and fill are persistent buffers, so a resumed run sees the negatives
+    of the uninterrupted one. Unlike MoCo's and lightly's queues it starts empty, not with random vectors, and a batch
+    that passes the end wraps around without losing rows; a batch larger than the bank leaves its last `size` rows.
+
+    normalize: store rows of unit length. labels: store an integer (class or identity) with each row too. dtype: of the
+    stored rows. `mk.info_nce(query, key, negative_keys=bank.negatives())` takes an empty bank too: the loss is then 0.
+    In distributed training enqueue `mk.distributed.gather(keys)`, so that every rank holds the same bank.
+    Memory size * dim; enqueue copies B * dim, negatives fill * dim. Raises ValueError or TypeError naming the argument.
+    """
+
+    keys: Tensor
+    ids: Tensor | None
+    pointer: Tensor
+    fill: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        *,
+        normalize: bool = False,
+        labels: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
+        super().__init__()
+        for name, value in (("size", size), ("dim", dim)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating-point type, got {dtype}")
+        self.size, self.dim, self.normalize = size, dim, normalize
+        self.register_buffer("keys", torch.zeros(size, dim, dtype=dtype, device=device))
+        self.register_buffer("ids", torch.zeros(size, dtype=torch.long, device=device) if labels else None)
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long, device=device))
+        self.register_buffer("fill", torch.zeros((), dtype=torch.long, device=device))
+        # The same two numbers on the host: reading the buffers would stall a GPU.
+        self._pointer = self._fill = 0
+
+    def __len__(self) -> int:
+        return self._fill
+
+    def _check(self, keys: Tensor, labels: Tensor | None) -> None:
+        if not isinstance(keys, Tensor):
+            raise TypeError(f"keys must be a tensor, got {type(keys).__name__}")
+        if keys.dim() != 2 or keys.shape[1] != self.dim:
+            raise ValueError(f"keys must have shape [B, {self.dim}], got {tuple(keys.shape)}")
+        if not keys.is_floating_point():
+            raise ValueError(f"keys must be floating point, got {keys.dtype}")
+        if keys.device != self.keys.device:
+            raise ValueError(f"keys must be on the bank's device, {self.keys.device}, got {keys.device}")
+        if (labels is None) != (self.ids is None):
+            raise ValueError(f"labels must {'not ' if self.ids is None else ''}be given: labels={self.ids is not None}")
+        if labels is None:
+            return
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
+        if labels.shape != keys.shape[:1]:
+            raise ValueError(f"labels must have shape {tuple(keys.shape[:1])}, got {tuple(labels.shape)}")
+        if labels.is_floating_point() or labels.is_complex():
+            raise ValueError(f"labels must hold integers, got {labels.dtype}")
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, labels: Tensor | None = None) -> None:
+        """Stores keys [B, dim] (with labels [B] if the bank keeps them) over the oldest rows."""
+        self._check(keys, labels)
+        rows = F.normalize(keys, dim=-1) if self.normalize else keys
+        _, runs, self._pointer = ring_slots(self._pointer, rows.shape[0], self.size)
+        for slot, row, length in runs:
+            self.keys[slot : slot + length] = rows[row : row + length].to(self.keys.dtype)
+            if self.ids is not None and labels is not None:
+                self.ids[slot : slot + length] = labels[row : row + length]
+        self._fill = min(self.size, self._fill + rows.shape[0])
+        self.pointer.fill_(self._pointer)
+        self.fill.fill_(self._fill)
+
+    def negatives(self) -> Tensor:
+        """The stored keys, [fill, dim]: a copy, in the order of the slots."""
+        return self.keys[: self._fill].clone()
+
+    def labels(self) -> Tensor:
+        """The labels of negatives(), [fill]."""
+        if self.ids is None:
+            raise ValueError("labels are not kept: build the bank with labels=True")
+        return self.ids[: self._fill].clone()
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._pointer = self._fill = 0
+        for buffer in self.buffers():
+            buffer.zero_()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        pointer, fill = int(self.pointer), int(self.fill)
+        if not (0 <= pointer < self.size and 0 <= fill <= self.size):
+            raise ValueError(f"pointer and fill must be within a bank of {self.size}, got {pointer} and {fill}")
+        self._pointer, self._fill = pointer, fill
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, dim={self.dim}, normalize={self.normalize}, labels={self.ids is not None}"

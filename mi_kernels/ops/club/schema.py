@@ -1,0 +1,47 @@
+"""Operators of the Gaussian CLUB bound: schemas, what they mean, and their shape functions. Imports torch alone.
+
+With c_i = y_i - ybar, m_i = mu_i - ybar, w_i = exp(-logvar_i) and v = mean_i c_i^2, all per dimension,
+
+    value = mean_i log N(y_i; mu_i, exp logvar_i) - mean_ij log N(y_j; mu_i, exp logvar_i)
+          = 1 / (2 B) sum_i sum_d w_i (v - c_i^2 + 2 m_i c_i)
+
+because mean_j (y_j - mu_i)^2 = v + m_i^2: exact in O(B D), no pair is formed.
+
+mu, y [G, B, D]; logvar [G, B, D] or None (unit variance).
+club_forward  -> value [G] and moments [G, 5, D]: ybar as a rounded value and its remainder, v, mean w, mean w m.
+club_backward -> gradients of mu, logvar and y under g [G]:
+    dmu_i = g / B w_i c_i,   dlogvar_i = -g / (2 B) w_i (v - c_i^2 + 2 m_i c_i),
+    dy_i  = g / B (mean(w) c_i - mean(w m) - w_i (c_i - m_i)).
+Bits of `needs` say which are wanted; the others come back empty. `backend` "" is the automatic choice.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NEED_MU, NEED_LOGVAR, NEED_Y = 1, 2, 4
+MOMENTS = 5
+
+library = torch.library.Library("mi_kernels", "FRAGMENT")
+library.define("club_forward(Tensor mu, Tensor? logvar, Tensor y, str backend) -> (Tensor, Tensor)")
+library.define(
+    "club_backward(Tensor mu, Tensor? logvar, Tensor y, Tensor moments, Tensor g, int needs, str backend) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+
+
+def wide(t: Tensor) -> torch.dtype:
+    """fp64 for fp64, fp32 for everything shorter."""
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("mi_kernels::club_forward", lib=library)
+def _(mu, logvar, y, backend):
+    groups, _, depth = mu.shape
+    return mu.new_empty((groups,), dtype=wide(mu)), mu.new_empty((groups, MOMENTS, depth), dtype=wide(mu))
+
+
+@torch.library.register_fake("mi_kernels::club_backward", lib=library)
+def _(mu, logvar, y, moments, g, needs, backend):
+    return tuple(mu.new_empty(mu.shape if needs & bit else (0,)) for bit in (NEED_MU, NEED_LOGVAR, NEED_Y))

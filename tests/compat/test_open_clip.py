@@ -1,0 +1,204 @@
+"""mi_kernels.compat.open_clip in one process, against fp64 formulas and, where installed, open_clip. Two processes:
+tests/test_distributed.py."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mi_kernels.compat import open_clip
+from tests.compat.originals import draw, largest_saved, original, parameters, same
+
+FLAGS = ["local_loss=False", "gather_with_grad=False", "cache_labels=False", "rank=0", "world_size=1"]
+
+
+def theirs():
+    return original("open_clip.loss", "open_clip")
+
+
+def pair(items=7, width=5):
+    return draw(items, width, unit=True), draw(items, width, seed=1, unit=True)
+
+
+def scalar(value):
+    return torch.tensor(value, dtype=torch.float64, requires_grad=True)
+
+
+def clip(image, text, scale):
+    logits = scale * image @ text.T
+    labels = torch.arange(len(image))
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def test_signatures():
+    assert parameters(open_clip.ClipLoss) == [*FLAGS, "use_horovod=False"]
+    assert parameters(open_clip.ClipLoss.forward) == [
+        "image_features",
+        "text_features",
+        "logit_scale",
+        "logit_bias=None",
+        "output_dict=False",
+    ]
+    assert parameters(open_clip.ClipLoss.get_logits) == [
+        "image_features",
+        "text_features",
+        "logit_scale",
+        "logit_bias=None",
+    ]
+    assert parameters(open_clip.ClipLoss.get_ground_truth) == ["device", "num_logits"]
+    assert parameters(open_clip.SigLipLoss) == [
+        "cache_labels=False",
+        "rank=0",
+        "world_size=1",
+        "dist_impl=None",
+        "chunk_size=0",
+    ]
+    assert parameters(open_clip.SigLipLoss.forward) == [
+        "image_features",
+        "text_features",
+        "logit_scale",
+        "logit_bias",
+        "output_dict=False",
+    ]
+    weights = ["caption_loss_weight", "clip_loss_weight", "pad_id=0"]
+    assert parameters(open_clip.CoCaLoss) == [*weights, *FLAGS, "use_horovod=False"]
+    assert parameters(open_clip.CoCaLoss.forward) == [
+        "image_features",
+        "text_features",
+        "logits",
+        "labels",
+        "logit_scale",
+        "output_dict=False",
+    ]
+    assert parameters(open_clip.DistillClipLoss.forward) == [
+        "image_features",
+        "text_features",
+        "logit_scale",
+        "dist_image_features",
+        "dist_text_features",
+        "dist_logit_scale",
+        "output_dict=False",
+    ]
+    gather = ["local_loss=False", "gather_with_grad=False", "rank=0", "world_size=1", "use_horovod=False"]
+    assert parameters(open_clip.gather_features) == ["image_features", "text_features", *gather]
+
+
+@pytest.mark.parametrize("oracle", ["formula", "original"])
+def test_clip_loss(oracle):
+    image, text = pair()
+    scale = scalar(14.3)
+    want = clip(image, text, scale) if oracle == "formula" else theirs().ClipLoss()(image, text, scale)
+    loss = open_clip.ClipLoss(cache_labels=True)
+    same(loss(image, text, scale), want, [image, text, scale])
+    same(loss(image, text, scale, output_dict=True)["contrastive_loss"], want, [image, text, scale])
+    assert loss.state_dict() == {}
+
+
+def test_logit_bias_takes_part_and_cancels():
+    image, text = pair()
+    bias = scalar(-10.0)
+    loss = open_clip.ClipLoss()(image, text, 14.3, bias)
+    torch.testing.assert_close(loss, clip(image, text, 14.3))
+    (gradient,) = torch.autograd.grad(loss, bias)
+    assert abs(float(gradient)) < 1e-12
+
+
+@pytest.mark.parametrize("oracle", ["formula", "original"])
+@pytest.mark.parametrize("bias", [-10.0, None])
+def test_siglip_loss(oracle, bias):
+    image, text = pair()
+    scale = scalar(10.0)
+    bias = None if bias is None else scalar(bias)
+    if oracle == "formula":
+        logits = scale * image @ text.T + (0 if bias is None else bias)
+        want = -F.logsigmoid((2 * torch.eye(7) - 1) * logits).sum() / 7
+    else:
+        want = theirs().SigLipLoss()(image, text, scale, bias)
+    inputs = [image, text, scale, *([] if bias is None else [bias])]
+    same(open_clip.SigLipLoss(chunk_size=3)(image, text, scale, bias), want, inputs)
+    same(open_clip.SigLipLoss()(image, text, scale, bias, output_dict=True)["contrastive_loss"], want, inputs)
+
+
+@pytest.mark.parametrize("oracle", ["formula", "original"])
+@pytest.mark.parametrize("weight", [1.5, 0])
+def test_coca_loss(oracle, weight):
+    image, text = pair()
+    logits = draw(7, 4, 6, seed=2)
+    labels = torch.randint(0, 6, (7, 4))
+    labels[0, 2:] = 0
+    inputs = [image, text, logits]
+    got = open_clip.CoCaLoss(2.0, weight)(image, text, logits, labels, 14.3)
+    if oracle == "original":
+        want = theirs().CoCaLoss(2.0, weight)(image, text, logits, labels, 14.3)
+    else:
+        rows = logits.reshape(-1, 6).log_softmax(1).gather(1, labels.reshape(-1, 1))[labels.reshape(-1) != 0]
+        want = weight * clip(image, text, 14.3), -2.0 * rows.mean()
+    if weight:
+        same(got[0], want[0], inputs)
+    else:
+        assert got[0] == 0
+    same(got[1], want[1], inputs)
+    named = open_clip.CoCaLoss(2.0, weight)(image, text, logits, labels, 14.3, output_dict=True)
+    assert named["contrastive_loss"] == got[0] and named["caption_loss"] == got[1]
+
+
+@pytest.mark.parametrize("oracle", ["formula", "original"])
+def test_distill_loss(oracle):
+    image, text = pair()
+    teacher = draw(7, 3, seed=2, unit=True), draw(7, 3, seed=3, unit=True)
+    scale, teacher_scale = scalar(14.3), scalar(9.0)
+    arguments = (image, text, scale, *teacher, teacher_scale)
+    got = open_clip.DistillClipLoss()(*arguments)
+    if oracle == "original":
+        want = theirs().DistillClipLoss()(*arguments)
+    else:
+        student, soft = scale * image @ text.T, teacher_scale * teacher[0] @ teacher[1].T
+        parts = [-(t.softmax(1) * s.log_softmax(1)).sum(1).mean() for s, t in ((student, soft), (student.T, soft.T))]
+        want = clip(image, text, scale), sum(parts) / 2
+    for g, w in zip(got, want, strict=True):
+        same(g, w, arguments)
+    named = open_clip.DistillClipLoss()(*arguments, output_dict=True)
+    assert named["contrastive_loss"] == got[0] and named["distill_loss"] == got[1]
+
+
+def test_logits_and_labels_are_the_originals():
+    image, text = pair()
+    per_image, per_text = open_clip.ClipLoss().get_logits(image, text, 2.0, torch.tensor(0.5))
+    torch.testing.assert_close(per_image, 2 * image @ text.T + 0.5)
+    torch.testing.assert_close(per_text, per_image.T)
+    assert open_clip.ClipLoss().get_ground_truth("cpu", 3).tolist() == [0, 1, 2]
+    labels = open_clip.SigLipLoss().get_ground_truth("cpu", torch.float32, 2)
+    assert labels.tolist() == [[1, -1], [-1, 1]]
+    negative = open_clip.SigLipLoss().get_ground_truth("cpu", torch.float32, 2, negative_only=True)
+    assert negative.tolist() == [[-1, -1], [-1, -1]]
+
+
+@pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
+def test_no_scores_are_stored(name):
+    image, text = pair(256, 4)
+    loss = getattr(open_clip, name)()
+    assert largest_saved(lambda: loss(image, text, 10.0, None)) < 256 * 16
+
+
+def test_clip_loss_compiles_to_one_graph():
+    image, text = (t.detach().float().requires_grad_() for t in pair())
+    loss = open_clip.ClipLoss()
+    got = torch.compile(loss, fullgraph=True, backend="aot_eager")(image, text, torch.tensor(14.3))
+    same(got, loss(image, text, torch.tensor(14.3)), [image, text], rtol=1e-5, atol=1e-6)
+
+
+def test_bad_input_is_named():
+    image, text = pair()
+    with pytest.raises(ValueError, match="text_features"):
+        open_clip.ClipLoss()(image, text[:5], 1.0)
+    with pytest.raises(ValueError, match="text_features"):
+        open_clip.SigLipLoss()(image, text[:5], 1.0, None)
+    with pytest.raises(ValueError, match="use_horovod"):
+        open_clip.ClipLoss(use_horovod=True)
+    with pytest.raises(ValueError, match="dist_impl"):
+        open_clip.SigLipLoss(dist_impl="ring")
+    with pytest.raises(ValueError, match="world_size"):
+        open_clip.ClipLoss(world_size=2)(image, text, 1.0)
+    with pytest.raises(ValueError, match="world_size"):
+        open_clip.SigLipLoss(world_size=2)(image, text, 1.0, None)
+    with pytest.raises(ValueError, match="dist_image_features"):
+        open_clip.DistillClipLoss()(image, text, 1.0, image[:3], text[:3], 1.0)

@@ -1,0 +1,313 @@
+"""mi_kernels.compat.pytorch_metric_learning against fp64 formulas and, where installed, the original."""
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mi_kernels.compat.pytorch_metric_learning import losses
+from mi_kernels.compat.pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+from tests.compat.originals import draw, largest_saved, original, parameters, same
+
+LABELS = torch.tensor([3, 1, 3, 2, 1, 3, 7, 2, 2, 1, 5])
+NAMES = ["NTXentLoss", "SupConLoss"]
+
+
+def theirs(name="losses"):
+    return original(f"pytorch_metric_learning.{name}")
+
+
+def formula(name, embeddings, labels, temperature, ref=None, ref_labels=None, own=None):
+    """Each pair and anchor written out; the means are those of the default reducers."""
+    if ref is None:
+        ref, ref_labels, own = embeddings, labels, torch.arange(len(labels))
+    scores = F.normalize(embeddings, dim=1) @ F.normalize(ref, dim=1).T / temperature
+    terms = []
+    for a in range(len(labels)):
+        positive = [j for j in range(len(ref)) if ref_labels[j] == labels[a] and (own is None or j != own[a])]
+        negative = [j for j in range(len(ref)) if ref_labels[j] != labels[a]]
+        if name == "NTXentLoss":
+            terms += [scores[a, [p, *negative]].logsumexp(0) - scores[a, p] for p in positive]
+        elif positive and len(positive) + len(negative) > 1:
+            terms.append(scores[a, positive + negative].logsumexp(0) - scores[a, positive].mean())
+    return torch.stack(terms).mean() if terms else (scores * 0).sum()
+
+
+def test_signatures():
+    assert parameters(losses.NTXentLoss) == ["temperature=0.07", "**kwargs"]
+    assert parameters(losses.SupConLoss) == ["temperature=0.1", "**kwargs"]
+    for name in NAMES:
+        assert parameters(getattr(losses, name).forward) == [
+            "embeddings",
+            "labels=None",
+            "indices_tuple=None",
+            "ref_emb=None",
+            "ref_labels=None",
+        ]
+        assert getattr(losses, name)().state_dict() == {}
+    assert parameters(DistributedLossWrapper) == ["loss", "efficient=False"]
+    assert parameters(DistributedLossWrapper.forward) == [
+        "embeddings",
+        "labels=None",
+        "indices_tuple=None",
+        "ref_emb=None",
+        "ref_labels=None",
+        "enqueue_mask=None",
+    ]
+    assert parameters(losses.SelfSupervisedLoss) == ["loss", "symmetric=True", "**kwargs"]
+    assert parameters(losses.SelfSupervisedLoss.forward) == ["embeddings", "ref_emb"]
+    assert parameters(losses.CrossBatchMemory) == [
+        "loss",
+        "embedding_size",
+        "memory_size=1024",
+        "miner=None",
+        "**kwargs",
+    ]
+    assert parameters(losses.CrossBatchMemory.forward) == [
+        "embeddings",
+        "labels",
+        "indices_tuple=None",
+        "enqueue_mask=None",
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("oracle", ["formula", "original"])
+@pytest.mark.parametrize("ref", [False, True])
+def test_labels(name, oracle, ref):
+    embeddings = draw(11, 4)
+    others = (draw(6, 4, seed=1), torch.tensor([1, 3, 9, 2, 2, 1])) if ref else (None, None)
+    if oracle == "formula":
+        want = formula(name, embeddings, LABELS, 0.2, *others)
+    else:
+        want = getattr(theirs(), name)(0.2)(embeddings, LABELS, ref_emb=others[0], ref_labels=others[1])
+    got = getattr(losses, name)(0.2)(embeddings, LABELS, ref_emb=others[0], ref_labels=others[1])
+    same(got, want, [embeddings] if not ref else [embeddings, others[0]])
+
+
+def test_many_positives_are_summed_in_blocks(monkeypatch):
+    monkeypatch.setattr(losses, "_BLOCK_BYTES", 8 * 40 * 7)
+    embeddings, labels = draw(40, 4), torch.arange(40) % 2
+    want = formula("NTXentLoss", embeddings, labels, 0.2)
+    same(losses.NTXentLoss(0.2)(embeddings, labels), want, [embeddings])
+    ref, ref_labels = draw(40, 4, seed=1), torch.arange(40) % 3
+    want = formula("NTXentLoss", embeddings, labels, 0.2, ref, ref_labels)
+    same(losses.NTXentLoss(0.2)(embeddings, labels, ref_emb=ref, ref_labels=ref_labels), want, [embeddings, ref])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["triplets", "pairs"])
+def test_indices(name, kind):
+    embeddings = draw(11, 4)
+    if kind == "triplets":
+        indices = tuple(torch.tensor(t) for t in ([0, 0, 2, 1, 3], [2, 5, 0, 4, 7], [1, 3, 6, 0, 2]))
+    else:
+        indices = tuple(torch.tensor(t) for t in ([0, 2, 4, 9], [2, 5, 1, 1], [0, 0, 4, 6], [1, 6, 0, 2]))
+    got = getattr(losses, name)(0.2)(embeddings, indices_tuple=indices)
+    same(got, getattr(theirs(), name)(0.2)(embeddings, indices_tuple=indices), [embeddings])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_indices_of_all_pairs_are_the_labels(name):
+    embeddings = draw(11, 4)
+    match = (LABELS[:, None] == LABELS) & ~torch.eye(11, dtype=torch.bool)
+    indices = (*torch.where(match), *torch.where(LABELS[:, None] != LABELS))
+    loss = getattr(losses, name)()
+    same(loss(embeddings, indices_tuple=indices), loss(embeddings, LABELS), [embeddings])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("distance", ["DotProductSimilarity", "LpDistance", "CosineSimilarity"])
+@pytest.mark.parametrize("reducer", [None, "SumReducer", "PerAnchorReducer", "ThresholdReducer"])
+def test_the_originals_distances_reducers_and_regularizers(name, distance, reducer):
+    embeddings = draw(11, 4)
+    made = getattr(theirs("distances"), distance)(
+        **({} if distance == "CosineSimilarity" else {"normalize_embeddings": False})
+    )
+    kwargs = {"distance": made, "embedding_regularizer": theirs("regularizers").LpRegularizer()}
+    kwargs["embedding_reg_weight"] = 0.3
+    if reducer:
+        kwargs["reducer"] = getattr(theirs("reducers"), reducer)(**({"low": 0.5} if "Threshold" in reducer else {}))
+    want = getattr(theirs(), name)(0.7, **kwargs)(embeddings, LABELS)
+    same(getattr(losses, name)(0.7, **kwargs)(embeddings, LABELS), want, [embeddings])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("labels", [torch.arange(5), torch.zeros(5, dtype=torch.long)])
+def test_no_pair_gives_zero_with_a_gradient(name, labels):
+    embeddings = draw(5, 3)
+    loss = getattr(losses, name)()(embeddings, labels)
+    loss.backward()
+    assert loss == 0 and (embeddings.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_positive_and_one_negative_count(name):
+    embeddings, ref = draw(1, 3), draw(2, 3, seed=1)
+    labels, ref_labels = torch.tensor([0]), torch.tensor([0, 1])
+    want = formula(name, embeddings, labels, 0.1, ref, ref_labels)
+    same(getattr(losses, name)(0.1)(embeddings, labels, ref_emb=ref, ref_labels=ref_labels), want, [embeddings, ref])
+    assert want > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ref_labels_that_are_labels_keep_the_diagonal(name):
+    embeddings, ref, labels = draw(6, 3), draw(6, 3, seed=1), torch.arange(6)
+    want = formula(name, embeddings, labels, 0.1, ref, labels)
+    same(getattr(losses, name)(0.1)(embeddings, labels, ref_emb=ref, ref_labels=labels), want, [embeddings, ref])
+
+
+def test_half_precision_is_not_floored():
+    embeddings = draw(16, 8, seed=0, dtype=torch.float16)
+    labels = torch.arange(8).repeat(2)
+    want = formula("NTXentLoss", embeddings.double(), labels, 0.03)
+    loss = losses.NTXentLoss(0.03)(embeddings, labels)
+    assert want > 10 and loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), want, rtol=1e-3, atol=0)
+    (gradient,) = torch.autograd.grad(loss, embeddings)
+    assert gradient.dtype == torch.float16 and gradient.ne(0).any(1).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("classes", [2, 128])
+def test_no_scores_are_stored(name, classes):
+    embeddings, labels = draw(256, 4), torch.arange(256) % classes
+    # 8 rows' worth of pairs times 4 features at most, where 256 x 256 scores would be 65536.
+    assert largest_saved(lambda: getattr(losses, name)()(embeddings, labels)) < 256 * 128
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("oracle", ["formula", "original"])
+def test_self_supervised(name, symmetric, oracle):
+    one, two, labels = draw(6, 3), draw(6, 3, seed=1), torch.arange(6)
+    if oracle == "original":
+        want = theirs().SelfSupervisedLoss(getattr(theirs(), name)(0.2), symmetric)(one, two)
+    elif symmetric:
+        want = formula(name, torch.cat([one, two]), labels.repeat(2), 0.2)
+    else:
+        want = formula(name, one, labels, 0.2, two, labels)
+    same(losses.SelfSupervisedLoss(getattr(losses, name)(0.2), symmetric)(one, two), want, [one, two])
+
+
+def batches(number, items=5, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    for _ in range(number):
+        yield (
+            torch.randn(items, 3, generator=g, dtype=torch.float64).requires_grad_(),
+            torch.randint(0, 3, (items,), generator=g),
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("oracle", ["formula", "original"])
+def test_cross_batch_memory(name, oracle):
+    # 12 rows and batches of 5: the third batch wraps around.
+    memory = losses.CrossBatchMemory(getattr(losses, name)(0.2), 3, 12)
+    reference = theirs().CrossBatchMemory(getattr(theirs(), name)(0.2), 3, 12) if oracle == "original" else None
+    kept, kept_labels = torch.zeros(12, 3, dtype=torch.float64), torch.zeros(12, dtype=torch.long)
+    for step, (embeddings, labels) in enumerate(batches(6)):
+        own = (step * 5 + torch.arange(5)) % 12
+        kept[own], kept_labels[own] = embeddings.detach(), labels
+        fill = min(12, step * 5 + 5)
+        if reference is not None:
+            want = reference(embeddings, labels)
+        else:
+            want = formula(name, embeddings, labels, 0.2, kept[:fill].clone(), kept_labels[:fill], own)
+        same(memory(embeddings, labels), want, [embeddings])
+        torch.testing.assert_close(memory.embedding_memory, kept)
+    assert int(memory.queue_idx) == 30 % 12 and bool(memory.has_been_filled)
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_cross_batch_memory_with_an_enqueue_mask(foreign):
+    name = "NTXentLoss"
+    inner = getattr(theirs() if foreign else losses, name)(0.2)
+    memory = losses.CrossBatchMemory(inner, 3, 12)
+    mask = torch.tensor([True, False, True, False, True])
+    kept, kept_labels = [], []
+    for embeddings, labels in batches(5):
+        kept.append(embeddings[mask].detach())
+        kept_labels.append(labels[mask])
+        loss = memory(embeddings, labels, enqueue_mask=mask)
+        ref, ref_labels = torch.cat(kept)[-12:], torch.cat(kept_labels)[-12:]
+        same(loss, formula(name, embeddings[~mask], labels[~mask], 0.2, ref, ref_labels), [embeddings])
+
+
+def test_cross_batch_memory_with_a_miner_and_a_foreign_loss():
+    miner = theirs("miners").MultiSimilarityMiner()
+    for loss in ("NTXentLoss", "TripletMarginLoss"):
+        memory = losses.CrossBatchMemory(getattr(theirs(), loss)(), 3, 12, miner=miner)
+        reference = theirs().CrossBatchMemory(getattr(theirs(), loss)(), 3, 12, miner=copy.deepcopy(miner))
+        for embeddings, labels in batches(4):
+            same(memory(embeddings, labels), reference(embeddings, labels), [embeddings])
+
+
+def test_cross_batch_memory_reads_indices_as_positions_in_the_batch():
+    memory = losses.CrossBatchMemory(losses.NTXentLoss(0.2), 3, 12)
+    listed = []
+    memory.loss.register_forward_pre_hook(lambda _, arguments: listed.append(arguments[2]))
+    (first, first_labels), (second, second_labels) = batches(2)
+    memory(first, first_labels)
+    memory(second, second_labels, tuple(torch.tensor([i]) for i in (0, 1, 0, 2)))
+    anchor, positive, other, negative = listed[-1]
+    assert (anchor[-1], positive[-1], other[-1], negative[-1]) == (0, 5 + 1, 0, 5 + 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cross_batch_memory_resumes_where_it_was(name):
+    memory = losses.CrossBatchMemory(getattr(losses, name)(0.2), 3, 12)
+    assert sorted(memory.state_dict()) == ["embedding_memory", "has_been_filled", "label_memory", "queue_idx"]
+    steps = list(batches(6))
+    for step, (embeddings, labels) in enumerate(steps):
+        if step == 4:
+            file = io.BytesIO()
+            torch.save(memory.state_dict(), file)
+            file.seek(0)
+            resumed = losses.CrossBatchMemory(getattr(losses, name)(0.2), 3, 12).double()
+            resumed.load_state_dict(torch.load(file, weights_only=True))
+        loss = memory(embeddings, labels)
+        if step >= 4:
+            assert torch.equal(resumed(embeddings, labels), loss)
+    assert torch.equal(resumed.embedding_memory, memory.embedding_memory)
+
+
+def test_cross_batch_memory_loads_a_state_of_the_original():
+    memory = losses.CrossBatchMemory(losses.NTXentLoss(), 3, 12)
+    for embeddings, labels in batches(2):
+        memory(embeddings, labels)
+    state = {k: v for k, v in memory.state_dict().items() if k.endswith("memory")}
+    other = losses.CrossBatchMemory(losses.NTXentLoss(), 3, 12)
+    other.load_state_dict(state)
+    assert int(other.queue_idx) == 10 and not bool(other.has_been_filled)
+
+
+def test_bad_input_is_named():
+    embeddings = draw(11, 4)
+    loss = losses.NTXentLoss()
+    for arguments, name in (
+        ((embeddings[0], LABELS), "embeddings"),
+        ((embeddings, LABELS[:3]), "labels"),
+        ((embeddings, LABELS, None, embeddings, LABELS[:2]), "ref_labels"),
+        ((embeddings, LABELS, None, embeddings), "ref_labels"),
+        ((embeddings,), "labels"),
+        ((embeddings, None, (LABELS, LABELS)), "indices_tuple"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            loss(*arguments)
+    with pytest.raises(ValueError, match="temperature"):
+        losses.NTXentLoss(0)(embeddings, LABELS)
+    memory = losses.CrossBatchMemory(loss, 4, 8)
+    with pytest.raises(ValueError, match="memory_size"):
+        memory(embeddings, LABELS)
+    with pytest.raises(ValueError, match="enqueue_mask"):
+        memory(embeddings[:3], LABELS[:3], enqueue_mask=torch.tensor([1, 0, 1]))
+    with pytest.raises(ValueError, match="indices_tuple"):
+        memory(embeddings[:3], LABELS[:3], (LABELS,) * 3, torch.tensor([True, False, True]))
+    with pytest.raises(ValueError, match="embedding"):
+        memory(embeddings[:3, :2], LABELS[:3])
+    with pytest.raises(ValueError, match="positive and as negative"):
+        one = torch.tensor([0])
+        losses.SupConLoss()(embeddings, None, (one, one + 1, one, one + 1))

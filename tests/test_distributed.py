@@ -1,0 +1,231 @@
+"""mk.distributed and the distributed losses of mi_kernels.compat: two gloo processes against one that holds all pairs.
+
+The mean of the ranks' losses is the single process's loss, and so, as DistributedDataParallel averages, are gradients:
+the feature gradients of a rank divided by the number of ranks, and the mean of the scales' gradients.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+import mi_kernels as mk
+from tests import distributed_worker as worker
+
+WORLD = 2
+
+if not (dist.is_available() and dist.is_gloo_available()):
+    pytest.skip("torch was built without gloo", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    script = Path(worker.__file__)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    outs = [folder / f"{rank}.pt" for rank in range(WORLD)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(WORLD), str(folder / "store"), str(out)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, out in enumerate(outs)
+    ]
+    try:
+        said = [process.communicate(timeout=240)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, text in zip(running, said, strict=True):
+        assert process.returncode == 0, text
+    return [torch.load(out, weights_only=True) for out in outs]
+
+
+def whole():
+    t = worker.everything(WORLD)
+    return {name: v.requires_grad_() if v.is_floating_point() else v for name, v in t.items()}
+
+
+def together(ranks, name):
+    """Loss, gradients of x, y and views, gradients of scale and bias: as one process would have them."""
+    values = [rank[name] for rank in ranks]
+    loss = torch.stack([v[0] for v in values]).mean()
+    features = [torch.cat([v[k] for v in values]) / WORLD for k in (1, 2, 3)]
+    numbers = [torch.stack([v[k] for v in values]).mean() for k in (4, 5)]
+    return [loss, *features, *numbers]
+
+
+def formulas(t):
+    """The losses of a single process, written out."""
+    x, y, scale, bias = t["x"], t["y"], t["scale"], t["bias"]
+    labels = torch.arange(len(x))
+    scores = scale * x @ y.T
+    twins = t["ids"][:, None] == t["ids"]
+    unlike = scores.masked_fill(twins & ~torch.eye(len(x), dtype=torch.bool), -torch.inf)
+
+    def views(a, b, s):
+        both = torch.cat([a, b])
+        logits = (s * both @ both.T).masked_fill(torch.eye(len(both), dtype=torch.bool), -torch.inf)
+        return F.cross_entropy(logits, torch.arange(len(both)).roll(len(a)))
+
+    clip = (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2
+    return {
+        "info_nce": F.cross_entropy(scores, labels),
+        "info_nce_symmetric": clip,
+        "info_nce_ids": (F.cross_entropy(unlike, labels) + F.cross_entropy(unlike.T, labels)) / 2,
+        "clip_loss": clip + bias * 0,
+        "siglip_loss": -F.logsigmoid((2 * torch.eye(len(x)) - 1) * (scores + bias)).sum() / len(x),
+        "nt_xent": views(x, y, scale),
+        "lightly_nt_xent": views(x, y, 5.0),
+    }
+
+
+def gradients(loss, t):
+    return worker.with_gradients({"": loss}, t)[""]
+
+
+# info_nce, nt_xent and lightly's losses normalise: at unit features their gradients are the tangential part.
+def tangential(values, t):
+    loss, dx, dy, *rest = values
+    return [loss, *(g - (g * f).sum(1, keepdim=True) * f for g, f in ((dx, t["x"]), (dy, t["y"]))), *rest]
+
+
+@pytest.mark.parametrize("name", list(formulas(whole())))
+def test_equals_the_formula_of_one_process(ranks, name):
+    t = whole()
+    want = gradients(formulas(t)[name], t)
+    if name in ("info_nce", "info_nce_ids", "nt_xent", "lightly_nt_xent"):
+        want = tangential(want, t)
+    for got, expected in zip(together(ranks, name), want, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", list(worker.ours(whole())))
+def test_equals_one_process(ranks, name):
+    t = whole()
+    t["scale"] = t["scale"].detach().requires_grad_()
+    for got, expected in zip(together(ranks, name), gradients(worker.ours(t)[name], t), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["clip False True", "clip True True", "siglip bidir", "siglip gather"])
+def test_open_clips_exact_flags_equal_one_process(ranks, name):
+    t = whole()
+    want = formulas(t)["siglip_loss" if "siglip" in name else "info_nce_symmetric"]
+    for got, expected in zip(together(ranks, name), gradients(want, t), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_open_clip_without_gathered_gradients_has_the_loss_alone(ranks, local):
+    t = whole()
+    want = gradients(formulas(t)["info_nce_symmetric"], t)
+    got = together(ranks, f"clip {local} False")
+    torch.testing.assert_close(got[0], want[0])
+    assert not torch.allclose(got[1], want[1])
+
+
+@pytest.mark.parametrize("name", [f"{kind} {a} {b}" for kind in ("clip", "distill") for a, b in worker.FLAGS])
+def test_open_clip_equals_the_original_on_every_rank(ranks, name):
+    if f"original {name}" not in ranks[0]:
+        pytest.skip("open_clip is not installed")
+    for rank in ranks:
+        for got, want in zip(rank[name], rank[f"original {name}"], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("impl", ["bidir", "shift", "gather", "reduce"])
+def test_siglip_equals_the_original_on_every_rank(ranks, impl):
+    if f"original siglip {impl}" not in ranks[0]:
+        pytest.skip("open_clip is not installed")
+    for rank in ranks:
+        for got, want in zip(rank[f"siglip {impl}"], rank[f"original siglip {impl}"], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+WRAPPED = [
+    f"wrapped {name} {kind}"
+    for name in ("NTXentLoss", "SupConLoss")
+    for kind in ("False", "True", "reference", "memory")
+]
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrapper_equals_the_original_on_every_rank(ranks, name):
+    if f"original {name}" not in ranks[0]:
+        pytest.skip("pytorch_metric_learning is not installed")
+    for rank in ranks:
+        for got, want in zip(rank[name], rank[f"original {name}"], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["NTXentLoss", "SupConLoss"])
+def test_wrapper_equals_one_process(ranks, name):
+    t = whole()
+    loss = getattr(worker.losses, name)(0.2)
+    for kind, reference in (("False", ()), ("reference", (t["y"], t["labels"]))):
+        want = gradients(loss(t["x"], t["labels"], None, *reference), t)
+        values = [rank[f"wrapped {name} {kind}"] for rank in ranks]
+        for rank in values:  # each rank returns the whole loss, times the number of ranks
+            torch.testing.assert_close(rank[0], WORLD * want[0])
+        for k in (1, 2):
+            got = torch.cat([rank[k] for rank in values]) / WORLD
+            torch.testing.assert_close(got, want[k], rtol=1e-9, atol=1e-11)
+
+
+def test_wrapper_without_a_process_group_warns():
+    t = whole()
+    for efficient in (False, True):
+        wrapper = worker.DistributedLossWrapper(worker.losses.SupConLoss(), efficient)
+        with pytest.warns(UserWarning, match="process group"):
+            loss = wrapper(t["x"], t["labels"])
+        torch.testing.assert_close(loss, worker.losses.SupConLoss()(t["x"], t["labels"]))
+    memory = worker.losses.CrossBatchMemory(worker.losses.SupConLoss(), worker.WIDTH)
+    with pytest.raises(ValueError, match="efficient"):
+        worker.DistributedLossWrapper(memory, efficient=True)
+    with pytest.raises(ValueError, match="ref_emb"):
+        worker.DistributedLossWrapper(memory)(t["x"], t["labels"], ref_emb=t["y"])
+
+
+def test_memory_bank_takes_the_keys_of_all_ranks(ranks):
+    keys = worker.everything(WORLD)["y"]
+    for rank in ranks:
+        torch.testing.assert_close(rank["bank"][0][:-1], keys)
+
+
+def test_second_derivatives_cross_the_ranks(ranks):
+    t = whole()
+    # A rank's first derivative is WORLD times the single process's, so its square is WORLD^2 times.
+    first = torch.autograd.grad(mk.info_nce(t["x"], t["y"], temperature=1 / t["scale"]), t["x"], create_graph=True)[0]
+    want = torch.autograd.grad((first**2).sum(), t["y"])[0] * WORLD**2
+    torch.testing.assert_close(torch.cat([rank["second"][0] for rank in ranks]), want)
+
+
+def test_without_a_process_group_these_are_the_plain_losses():
+    t = whole()
+    assert mk.distributed.rank_and_size() == (0, 1)
+    assert mk.distributed.gather(t["x"]) is t["x"]
+    one = mk.distributed.clip_loss(t["x"], t["y"], t["scale"])
+    torch.testing.assert_close(one, mk.clip_loss(t["x"], t["y"], t["scale"]))
+
+
+def test_bad_input_is_named():
+    t = whole()
+    with pytest.raises(ValueError, match="key_ids"):
+        mk.distributed.info_nce(t["x"], t["y"], key_ids=t["ids"])
+    with pytest.raises(ValueError, match="temperature"):
+        mk.distributed.nt_xent(t["x"], t["y"], 0)
+    with pytest.raises(ValueError, match="text_features"):
+        mk.distributed.siglip_loss(t["x"], t["y"][:2], 1.0, None)
+    with pytest.raises(TypeError, match="t must be"):
+        mk.distributed.gather([1.0])
