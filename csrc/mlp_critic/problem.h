@@ -342,7 +342,13 @@ class Problem {
       return;
     }
     if (bits_) {
-      masked_gradient(in.act, w2_, t, masks, gradient, s.d_rows.get(), s.d_pairs.get(), d_bias);
+      const T* operand = gradient;
+      T rounded[kMaxPairs];
+      if constexpr (kLow) {
+        round_fairly(t, i * t.R, j * t.C, gradient, rounded);
+        operand = rounded;
+      }
+      masked_gradient(in.act, w2_, t, masks, gradient, operand, s.d_rows.get(), s.d_pairs.get(), d_bias);
     } else {
       smooth_gradient(in.act, w2_, t, s.z.get(), b2_.get() + own * w2_, w_.get() + own * w2_, gradient, s.d_rows.get(),
                       s.d_pairs.get(), d_w, d_bias);

@@ -91,11 +91,13 @@ MK_INLINE void put_gradient(int64_t k, int64_t P, const T* d, const T* before, E
   }
 }
 
-// d[k][p] = g_p slope_k from the bits; d_bias[k] += sum_p d.
+// d[k][p] = operand_p slope_k from the bits; d_bias[k] += sum_p g_p slope_k. `operand` is g, rounded for 16 bits.
 template <Act A, class T, class E>
-MK_INLINE void masked_gradient(int64_t width, Shape t, const uint32_t* masks, const T* g, E* rows, E* pairs, T* d_bias) {
-  T d[2][kMaxPairs], flat[kMaxPairs];
-  for (int64_t p = 0; p < t.P; ++p) flat[p] = A == Act::kRelu ? T(0) : g[p] * T(0.01);
+MK_INLINE void masked_gradient(int64_t width, Shape t, const uint32_t* masks, const T* g, const T* operand, E* rows,
+                               E* pairs, T* d_bias) {
+  T d[2][kMaxPairs], flat[kMaxPairs], low[kMaxPairs];
+  for (int64_t p = 0; p < t.P; ++p) low[p] = A == Act::kRelu ? T(0) : g[p] * T(0.01);
+  for (int64_t p = 0; p < t.P; ++p) flat[p] = A == Act::kRelu ? T(0) : operand[p] * T(0.01);
   for (int64_t k = 0; k < width; ++k) {
     const uint32_t* m = masks + k / 32 * t.P;
     const uint32_t bit = 1u << (k % 32);
@@ -103,8 +105,12 @@ MK_INLINE void masked_gradient(int64_t width, Shape t, const uint32_t* masks, co
     T total = T(0);
 #pragma omp simd reduction(+ : total)
     for (int64_t p = 0; p < t.P; ++p) {
-      now[p] = m[p] & bit ? g[p] : flat[p];
-      total += now[p];
+      now[p] = m[p] & bit ? operand[p] : flat[p];
+      if constexpr (std::is_same_v<T, E>) {
+        total += now[p];
+      } else {
+        total += m[p] & bit ? g[p] : low[p];
+      }
     }
     d_bias[k] += total;
     put_gradient(k, t.P, now, d[~k & 1], rows, pairs);
@@ -213,9 +219,9 @@ MK_INLINE void single_layer_gradient(int64_t width, Shape t, const T* u, const T
     MK_EACH_ACTIVATION(hidden_rows, n, width, t, u, v, h)                                                              \
   }                                                                                                                    \
   [[maybe_unused]] MK_CLONES static void masked_gradient(Act act, int64_t n, Shape t, const uint32_t* m, const T* g,   \
-                                                         E* rows, E* pairs, T* d_bias) {                               \
-    if (act == Act::kRelu) return body::masked_gradient<Act::kRelu>(n, t, m, g, rows, pairs, d_bias);                  \
-    body::masked_gradient<Act::kLeakyRelu>(n, t, m, g, rows, pairs, d_bias);                                           \
+                                                         const T* operand, E* rows, E* pairs, T* d_bias) {             \
+    if (act == Act::kRelu) return body::masked_gradient<Act::kRelu>(n, t, m, g, operand, rows, pairs, d_bias);         \
+    body::masked_gradient<Act::kLeakyRelu>(n, t, m, g, operand, rows, pairs, d_bias);                                  \
   }                                                                                                                    \
   [[maybe_unused]] MK_CLONES static void smooth_gradient(Act act, int64_t n, Shape t, const T* z, const T* b,          \
                                                          const T* w, const T* g, E* rows, E* pairs, T* d_w,            \
@@ -226,6 +232,21 @@ MK_OPERAND_FUNCTIONS(float, float)
 MK_OPERAND_FUNCTIONS(float, c10::BFloat16)
 MK_OPERAND_FUNCTIONS(double, double)
 #undef MK_OPERAND_FUNCTIONS
+
+// g rounded to bf16, up or down with a chance that makes it right on average. Score gradients are nearly equal over a
+// batch; rounded to nearest they would all err in one direction, and their sums with them. The "chance" is a low-
+// discrepancy sequence of the row and column, so that runs agree and errors along a row cancel.
+[[maybe_unused]] MK_CLONES static void round_fairly(Shape t, int64_t row, int64_t column, const float* g, float* out) {
+  for (int64_t r = 0; r < t.R; ++r)
+    for (int64_t c = 0; c < t.C; ++c) {
+      const uint32_t i = static_cast<uint32_t>(row + r), j = static_cast<uint32_t>(column + c);
+      const uint32_t chance = (i * 0xc13fa9a9u + j * 0x91e10da5u) >> 16;
+      uint32_t bits;
+      std::memcpy(&bits, g + r * t.C + c, 4);
+      bits = (bits + chance) & 0xffff0000u;
+      std::memcpy(out + r * t.C + c, &bits, 4);
+    }
+}
 
 #define MK_TILE_FUNCTIONS(T)                                                                                           \
   [[maybe_unused]] MK_CLONES static void second_layer(Act act, int64_t n, Shape t, const T* z, const T* b, const T* w, \
