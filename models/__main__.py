@@ -31,6 +31,7 @@ SETTINGS: dict[str, tuple[type, str]] = {
     "stride": (int, "of sequences: average this many frames"),
     "segments": (int, "of sequences: equal parts with statistics of their own"),
     "critic_hidden": (int, "width of FactorCL's critics"),
+    "head_layers": (int, "hidden layers of the heads - 1"),
     "temperature": (float, "of the baselines"),
 }
 

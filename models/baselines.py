@@ -27,12 +27,13 @@ class _Baseline(nn.Module):
         feature_dims: tuple[int, int],
         projection_dim: int | None = None,
         temperature: float = 0.1,
+        head_layers: int = 1,
     ):
         super().__init__()
         self.temperature = temperature
         self.encoders = nn.ModuleList([encoder1, encoder2])
         out = projection_dim or min(feature_dims)
-        self.heads = nn.ModuleList([mlp(dim, dim, out, 1) for dim in feature_dims])
+        self.heads = nn.ModuleList([mlp(dim, dim, out, head_layers) for dim in feature_dims])
 
     def encode(self, x1: View, x2: View) -> Pair:
         return self.encoders[0](x1), self.encoders[1](x2)

@@ -41,6 +41,7 @@ DEFAULTS = {
         feature_dim=64,
         stride=4,
         critic_hidden=128,
+        head_layers=0,
     ),
 }
 
@@ -52,6 +53,8 @@ VECTORS: dict[str, tuple[Any, ...]] = {
 }
 SEQUENCES: dict[str, tuple[Any, ...]] = {
     "lr": (3e-4, 1e-3, 3e-3),
+    "feature_dim": (64, 128),
+    "head_layers": (0, 1),
     "dropout": (0.0, 0.3, 0.6),
     "weight_decay": (0.0, 0.01),
     "input_noise": (0.0, 0.1, 0.3),

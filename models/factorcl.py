@@ -41,7 +41,7 @@ class FactorCLConfig:
     4,411,398 (SSL). ``recommended()`` and ``paper()`` change what their docstrings say.
 
     critic_hidden: code (512, 512); the paper says one hidden layer, (512,).
-    head_layers: code 1, two hidden layers; paper 0, one hidden layer.
+    head_layers: synthetic code 1, two hidden layers; paper and the code for real data 0, one hidden layer.
     label: how y enters I(Xi;Y): code "scalar", the class number as one column; "one_hot" has no false order.
     condition_sides: where the label enters I(X1;X2|Y): the synthetic code "first"; its other models and the
         paper "both".

@@ -31,6 +31,7 @@ Model = factorcl._FactorCL | baselines._Baseline
 class RunConfig:
     """Everything that decides a run's result. Encoders, dropout and noise are shared by every model.
 
+    head_layers: hidden layers - 1 of every head: the public synthetic code has 1, its code for real data 0.
     input_noise: deviation of normal noise on the standardised inputs of every training batch.
     inner_batch: FactorCL's inner steps see the "same" batch as the outer one (most of the public code), or a
         "fresh" one drawn from the training rows (Algorithm 3; the synthetic code draws it from all rows, test
@@ -50,6 +51,7 @@ class RunConfig:
     encoder_layers: int = 2
     stride: int = 1
     critic_hidden: int = 512
+    head_layers: int = 1
     temperature: float = 0.1
     preset: str = "recommended"
     augmentation: str = "unique"
@@ -79,8 +81,9 @@ class RunConfig:
             raise ValueError("a shared club_critic learns in the inner steps alone: inner_steps must be at least 1")
         if self.lr <= 0 or self.temperature <= 0:
             raise ValueError(f"lr and temperature must be positive, got {self.lr} and {self.temperature}")
-        if self.inner_steps < 0 or self.encoder_layers < 0 or self.seed < 0:
-            raise ValueError("inner_steps, encoder_layers and seed must not be negative")
+        for name in ("inner_steps", "encoder_layers", "head_layers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.model == "factorcl-ssl" and self.preset == "paper":
             raise ValueError("the paper preset draws negatives within a class: factorcl-ssl has no classes")
 
@@ -133,11 +136,14 @@ def build(config: RunConfig, data: PairedData) -> Model:
     )
     dims = (config.feature_dim, config.feature_dim)
     if config.model in BASELINES:
-        return BASELINES[config.model](encoder1, encoder2, dims, temperature=config.temperature)
+        return BASELINES[config.model](
+            encoder1, encoder2, dims, temperature=config.temperature, head_layers=config.head_layers
+        )
     settings = factorcl.FactorCLConfig(
         num_classes=data.num_classes,
         feature_dims=dims,
         critic_hidden=(config.critic_hidden, config.critic_hidden),
+        head_layers=config.head_layers,
     )
     if config.preset == "recommended":
         settings = settings.recommended()

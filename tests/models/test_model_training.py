@@ -221,3 +221,13 @@ def test_a_mistake_costs_one_clear_line_and_exit_code_two(case, tmp_path, capsys
     assert main([*args, "--quiet", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("model", ["factorcl-sup", "simclr"])
+def test_head_layers_decide_the_depth_of_every_head(model, data):
+    def linears(config):
+        head = next(iter(build(config, data).heads1.values())) if "factorcl" in model else build(config, data).heads[0]
+        return sum(isinstance(part, torch.nn.Linear) for part in head)
+
+    config = dataclasses.replace(TINY, model=model)
+    assert linears(config) == 3 and linears(dataclasses.replace(config, head_layers=0)) == 2
