@@ -51,7 +51,7 @@ def jobs() -> list[str]:
 def _kernel(name: str, activation: str, features: torch.dtype, tf32: bool, H: int):
     bits = activation in ("relu", "leaky_relu")
     if name == "scores":
-        return triton_forward.scores_kernel, triton_forward.tiling(features, H, H, tf32, activation)
+        return triton_forward.scores_kernel, triton_forward.tiling(features, H, tf32, activation)
     if name == "gradient":
         return triton_backward.gradient_kernel, triton_backward.gradient_tiling()
     if name == "second":
