@@ -52,6 +52,7 @@ CASES = (
     + [Case(B=5, N=37, hidden=(5, 3)), Case(B=37, N=5, hidden=ONE), Case(B=1, N=18), Case(B=18, N=1)]
     + [Case(B=11, N=37, hidden=(5, 3), budget=RECOMPUTE), Case(B=11, N=37, hidden=ONE, budget=RECOMPUTE)]
     + [Case(B=11, N=37, hidden=(5, 3), activation="elu", budget=RECOMPUTE)]
+    + [Case(B=19, N=19, hidden=h, pairs="off_diagonal", budget=RECOMPUTE) for h in ((4,), (5, 3))]
     + [Case(B=1, N=1, hidden=(1, 1)), Case(B=1, N=1, hidden=(1,), pairs="off_diagonal")]
     + [Case(B=3, N=3, groups=2, own=own, hidden=h) for own in (True, False) for h in (ONE, (3, 33))]
     + [Case(B=9, N=9, groups=2, own=own, hidden=(3, 5), activation="silu", budget=9000) for own in (True, False)]
