@@ -163,12 +163,13 @@ def statistics(
     Scores are in nats when a bound reads them as log-densities. Statistics are fp32 (fp64 for fp64 inputs). Under
     autocast the layers run in its dtype. Second derivatives exist and materialise the scores.
 
-    Cost, with M = 2 B N H_1 H_2 per group and two hidden layers: M FLOPs forward and 2 M backward where the compiled
-    backend may keep one bit per pair and unit of the second layer (B N H_2 / 8 bytes) and one score per pair within
-    `memory_budget`; 3 M backward otherwise. One hidden layer: O(B N H), nothing is kept. Deeper critics run in row
-    chunks of plain torch with activations of at most `memory_budget` bytes at a time. With
-    `torch.set_float32_matmul_precision("medium")`, or bf16 inputs, the compiled backend multiplies 16-bit tiles and
-    accumulates in fp32, where the CPU can.
+    Cost, with M = 2 B N H_1 H_2 per group and two hidden layers: M FLOPs forward and 2 M backward where the activation
+    is relu or leaky_relu and the compiled backend or Triton may keep one bit per pair and unit of the second layer (B N
+    H_2 / 8 bytes) and one score per pair within `memory_budget`; 3 M backward otherwise. One hidden layer: O(B N H),
+    nothing is kept. Deeper critics run in row chunks of plain torch with activations of at most `memory_budget` bytes
+    at a time. With `torch.set_float32_matmul_precision("medium")`, or bf16 inputs, the compiled backend multiplies
+    16-bit tiles and accumulates in fp32, where the CPU can; Triton multiplies in the dtype of its inputs, in TF32 where
+    torch allows it for CUDA matmuls.
 
     Raises ValueError for empty batches, wrong widths, mixed devices or dtypes, unknown names, and RuntimeError for a
     named backend that cannot run.

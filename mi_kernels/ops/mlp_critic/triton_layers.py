@@ -202,9 +202,7 @@ def first_tiling(dtype: torch.dtype, H1: int, H2: int, tf32: bool, interpreted: 
     return Tiling(2, 64, block(H1, 16, 64), block(H2, 32, 64), 8, 3)
 
 
-def product_tiling(
-    dtype: torch.dtype, H1: int, H2: int, tf32: bool, bits: bool, interpreted: bool = False
-) -> Tiling:
+def product_tiling(dtype: torch.dtype, H1: int, H2: int, tf32: bool, bits: bool, interpreted: bool = False) -> Tiling:
     """Block sizes by dtype, widths and what D is made of, all free of register spills on sm_80 and sm_90."""
     if interpreted:
         return Tiling(4, 16, 32, 32, 4, 1)

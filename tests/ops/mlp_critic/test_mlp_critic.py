@@ -11,7 +11,7 @@ from torch import Tensor
 from mi_kernels.backends import extension_status
 from mi_kernels.ops.mlp_critic import api, dispatch
 from mi_kernels.ops.mlp_critic.activations import ACTIVATIONS
-from mi_kernels.ops.mlp_critic.schema import COL_LSE, OUTPUTS, ROW_LSE, STATISTICS
+from mi_kernels.ops.mlp_critic.schema import COL_LSE, OUTPUTS, ROW_LSE, STATISTICS, kept_shapes
 
 BACKENDS = ["chunked", *(["cpu"] if extension_status() == "available" else [])]
 
@@ -376,5 +376,18 @@ def test_bad_arguments_are_named(change: dict, message: str) -> None:
 def test_a_backend_without_this_critic_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "resolve", lambda op, device, name: name)
     tensors, layers = problem(None, 3, 3, False, (4,))
-    with pytest.raises(RuntimeError, match="has no mlp_critic"):
-        run(tensors, layers, backend="triton")
+    with pytest.raises(RuntimeError, match="'npu' was asked for and has no mlp_critic"):
+        run(tensors, layers, backend="npu")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_a_named_kernel_refuses_deeper_critics(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    monkeypatch.setattr(dispatch, "resolve", lambda op, device, name: name)
+    tensors, layers = problem(None, 3, 3, False, (4, 4, 4))
+    with pytest.raises(RuntimeError, match=f"'{backend}' was asked for and scores critics of one or two hidden layers"):
+        run(tensors, layers, backend=backend)
+
+
+def test_triton_keeps_scores_and_bits_by_rows() -> None:
+    u, v, weights = torch.empty(2, 5, 4), torch.empty(2, 3, 4), [torch.empty(1, 33, 4), torch.empty(1, 1, 33)]
+    assert kept_shapes(u, v, weights, "triton") == ((2, 5, 3), (2, 5, 2, 3))

@@ -10,9 +10,9 @@ from itertools import count, pairwise
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.mlp_critic import api, reference, triton_common
+from mi_kernels.ops.mlp_critic import api, chunked, reference, triton_common
 from mi_kernels.ops.mlp_critic.activations import ACTIVATIONS
-from mi_kernels.ops.mlp_critic.schema import STATISTICS
+from mi_kernels.ops.mlp_critic.schema import COL_LSE, ROW_LSE, STATISTICS
 
 KEEP, RECOMPUTE = 2**26, 1
 
@@ -52,6 +52,7 @@ CASES = (
     + [Case(B=5, N=37, hidden=(5, 3)), Case(B=37, N=5, hidden=ONE), Case(B=1, N=18), Case(B=18, N=1)]
     + [Case(B=11, N=37, hidden=(5, 3), budget=RECOMPUTE), Case(B=11, N=37, hidden=ONE, budget=RECOMPUTE)]
     + [Case(B=11, N=37, hidden=(5, 3), activation="elu", budget=RECOMPUTE)]
+    + [Case(B=19, N=19, hidden=h, pairs="off_diagonal", budget=RECOMPUTE) for h in ((4,), (5, 3))]
     + [Case(B=1, N=1, hidden=(1, 1)), Case(B=1, N=1, hidden=(1,), pairs="off_diagonal")]
     + [Case(B=3, N=3, groups=2, own=own, hidden=h) for own in (True, False) for h in (ONE, (3, 33))]
     + [Case(B=9, N=9, groups=2, own=own, hidden=(3, 5), activation="silu", budget=9000) for own in (True, False)]
@@ -161,11 +162,55 @@ def failures(case: Case, seed: int) -> list[str]:
     return found
 
 
+def operator_failures() -> list[str]:
+    """The operators' fakes and schemas, with parameters of which only some are shared."""
+    gen = torch.Generator().manual_seed(1)
+    normal = lambda *shape: torch.randn(*shape, generator=gen)  # noqa: E731
+    u, v = normal(2, 3, 4), normal(2, 3, 4)
+    weights, biases = [normal(1, 3, 4), normal(2, 1, 3)], [normal(1, 3), normal(2, 1)]
+    critic = (u, v, weights, biases, "relu", "identity", False)
+    ops, tests = torch.ops.mi_kernels, ("test_schema", "test_faketensor")
+    found, gradients = [], []
+    for keep in (True, False):
+        arguments = (*critic, ROW_LSE | COL_LSE, 1.0, keep, 100, "triton")
+        results = [torch.library.opcheck(ops.mlp_critic_forward.default, arguments, test_utils=tests)]
+        positive, row_lse, col_lse, row_sum, _, _, *kept = ops.mlp_critic_forward(*arguments)
+        given = (*critic, row_lse, col_lse, positive, row_lse, None, row_sum, row_sum, *kept, True, 100, "triton")
+        results.append(torch.library.opcheck(ops.mlp_critic_backward.default, given, test_utils=tests))
+        found += [f"{name}: {r}" for done in results for name, r in done.items() if r != "SUCCESS"]
+        gradients.append(ops.mlp_critic_backward(*given))
+    expected = chunked.backward(*critic, row_lse, col_lse, (positive, row_lse, None, row_sum, row_sum), True, 100)
+    found += [
+        f"gradient {k} of mixed parameters: error {distance(a, b):.2e}"
+        for got in gradients
+        for k, (a, b) in enumerate(zip(got, expected, strict=True))
+        if not distance(a, b) < 2e-6
+    ]
+    return found
+
+
+def chunk_failures() -> list[str]:
+    """Chunks cover each pair once and keep the budget."""
+    found = []
+    for sizes in ((3, 5, 7), (1, 100, 3), (2, 1, 300), (2, 33, 130)):
+        for pairs in (1, 40, 200, 10**6):
+            covered = torch.zeros(sizes, dtype=torch.int64)
+            for at in triton_common.chunks(sizes, 4, 4 * pairs, 4, 16):
+                covered[at] += 1
+                if covered[at].numel() > max(pairs, 64):
+                    found.append(f"chunk {at} of {sizes} has more than {pairs} pairs")
+            if not covered.eq(1).all():
+                found.append(f"chunks of {pairs} pairs do not cover {sizes} once")
+    return found
+
+
 def main() -> int:
     warnings.filterwarnings("ignore", module="triton.runtime.interpreter")
     triton_common._PROGRAMS = 6  # so that small cases have sums in several parts, each with several terms
     torch.empty = poisoned(torch.empty)
-    bad = 0
+    others = operator_failures() + chunk_failures()
+    print(*others, sep="\n", end="\n" if others else "")
+    bad = len(others)
     for seed, case in zip(count(), CASES, strict=False):
         for line in failures(case, seed):
             bad += 1
