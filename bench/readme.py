@@ -62,8 +62,8 @@ def info_nce() -> list[str]:
             sizes = f"{mib(rows, 'mi_kernels')} / {mib(rows, 'eager')}"
             lines.append(f"{loss} | {b} | {d} | {ours} | {best_rival(rows)} | {cell(rows, 'eager')} | {sizes}")
     return [
-        f"InfoNCE forward plus backward, fp32, {setting(results[0])}. Multiples of the floor: 3N one-sided, 4N symmetric,",
-        "N one `torch.matmul` of the same shape in the same run. MiB is what a step adds at its peak.",
+        f"InfoNCE forward plus backward, fp32, {setting(results[0])}. Multiples of the floor: 3N one-sided,",
+        "4N symmetric, N one `torch.matmul` of the same shape in the same run. MiB is what a step adds at its peak.",
         "",
         *table("loss | B | D | mi_kernels | best rival | eager | MiB, ours / eager", lines),
     ]

@@ -1,9 +1,9 @@
 """The matrix: critic x bound x backend x dtype x shape, against the definition in fp64.
 
-Over all shapes together a result may err, norm-wise and gradients included, at most twice as much as plain torch does in
-the same precision, plus one part in a million, or one rounding of a 16-bit type, as a single value of plain torch may be
-right by luck. The parts are of the scores' size, 1, for values, and of the longest gradient for gradients; at least of 1
-in fp32, where the last bias's gradient sums score gradients that add up to 1 and cancel.
+Over all shapes together a result may err, norm-wise and gradients included, at most twice as much as plain torch does
+in the same precision, plus one part in a million, or one rounding of a 16-bit type, as a single value of plain torch
+may be right by luck. The parts are of the scores' size, 1, for values, and of the longest gradient for gradients; at
+least of 1 in fp32, where the last bias's gradient sums score gradients that add up to 1 and cancel.
 """
 
 from __future__ import annotations
