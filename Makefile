@@ -42,7 +42,10 @@ demo: $(PACKAGE_STAMP)
 	@echo "make demo: done, the report is runs/demo/report.html ($(path_taken))"
 
 bench: $(PACKAGE_STAMP)
-	$(call step,benchmarks on this CPU,$(PY) -m bench.cpu)
+	$(call step,InfoNCE on this CPU,$(PY) -m bench.cpu)
+	$(call step,concat critics on this CPU,$(PY) -m bench.mlp_critic)
+	$(call step,CLUB and MMD on this CPU,$(PY) -m bench.club)
+	$(call step,the tables of README.md,$(PY) -m bench.readme)
 	@echo "make bench: done, the figures are in bench/results/ ($(path_taken))"
 
 clean:

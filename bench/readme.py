@@ -1,6 +1,6 @@
-"""Rewrites the benchmark section of README.md from bench/results/, so that the page says what was measured.
+"""Rewrites the measured sections of README.md from bench/results/, so that the page says what was measured.
 
-`python -m bench.readme`. The section stands between two markers; rivals in a row are all contenders but ours.
+`python -m bench.readme`. A section stands between two markers; rivals in a row are all contenders but ours.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 from . import machine
 
 README = machine.RESULTS.parent.parent / "README.md"
-BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
 Row = dict[str, Any]
 
 
@@ -120,16 +119,56 @@ def low_precision() -> list[str]:
     ]
 
 
-SECTIONS: tuple[Callable[[], list[str]], ...] = (info_nce, low_precision, concat, moments)
+LABELS = {
+    "linear": "logistic regression on the inputs",
+    "untrained": "the encoders, untrained",
+    "simclr": "SimCLR",
+    "supcon": "SupCon",
+    "cross-self": "Cross+Self",
+    "factorcl-sup": "FactorCL-SUP",
+    "factorcl-ssl": "FactorCL-SSL",
+}
+
+
+def accuracies() -> list[str]:
+    results = {name: load(f"factorcl_{name}")["summary"] for name in ("utd_mhad", "synthetic")}
+    found = {(d, r["model"], r["representation"]): r for d, rows in results.items() for r in rows}
+    lines = []
+    for model, label in LABELS.items():
+        for part, suffix in (("input", ""), ("encoder", ""), ("full", ", its factors")):
+            cells = [found.get((data, model, part)) for data in results]
+            if any(cells):
+                shown = [f"{c['mean']:.3f} ± {c['deviation']:.3f}" if c else "-" for c in cells]
+                lines.append(" | ".join([label + suffix, *shown]))
+    return table("test accuracy | UTD-MHAD | synthetic", lines)
+
+
+def estimators() -> list[str]:
+    totals = load("mi_tasks")["totals"]
+    return [
+        "On forty distributions with known MI (N = 10,000, half held out, three seeds, defaults of `estimate_mi`): mean",
+        f"absolute error {totals['mae']:.3f} nats; {100 * totals['coverage']:.0f} % of the 95 % intervals cover the truth.",
+        "",
+    ]
+
+
+SECTIONS: dict[str, tuple[Callable[[], list[str]], ...]] = {
+    "benchmark table": (info_nce, low_precision, concat, moments),
+    "accuracy table": (accuracies,),
+    "estimator table": (estimators,),
+}
 
 
 def main() -> None:
     text = README.read_text()
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"README.md must hold the markers {BEGIN} and {END}")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    lines = [line for section in SECTIONS for line in section()]
-    README.write_text(before + BEGIN + "\n\n" + "\n".join(lines) + "\n" + END + after)
+    for name, builders in SECTIONS.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if begin not in text or end not in text:
+            raise SystemExit(f"README.md must hold the markers {begin} and {end}")
+        before, after = text.split(begin)[0], text.split(end)[1]
+        lines = [line for section in builders for line in section()]
+        text = before + begin + "\n\n" + "\n".join(lines) + "\n" + end + after
+    README.write_text(text)
     print("bench.readme: README.md holds the figures of bench/results/")
 
 
