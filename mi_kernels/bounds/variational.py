@@ -102,7 +102,9 @@ class MINE(CriticBound):
     evaluation mode value and gradient are Donsker-Varadhan's. `decay=0` is Donsker-Varadhan.
 
     log A is the buffer `log_average` ([*], NaN before the first batch): it is in the checkpoint, and large scores do
-    not overflow it. A batch whose mean is not finite leaves it as it was.
+    not overflow it. A batch counts at most 1 / (1 - decay) times A, so that A at most doubles in a step: one outlier
+    would otherwise silence the denominator until A has decayed, and the scores would grow without end. A batch whose
+    mean is not finite leaves A as it was.
     """
 
     log_average: Tensor
@@ -123,10 +125,11 @@ class MINE(CriticBound):
         value = positive.mean(-1) - log_mean
         if not self.training:
             return value
-        ratio = (log_mean - self._updated_average(log_mean.detach())).exp()
-        return with_gradient_of(value, positive.mean(-1) - ratio)
+        weight = self._weight(log_mean.detach())
+        return with_gradient_of(value, positive.mean(-1) - weight * (log_mean - log_mean.detach()).exp())
 
-    def _updated_average(self, log_mean: Tensor) -> Tensor:
+    def _weight(self, log_mean: Tensor) -> Tensor:
+        """The batch's mean over the moving average, which takes it in."""
         average = self.log_average.to(log_mean)
         if average.dim() == 0:
             average = average.expand(log_mean.shape)
@@ -135,17 +138,18 @@ class MINE(CriticBound):
                 f"x must have the group dimensions of the moving average, {tuple(average.shape)}, "
                 f"got {tuple(log_mean.shape)}"
             )
+        counted = torch.where(average.isnan(), log_mean, log_mean.minimum(average - math.log1p(-self.decay)))
         if self.decay:
-            blended = torch.logaddexp(average + math.log(self.decay), log_mean + math.log1p(-self.decay))
+            blended = torch.logaddexp(average + math.log(self.decay), counted + math.log1p(-self.decay))
         else:
-            blended = log_mean
+            blended = counted = log_mean
         updated = torch.where(average.isnan(), log_mean, blended)
         updated = torch.where(log_mean.isfinite(), updated, average)
         if (self.log_average.shape, self.log_average.dtype) == (updated.shape, updated.dtype):
             self.log_average.copy_(updated)
         else:
             self.log_average = updated
-        return torch.where(updated.isnan(), log_mean, updated)
+        return (counted - torch.where(updated.isnan(), log_mean, updated)).exp()
 
     def learning_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The negative bound, [*]."""

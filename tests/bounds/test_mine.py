@@ -50,6 +50,17 @@ def test_mine_without_memory_and_in_evaluation_is_donsker_varadhan() -> None:
     assert torch.equal(evaluated.log_average, before)
 
 
+def test_an_outlier_at_most_doubles_the_moving_average_of_mine() -> None:
+    bound = MINE(DotCritic(), decay=0.99)
+    x, y = pair()
+    bound(x, y)
+    before = bound.log_average.item()
+    large = [(100 * t).requires_grad_() for t in (x, y)]
+    value = bound(*large)
+    assert bound.log_average.item() == pytest.approx(before + math.log(1.99), abs=1e-9)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(value, large))
+
+
 @pytest.mark.parametrize("lead", [(), (3,)])
 def test_the_moving_average_of_mine_survives_a_checkpoint(lead: tuple[int, ...], tmp_path) -> None:
     bound = MINE(BilinearCritic(4, 4).double())
