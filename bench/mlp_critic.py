@@ -115,7 +115,18 @@ def sizes(batch: int, hidden: tuple[int, ...], seconds: float) -> list[dict[str,
     if len(hidden) == 1:
         return table.rows("concat", size, steps, "split first layer, eager", seconds)
     flop = 6.0 * batch**2 * hidden[0] * hidden[1]
-    return table.rows("concat", size, steps, "matmul", seconds, times_base=3, base_name="3M", flop=flop)
+    return table.rows(
+        "concat",
+        size,
+        steps,
+        "matmul",
+        seconds,
+        times_base=3,
+        base_name="3M",
+        flop=flop,
+        memory=batch <= 512,
+        least=5 if batch <= 256 else 3,
+    )
 
 
 def groups(batch: int, seconds: float) -> list[dict[str, Any]]:

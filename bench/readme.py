@@ -45,7 +45,8 @@ def cell(rows: dict[str, Row], name: str, digits: int = 2) -> str:
 
 
 def mib(rows: dict[str, Row], name: str) -> str:
-    return f"{rows[name]['peak_mib']:.0f}" if name in rows else "-"
+    found = rows.get(name, {}).get("peak_mib")
+    return "-" if found is None else f"{found:.0f}"
 
 
 def table(header: str, lines: Iterable[str]) -> list[str]:
