@@ -28,8 +28,8 @@ def rows(
     least: int = 5,
 ) -> list[dict[str, Any]]:
     """Times `steps` and prints and returns a row for each; the base counts `times_base` times and has a row too unless
-    it is only a unit (`base_name` says which, then). `flop` is what the base stands for, for GFLOP/s; every step is timed
-    `least` times or more often."""
+    it is only a unit (`base_name` says which, then). `flop` is what the base stands for, for GFLOP/s; every step is
+    timed `least` times or more often."""
     for run in steps.values():
         run()
     times = machine.interleaved(steps, seconds, least)
