@@ -158,8 +158,8 @@ def estimators() -> list[str]:
     totals = load("mi_tasks")["totals"]
     return paragraph(
         "On forty distributions with known MI (N = 10,000, half held out, three seeds, defaults of `estimate_mi`):",
-        f"mean absolute error {totals['mae']:.3f} nats; {100 * totals['coverage']:.0f} % of the 95 % intervals cover the",
-        "truth.",
+        f"mean absolute error {totals['mae']:.3f} nats; {100 * totals['coverage']:.0f} % of the 95 % intervals cover",
+        "the truth.",
         "The [staircase](bench/results/staircase.png) shows every bound from 2 to 10 nats.",
     )
 

@@ -103,8 +103,9 @@ class Problem {
     if (in.H2 && !kept_masks) pack_left();
     if (in.H2) pack_back();
     Sums all{parameters ? w2_ * w1_ : 0, parameters ? std::max(w1_, w2_) : 0, column_tiles * w1_ * t.C};
-    all.memory = make_zeros<T>(items * all.size());
+    all.memory = make_buffer<T>(items * all.size());
     each_item([&](int64_t item, int64_t g, int64_t begin, int64_t end, Scratch& s) {
+      std::fill_n(all.of(item).product, all.size(), T(0));
       s.col_lse = padded_columns(weights.col ? weights.col_lse + g * in.N : nullptr);
       s.col = padded_columns(weights.col ? weights.col + g * in.N : nullptr);
       for (int64_t i = begin; i < end; ++i)
@@ -382,33 +383,38 @@ class Problem {
     });
     if (!out.w) return;
     const int64_t weight_groups = in.own_weights ? in.G : 1, items = in.G * splits_ / weight_groups;
-    at::parallel_for(0, weight_groups, 1, [&](int64_t first, int64_t last) {
-      for (int64_t g = first; g < last; ++g) finish_parameters(all, g, items, out);
+    const int64_t rows = in.H2 ? in.H2 : 1;
+    at::parallel_for(0, weight_groups * rows, 32, [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) finish_unit(all, row / rows, row % rows, items, out);
     });
   }
 
-  void finish_parameters(const Sums& all, int64_t g, int64_t items, const Gradients<T>& out) {
-    const auto total = all.of(g * items);  // the first item's sums take in the others
-    for (int64_t k = 1; k < items; ++k) {
-      const T* part = all.of(g * items + k).product;
-      for (int64_t e = 0; e < all.size() - all.dvt; ++e) total.product[e] += part[e];
-    }
-    out.b[g] = *total.d_b;
+  // The parameters' gradients that unit k of the last hidden layer has a share in; the others' with k = 0.
+  void finish_unit(const Sums& all, int64_t g, int64_t k, int64_t items, const Gradients<T>& out) const {
+    auto total = [&](auto part) {
+      T sum = T(0);
+      for (int64_t m = 0; m < items; ++m) sum += part(all.of(g * items + m));
+      return sum;
+    };
+    if (k == 0) out.b[g] = total([](auto one) { return *one.d_b; });
     if (!in.H2) {
-      std::copy_n(total.d_w, in.H1, out.w + g * in.H1);
+      for (int64_t l = 0; l < in.H1; ++l) out.w[g * in.H1 + l] = total([l](auto one) { return one.d_w[l]; });
       return;
     }
-    for (int64_t k = 0; k < in.H2; ++k) {
-      const T *product = total.product + k * w1_, *weight = in.w2 + (g * in.H2 + k) * in.H1;
-      const T w = in.w[g * in.H2 + k], fold = bits_ ? w : T(1);
-      T moved = T(0);
-      for (int64_t l = 0; l < in.H1; ++l) {
-        out.w2[(g * in.H2 + k) * in.H1 + l] = fold * product[l];
-        moved += weight[l] * product[l];
-      }
-      out.b2[g * in.H2 + k] = fold * total.d_bias[k];
-      out.w[g * in.H2 + k] = bits_ ? moved + in.b2[g * in.H2 + k] * total.d_bias[k] : total.d_w[k];
+    const int64_t row = g * in.H2 + k;
+    const T fold = bits_ ? in.w[row] : T(1), bias = total([k](auto one) { return one.d_bias[k]; });
+    T* product = out.w2 + row * in.H1;
+    T moved = T(0);
+    for (int64_t m = 0; m < items; ++m) {
+      const T* part = all.of(g * items + m).product + k * w1_;
+      for (int64_t l = 0; l < in.H1; ++l) product[l] = (m ? product[l] : T(0)) + part[l];
     }
+    for (int64_t l = 0; l < in.H1; ++l) {
+      moved += in.w2[row * in.H1 + l] * product[l];
+      product[l] *= fold;
+    }
+    out.b2[row] = fold * bias;
+    out.w[row] = bits_ ? moved + in.b2[row] * bias : total([k](auto one) { return one.d_w[k]; });
   }
 
   int64_t w1_, w2_, splits_;
