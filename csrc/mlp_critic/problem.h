@@ -404,15 +404,8 @@ class Problem {
     const int64_t row = g * in.H2 + k;
     const T fold = bits_ ? in.w[row] : T(1), bias = total([k](auto one) { return one.d_bias[k]; });
     T* product = out.w2 + row * in.H1;
-    T moved = T(0);
-    for (int64_t m = 0; m < items; ++m) {
-      const T* part = all.of(g * items + m).product + k * w1_;
-      for (int64_t l = 0; l < in.H1; ++l) product[l] = (m ? product[l] : T(0)) + part[l];
-    }
-    for (int64_t l = 0; l < in.H1; ++l) {
-      moved += in.w2[row * in.H1 + l] * product[l];
-      product[l] *= fold;
-    }
+    for (int64_t m = 0; m < items; ++m) take_in(in.H1, all.of(g * items + m).product + k * w1_, m > 0, product);
+    const T moved = dot_and_scale(in.H1, in.w2 + row * in.H1, fold, product);
     out.b2[row] = fold * bias;
     out.w[row] = bits_ ? moved + in.b2[row] * bias : total([k](auto one) { return one.d_w[k]; });
   }

@@ -38,6 +38,28 @@ MK_INLINE T sum(int64_t n, const T* s) {
   return total;
 }
 
+// out = (add ? out : 0) + in
+template <class T>
+MK_INLINE void take_in(int64_t n, const T* in, bool add, T* out) {
+  if (add) {
+    for (int64_t j = 0; j < n; ++j) out[j] += in[j];
+  } else {
+    for (int64_t j = 0; j < n; ++j) out[j] = in[j];
+  }
+}
+
+// <a, b>, with b multiplied by `factor` on the way
+template <class T>
+MK_INLINE T dot_and_scale(int64_t n, const T* a, T factor, T* b) {
+  T total = T(0);
+#pragma omp simd reduction(+ : total)
+  for (int64_t j = 0; j < n; ++j) {
+    total += a[j] * b[j];
+    b[j] *= factor;
+  }
+  return total;
+}
+
 template <class T>
 MK_INLINE T softplus_sum(int64_t n, const T* s) {
   T total = T(0);
@@ -82,6 +104,12 @@ MK_INLINE void add_gradient(int64_t n, const T* s, T gr, T lse, const T* gc, con
   [[maybe_unused]] MK_CLONES static void add_gradient(int64_t n, const T* s, T gr, T lse, const T* gc,                \
                                                       const T* col_lse, T gs, T* g) {                                 \
     body::add_gradient(n, s, gr, lse, gc, col_lse, gs, g);                                                            \
+  }                                                                                                                   \
+  [[maybe_unused]] MK_CLONES static void take_in(int64_t n, const T* in, bool add, T* out) {                          \
+    body::take_in(n, in, add, out);                                                                                   \
+  }                                                                                                                   \
+  [[maybe_unused]] MK_CLONES static T dot_and_scale(int64_t n, const T* a, T factor, T* b) {                          \
+    return body::dot_and_scale(n, a, factor, b);                                                                      \
   }                                                                                                                   \
   [[maybe_unused]] MK_CLONES static void softplus_all(int64_t n, const T* s, T* out) {                                \
     for (int64_t j = 0; j < n; ++j) out[j] = softplus(s[j]);                                                          \
