@@ -23,8 +23,6 @@ def backend_for(device: torch.device, requested: str | None, layers: int) -> str
             f"backend {name!r} was asked for and scores critics of one or two hidden layers, got {layers - 1}"
         )
     if name not in BACKENDS:
-        if requested is None and requested_backend() is None:
-            return "chunked"
         raise RuntimeError(f"backend {name!r} was asked for and has no mlp_critic; it has {', '.join(BACKENDS)}")
     return name
 
