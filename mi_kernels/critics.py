@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .ops.dot_critic import api as dot_critic
 from .ops.mlp_critic import api as mlp_critic
 from .ops.mlp_critic.activations import ACTIVATIONS
-from .ops.mlp_critic.schema import OUTPUTS, PAIRS, STATISTICS, Statistics, accumulator
+from .ops.mlp_critic.schema import OUTPUTS, Statistics, accumulator, check_pairing, check_request
 
 
 class Critic(nn.Module):
@@ -105,19 +105,10 @@ class _InnerProductCritic(Critic):
     ) -> Statistics:
         """As `Critic.statistics`. The log-sums and softplus sums cost 2 B N D FLOPs and O(B + N) memory beyond the
         features, `clipped_row_lse` as much again; `positive` and `row_sum` are exact in O((B + N) D)."""
-        if isinstance(stats, str) or not stats or any(s not in STATISTICS for s in stats):
-            raise ValueError(f"stats must be a non-empty sequence out of {STATISTICS}, got {stats!r}")
-        if pairs not in PAIRS:
-            raise ValueError(f"pairs must be one of {PAIRS}, got {pairs!r}")
-        if "clipped_row_lse" in stats and not (clip is not None and clip > 0):
-            raise ValueError(f"clip must be a positive number where clipped_row_lse is wanted, got {clip}")
+        check_request(stats, pairs, clip)
         a, b, scale = self._checked_features(x, y)
         off_diagonal = pairs == "off_diagonal"
-        if ("positive" in stats or off_diagonal) and a.shape[-2] != b.shape[-2]:
-            raise ValueError(
-                f"y must have as many samples as x ({a.shape[-2]}) for positives or off-diagonal pairs, "
-                f"got {b.shape[-2]}"
-            )
+        check_pairing(stats, pairs, a.shape[-2], b.shape[-2])
         dtype = accumulator(a.dtype)
         found: dict[str, Tensor] = {}
         if "positive" in stats or (off_diagonal and "row_sum" in stats):

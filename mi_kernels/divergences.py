@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .ops.inputs import check_samples
 from .ops.rbf import api
 from .ops.rbf import hsic as hsic_op
 from .ops.rbf.reference import squared_distances
@@ -21,16 +22,10 @@ Bandwidth = float | Tensor | Sequence[float | Tensor] | None
 ESTIMATORS = ("biased", "unbiased")
 _SAMPLE = 128
 _CONSTANT = 1e-20  # an own HSIC below this: every kernel within 1e-10 of 1
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def _check(name: str, t: Tensor, like: Tensor | None = None, same_batch: bool = False) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-    if t.dim() < 2 or t.numel() == 0:
-        raise ValueError(f"{name} must have shape [*, batch, features] and not be empty, got {tuple(t.shape)}")
-    if t.dtype not in _FLOATS:
-        raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
+    check_samples(name, t)
     if like is None:
         return
     kept = slice(None, -1) if same_batch else slice(None, -2)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..inputs import check_samples
 from . import dispatch, reference
 from .schema import NEED_LOGVAR, NEED_MU, NEED_Y
 
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 NEGATIVES = ("all", "others")
 
 
@@ -43,12 +43,7 @@ class _ClubFunction(torch.autograd.Function):
 
 
 def _check(name: str, t: Tensor, like: Tensor | None = None) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-    if t.dim() < 2 or t.numel() == 0:
-        raise ValueError(f"{name} must have shape [*, batch, features] and not be empty, got {tuple(t.shape)}")
-    if t.dtype not in _FLOATS:
-        raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
+    check_samples(name, t)
     if like is None:
         return
     if t.shape != like.shape:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..inputs import FLOATS
 from . import dispatch, reference
 from .primitives import accumulate_dtype
 from .schema import (
@@ -33,7 +34,6 @@ PAIRS = {
     "unequal_ids_or_positive": UNEQUAL_IDS_OR_POSITIVE,
 }
 _STATS = {"row_lse": ROW_LSE, "col_lse": COL_LSE, "row_softplus": SOFTPLUS}
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Statistics(NamedTuple):
@@ -56,7 +56,7 @@ def _features(name: str, t: Tensor) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
     if t.dim() < 2:
         raise ValueError(f"{name} must have shape [*, batch, features], got {tuple(t.shape)}")
-    if t.dtype not in _FLOATS:
+    if t.dtype not in FLOATS:
         raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
     if 0 in t.shape:
         raise ValueError(f"{name} must not be empty, got shape {tuple(t.shape)}")

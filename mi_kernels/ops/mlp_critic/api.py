@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..inputs import FLOATS
 from . import autograd, chunked, dispatch, reference
 from .activations import ACTIVATIONS
-from .schema import BITS, OUTPUTS, PAIRS, STATISTICS, Statistics
+from .schema import BITS, OUTPUTS, STATISTICS, Statistics, check_pairing, check_request
 
 DEFAULT_MEMORY_BUDGET = 64 * 2**20
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def _backend(device: torch.device, requested: str | None, layers: int) -> str:
@@ -28,7 +28,7 @@ def _check_input(name: str, t: Tensor) -> None:
         raise ValueError(f"{name} must have shape [*, batch, features], got {tuple(t.shape)}")
     if t.shape[:-1].numel() == 0:
         raise ValueError(f"{name} must hold at least one sample, got shape {tuple(t.shape)}")
-    if t.dtype not in _DTYPES:
+    if t.dtype not in FLOATS:
         raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
 
 
@@ -125,17 +125,6 @@ def scores(
     return s.reshape(*x.shape[:-1], y.shape[-2])
 
 
-def _check_request(stats: Sequence[str], pairs: str, clip: float | None, memory_budget: int) -> None:
-    if isinstance(stats, str) or not stats or any(s not in STATISTICS for s in stats):
-        raise ValueError(f"stats must be a non-empty sequence out of {STATISTICS}, got {stats!r}")
-    if pairs not in PAIRS:
-        raise ValueError(f"pairs must be one of {PAIRS}, got {pairs!r}")
-    if "clipped_row_lse" in stats and not (clip is not None and clip > 0):
-        raise ValueError(f"clip must be a positive number where clipped_row_lse is wanted, got {clip}")
-    if memory_budget <= 0:
-        raise ValueError(f"memory_budget must be a positive number of bytes, got {memory_budget}")
-
-
 def statistics(
     x: Tensor,
     y: Tensor,
@@ -174,13 +163,12 @@ def statistics(
     Raises ValueError for empty batches, wrong widths, mixed devices or dtypes, unknown names, and RuntimeError for a
     named backend that cannot run.
     """
-    _check_request(stats, pairs, clip, memory_budget)
+    check_request(stats, pairs, clip)
+    if memory_budget <= 0:
+        raise ValueError(f"memory_budget must be a positive number of bytes, got {memory_budget}")
     off_diagonal = pairs == "off_diagonal"
     u, v, later, later_biases = _prepare(x, y, weights, biases, activation, output)
-    if (off_diagonal or "positive" in stats) and u.shape[1] != v.shape[1]:
-        raise ValueError(
-            f"y must have as many samples as x ({u.shape[1]}) for positives or off-diagonal pairs, got {v.shape[1]}"
-        )
+    check_pairing(stats, pairs, u.shape[1], v.shape[1])
     name = _backend(x.device, backend, len(weights))
     score = (activation, output, off_diagonal)
     found: tuple[Tensor, ...]

@@ -68,6 +68,24 @@ class Statistics(NamedTuple):
     clipped_row_lse: Tensor | None = None
 
 
+def check_request(stats: Sequence[str], pairs: str, clip: float | None) -> None:
+    """Names of statistics and pairs that exist, and a clip where one is needed; ValueError otherwise."""
+    if isinstance(stats, str) or not stats or any(s not in STATISTICS for s in stats):
+        raise ValueError(f"stats must be a non-empty sequence out of {STATISTICS}, got {stats!r}")
+    if pairs not in PAIRS:
+        raise ValueError(f"pairs must be one of {PAIRS}, got {pairs!r}")
+    if "clipped_row_lse" in stats and not (clip is not None and clip > 0):
+        raise ValueError(f"clip must be a positive number where clipped_row_lse is wanted, got {clip}")
+
+
+def check_pairing(stats: Sequence[str], pairs: str, rows: int, columns: int) -> None:
+    """As many columns as rows where row i belongs to column i; ValueError otherwise."""
+    if ("positive" in stats or pairs == "off_diagonal") and rows != columns:
+        raise ValueError(
+            f"y must have as many samples as x ({rows}) for positives or off-diagonal pairs, got {columns}"
+        )
+
+
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which inputs of `dtype` are accumulated and statistics returned."""
     return torch.float64 if dtype == torch.float64 else torch.float32
