@@ -83,45 +83,33 @@ struct Call {
   }
 };
 
-// Rows of unit length; returns 1 / max(norm, 1e-12), as torch.nn.functional.normalize has it.
+// f(first, rows) over shares of the rows that are worth a thread each.
+template <class F>
+void share_rows(int64_t rows, int64_t depth, F&& f) {
+  at::parallel_for(0, rows, std::max<int64_t>(1, (1 << 15) / depth),
+                   [&](int64_t begin, int64_t end) { f(begin, end - begin); });
+}
+
+// Brings the rows of t to unit length; returns 1 / norm for the way back.
 template <class T>
 Tensor normalize_rows(Tensor& t) {
-  const int64_t depth = t.size(-1), rows = t.numel() / depth;
-  Tensor inverse = at::empty({rows}, t.options()), unit = at::empty(t.sizes(), t.options());
+  const int64_t depth = t.size(-1), count = t.numel() / depth;
+  Tensor inverse = at::empty({count}, t.options()), unit = at::empty(t.sizes(), t.options());
   const T* in = t.const_data_ptr<T>();
   T *out = unit.mutable_data_ptr<T>(), *inv = inverse.mutable_data_ptr<T>();
-  at::parallel_for(0, rows, std::max<int64_t>(1, (1 << 16) / depth), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      T total = T(0), top = T(0);
-      const T* r = in + i * depth;
-#pragma omp simd reduction(max : top)
-      for (int64_t d = 0; d < depth; ++d) top = std::max(top, std::abs(r[d]));
-      const T shrink = top > T(1e12) ? T(1) / top : T(1);  // a square must not overflow
-#pragma omp simd reduction(+ : total)
-      for (int64_t d = 0; d < depth; ++d) total += (r[d] * shrink) * (r[d] * shrink);
-      inv[i] = T(1) / std::max(std::sqrt(total) / shrink, T(1e-12));
-      for (int64_t d = 0; d < depth; ++d) out[i * depth + d] = r[d] * inv[i];
-    }
-  });
+  share_rows(count, depth, [&](int64_t i, int64_t n) { rows::normalize(n, depth, in + i * depth, out + i * depth, inv + i); });
   t = unit;
   return inverse;
 }
 
-// The gradient of the rows before normalisation: (g - u <u, g>) / norm.
 template <class T>
 void through_normalization(const Tensor& unit, const Tensor& inverse, Tensor& gradient) {
   if (!gradient.numel()) return;
-  const int64_t depth = unit.size(-1), rows = unit.numel() / depth;
+  const int64_t depth = unit.size(-1), count = unit.numel() / depth;
   const T *u = unit.const_data_ptr<T>(), *inv = inverse.const_data_ptr<T>();
   T* g = gradient.mutable_data_ptr<T>();
-  at::parallel_for(0, rows, std::max<int64_t>(1, (1 << 16) / depth), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      T dot = T(0);
-#pragma omp simd reduction(+ : dot)
-      for (int64_t d = 0; d < depth; ++d) dot += u[i * depth + d] * g[i * depth + d];
-      if (inv[i] >= T(1e12)) dot = T(0);  // below the clamp the norm is constant
-      for (int64_t d = 0; d < depth; ++d) g[i * depth + d] = (g[i * depth + d] - dot * u[i * depth + d]) * inv[i];
-    }
+  share_rows(count, depth, [&](int64_t i, int64_t n) {
+    rows::through_normalization(n, depth, u + i * depth, inv + i, g + i * depth);
   });
 }
 

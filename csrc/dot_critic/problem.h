@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../common/buffer.h"
+#include "rows.h"
 #include "tile.h"
 
 namespace mk {
@@ -318,9 +319,7 @@ class Problem {
       for (int64_t b = begin; b < end; ++b) {
         const int64_t n = std::min(kBlock, g.N - b * kBlock);
         std::fill(t.begin(), t.end(), T(0));
-        for (int64_t d0 = 0; d0 < g.D; d0 += 16)
-          for (int64_t j = 0; j < n; ++j)
-            for (int64_t d = d0; d < std::min(d0 + 16, g.D); ++d) t[d * kBlock + j] = g.y[(b * kBlock + j) * g.D + d];
+        rows::transpose(n, g.D, g.y + b * kBlock * g.D, g.D, nullptr, t.data(), kBlock);
         put_tile(yt_.get() + b * depth_ * kBlock, t.data(), depth_);
         if (!want_dx) continue;
         for (int64_t c = 0; c < dblocks_; ++c) {
@@ -337,11 +336,11 @@ class Problem {
 
   void pack_rows(int64_t p, Scratch& w) const {
     const int64_t rows = rows_of(p);
-    std::vector<T> line(depth_, T(0));
-    for (int64_t i = 0; i < m_; ++i) {
-      const T factor = kLow ? T(1) : g.scale;  // 16-bit operands stay exact; their scale is applied to the scores
-      for (int64_t d = 0; d < g.D; ++d) line[d] = i < rows ? g.x[(p * m_ + i) * g.D + d] * factor : T(0);
-      put(w.x.get() + i * depth_, line.data(), depth_);
+    std::fill_n(w.x.get() + rows * depth_, (m_ - rows) * depth_, E(0));
+    if constexpr (!kLow) return rows::scaled_copy(rows * g.D, g.x + p * m_ * g.D, g.scale, w.x.get());
+    for (int64_t i = 0; i < rows; ++i) {  // 16-bit operands stay exact; their scale is applied to the scores
+      put(w.x.get() + i * depth_, g.x + (p * m_ + i) * g.D, g.D);
+      std::fill_n(w.x.get() + i * depth_ + g.D, depth_ - g.D, E(0));
     }
   }
 
@@ -349,14 +348,11 @@ class Problem {
   void pack_rows_transposed(int64_t p, Scratch& w, const T* weight) const {
     if (!(needs_ & kY)) return;
     const int64_t rows = rows_of(p);
-    std::vector<T> t(16 * m_);
+    std::vector<T> t(16 * m_, T(0)), factor(rows, g.scale);
+    for (int64_t i = 0; weight && i < rows; ++i) factor[i] *= weight[i];
     for (int64_t d0 = 0; d0 < g.D; d0 += 16) {
       const int64_t n = std::min<int64_t>(16, g.D - d0);
-      std::fill(t.begin(), t.end(), T(0));
-      for (int64_t i = 0; i < rows; ++i) {
-        const T f = weight ? weight[i] * g.scale : g.scale;
-        for (int64_t d = 0; d < n; ++d) t[d * m_ + i] = g.x[(p * m_ + i) * g.D + d0 + d] * f;
-      }
+      rows::transpose(rows, n, g.x + p * m_ * g.D + d0, g.D, factor.data(), t.data(), m_);
       put(w.xt.get() + d0 * m_, t.data(), n * m_);
     }
   }
@@ -425,13 +421,15 @@ class Problem {
     const int64_t rows = rows_of(p);
     for (int64_t i = 0; i < rows; ++i) {
       const T f = weight ? weight[i] : T(1);
+      const int64_t row = (p * m_ + i) * g.D;
       double dot = 0;
-      for (int64_t d = 0; d < g.D; ++d) {
-        const T v = w.dx[(d / kBlock) * m_ * kBlock + i * kBlock + d % kBlock] * f;
-        if (needs_ & kScale) dot += static_cast<double>(v) * g.x[(p * m_ + i) * g.D + d];
-        if (out.x) out.x[(p * m_ + i) * g.D + d] = v * g.scale;
+      for (int64_t c = 0; c < dblocks_; ++c) {
+        const int64_t d = c * kBlock, n = std::min(kBlock, g.D - d);
+        const T* dx = w.dx.get() + (c * m_ + i) * kBlock;
+        if (needs_ & kScale) dot += rows::dot(n, dx, g.x + row + d);
+        if (out.x) rows::scaled_copy(n, dx, f * g.scale, out.x + row + d);
       }
-      w.dscale += dot;
+      w.dscale += dot * f;
     }
   }
 
@@ -452,13 +450,9 @@ class Problem {
       for (int64_t b = begin; b < end; ++b) {
         const int64_t n = std::min(kBlock, g.N - b * kBlock);
         T* sum = scratch_[0].dyt.get() + b * g.D * kBlock;
-        for (int64_t t = 1; t < threads_; ++t) {
-          const T* other = scratch_[t].dyt.get() + b * g.D * kBlock;
-          for (int64_t e = 0; e < g.D * kBlock; ++e) sum[e] += other[e];
-        }
-        for (int64_t d0 = 0; d0 < g.D; d0 += 16)
-          for (int64_t j = 0; j < n; ++j)
-            for (int64_t d = d0; d < std::min(d0 + 16, g.D); ++d) out.y[(b * kBlock + j) * g.D + d] = sum[d * kBlock + j];
+        for (int64_t t = 1; t < threads_; ++t)
+          rows::add(g.D * kBlock, scratch_[t].dyt.get() + b * g.D * kBlock, sum);
+        rows::transpose(g.D, n, sum, kBlock, nullptr, out.y + b * kBlock * g.D, g.D);
       }
     };
     if (threads_ == 1) return run(0, blocks_);
