@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "../common/buffer.h"
-#include "rows.h"
+#include "../common/rows.h"
 #include "tile.h"
 
 namespace mk {

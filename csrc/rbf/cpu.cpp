@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "../common/gemm.h"
+#include "../common/rows.h"
 
 namespace mk {
 namespace {
@@ -59,28 +60,30 @@ struct TileWork {
 template <class T>
 MK_INLINE double kernel_tile(const TileWork<T>& w) {
   const T tolerance = T(4) * std::numeric_limits<T>::epsilon();
-  double total = 0;
-  T columns[kBlock] = {};
+  T columns[kBlock] = {}, total[kBlock] = {}, norm[kBlock], valid[kBlock];  // locals: no store can alias them
+  for (int64_t j = 0; j < kBlock; ++j) norm[j] = w.col_norm[j], valid[j] = w.col_valid[j];
   for (int64_t i = 0; i < w.rows; ++i) {
     T r[kBlock], slope[kBlock] = {};
     T* s = w.s + i * kBlock;
     const T own = w.row_norm[i];
     for (int64_t j = 0; j < kBlock; ++j) {
-      const T norms = own + w.col_norm[j], d = norms - T(2) * s[j];
+      const T norms = own + norm[j], d = norms - T(2) * s[j];
       r[j] = d <= tolerance * norms ? T(0) : d;  // within rounding of 0; a NaN stays one
     }
     for (int64_t k = 0; k < w.K; ++k) {
       const T g = w.gamma[k];
-      T sum = T(0), weighted = T(0);
-#pragma omp simd reduction(+ : sum, weighted)
+      T kernel[kBlock];
       for (int64_t j = 0; j < kBlock; ++j) {
-        const T e = fast_expm1(-g * r[j]) * w.col_valid[j], kernel = e + w.col_valid[j];
-        sum += e;
-        weighted += kernel * r[j];
-        slope[j] += g * kernel;
+        const T e = fast_expm1(-g * r[j]) * valid[j];
+        total[j] += e;
+        kernel[j] = e + valid[j];
+        slope[j] += g * kernel[j];
       }
-      total += sum;
-      if (w.gamma_sum) w.gamma_sum[k] += weighted;
+      if (!w.gamma_sum) continue;
+      T weighted = T(0);
+#pragma omp simd reduction(+ : weighted)
+      for (int64_t j = 0; j < kBlock; ++j) weighted += kernel[j] * r[j];
+      w.gamma_sum[k] += weighted;
     }
     T sum = T(0);
 #pragma omp simd reduction(+ : sum)
@@ -93,7 +96,9 @@ MK_INLINE double kernel_tile(const TileWork<T>& w) {
     w.row_sum[i] += sum;
   }
   for (int64_t j = 0; j < kBlock; ++j) w.col_sum[j] += columns[j];
-  return total;
+  double found = 0;
+  for (int64_t j = 0; j < kBlock; ++j) found += static_cast<double>(total[j]);
+  return found;
 }
 MK_CLONES double kernel_of_tile(const TileWork<float>& w) { return kernel_tile(w); }
 MK_CLONES double kernel_of_tile(const TileWork<double>& w) { return kernel_tile(w); }
@@ -172,18 +177,12 @@ class Mmd {
     const int64_t n = rows(p);
     const T* z = at(p);
     T* zt = zt_.get() + p * D * kBlock;
-    for (int64_t d0 = 0; d0 < D; d0 += 16)
-      for (int64_t i = 0; i < kBlock; ++i)
-        for (int64_t d = d0; d < std::min(d0 + 16, D); ++d) zt[d * kBlock + i] = i < n ? z[i * D + d] : T(0);
-    for (int64_t i = 0; i < kBlock; ++i) {
-      T total = T(0);
-      if (i < n) {
-#pragma omp simd reduction(+ : total)
-        for (int64_t d = 0; d < D; ++d) total += z[i * D + d] * z[i * D + d];
-      }
-      norm_[p * kBlock + i] = total;
-      valid_[p * kBlock + i] = i < n ? T(1) : T(0);
-    }
+    if (n < kBlock) std::fill_n(zt, D * kBlock, T(0));
+    rows::transpose(n, D, z, D, nullptr, zt, kBlock);
+    T* norm = norm_.get() + p * kBlock;
+    std::fill_n(norm, kBlock, T(0));
+    rows::squared_norms(n, D, z, norm);
+    for (int64_t i = 0; i < kBlock; ++i) valid_[p * kBlock + i] = i < n ? T(1) : T(0);
     if (!gradients_) return;
     T* zp = zp_.get() + p * dblocks_ * kBlock * kBlock;
     std::fill_n(zp, dblocks_ * kBlock * kBlock, T(0));
@@ -238,13 +237,15 @@ class Mmd {
   void own_rows(int64_t p, const T* acc, const T* row_sum) {
     T* out = side(p).gradient + first(p) * D;
     std::copy_n(row_sum, kBlock, row_sum_.get() + p * kBlock);
-    for (int64_t i = 0; i < rows(p); ++i)
-      for (int64_t d = 0; d < D; ++d)
-        out[i * D + d] = acc ? -acc[(d / kBlock * kBlock + i) * kBlock + d % kBlock] : T(0);
+    if (!acc) return std::fill_n(out, rows(p) * D, T(0)), void();
+    for (int64_t d = 0; d < D; d += kBlock)
+      for (int64_t i = 0; i < rows(p); ++i)
+        rows::scaled_copy(std::min(kBlock, D - d), acc + (d + i) * kBlock, T(-1), out + i * D + d);
   }
 
-  void finish(const std::vector<Scratch>& scratch) {
+  void finish(std::vector<Scratch>& scratch) {
     each_thread([&](int64_t t) {
+      std::vector<T> back(kBlock * D);
       for (int64_t p = tiles_ * t / threads_; p < tiles_ * (t + 1) / threads_; ++p) {
         if (!side(p).gradient) continue;
         T* out = side(p).gradient + first(p) * D;
@@ -253,13 +254,10 @@ class Mmd {
           along[i] = row_sum_[p * kBlock + i];
           for (const Scratch& w : scratch) along[i] += w.col_sum[p * kBlock + i];
         }
-        for (int64_t d0 = 0; d0 < D; d0 += 16)
-          for (int64_t i = 0; i < rows(p); ++i)
-            for (int64_t d = d0; d < std::min(d0 + 16, D); ++d) {
-              T other = T(0);
-              for (const Scratch& w : scratch) other += w.dzt[(p * D + d) * kBlock + i];
-              out[i * D + d] += along[i] * at(p)[i * D + d] - other;
-            }
+        T* other = scratch[0].dzt.get() + p * D * kBlock;
+        for (size_t k = 1; k < scratch.size(); ++k) rows::add(D * kBlock, scratch[k].dzt.get() + p * D * kBlock, other);
+        rows::transpose(D, rows(p), other, kBlock, nullptr, back.data(), D);
+        for (int64_t i = 0; i < rows(p); ++i) rows::step_along(D, along[i], at(p) + i * D, back.data() + i * D, out + i * D);
       }
     });
   }

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "../common/simd.h"
+#include "simd.h"
 
 namespace mk::rows {
 
@@ -112,6 +112,22 @@ MK_INLINE void add(int64_t n, const T* other, T* sum) {
   for (int64_t e = 0; e < n; ++e) sum[e] += other[e];
 }
 
+template <class T>
+MK_INLINE void squared_norms(int64_t n, int64_t depth, const T* in, T* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    T total = T(0);
+#pragma omp simd reduction(+ : total)
+    for (int64_t d = 0; d < depth; ++d) total += in[i * depth + d] * in[i * depth + d];
+    out[i] = total;
+  }
+}
+
+// out += along * direction - back
+template <class T>
+MK_INLINE void step_along(int64_t n, T along, const T* direction, const T* back, T* out) {
+  for (int64_t d = 0; d < n; ++d) out[d] += along * direction[d] - back[d];
+}
+
 }  // namespace body
 
 #define MK_ROW_FUNCTIONS(T)                                                                                          \
@@ -130,7 +146,13 @@ MK_INLINE void add(int64_t n, const T* other, T* sum) {
                                                    const T* weight, T* out, int64_t out_stride) {                    \
     body::transpose(rows, columns, in, in_stride, weight, out, out_stride);                                          \
   }                                                                                                                  \
-  [[maybe_unused]] MK_CLONES static void add(int64_t n, const T* other, T* sum) { body::add(n, other, sum); }
+  [[maybe_unused]] MK_CLONES static void add(int64_t n, const T* other, T* sum) { body::add(n, other, sum); }       \
+  [[maybe_unused]] MK_CLONES static void squared_norms(int64_t n, int64_t depth, const T* in, T* out) {             \
+    body::squared_norms(n, depth, in, out);                                                                          \
+  }                                                                                                                  \
+  [[maybe_unused]] MK_CLONES static void step_along(int64_t n, T along, const T* direction, const T* back, T* out) { \
+    body::step_along(n, along, direction, back, out);                                                                \
+  }
 MK_ROW_FUNCTIONS(float)
 MK_ROW_FUNCTIONS(double)
 #undef MK_ROW_FUNCTIONS
