@@ -15,7 +15,7 @@ from torch import Tensor
 from .ops.inputs import check_samples
 from .ops.rbf import api
 from .ops.rbf import hsic as hsic_op
-from .ops.rbf.reference import squared_distances
+from .ops.rbf.reference import centred, squared_distances
 from .ops.rbf.schema import wide
 
 Bandwidth = float | Tensor | Sequence[float | Tensor] | None
@@ -58,8 +58,8 @@ def median_distance(*samples: Tensor) -> Tensor:
     if pooled.shape[1] < 2:
         return pooled.new_ones(pooled.shape[0])
     first, second = torch.triu_indices(pooled.shape[1], pooled.shape[1], 1, device=pooled.device)
-    (centred,) = _centred(pooled)
-    found = squared_distances(centred, centred, 0)[:, first, second].median(-1).values
+    (about_mean,) = centred(pooled)
+    found = squared_distances(about_mean, about_mean, 0)[:, first, second].median(-1).values
     return torch.where(found > 0, found, 1.0).sqrt()
 
 
@@ -68,6 +68,12 @@ def _gamma(bandwidth: Bandwidth, groups: torch.Size, like: Tensor) -> Tensor:
     several = bandwidth if isinstance(bandwidth, Sequence) else (bandwidth,)
     if len(several) == 0:
         raise ValueError("bandwidth must hold at least one number, got an empty sequence")
+    if not any(isinstance(s, Tensor) for s in several):
+        values = [float(s) for s in several]
+        if not all(v > 0 for v in values):
+            raise ValueError(f"bandwidth must be positive, got {bandwidth}")
+        # filled, not copied from the host: a copy would stall a GPU and cannot be captured in a graph
+        return torch.stack([like.new_full((groups.numel(),), 0.5 / v**2) for v in values], -1)
     columns = []
     for s in several:
         t = torch.as_tensor(s, dtype=like.dtype, device=like.device)
@@ -77,13 +83,6 @@ def _gamma(bandwidth: Bandwidth, groups: torch.Size, like: Tensor) -> Tensor:
             raise ValueError(f"bandwidth must be positive, got {t.detach().tolist()}")
         columns.append(0.5 / t.reshape(-1).expand(groups.numel()).square())
     return torch.stack(columns, -1)
-
-
-def _centred(*samples: Tensor) -> list[Tensor]:
-    """The samples about their common mean: no distance changes, and |a|^2 + |b|^2 - 2 a.b cancels less."""
-    count = sum(t.shape[-2] for t in samples)
-    centre = sum(t.detach().sum(-2, keepdim=True) for t in samples) / count
-    return [t - centre for t in samples]
 
 
 def mmd(
@@ -120,7 +119,7 @@ def mmd(
         raise ValueError(f"estimator='unbiased' needs two rows of each, got x {tuple(x.shape)} and y {tuple(y.shape)}")
     dtype = torch.promote_types(wide(x), wide(y))
     groups = x.shape[:-2]
-    a, b = _centred(_flat(x, dtype), _flat(y, dtype))
+    a, b = _flat(x, dtype), _flat(y, dtype)
     gamma = _gamma(median_distance(a, b).view(groups) if bandwidth is None else bandwidth, groups, a)
     found = api.mmd(
         a, b, gamma, 1 / (rows * (rows - less)), 1 / (columns * (columns - less)), -2 / (rows * columns), backend
@@ -158,8 +157,7 @@ def gaussian_mmd(
     gamma = _gamma(s, groups, flat)
     if gamma.shape[-1] != 1:
         raise ValueError(f"bandwidth must be one number or 0-d tensor, got {gamma.shape[-1]} of them")
-    (centred,) = _centred(flat)
-    own = api.mmd(centred, centred[:, :0], gamma, 1 / batch**2, 0.0, 0.0, backend)
+    own = api.mmd(flat, flat[:, :0], gamma, 1 / batch**2, 0.0, 0.0, backend)
     inverse = 2 * gamma[:, 0].double()  # 1 / s^2
     prior = torch.expm1(-0.5 * depth * torch.log1p(2 * inverse))
     squares = flat.square().sum(-1, dtype=torch.float64)
@@ -183,7 +181,7 @@ def hsic(x: Tensor, y: Tensor, *, bandwidth: Bandwidth = None, normalized: bool 
     _check("y", y, x, same_batch=True)
     groups = x.shape[:-2]
     dtype = torch.promote_types(wide(x), wide(y))
-    (a,), (b,) = _centred(_flat(x, dtype)), _centred(_flat(y, dtype))
+    (a,), (b,) = centred(_flat(x, dtype)), centred(_flat(y, dtype))
     pair = bandwidth if isinstance(bandwidth, Sequence) else (bandwidth, bandwidth)
     if len(pair) != 2:
         raise ValueError(f"bandwidth must be one for both or a pair, got {len(pair)} of them")

@@ -16,7 +16,8 @@ class _MMDFunction(torch.autograd.Function):
         bits = (NEED_X, NEED_Y, NEED_GAMMA)
         needs = sum(bit for bit, wanted in zip(bits, ctx.needs_input_grad, strict=False) if wanted)
         run = torch.ops.mi_kernels.rbf_mmd if torch.compiler.is_compiling() else dispatch.mmd
-        found, *gradients = run(x, y, gamma, w_xx, w_yy, w_xy, needs, backend)
+        # Centred here, where autograd does not record it: pairs see differences alone, so the gradients are the same.
+        found, *gradients = run(*reference.centred(x, y), gamma, w_xx, w_yy, w_xy, needs, backend)
         ctx.save_for_backward(x, y, gamma, *gradients)
         ctx.settings = (w_xx, w_yy, w_xy, needs)
         return found
@@ -27,7 +28,7 @@ class _MMDFunction(torch.autograd.Function):
         *weights, needs = ctx.settings
         if torch.is_grad_enabled():
             inputs = [t for t in (x, y, gamma) if t.requires_grad]
-            found = reference.value(x, y, gamma, *weights)
+            found = reference.value(*reference.centred(x, y), gamma, *weights)
             again = iter(torch.autograd.grad(found, inputs, g, create_graph=True, allow_unused=True))
             return *(next(again) if t.requires_grad else None for t in (x, y, gamma)), *(None,) * 4
         slope = g.to(gamma.dtype)
@@ -42,4 +43,4 @@ def mmd(
     x: Tensor, y: Tensor, gamma: Tensor, w_xx: float, w_yy: float, w_xy: float, backend: str | None = None
 ) -> Tensor:
     """The weighted kernel sums of schema.py, [G] in fp64. x [G, B, D], y [G, N, D], gamma [G, K]."""
-    return _MMDFunction.apply(x.contiguous(), y.contiguous(), gamma.contiguous(), w_xx, w_yy, w_xy, backend or "")
+    return _MMDFunction.apply(x, y, gamma.contiguous(), w_xx, w_yy, w_xy, backend or "")

@@ -12,6 +12,15 @@ from torch import Tensor
 from .schema import NEED_GAMMA, NEED_X, NEED_Y, wide
 
 
+def centred(*samples: Tensor) -> list[Tensor]:
+    """The samples about their common mean: no distance changes, and |a|^2 + |b|^2 - 2 a.b cancels less."""
+    centre = samples[0].detach().sum(-2, keepdim=True)
+    for t in samples[1:]:
+        centre = centre + t.detach().sum(-2, keepdim=True)
+    centre = centre / sum(t.shape[-2] for t in samples)
+    return [t - centre for t in samples]
+
+
 def squared_distances(a: Tensor, b: Tensor, first: int | None = None) -> Tensor:
     """|a_i - b_j|^2, [G, rows, N]; exactly 0 where it is within rounding of it, so that equal rows are.
     `first` says that a is rows first, first + 1, ... of b: those pairs are 0 too."""
