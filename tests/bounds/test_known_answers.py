@@ -98,6 +98,24 @@ def test_bounds_of_the_true_critic_are_the_mutual_information() -> None:
         assert values.mean().item() == pytest.approx(expected, abs=4 * error), name
 
 
+@pytest.mark.parametrize(("mi", "d", "batch"), [(0.5, 4, 8), (1.0, 20, 16)])
+def test_the_variance_of_nwj_under_the_true_critic_is_known(mi: float, d: int, batch: int) -> None:
+    """Var_P log r = d rho^2, Var_Q r = e^2I - 1. The strangers of one batch add the pairs (i, j), (j, i), which are
+    dependent: E r(x_i, y_j) r(x_j, y_i) = (1 - rho^4)^-d, by Hermite expansion; the others are uncorrelated."""
+    rho2 = 1 - math.exp(-2 * mi / d)
+    x, y = gaussians(repeats=12_000, batch=batch, mi=mi, d=d)
+    values = NWJ(Shifted(DotCritic(), 1.0))(x, y)
+    strangers = math.exp(2 * mi) - 1 + (1 - rho2**2) ** -d - 1
+    expected = d * rho2 / batch + strangers / (batch * (batch - 1))
+    blocks = (values - mi).square().view(40, -1).mean(-1)
+    error = blocks.std().item() / math.sqrt(40)
+    assert error < 0.1 * expected
+    assert values.var().item() == pytest.approx(expected, abs=4 * error)
+    # without the strangers' own term, or with independent ones, the law is another
+    assert abs(values.var().item() - d * rho2 / batch) > 8 * error
+    assert values.mean().item() == pytest.approx(mi, abs=4 * math.sqrt(expected / 12_000))
+
+
 def test_js_trained_critics_are_valued_without_the_offset_of_nwj() -> None:
     """At the optimum of the JS objective, log r, the NWJ value is 1 / e short; the reported one is not."""
     x, y = gaussians(repeats=16, batch=512, mi=2.0)

@@ -310,3 +310,28 @@ def test_bad_inputs_and_settings_are_named() -> None:
         JointCritic(0)
     with pytest.raises(TypeError, match="critic must map"):
         TotalCorrelation("mlp")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("measure", ["kl", "f"])
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1), (0, 2, 1)])
+def test_relabelled_modalities_have_the_same_measure(measure: str, order: tuple[int, ...]) -> None:
+    """With the critic's inputs relabelled alike: all that the shuffles of four samples can give is the same."""
+    critic, inputs = JointCritic(6, hidden_dims=(8,), activation="tanh").double(), modalities(batch=4)
+    places = list(torch.arange(6).split([2, 3, 1]))
+
+    class Relabelled(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            parts = z.split([len(places[k]) for k in order], -1)
+            back = torch.empty_like(z)
+            for k, part in zip(order, parts, strict=True):
+                back[..., places[k]] = part
+            return critic(back)
+
+    def values(module: nn.Module, samples: list[Tensor]) -> list[float]:
+        with torch.no_grad():
+            found = [TotalCorrelation(module, measure, seed=seed)(*samples).item() for seed in range(300)]
+        return sorted({round(v, 12) for v in found})
+
+    own, other = values(critic, inputs), values(Relabelled(), [inputs[k] for k in order])
+    assert len(own) > 10
+    assert other == pytest.approx(own, abs=1e-11)

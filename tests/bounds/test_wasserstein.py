@@ -151,24 +151,25 @@ def test_spectral_norm_needs_a_weight() -> None:
         WassersteinDependency(DotCritic(), spectral_norm=True)
 
 
-def test_a_penalised_critic_reaches_the_distance_of_noisy_bits() -> None:
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_penalised_critic_reaches_the_distance_of_noisy_bits(seed: int) -> None:
     """W_1 of two bits that agree with probability 0.82 = (1 - e)^2 + e^2 from two independent bits: 0.32."""
+    torch.manual_seed(seed)
     critic = ConcatCritic(1, 1, hidden_dims=(32, 32))
     bound = WassersteinDependency(critic, penalty=10.0)
     optimizer = torch.optim.Adam(critic.parameters(), lr=5e-3, betas=(0.5, 0.9))
     counts = torch.tensor([41, 9, 9, 41])
     cells = torch.arange(4).repeat_interleave(counts)
     x, y = ((cells // 2).float()[:, None], (cells % 2).float()[:, None])
-    for _ in range(400):
+    for _ in range(800):
         loss = bound.learning_loss(x, y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     top = bound.gradient_norm_max.item()
-    # the finite batch leaves true pairs out of Q, which moves the distance by a hundredth
-    assert 0.29 < bound(x, y).item() < 0.36
-    assert bound(x, y).item() / top < 0.325
-    assert 0.7 < bound.gradient_norm_mean.item() and top < 1.4
+    # the finite batch leaves true pairs out of Q, which moves the distance to 0.82 - 4918 / 9900 = 0.3232
+    assert 0.31 < bound(x, y).item() < 0.3233 * top
+    assert 0.9 < bound.gradient_norm_mean.item() < 1.1 and top < 1.15
 
 
 def test_tables_of_the_distance_reach_its_closed_form() -> None:
