@@ -45,7 +45,9 @@ bench: $(PACKAGE_STAMP)
 	$(call step,InfoNCE on this CPU,$(PY) -m bench.cpu)
 	$(call step,concat critics on this CPU,$(PY) -m bench.mlp_critic)
 	$(call step,CLUB and MMD on this CPU,$(PY) -m bench.club)
+	$(call step,the other losses on this CPU,$(PY) -m bench.losses)
 	$(call step,the tables of README.md,$(PY) -m bench.readme)
+	$(call step,the figure of README.md,$(PY) -m bench.plots)
 	@echo "make bench: done, the figures are in bench/results/ ($(path_taken))"
 
 clean:

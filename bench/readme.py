@@ -121,6 +121,19 @@ def moments() -> list[str]:
     ]
 
 
+def other_losses() -> list[str]:
+    result = load("cpu_losses")
+    lines = []
+    for (loss, b, d), rows in by_size(result["rows"], "loss", "B", "D").items():
+        sizes = f"{mib(rows, 'mi_kernels')} / {mib(rows, 'eager')}"
+        base = next(iter(rows.values()))["base"]
+        lines.append(f"{loss} | {b} | {d} | {base} | {ours(rows)} | {best_rival(rows)} | {cell(rows, 'eager')} | {sizes}")
+    return [
+        *paragraph(f"The other losses over dot-product scores, forward plus backward, fp32, {setting(result)}."),
+        *table("loss | B | D | base | mi_kernels | best rival | eager | MiB, ours / eager", lines),
+    ]
+
+
 def low_precision() -> list[str]:
     speeds = [row["speed_over_fp32"] for row in load("cpu_info_nce_low_precision")["rows"]]
     return paragraph(
@@ -165,7 +178,7 @@ def estimators() -> list[str]:
 
 
 SECTIONS: dict[str, tuple[Callable[[], list[str]], ...]] = {
-    "benchmark table": (info_nce, low_precision, concat, moments),
+    "benchmark table": (info_nce, low_precision, other_losses, concat, moments),
     "accuracy table": (accuracies,),
     "estimator table": (estimators,),
 }
