@@ -58,7 +58,7 @@ def median_distance(*samples: Tensor) -> Tensor:
     if pooled.shape[1] < 2:
         return pooled.new_ones(pooled.shape[0])
     first, second = torch.triu_indices(pooled.shape[1], pooled.shape[1], 1, device=pooled.device)
-    (about_mean,) = centred(pooled)
+    about_mean, _ = centred(pooled)
     found = squared_distances(about_mean, about_mean, 0)[:, first, second].median(-1).values
     return torch.where(found > 0, found, 1.0).sqrt()
 
@@ -68,8 +68,8 @@ def _gamma(bandwidth: Bandwidth, groups: torch.Size, like: Tensor) -> Tensor:
     several = bandwidth if isinstance(bandwidth, Sequence) else (bandwidth,)
     if len(several) == 0:
         raise ValueError("bandwidth must hold at least one number, got an empty sequence")
-    if not any(isinstance(s, Tensor) for s in several):
-        values = [float(s) for s in several]
+    values = [float(s) for s in several if isinstance(s, float | int)]
+    if len(values) == len(several):
         if not all(v > 0 for v in values):
             raise ValueError(f"bandwidth must be positive, got {bandwidth}")
         # filled, not copied from the host: a copy would stall a GPU and cannot be captured in a graph
@@ -181,7 +181,7 @@ def hsic(x: Tensor, y: Tensor, *, bandwidth: Bandwidth = None, normalized: bool 
     _check("y", y, x, same_batch=True)
     groups = x.shape[:-2]
     dtype = torch.promote_types(wide(x), wide(y))
-    (a,), (b,) = centred(_flat(x, dtype)), centred(_flat(y, dtype))
+    (a, _), (b, _) = centred(_flat(x, dtype)), centred(_flat(y, dtype))
     pair = bandwidth if isinstance(bandwidth, Sequence) else (bandwidth, bandwidth)
     if len(pair) != 2:
         raise ValueError(f"bandwidth must be one for both or a pair, got {len(pair)} of them")

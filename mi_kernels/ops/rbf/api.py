@@ -17,7 +17,8 @@ class _MMDFunction(torch.autograd.Function):
         needs = sum(bit for bit, wanted in zip(bits, ctx.needs_input_grad, strict=False) if wanted)
         run = torch.ops.mi_kernels.rbf_mmd if torch.compiler.is_compiling() else dispatch.mmd
         # Centred here, where autograd does not record it: pairs see differences alone, so the gradients are the same.
-        found, *gradients = run(*reference.centred(x, y), gamma, w_xx, w_yy, w_xy, needs, backend)
+        a, b = reference.centred(x, y)
+        found, *gradients = run(a, b, gamma, w_xx, w_yy, w_xy, needs, backend)
         ctx.save_for_backward(x, y, gamma, *gradients)
         ctx.settings = (w_xx, w_yy, w_xy, needs)
         return found
@@ -28,7 +29,8 @@ class _MMDFunction(torch.autograd.Function):
         *weights, needs = ctx.settings
         if torch.is_grad_enabled():
             inputs = [t for t in (x, y, gamma) if t.requires_grad]
-            found = reference.value(*reference.centred(x, y), gamma, *weights)
+            a, b = reference.centred(x, y)
+            found = reference.value(a, b, gamma, *weights)
             again = iter(torch.autograd.grad(found, inputs, g, create_graph=True, allow_unused=True))
             return *(next(again) if t.requires_grad else None for t in (x, y, gamma)), *(None,) * 4
         slope = g.to(gamma.dtype)

@@ -12,13 +12,12 @@ from torch import Tensor
 from .schema import NEED_GAMMA, NEED_X, NEED_Y, wide
 
 
-def centred(*samples: Tensor) -> list[Tensor]:
+def centred(x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The samples about their common mean: no distance changes, and |a|^2 + |b|^2 - 2 a.b cancels less."""
-    centre = samples[0].detach().sum(-2, keepdim=True)
-    for t in samples[1:]:
-        centre = centre + t.detach().sum(-2, keepdim=True)
-    centre = centre / sum(t.shape[-2] for t in samples)
-    return [t - centre for t in samples]
+    y = x[:, :0] if y is None else y
+    total = x.detach().sum(-2, keepdim=True) + y.detach().sum(-2, keepdim=True)
+    centre = total / (x.shape[-2] + y.shape[-2])
+    return x - centre, y - centre
 
 
 def squared_distances(a: Tensor, b: Tensor, first: int | None = None) -> Tensor:
