@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .ops.inputs import check_samples
 from .ops.rbf import api
-from .ops.rbf import hsic as hsic_op
 from .ops.rbf.reference import centred, squared_distances
 from .ops.rbf.schema import wide
 
@@ -165,7 +164,9 @@ def gaussian_mmd(
     return (own + prior - 2 * torch.expm1(to_prior).mean(-1)).to(flat.dtype).reshape(groups)
 
 
-def hsic(x: Tensor, y: Tensor, *, bandwidth: Bandwidth = None, normalized: bool = True) -> Tensor:
+def hsic(
+    x: Tensor, y: Tensor, *, bandwidth: Bandwidth = None, normalized: bool = True, backend: str | None = None
+) -> Tensor:
     """Hilbert-Schmidt independence criterion, biased: tr(K H L H) / B^2, [*] (Gretton et al. 2005, with B for B - 1).
 
     x [*, B, Dx], y [*, B, Dy]; Gaussian kernels. bandwidth: one for both (number, 0-d tensor or [*]), a pair (of x, of
@@ -173,9 +174,9 @@ def hsic(x: Tensor, y: Tensor, *, bandwidth: Bandwidth = None, normalized: bool 
     kernel CKA of Kornblith et al. 2019. A constant x or y gives 0, not 0 / 0, with gradient 0.
 
     The biased estimate is never negative beyond rounding; under independence it is of order 1 / B. fp32 out (fp64 for
-    fp64). Differentiable twice in x, y and a tensor bandwidth. Cost 2 B^2 (Dx + Dy) FLOP forward, three times that
-    backward, in row chunks of plain torch on every device, at most 32 MiB of pairs at a time. Raises ValueError or
-    TypeError naming the argument.
+    fp64). Differentiable twice in x, y and a tensor bandwidth. Cost 2 B^2 (Dx + Dy) FLOP forward, twice that backward
+    in Triton, three times in plain torch, which holds at most 32 MiB of pairs at a time; O(B D) memory. Raises
+    ValueError or TypeError naming the argument, RuntimeError if a backend that was named cannot run.
     """
     _check("x", x)
     _check("y", y, x, same_batch=True)
@@ -189,7 +190,7 @@ def hsic(x: Tensor, y: Tensor, *, bandwidth: Bandwidth = None, normalized: bool 
         _gamma(median_distance(t).view(groups) if s is None else s, groups, t)[:, 0]
         for s, t in zip(pair, (a, b), strict=True)
     )
-    cross, own_x, own_y = hsic_op.sums(a, b, gx, gy).unbind(-1)
+    cross, own_x, own_y = api.hsic(a, b, gx, gy, backend).unbind(-1)
     if not normalized:
         return cross.to(dtype).reshape(groups)
     known = torch.minimum(own_x, own_y) > _CONSTANT

@@ -1,33 +1,36 @@
-"""Runs the operators of the CLUB bound on a backend."""
+"""Runs the operators of the CLUB bound on a backend. Kernels are imported when they are first used."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ...backends import requested_backend, resolve
+from ...backends import resolve
 from . import reference
 from .schema import library
 
 
-def _compiled(device: torch.device, backend: str) -> bool:
-    name = resolve("club", device, backend or None)
-    if name == "triton" and (backend or requested_backend()) == "triton":
-        raise RuntimeError("backend 'triton' was asked for and cannot run club: it has no Triton kernel")
-    return name == "cpu"
-
-
 def forward(mu: Tensor, logvar: Tensor | None, y: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    if _compiled(mu.device, backend):
+    name = resolve("club", mu.device, backend or None)
+    if name == "cpu":
         return torch.ops.mi_kernels_cpu.club_forward(mu, logvar, y)
+    if name == "triton":
+        from . import triton
+
+        return triton.forward(mu, logvar, y)
     return reference.forward(mu, logvar, y)
 
 
 def backward(
     mu: Tensor, logvar: Tensor | None, y: Tensor, moments: Tensor, g: Tensor, needs: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _compiled(mu.device, backend):
+    name = resolve("club", mu.device, backend or None)
+    if name == "cpu":
         return torch.ops.mi_kernels_cpu.club_backward(mu, logvar, y, moments, g, needs)
+    if name == "triton":
+        from . import triton
+
+        return triton.backward(mu, logvar, y, moments, g, needs)
     return reference.backward(mu, logvar, y, moments, g, needs)
 
 

@@ -1,4 +1,4 @@
-"""Autograd of the sums of a Gaussian kernel over pairs. Callers validate."""
+"""Autograd of the sums of Gaussian kernels over pairs. Callers validate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference
-from .schema import NEED_GAMMA, NEED_X, NEED_Y
+from . import hsic as hsic_formulas
+from .schema import NEED_GAMMA, NEED_GAMMA_Y, NEED_X, NEED_Y
 
 
 class _MMDFunction(torch.autograd.Function):
@@ -46,3 +47,32 @@ def mmd(
 ) -> Tensor:
     """The weighted kernel sums of schema.py, [G] in fp64. x [G, B, D], y [G, N, D], gamma [G, K]."""
     return _MMDFunction.apply(x, y, gamma.contiguous(), w_xx, w_yy, w_xy, backend or "")
+
+
+class _HSICFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y, gx, gy, backend):
+        run = torch.ops.mi_kernels.rbf_hsic if torch.compiler.is_compiling() else dispatch.hsic_forward
+        products, rows = run(x, y, gx, gy, backend)
+        ctx.save_for_backward(x, y, gx, gy, rows)
+        ctx.backend = backend
+        return hsic_formulas.combine(products, *rows.unbind(1))
+
+    @staticmethod
+    def backward(ctx, g):
+        x, y, gx, gy, rows = ctx.saved_tensors
+        problem = (x, y, gx, gy)
+        if torch.is_grad_enabled():
+            inputs = [t for t in problem if t.requires_grad]
+            again = iter(torch.autograd.grad(hsic_formulas.value(*problem), inputs, g, create_graph=True))
+            return *(next(again) if t.requires_grad else None for t in problem), None
+        bits = (NEED_X, NEED_Y, NEED_GAMMA, NEED_GAMMA_Y)
+        needs = sum(bit for bit, wanted in zip(bits, ctx.needs_input_grad, strict=False) if wanted)
+        run = torch.ops.mi_kernels.rbf_hsic_grad if torch.compiler.is_compiling() else dispatch.hsic_backward
+        gradients = run(*problem, rows, g.contiguous(), needs, ctx.backend)
+        return *(t if needs & bit else None for t, bit in zip(gradients, bits, strict=True)), None
+
+
+def hsic(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, backend: str | None = None) -> Tensor:
+    """HSIC(x, y), HSIC(x, x) and HSIC(y, y), biased, [G, 3] in fp64; x [G, B, Dx], y [G, B, Dy], gamma [G]."""
+    return _HSICFunction.apply(x.contiguous(), y.contiguous(), gx.contiguous(), gy.contiguous(), backend or "")

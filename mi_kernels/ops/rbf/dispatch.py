@@ -1,4 +1,4 @@
-"""Runs the operator for sums of a Gaussian kernel on a backend."""
+"""Runs the operators for sums of Gaussian kernels on a backend. Kernels are imported when they are first used."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...backends import requested_backend, resolve
-from . import reference
+from . import hsic, reference
 from .schema import library
 
 CHUNK_BYTES = 32 << 20
@@ -21,14 +21,49 @@ def mmd(
     x: Tensor, y: Tensor, gamma: Tensor, w_xx: float, w_yy: float, w_xy: float, needs: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     name = resolve("rbf_mmd", x.device, backend or None)
-    if name == "triton" and (backend or requested_backend()) == "triton":
-        raise RuntimeError("backend 'triton' was asked for and cannot run rbf_mmd: it has no Triton kernel")
     problem = (x, y, gamma, w_xx, w_yy, w_xy, needs)
     if name == "cpu":
         return torch.ops.mi_kernels_cpu.rbf_mmd(*problem)
+    if name == "triton":
+        from . import triton_mmd
+
+        return triton_mmd.mmd(*problem)
     rows = None if name == "reference" else chunk_rows(x.shape[0], max(x.shape[1], y.shape[1]))
     return reference.value_and_gradients(*problem, rows=rows)
 
 
+def _hsic_backend(x: Tensor, backend: str) -> str:
+    name = resolve("rbf_hsic", x.device, backend or None)
+    if name == "cpu" and (backend or requested_backend()) == "cpu":
+        raise RuntimeError("backend 'cpu' was asked for and cannot run rbf_hsic: it has no compiled kernel")
+    return name
+
+
+def _hsic_rows(x: Tensor, name: str) -> int:
+    return x.shape[1] if name == "reference" else chunk_rows(x.shape[0], 4 * x.shape[1])
+
+
+def hsic_forward(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    name = _hsic_backend(x, backend)
+    if name == "triton":
+        from . import triton_hsic
+
+        return triton_hsic.forward(x, y, gx, gy)
+    return hsic.forward(x, y, gx, gy, _hsic_rows(x, name))
+
+
+def hsic_backward(
+    x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, rows: Tensor, g: Tensor, needs: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    name = _hsic_backend(x, backend)
+    if name == "triton":
+        from . import triton_hsic
+
+        return triton_hsic.backward(x, y, gx, gy, rows, g, needs)
+    return hsic.backward(x, y, gx, gy, rows, g, needs, _hsic_rows(x, name))
+
+
 for _key in ("CPU", "CUDA"):
     library.impl("rbf_mmd", mmd, _key)
+    library.impl("rbf_hsic", hsic_forward, _key)
+    library.impl("rbf_hsic_grad", hsic_backward, _key)

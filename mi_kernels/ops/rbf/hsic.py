@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .dispatch import chunk_rows
-from .schema import wide
+from .schema import NEED_GAMMA, NEED_GAMMA_Y, NEED_X, NEED_Y, wide
 
 
 def _chunks(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, rows: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -25,7 +24,7 @@ def _chunks(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, rows: int) -> Iterator
         yield part, e, f
 
 
-def _combine(products: Tensor, e: Tensor, f: Tensor) -> Tensor:
+def combine(products: Tensor, e: Tensor, f: Tensor) -> Tensor:
     """(tr EHFH, tr EHEH, tr FHFH) / B^2, [G, 3], from the sums of products [G, 3] and the row sums [G, B]."""
     batch = e.shape[-1]
     rows = torch.stack([(e * f).sum(-1), (e * e).sum(-1), (f * f).sum(-1)], -1)
@@ -40,43 +39,42 @@ def _products(e: Tensor, f: Tensor) -> Tensor:
 def value(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor) -> Tensor:
     """[G, 3]; every pair is materialised, differentiable any number of times."""
     (_, e, f), *_ = _chunks(x.to(wide(x)), y.to(wide(y)), gx, gy, x.shape[1])
-    return _combine(_products(e, f), e.sum(-1, dtype=torch.float64), f.sum(-1, dtype=torch.float64))
+    return combine(_products(e, f), e.sum(-1, dtype=torch.float64), f.sum(-1, dtype=torch.float64))
 
 
-class _HSICFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, y, gx, gy, rows):
-        products, e_rows, f_rows = x.new_zeros((x.shape[0], 3), dtype=torch.float64), [], []
-        for _, e, f in _chunks(x.to(wide(x)), y.to(wide(y)), gx, gy, rows):
-            products = products + _products(e, f)
-            e_rows.append(e.sum(-1, dtype=torch.float64))
-            f_rows.append(f.sum(-1, dtype=torch.float64))
-        e_sum, f_sum = torch.cat(e_rows, -1), torch.cat(f_rows, -1)
-        ctx.save_for_backward(x, y, gx, gy, e_sum, f_sum)
-        ctx.rows = rows
-        return _combine(products, e_sum, f_sum)
+def forward(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """The operator rbf_hsic of schema.py, `rows` rows of pairs at a time."""
+    products, e_rows, f_rows = x.new_zeros((x.shape[0], 3), dtype=torch.float64), [], []
+    for _, e, f in _chunks(x.to(wide(x)), y.to(wide(y)), gx, gy, rows):
+        products = products + _products(e, f)
+        e_rows.append(e.sum(-1, dtype=torch.float64))
+        f_rows.append(f.sum(-1, dtype=torch.float64))
+    return products, torch.stack([torch.cat(e_rows, -1), torch.cat(f_rows, -1)], 1)
 
-    @staticmethod
-    def backward(ctx, g):
-        x, y, gx, gy, e_sum, f_sum = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            inputs = [t for t in (x, y, gx, gy) if t.requires_grad]
-            again = iter(torch.autograd.grad(value(x, y, gx, gy), inputs, g, create_graph=True))
-            return *(next(again) if t.requires_grad else None for t in (x, y, gx, gy)), None
-        batch = x.shape[1]
-        a, b = x.to(wide(x)), y.to(wide(y))
-        g = (g / batch**2).to(a.dtype)[:, :, None, None]
-        dx, dy, dgx, dgy = (torch.zeros_like(t) for t in (a, b, gx, gy))
-        means = [(t / batch).to(a.dtype) for t in (e_sum, f_sum)]
-        for part, e, f in _chunks(a, b, gx, gy, ctx.rows):
-            he, hf = (
-                k - m[:, part, None] - m[:, None] + m.mean(-1)[:, None, None]
-                for k, m in zip((e, f), means, strict=True)
-            )
-            of_e, of_f = g[:, 0] * hf + 2 * g[:, 1] * he, g[:, 0] * he + 2 * g[:, 2] * hf
-            _accumulate(a, part, of_e * (e + 1), gx, dx, dgx)
-            _accumulate(b, part, of_f * (f + 1), gy, dy, dgy)
-        return dx.to(x.dtype), dy.to(y.dtype), dgx, dgy, None
+
+def backward(
+    x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, row_sums: Tensor, g: Tensor, needs: int, rows: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator rbf_hsic_grad of schema.py, `rows` rows of pairs at a time."""
+    batch = x.shape[1]
+    a, b = x.to(wide(x)), y.to(wide(y))
+    g = (g / batch**2).to(a.dtype)[:, :, None, None]
+    found = dx, dy, dgx, dgy = [torch.zeros_like(t) for t in (a, b, gx, gy)]
+    means = (row_sums / batch).to(a.dtype).unbind(1)
+    for part, e, f in _chunks(a, b, gx, gy, rows):
+        he, hf = (
+            k - m[:, part, None] - m[:, None] + m.mean(-1)[:, None, None]
+            for k, m in zip((e, f), means, strict=True)
+        )
+        of_e, of_f = g[:, 0] * hf + 2 * g[:, 1] * he, g[:, 0] * he + 2 * g[:, 2] * hf
+        _accumulate(a, part, of_e * (e + 1), gx, dx, dgx)
+        _accumulate(b, part, of_f * (f + 1), gy, dy, dgy)
+    bits = (NEED_X, NEED_Y, NEED_GAMMA, NEED_GAMMA_Y)
+    gradients = [
+        t.to(like.dtype) if needs & bit else like.new_empty(0)
+        for t, like, bit in zip(found, (x, y, gx, gy), bits, strict=True)
+    ]
+    return gradients[0], gradients[1], gradients[2], gradients[3]
 
 
 def _accumulate(a: Tensor, part: slice, of_exponent: Tensor, gamma: Tensor, da: Tensor, dgamma: Tensor) -> None:
@@ -85,8 +83,3 @@ def _accumulate(a: Tensor, part: slice, of_exponent: Tensor, gamma: Tensor, da: 
     dgamma -= (of_exponent * distance).sum((-2, -1))
     slope = -4 * gamma[:, None, None] * of_exponent
     da[:, part] += slope.sum(-1, keepdim=True) * a[:, part] - slope @ a
-
-
-def sums(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor) -> Tensor:
-    """HSIC(x, y), HSIC(x, x) and HSIC(y, y), biased, [G, 3] in fp64; x [G, B, Dx], y [G, B, Dy], gamma [G]."""
-    return _HSICFunction.apply(x, y, gx, gy, chunk_rows(x.shape[0], 4 * x.shape[1]))

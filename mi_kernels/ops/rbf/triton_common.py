@@ -1,0 +1,101 @@
+"""Tile primitives and launch settings that the Gaussian kernel sums in Triton share.
+
+A program owns BM rows of the samples and walks over a range of columns, BN a step; all samples are fp32 or fp64. A tile
+of inner products becomes a tile of squared distances, and that e = expm1(-gamma r^2); none of them leaves the program,
+except where features are wider than BO: there slopes go to a buffer of CHUNK_BYTES, which a matmul reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ..dot_critic.triton_common import next_power
+
+CHUNK_BYTES = 64 * 2**20
+_PROGRAMS = 512  # what a launch splits its columns for; by shape alone, so that a result is the same everywhere
+_MAX_SIDE = 2**30
+
+
+@triton.jit
+def expm1(t, TERMS: tl.constexpr):
+    """exp(t) - 1 for t <= 0 with a small relative error; a NaN stays one."""
+    b_poly = tl.zeros_like(t) + 1.0
+    for k in tl.static_range(TERMS, 1, -1):
+        b_poly = 1.0 + b_poly * (t * (1.0 / k))
+    return tl.where(t > -1.0, t * b_poly, tl.exp(t) - 1.0)
+
+
+@triton.jit
+def distance_tile(b_dot, b_own_norm, b_oth_norm, o_own, o_oth, EPS: tl.constexpr):
+    """Squared distances, exactly 0 where within rounding of it and on the diagonal: [BM, BN]."""
+    b_norms = b_own_norm[:, None] + b_oth_norm[None, :]
+    b_d = b_norms - 2.0 * b_dot
+    b_d = tl.where(b_d <= EPS * b_norms, 0.0, b_d)  # a NaN stays one
+    return tl.where(o_own[:, None] == o_oth[None, :], 0.0, b_d)
+
+
+@triton.jit
+def place(n_own, n_splits, n, BM: tl.constexpr, BN: tl.constexpr):
+    """Group, split, first own row and range of columns of a program."""
+    n_tiles = tl.cdiv(n_own, BM)
+    pid = tl.program_id(0).to(tl.int64)
+    i_g = pid // (n_tiles * n_splits)
+    i_split = ((pid // n_tiles) % n_splits).to(tl.int32)
+    i_own = ((pid % n_tiles) * BM).to(tl.int32)
+    width = tl.cdiv(tl.cdiv(n, n_splits), BN) * BN
+    return i_g, i_split, i_own, i_split * width, tl.minimum((i_split + 1) * width, n)
+
+
+class Tiling(NamedTuple):
+    """Block sizes of one launch: BM own rows, BN columns and BK features a step, BO features of a gradient."""
+
+    BM: int
+    BN: int
+    BK: int
+    BO: int
+    num_warps: int
+    num_stages: int
+
+
+def tiling(dtype: torch.dtype, D: int, interpreted: bool, gradient: bool) -> Tiling:
+    """Free of register spills on sm_80 and sm_90. Without a gradient nothing but sums is kept."""
+    if interpreted:
+        return Tiling(32, 16, 16, 32, 4, 1)
+    if dtype == torch.float64:
+        return Tiling(32, 16, 16, next_power(min(D, 32), 16), 8 if gradient else 4, 1)
+    return Tiling(64, 32 if gradient else 64, 16, next_power(min(D, 64), 16), 8, 1)
+
+
+def constants(dtype: torch.dtype) -> dict[str, float | int]:
+    """EPS and TERMS of a launch."""
+    return {"EPS": 4 * torch.finfo(dtype).eps, "TERMS": 18 if dtype == torch.float64 else 10}
+
+
+def split(groups: int, rows: int, columns: int, t: Tiling) -> int:
+    """Into how many ranges the columns are split."""
+    want = max(1, _PROGRAMS // (groups * triton.cdiv(rows, t.BM)))
+    wanted = min(want, triton.cdiv(columns, 2 * t.BN))
+    width = triton.cdiv(triton.cdiv(columns, wanted), t.BN) * t.BN
+    return triton.cdiv(columns, width)
+
+
+def chunks(groups: int, rows: int, columns: int, element: int, BM: int) -> Iterator[tuple[int, int]]:
+    """First row and number of rows whose slopes fit CHUNK_BYTES, one row tile at least."""
+    step = min(rows, max(1, CHUNK_BYTES // (groups * columns * element * BM)) * BM)
+    for first in range(0, rows, step):
+        yield first, min(step, rows - first)
+
+
+def check(op: str, interpreted: bool, *samples: torch.Tensor) -> None:
+    if not interpreted and not all(t.is_cuda for t in samples):
+        raise RuntimeError(f"backend 'triton' runs {op} on CUDA tensors (or with TRITON_INTERPRET=1) alone")
+    if max(max(t.shape[1:]) for t in samples) > _MAX_SIDE:
+        raise ValueError(f"batch and features must not exceed {_MAX_SIDE}, got {[tuple(t.shape) for t in samples]}")
+
+
+INTERPRETED = not isinstance(expm1, triton.runtime.JITFunction)

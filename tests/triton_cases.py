@@ -1,0 +1,42 @@
+"""What the interpreter cases of several operators share: poisoned outputs, errors, comparison with plain torch.
+
+A module of cases runs in a process of its own: TRITON_INTERPRET is read when triton is imported.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+
+def prepare() -> None:
+    """Every uninitialised floating-point tensor holds NaN from here on; the interpreter's warnings are silenced."""
+    warnings.filterwarnings("ignore", module="triton.runtime.interpreter")
+    torch.empty, torch.empty_like = _poisoned(torch.empty), _poisoned(torch.empty_like)
+
+
+def _poisoned(empty):
+    def fill(*args, **kwargs):
+        t = empty(*args, **kwargs)
+        return t.fill_(float("nan")) if t.is_floating_point() else t
+
+    return fill
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """Norm-wise, relative to `want` (absolute where that is zero); infinite where shapes differ or a NaN shows."""
+    got, want = got.double(), want.double()
+    if got.shape != want.shape or not got.isfinite().all():
+        return float("inf")
+    norm = want.norm().item()
+    return (got - want).norm().item() / (norm if norm > 0 else 1.0)
+
+
+def worse(name: str, got: Tensor, plain: Tensor, exact: Tensor) -> list[str]:
+    """A complaint where `got` errs more than twice as much as plain torch in that precision, and one in a million."""
+    ours, theirs = error(got, exact), error(plain, exact)
+    if ours <= 2 * min(theirs, 1.0) + 1e-6:
+        return []
+    return [f"{name}: error {ours:.2e}, plain torch {theirs:.2e}"]
