@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -19,10 +20,10 @@ def compiler() -> str | None:
     return found if found and "g++" in found else None
 
 
-def library(name: str, sources: list[str], extra: list[str] | None = None, optimize: str = "-O1") -> Path:
+def library(name: str, sources: list[str], extra: Sequence[str] = (), link: Sequence[str] = ()) -> Path:
     """The shared library of `sources` (paths from the repository's root), built when it is out of date."""
-    flags = [*FLAGS, *EMULATED, *(extra or [])]
-    digest = hashlib.sha256(" ".join([*flags, optimize, *sources]).encode())
+    flags = ["-O1", *FLAGS, *EMULATED, *extra]
+    digest = hashlib.sha256(" ".join([*flags, *sources, *link]).encode())
     for path in sorted([*ROOT.glob("csrc/**/*"), *ROOT.glob("tests/cuda_emulator/*")]):
         if path.suffix in (".cu", ".cuh", ".h", ".cpp"):
             digest.update(path.read_bytes())
@@ -33,9 +34,26 @@ def library(name: str, sources: list[str], extra: list[str] | None = None, optim
     for stale in out.parent.glob(f"{name}-*"):
         stale.unlink()
     work = out.with_suffix(f".{os.getpid()}.tmp")
-    command = [compiler() or "g++", optimize, *flags, "-shared", "-x", "c++", *sources, "-x", "none", "-o", str(work)]
+    command = [compiler() or "g++", *flags, "-shared", "-x", "c++", *sources, "-x", "none", "-o", str(work), *link]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-6000:]}")
     work.rename(out)
     return out
+
+
+def operators(*ops: str) -> Path:
+    """The torch operators of csrc/<op>/ on the emulator, to be loaded with torch.ops.load_library."""
+    import torch
+
+    torch_root = Path(torch.__file__).parent
+    include = torch_root / "include"
+    extra = [
+        "-DMI_KERNELS_WITH_CUDA=1",
+        f"-I{include}",
+        f"-I{include / 'torch/csrc/api/include'}",
+        f"-L{torch_root / 'lib'}",
+    ]
+    sources = [f"csrc/{op}/{name}" for op in ops for name in ("launch.cu", "cuda.cpp")]
+    link = ["-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{torch_root / 'lib'}"]
+    return library("operators_" + "_".join(ops), sources, extra, link)

@@ -19,6 +19,8 @@
 #include <string>
 #include <vector>
 
+#include "emulated_runtime.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -49,11 +51,6 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-
-using cudaStream_t = void*;
-using cudaError_t = int;
-constexpr cudaError_t cudaSuccess = 0;
-inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 
 namespace mk::emulator {
 

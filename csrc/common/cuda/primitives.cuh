@@ -1,11 +1,12 @@
 // Device primitives of every CUDA kernel in csrc/, and the conventions that let the kernels run without a GPU.
 //
 // Layout of an op's CUDA code:
-//   csrc/<op>/kernels.cuh  device code, free of torch; it reaches the hardware only through CUDA's portable
-//                          intrinsics (listed in tests/cuda_emulator/emulator.h) and the functions of this header
+//   csrc/<op>/*.cuh        kernels, free of torch; they reach the hardware only through CUDA's portable intrinsics
+//                          (those that tests/cuda_emulator/emulator.h has) and the functions of this header
 //   csrc/<op>/launch.cuh   launcher declarations: raw pointers, sizes and a cudaStream_t, in plain structs
 //   csrc/<op>/launch.cu    launchers; plain nvcc, no torch header; kernels start through mk::launch below
-//   csrc/<op>/cuda.cpp     torch glue inside #ifdef MI_KERNELS_WITH_CUDA: allocates, reads the current stream, launches
+//   csrc/<op>/cuda.cpp     torch glue inside #ifdef MI_KERNELS_WITH_CUDA: allocates, reads the current stream through
+//                          common/cuda/torch.h, launches; the emulator compiles it too, for CPU tensors
 // Rules: shared memory is dynamic and comes from shared_memory<T>(); warp collectives run with all 32 lanes; a block
 // is a whole number of warps; 16-bit floats are the structs below (CUDA's own headers do not compile everywhere).
 //
