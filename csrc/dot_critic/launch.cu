@@ -9,14 +9,18 @@
 namespace mk::dot_critic {
 namespace {
 
-constexpr int kRowBlocks = 128, kBlocks = 256;  // bounds on the workspace and aim for the number of blocks
+#ifndef MK_ROW_BLOCKS
+#define MK_ROW_BLOCKS 128
+#endif
+constexpr int kRowBlocks = MK_ROW_BLOCKS;  // per group while groups are few; bounds the workspace of column statistics
+constexpr int kLeastRowBlocks = std::min(8, kRowBlocks), kBlocks = 256;  // per group when they are many; to aim for
 
 int tiles(int64_t n, int64_t tile) { return static_cast<int>((n + tile - 1) / tile); }
 
 StatisticsPlan plan_of(const Problem& p, const Statistics& s) {
   StatisticsPlan plan{};
   plan.row_tiles = tiles(p.B, kTile), plan.column_tiles = tiles(p.N, kTile);
-  const int most = s.col_lse ? std::max(8, kRowBlocks / std::max(p.G, 1)) : plan.row_tiles;
+  const int most = s.col_lse ? std::max(kLeastRowBlocks, kRowBlocks / std::max(p.G, 1)) : plan.row_tiles;
   plan.row_blocks = std::min(plan.row_tiles, most);
   const int64_t blocks = static_cast<int64_t>(plan.row_blocks) * p.G;
   plan.splits = std::clamp(tiles(kBlocks, std::max<int64_t>(blocks, 1)), 1, plan.column_tiles);

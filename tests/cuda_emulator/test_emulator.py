@@ -52,7 +52,7 @@ def test_half_precision_rounds_as_torch_does(cases: ctypes.CDLL) -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_shuffles_and_grid_barriers(cases: ctypes.CDLL, schedule: tuple[int, int]) -> None:
-    cases.case_schedule(*schedule)
+    cases.emulator_schedule(*schedule)
     v, out = random(64), torch.empty(64)
     cases.case_warp_sums(pointer(v), pointer(out))
     expected = v.view(2, 32).sum(1, keepdim=True) + v.view(2, 32)[:, 3:4]
@@ -67,7 +67,7 @@ def test_a_missing_barrier_or_wait_shows(cases: ctypes.CDLL) -> None:
     for barrier, wait in product((0, 1), (0, 1)):
         right = []
         for schedule in SCHEDULES:
-            cases.case_schedule(*schedule)
+            cases.emulator_schedule(*schedule)
             out = torch.full((128,), torch.nan)
             assert cases.case_reverse(pointer(v), pointer(out), barrier, wait) == 0
             right.append(torch.equal(out, v.flip(0)))
