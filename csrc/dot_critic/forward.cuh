@@ -107,7 +107,7 @@ template <class P>
 __global__ void __launch_bounds__(kThreads) statistics_kernel(const Problem p, const Statistics s,
                                                               const StatisticsPlan plan, const bool aligned) {
   using E = typename P::Element;
-  unsigned char* memory = shared_memory<unsigned char>();
+  unsigned char* memory = shared_memory<unsigned char, kStatisticsShared>();
   RowTile rows;
   rows.id = reinterpret_cast<int64_t*>(memory + kStages * kStage);
   rows.bias = reinterpret_cast<float*>(rows.id + kTile);

@@ -365,8 +365,11 @@ using std::min;
 
 namespace mk {
 
-template <class T>
+template <class T, int bytes>
 T* shared_memory() {
+  static_assert(bytes <= kSharedLimit);
+  if (bytes != static_cast<int>(emulator::machine.current->block->shared_bytes))
+    emulator::fail("the launcher asked for another amount of shared memory than the kernel has");
   return reinterpret_cast<T*>(emulator::machine.current->block->shared);
 }
 
