@@ -35,7 +35,7 @@ class _Scan(torch.autograd.Function):
         grouped = weight.dim() == 3
         run = torch.ops.mi_kernels.lstm_scan_forward if torch.compiler.is_compiling() else dispatch.forward
         problem = _folded(grouped, gates, weight, bias, h0, c0, lengths)
-        h, c, activations = run(*problem, steps, keep, backend)
+        h, c, activations = run(*problem, steps=steps, keep=keep, backend=backend)
         if not grouped:
             h, c = h.squeeze(0), c.squeeze(0)
         ctx.save_for_backward(stand_in, weight, bias, h0, c0, lengths, h, c, activations)
@@ -56,8 +56,9 @@ class _Scan(torch.autograd.Function):
         needs = sum(bit for bit, want in zip(bits, wanted, strict=True) if want)
         run = torch.ops.mi_kernels.lstm_scan_backward if torch.compiler.is_compiling() else dispatch.backward
         problem = _folded(grouped, weight, h0, c0, lengths, h, c)
-        slopes = _folded(grouped, g_h, g_c)
-        d_gates, *others = run(*problem, activations, *slopes, ctx.inputs, needs, ctx.backend)
+        g_h, g_c = _folded(grouped, g_h, g_c)
+        slopes = {"activations": activations, "g_h": g_h, "g_c": g_c}
+        d_gates, *others = run(*problem, **slopes, inputs=ctx.inputs, needs=needs, backend=ctx.backend)
         unfold = lambda t: (t if grouped else t.squeeze(0)).to(ctx.dtype)  # noqa: E731
         gradients = [unfold(t) if want else None for t, want in zip(others, wanted, strict=True)]
         return unfold(d_gates), None, *gradients, None, None, None, None
@@ -71,7 +72,7 @@ def _differentiable_gradients(ctx: Any, g_h: Tensor | None, g_c: Tensor | None) 
     # Aliases: a tensor that serves twice must not collect the sum of both gradients.
     aliases = [None if t is None else t.view_as(t) for t in inputs]
     with torch.autocast(weight.device.type, enabled=False):
-        outputs = reference.rescan(*_folded(grouped, *aliases, lengths), activations)
+        outputs = reference.rescan(*_folded(grouped, *aliases, lengths), activations=activations)
     used = [(o if grouped else o.squeeze(0), g) for o, g in zip(outputs, (g_h, g_c), strict=True) if g is not None]
     wanted = [t is not None and t.requires_grad for t in inputs]
     targets = [t for t in aliases if t is not None and t.requires_grad]
