@@ -24,7 +24,7 @@ class _StandIn(torch.autograd.Function):
         return g
 
 
-def _folded(grouped: bool, *tensors: Tensor | None) -> Any:
+def _folded(grouped: bool, *tensors: Tensor | None) -> list[Any]:
     """With a group dimension, contiguous."""
     return [None if t is None else (t if grouped else t.unsqueeze(0)).contiguous() for t in tensors]
 
@@ -34,8 +34,8 @@ class _Scan(torch.autograd.Function):
     def forward(ctx, gates, stand_in, weight, bias, h0, c0, lengths, steps, keep, backend):
         grouped = weight.dim() == 3
         run = torch.ops.mi_kernels.lstm_scan_forward if torch.compiler.is_compiling() else dispatch.forward
-        problem = _folded(grouped, gates, weight, bias, h0, c0, lengths)
-        h, c, activations = run(*problem, steps=steps, keep=keep, backend=backend)
+        problem = [*_folded(grouped, gates, weight, bias, h0, c0, lengths), steps, keep, backend]
+        h, c, activations = run(*problem)
         if not grouped:
             h, c = h.squeeze(0), c.squeeze(0)
         ctx.save_for_backward(stand_in, weight, bias, h0, c0, lengths, h, c, activations)
@@ -55,10 +55,9 @@ class _Scan(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2:6]
         needs = sum(bit for bit, want in zip(bits, wanted, strict=True) if want)
         run = torch.ops.mi_kernels.lstm_scan_backward if torch.compiler.is_compiling() else dispatch.backward
-        problem = _folded(grouped, weight, h0, c0, lengths, h, c)
-        g_h, g_c = _folded(grouped, g_h, g_c)
-        slopes = {"activations": activations, "g_h": g_h, "g_c": g_c}
-        d_gates, *others = run(*problem, **slopes, inputs=ctx.inputs, needs=needs, backend=ctx.backend)
+        saved = [*_folded(grouped, weight, h0, c0, lengths, h, c), activations]
+        problem = [*saved, *_folded(grouped, g_h, g_c), ctx.inputs, needs, ctx.backend]
+        d_gates, *others = run(*problem)
         unfold = lambda t: (t if grouped else t.squeeze(0)).to(ctx.dtype)  # noqa: E731
         gradients = [unfold(t) if want else None for t, want in zip(others, wanted, strict=True)]
         return unfold(d_gates), None, *gradients, None, None, None, None
@@ -72,7 +71,8 @@ def _differentiable_gradients(ctx: Any, g_h: Tensor | None, g_c: Tensor | None) 
     # Aliases: a tensor that serves twice must not collect the sum of both gradients.
     aliases = [None if t is None else t.view_as(t) for t in inputs]
     with torch.autocast(weight.device.type, enabled=False):
-        outputs = reference.rescan(*_folded(grouped, *aliases, lengths), activations=activations)
+        problem = [*_folded(grouped, *aliases, lengths), activations]
+        outputs = reference.rescan(*problem)
     used = [(o if grouped else o.squeeze(0), g) for o, g in zip(outputs, (g_h, g_c), strict=True) if g is not None]
     wanted = [t is not None and t.requires_grad for t in inputs]
     targets = [t for t in aliases if t is not None and t.requires_grad]
