@@ -27,6 +27,13 @@ TORCH_LIBRARY(mi_kernels_cpu, m) {
       "club_backward(Tensor mu, Tensor? logvar, Tensor y, Tensor moments, Tensor g, int needs) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
+      "lstm_scan_forward(Tensor gates, Tensor weight, Tensor? bias, Tensor? h0, Tensor? c0, Tensor? lengths, "
+      "int steps, bool keep) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "lstm_scan_backward(Tensor weight, Tensor? h0, Tensor? c0, Tensor? lengths, Tensor h, Tensor c, "
+      "Tensor activations, Tensor? g_h, Tensor? g_c, int inputs, int needs) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "rbf_mmd(Tensor x, Tensor y, Tensor gamma, float w_xx, float w_yy, float w_xy, int needs) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -22,6 +22,7 @@ from .divergences import gaussian_mmd, hsic, mmd
 from .estimate import MIEstimate, estimate_mi
 from .functional import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
 from .memory_bank import MemoryBank
+from .ops.lstm_scan.api import lstm_decode, lstm_scan
 from .variational import BarberAgakov, LeaveOneOut, VariationalUpperBound
 
 __all__ = [
@@ -58,6 +59,8 @@ __all__ = [
     "gaussian_mmd",
     "hsic",
     "info_nce",
+    "lstm_decode",
+    "lstm_scan",
     "mmd",
     "nt_xent",
     "siglip_loss",

@@ -1,0 +1,118 @@
+// What both sweeps of the LSTM scan share: sizes, who works on which rows, and the weight in the order it is read.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <numeric>
+#include <vector>
+
+#include "../common/buffer.h"
+#include "../common/gemm.h"
+#include "cell.h"
+
+namespace mk::lstm {
+
+constexpr int64_t kRows = 64;  // of a block, at most: its states and one tile stay in the second-level cache
+
+struct Shape {
+  int64_t G, B, T, H, padded, panels, threads;
+  const int64_t* lengths;  // [G, B], or null
+
+  Shape(int64_t groups, int64_t batch, int64_t steps, int64_t hidden, const int64_t* lengths)
+      : G(groups), B(batch), T(steps), H(hidden), padded((hidden + kUnits - 1) / kUnits * kUnits),
+        panels(padded / kUnits), threads(at::in_parallel_region() ? 1 : at::get_num_threads()), lengths(lengths) {}
+
+  int64_t length(int64_t g, int64_t b) const {
+    return lengths ? std::clamp<int64_t>(lengths[g * B + b], 0, T) : T;
+  }
+};
+
+// Rows of one group that a thread takes through all steps by itself, the longest first: those still running at a step
+// are the first ones.
+struct Block {
+  int64_t g;
+  std::vector<int64_t> rows, lengths;
+
+  int64_t running(int64_t t) const {
+    int64_t m = static_cast<int64_t>(rows.size());
+    while (m > 0 && lengths[m - 1] <= t) --m;
+    return m;
+  }
+  int64_t longest() const { return lengths.empty() ? 0 : lengths[0]; }
+};
+
+// Rows are dealt out like cards, so that every block has its share of long ones.
+inline std::vector<Block> make_blocks(const Shape& s) {
+  const int64_t by_size = (s.B + kRows - 1) / kRows, by_threads = (s.threads + s.G - 1) / s.G;
+  const int64_t count = std::max(by_size, std::min(by_threads, (s.B + 7) / 8));
+  std::vector<Block> blocks(s.G * count);
+  std::vector<int64_t> order(s.B);
+  for (int64_t g = 0; g < s.G; ++g) {
+    std::iota(order.begin(), order.end(), 0);
+    if (s.lengths)
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int64_t a, int64_t b) { return s.length(g, a) > s.length(g, b); });
+    for (int64_t k = 0; k < s.B; ++k) {
+      Block& block = blocks[g * count + k % count];
+      block.g = g;
+      block.rows.push_back(order[k]);
+      block.lengths.push_back(s.length(g, order[k]));
+    }
+  }
+  return blocks;
+}
+
+// f(task, scratch) for every task, on whichever thread is free; make_scratch() once for each thread.
+template <class Make, class F>
+void each_task(int64_t tasks, int64_t threads, Make&& make_scratch, F&& f) {
+  std::atomic<int64_t> next{0};
+  const int64_t workers = std::min(threads, tasks);
+  at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; ++w) {
+      auto scratch = make_scratch();
+      for (int64_t task = next++; task < tasks; task = next++) f(task, scratch);
+      release_gemm(false);
+    }
+  });
+}
+
+// Brgemm kernels are generated for every number of rows: lengths would ask for all of them.
+inline int64_t rounded_rows(int64_t m, int64_t most) { return std::min(most, (m + 7) / 8 * 8); }
+
+// W [4H, H] as B of h W^T: a panel [H, kPanel] for every 16 units, padded units zero.
+template <class T>
+void pack_forward(const Shape& s, const T* weight, T* out) {
+  for (int64_t p = 0; p < s.panels; ++p)
+    for (int64_t gate = 0; gate < 4; ++gate)
+      for (int64_t u = 0; u < kUnits; ++u) {
+        const int64_t unit = p * kUnits + u;
+        T* to = out + p * s.H * kPanel + gate * kUnits + u;
+        for (int64_t k = 0; k < s.H; ++k) to[k * kPanel] = unit < s.H ? weight[(gate * s.H + unit) * s.H + k] : T(0);
+      }
+}
+
+template <class T>
+void pack_bias(const Shape& s, const T* bias, T* out) {
+  std::fill_n(out, s.panels * kPanel, T(0));
+  if (!bias) return;
+  for (int64_t gate = 0; gate < 4; ++gate)
+    for (int64_t unit = 0; unit < s.H; ++unit)
+      out[unit / kUnits * kPanel + gate * kUnits + unit % kUnits] = bias[gate * s.H + unit];
+}
+
+// W as B of d W: panels of kPanel columns (the last narrower), [4H, width].
+template <class T>
+void pack_backward(const Shape& s, const T* weight, T* out) {
+  for (int64_t j = 0; j < s.padded; j += kPanel) {
+    const int64_t width = std::min(kPanel, s.padded - j), real = std::min(width, s.H - j);
+    T* to = out + j * 4 * s.H;
+    for (int64_t k = 0; k < 4 * s.H; ++k, to += width) {
+      std::copy_n(weight + k * s.H + j, real, to);
+      std::fill(to + real, to + width, T(0));
+    }
+  }
+}
+
+}  // namespace mk::lstm

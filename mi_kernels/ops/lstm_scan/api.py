@@ -1,0 +1,162 @@
+"""The LSTM scan and its autonomous mode: validation and public functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..inputs import FLOATS
+from . import autograd, dispatch  # noqa: F401  (dispatch registers the operators)
+
+
+def _check_tensor(name: str, t: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if tuple(t.shape) != shape:
+        raise ValueError(f"{name} must have shape {meaning} = {list(shape)}, got {list(t.shape)}")
+
+
+def _check_weight(name: str, weight: Tensor) -> None:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(weight).__name__}")
+    if weight.dim() not in (2, 3) or weight.numel() == 0 or weight.shape[-2] != 4 * weight.shape[-1]:
+        raise ValueError(f"{name} must have shape [4H, H], or [G, 4H, H] for G groups, got {list(weight.shape)}")
+
+
+def _check_kinds(first: str, like: Tensor, others: dict[str, Tensor | None]) -> None:
+    """One known dtype and one device; under autocast any dtypes that it casts."""
+    autocast = torch.is_autocast_enabled(like.device.type)
+    for name, t in {first: like, **others}.items():
+        if t is None:
+            continue
+        if t.dtype not in FLOATS:
+            raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
+        if t.device != like.device:
+            raise ValueError(f"{name} must be on the device of {first}, {like.device}, got {t.device}")
+        if t.dtype != like.dtype and not autocast:
+            raise ValueError(f"{name} must have the dtype of {first}, {like.dtype}, got {t.dtype}")
+
+
+def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Casts as autocast asks; fp64 stays where any input is fp64."""
+    present = [t for t in tensors if t is not None]
+    device = present[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    double = any(t.dtype == torch.float64 for t in present)
+    dtype = torch.float64 if double else torch.get_autocast_dtype(device)
+    return [None if t is None else t.to(dtype) for t in tensors]
+
+
+def _checked_lengths(lengths: Tensor | None, batch: tuple[int, ...], steps: int, device: torch.device) -> Tensor | None:
+    if lengths is None:
+        return None
+    _check_tensor("lengths", lengths, batch, "[B]" if len(batch) == 1 else "[G, B]")
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise ValueError(f"lengths must be of an integer type, got {lengths.dtype}")
+    # Looking at values on a GPU would wait for it, and would break a compiled graph.
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = lengths.aminmax()
+        if low < 0 or high > steps:
+            raise ValueError(f"lengths must lie between 0 and T = {steps}, got {int(low)} to {int(high)}")
+    return lengths.to(device, torch.int64)
+
+
+def lstm_scan(
+    gates: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None = None,
+    h0: Tensor | None = None,
+    c0: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """All hidden and cell states of an LSTM: h [B, T, H] and c [B, T, H], c not only of the last step.
+
+    `gates` [B, T, 4H] are the input projections x W_ih^T + b_ih of all steps (one matmul), in torch's order i, f, g, o;
+    `weight_hh` [4H, H] and `bias` [4H] are those of `torch.nn.LSTM`; `h0` and `c0` [B, H] default to zeros. `lengths`
+    [B], integers from 0 to T: from its length on a row is zero in h and c, passes no gradient, and may hold anything in
+    `gates`, NaN too. With a leading group dimension on every argument (`weight_hh` [G, 4H, H], `gates` [G, B, T, 4H])
+    G scans run in one call.
+
+    Results have the dtype of `gates`; 16-bit inputs are scanned in fp32. Under autocast every input takes its dtype.
+    Differentiable twice (second derivatives run step by step in plain torch). Deterministic.
+
+    Cost, per row and step: 8 H^2 FLOP forward and 16 H^2 backward; the activations and states, 6 H numbers, are kept
+    for the backward pass, `gates` are not. Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000, as
+    `torch.nn.LSTM` computes it.
+
+    Raises ValueError or TypeError naming the argument (on a GPU and in compiled graphs, values of `lengths` are not
+    looked at); RuntimeError if a backend that was named cannot run.
+    """
+    _check_weight("weight_hh", weight_hh)
+    if not isinstance(gates, Tensor):
+        raise TypeError(f"gates must be a tensor, got {type(gates).__name__}")
+    width, hidden = weight_hh.shape[-2:]
+    lead = tuple(weight_hh.shape[:-2])
+    letters = "[G, B, T, 4H]" if lead else "[B, T, 4H]"
+    if gates.dim() != 3 + len(lead) or gates.shape[-1] != width or tuple(gates.shape[:-3]) != lead or not gates.numel():
+        raise ValueError(
+            f"gates must have shape {letters} with 4H = {width} and not be empty (weight_hh is "
+            f"{list(weight_hh.shape)}), got {list(gates.shape)}"
+        )
+    *batch, steps = gates.shape[:-1]
+    for name, t, shape, meaning in (
+        ("bias", bias, (*lead, width), "[4H]"),
+        ("h0", h0, (*batch, hidden), "[B, H]"),
+        ("c0", c0, (*batch, hidden), "[B, H]"),
+    ):
+        if t is not None:
+            _check_tensor(name, t, shape, meaning.replace("[", "[G, ") if lead else meaning)
+    _check_kinds("gates", gates, {"weight_hh": weight_hh, "bias": bias, "h0": h0, "c0": c0})
+    lengths = _checked_lengths(lengths, tuple(batch), steps, gates.device)
+    gates, weight_hh, bias, h0, c0 = _autocast(gates, weight_hh, bias, h0, c0)  # type: ignore[assignment]
+    h, c = autograd.scan(gates, weight_hh, bias, h0, c0, lengths, steps, backend)
+    return h.to(gates.dtype), c.to(gates.dtype)
+
+
+def lstm_decode(
+    code: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    steps: int,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """An LSTM that runs on its own output: hidden states h [B, steps, H].
+
+    Starts from h = c = 0; the input of step 0 is `code` [B, H], that of a later step the h before it. So from step 1 on
+    input and recurrent weights [4H, H] act on the same vector and are added up once: half the multiplications. Biases
+    are [4H] or None; a leading group dimension on every argument runs G decoders in one call.
+
+    Gradients reach `weight_ih` through step 0 and through the sum, `weight_hh` through the sum alone. Dtypes, second
+    derivatives and errors as in `lstm_scan`; cost, per row and step, 8 H^2 FLOP forward and 16 H^2 backward. Decoder of
+    Tsai et al. 2019 (arXiv 1806.06176), whose code adds no weights up: the same function, rounded otherwise.
+    """
+    _check_weight("weight_hh", weight_hh)
+    _check_tensor("weight_ih", weight_ih, tuple(weight_hh.shape), "of weight_hh")
+    width, hidden = weight_hh.shape[-2:]
+    lead = tuple(weight_hh.shape[:-2])
+    letters = "[G, B, H]" if lead else "[B, H]"
+    if not isinstance(code, Tensor):
+        raise TypeError(f"code must be a tensor, got {type(code).__name__}")
+    if code.dim() != 2 + len(lead) or code.shape[-1] != hidden or tuple(code.shape[:-2]) != lead or not code.numel():
+        raise ValueError(
+            f"code must have shape {letters} with H = {hidden} and not be empty (weight_hh is "
+            f"{list(weight_hh.shape)}), got {list(code.shape)}"
+        )
+    for name, t in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
+        if t is not None:
+            _check_tensor(name, t, (*lead, width), "[G, 4H]" if lead else "[4H]")
+    if isinstance(steps, bool) or not isinstance(steps, (int, torch.SymInt)) or steps < 1:
+        raise ValueError(f"steps must be a positive integer, got {steps!r}")
+    weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
+    _check_kinds("code", code, weights)
+    code, weight_ih, weight_hh, bias_ih, bias_hh = _autocast(code, weight_ih, weight_hh, bias_ih, bias_hh)  # type: ignore[assignment]
+    bias = bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh
+    first = (code @ weight_ih.mT).unsqueeze(-2)
+    h, _ = autograd.scan(first, weight_ih + weight_hh, bias, None, None, None, steps, backend)
+    return h.to(code.dtype)

@@ -1,0 +1,98 @@
+"""Autograd of the LSTM scan. Callers validate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dispatch, reference
+from .schema import NEED_BIAS, NEED_C0, NEED_H0, NEED_WEIGHT
+
+
+class _StandIn(torch.autograd.Function):
+    """A tensor without memory of its own that has the place of `t` in autograd's graph: a second derivative passes
+    through it, and the gates, four fifths of what else would be kept, can go after the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:
+        return t.new_zeros(()).expand(t.shape)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g
+
+
+def _folded(grouped: bool, *tensors: Tensor | None) -> list[Any]:
+    """With a group dimension, contiguous."""
+    return [None if t is None else (t if grouped else t.unsqueeze(0)).contiguous() for t in tensors]
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gates, stand_in, weight, bias, h0, c0, lengths, steps, keep, backend):
+        grouped = weight.dim() == 3
+        run = torch.ops.mi_kernels.lstm_scan_forward if torch.compiler.is_compiling() else dispatch.forward
+        problem = [*_folded(grouped, gates, weight, bias, h0, c0, lengths), steps, keep, backend]
+        h, c, activations = run(*problem)
+        if not grouped:
+            h, c = h.squeeze(0), c.squeeze(0)
+        ctx.save_for_backward(stand_in, weight, bias, h0, c0, lengths, h, c, activations)
+        ctx.inputs, ctx.dtype, ctx.backend = gates.shape[-2], gates.dtype, backend
+        ctx.set_materialize_grads(False)
+        return h, c
+
+    @staticmethod
+    def backward(ctx, g_h, g_c):
+        if g_h is None and g_c is None:
+            return (None,) * 10
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return _differentiable_gradients(ctx, g_h, g_c)
+        _, weight, _, h0, c0, lengths, h, c, activations = ctx.saved_tensors
+        grouped = weight.dim() == 3
+        bits = (NEED_WEIGHT, NEED_BIAS, NEED_H0, NEED_C0)
+        wanted = ctx.needs_input_grad[2:6]
+        needs = sum(bit for bit, want in zip(bits, wanted, strict=True) if want)
+        run = torch.ops.mi_kernels.lstm_scan_backward if torch.compiler.is_compiling() else dispatch.backward
+        saved = [*_folded(grouped, weight, h0, c0, lengths, h, c), activations]
+        problem = [*saved, *_folded(grouped, g_h, g_c), ctx.inputs, needs, ctx.backend]
+        d_gates, *others = run(*problem)
+        unfold = lambda t: (t if grouped else t.squeeze(0)).to(ctx.dtype)  # noqa: E731
+        gradients = [unfold(t) if want else None for t, want in zip(others, wanted, strict=True)]
+        return unfold(d_gates), None, *gradients, None, None, None, None
+
+
+def _differentiable_gradients(ctx: Any, g_h: Tensor | None, g_c: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients as functions of the inputs, of g_h and of g_c, in plain torch."""
+    stand_in, weight, bias, h0, c0, lengths, *_, activations = ctx.saved_tensors
+    grouped = weight.dim() == 3
+    inputs = (stand_in, weight, bias, h0, c0)
+    # Aliases: a tensor that serves twice must not collect the sum of both gradients.
+    aliases = [None if t is None else t.view_as(t) for t in inputs]
+    with torch.autocast(weight.device.type, enabled=False):
+        problem = [*_folded(grouped, *aliases, lengths), activations]
+        outputs = reference.rescan(*problem)
+    used = [(o if grouped else o.squeeze(0), g) for o, g in zip(outputs, (g_h, g_c), strict=True) if g is not None]
+    wanted = [t is not None and t.requires_grad for t in inputs]
+    targets = [t for t in aliases if t is not None and t.requires_grad]
+    found = iter(torch.autograd.grad([o for o, _ in used], targets, [g for _, g in used], create_graph=True))
+    d_gates, *others = (next(found) if want else None for want in wanted)
+    return d_gates, None, *others, None, None, None, None
+
+
+def scan(
+    gates: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    steps: int,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """h and c in fp32 (fp64 for fp64); with a group dimension where the weight has one."""
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (gates, weight, bias, h0, c0))
+    twice = keep and not torch.compiler.is_compiling()
+    stand_in = _StandIn.apply(gates) if twice and gates.requires_grad else gates.new_zeros(()).expand(gates.shape)
+    return _Scan.apply(gates, stand_in, weight, bias, h0, c0, lengths, steps, keep, backend or "")

@@ -1,0 +1,72 @@
+"""Operators of the LSTM scan: schemas, what they mean, and their shape functions. Imports torch alone.
+
+    z_t = gates_t + W h_{t-1} + bias           rows of W [4H, H] in torch's order i, f, g, o
+    i, f, o = sigmoid(z), g = tanh(z),   c_t = f c_{t-1} + i g,   h_t = o tanh(c_t)
+
+gates [G, B, S, 4H]; weight [G, 4H, H]; bias [G, 4H] or None; h0, c0 [G, B, H] or None (zeros); lengths [G, B] int64 or
+None. The scan runs `steps` T >= S steps; beyond S there is no input and z_t = W h_{t-1} + bias. A row is zero in h and
+c from its length on, whatever its gates hold there. Arithmetic and results are fp32, fp64 for fp64 inputs.
+
+lstm_scan_forward  -> h [G, B, T, H], c [G, B, T, H] and, with `keep`, the activations i, f, g, o [G, B, T, 4H] that the
+backward starts from (zero from a row's length on); without, an empty tensor.
+lstm_scan_backward -> gradients of gates (S = `inputs` steps), weight, bias, h0 and c0 under g_h and g_c (None: zero).
+With d_t the gradient of z_t, one sweep from the last step to the first:
+
+    dh = g_h,t + W^T d_{t+1},   dc = g_c,t + f_{t+1} dc_{t+1} + dh o (1 - tanh^2 c_t)
+    d_t = [dc g i (1 - i), dc c_{t-1} f (1 - f), dc i (1 - g^2), dh tanh(c_t) o (1 - o)]
+    dW = sum_t d_t h_{t-1}^T, one matmul over all steps at the end;   dbias = sum_t d_t
+
+Bits of `needs` say which gradients besides that of the gates are wanted; the others come back empty. `backend` "" is
+the automatic choice.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NEED_WEIGHT, NEED_BIAS, NEED_H0, NEED_C0 = 1, 2, 4, 8
+
+library = torch.library.Library("mi_kernels", "FRAGMENT")
+library.define(
+    "lstm_scan_forward(Tensor gates, Tensor weight, Tensor? bias, Tensor? h0, Tensor? c0, Tensor? lengths, "
+    "SymInt steps, bool keep, str backend) -> (Tensor, Tensor, Tensor)"
+)
+library.define(
+    "lstm_scan_backward(Tensor weight, Tensor? h0, Tensor? c0, Tensor? lengths, Tensor h, Tensor c, "
+    "Tensor activations, Tensor? g_h, Tensor? g_c, SymInt inputs, int needs, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def wide(t: Tensor) -> torch.dtype:
+    """fp64 for fp64, fp32 for everything shorter."""
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("mi_kernels::lstm_scan_forward", lib=library)
+def _(gates, weight, bias, h0, c0, lengths, steps, keep, backend):
+    groups, batch, _, width = gates.shape
+    states = (groups, batch, steps, weight.shape[-1])
+    return (
+        gates.new_empty(states, dtype=wide(gates)),
+        gates.new_empty(states, dtype=wide(gates)),
+        gates.new_empty((groups, batch, steps, width) if keep else (0,), dtype=wide(gates)),
+    )
+
+
+@torch.library.register_fake("mi_kernels::lstm_scan_backward", lib=library)
+def _(weight, h0, c0, lengths, h, c, activations, g_h, g_c, inputs, needs, backend):
+    groups, batch, _, width = activations.shape
+    hidden = h.shape[-1]
+
+    def wanted(bit: int, *shape: int) -> Tensor:
+        return h.new_empty(shape if needs & bit else (0,))
+
+    return (
+        h.new_empty((groups, batch, inputs, width)),
+        wanted(NEED_WEIGHT, groups, width, hidden),
+        wanted(NEED_BIAS, groups, width),
+        wanted(NEED_H0, groups, batch, hidden),
+        wanted(NEED_C0, groups, batch, hidden),
+    )
