@@ -24,8 +24,10 @@ def by_definition(
 ) -> list[Tensor]:
     """The materialised formula for every pair."""
     offsets, scales, dropouts, sparse = rule
-    pairs: Any = zip(*_thirds(tensors), *lengths, offsets, scales, dropouts, seed.unbind(), strict=True)
-    return [reference.attention(*pair, sparse)[0] for pair in pairs]
+    pairs: Any = zip(
+        *_thirds(tensors), *lengths, offsets, scales, dropouts, seed.unbind(), [sparse] * len(scales), strict=True
+    )
+    return [reference.attention(*pair)[0] for pair in pairs]
 
 
 class _Attention(torch.autograd.Function):

@@ -50,9 +50,8 @@ def _forward(query, key, value, query_lengths, key_lengths, causal_offset, scale
     if backend in KERNELS:
         return _kernel(backend, 0).forward(*pairs, seed, sparse)
     block = None if backend == "reference" else BLOCK_BYTES
-    found = [
-        reference.forward(*pair, seed[i], sparse, block_bytes=block) for i, pair in enumerate(zip(*pairs, strict=True))
-    ]
+    every: Any = zip(*pairs, seed.unbind(), [sparse] * len(query), [block] * len(query), strict=True)
+    found = [reference.forward(*pair) for pair in every]
     return [out for out, _ in found] + [stat for _, stat in found]
 
 
@@ -79,8 +78,8 @@ def _backward(
     if backend in KERNELS:
         return _kernel(backend, 1).backward(*pairs, out, stat, *rule, seed, sparse)
     block = None if backend == "reference" else BLOCK_BYTES
-    every: Any = zip(*pairs, stat, *rule, strict=True)
-    found = [reference.backward(*pair, seed[i], sparse, block_bytes=block) for i, pair in enumerate(every)]
+    every: Any = zip(*pairs, stat, *rule, seed.unbind(), [sparse] * len(query), [block] * len(query), strict=True)
+    found = [reference.backward(*pair) for pair in every]
     return [gradients[side] for side in range(3) for gradients in found]
 
 

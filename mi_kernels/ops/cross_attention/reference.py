@@ -6,8 +6,6 @@ or blocks of them.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -129,10 +127,23 @@ def _blocks(query: Tensor, key: Tensor, block_bytes: int | None) -> range:
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, *rule: Any, block_bytes: int | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_lengths: Tensor,
+    key_lengths: Tensor,
+    causal_offset: int,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor,
+    sparse: bool,
+    block_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`attention` without autograd, in blocks of rows."""
-    blocks = _blocks(query, key, block_bytes)
+    blocks, rule = (
+        _blocks(query, key, block_bytes),
+        (query_lengths, key_lengths, causal_offset, scale, dropout_p, seed, sparse),
+    )
     parts = [attention(query[:, :, i : i + blocks.step], key, value, *rule, i) for i in blocks]
     return torch.cat([out for out, _ in parts], 2), torch.cat([stat for _, stat in parts], 2)
 
