@@ -22,6 +22,7 @@ from .divergences import gaussian_mmd, hsic, mmd
 from .estimate import MIEstimate, estimate_mi
 from .functional import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
 from .memory_bank import MemoryBank
+from .ops.cross_attention.api import cross_attention, cross_attention_grouped
 from .ops.lstm_scan.api import lstm_decode, lstm_scan
 from .variational import BarberAgakov, LeaveOneOut, VariationalUpperBound
 
@@ -54,6 +55,8 @@ __all__ = [
     "backends",
     "clip_loss",
     "compat",
+    "cross_attention",
+    "cross_attention_grouped",
     "distributed",
     "estimate_mi",
     "gaussian_mmd",

@@ -1,0 +1,1 @@
+"""Attention between sequences of different lengths whose weights are never stored."""

@@ -1,0 +1,241 @@
+"""Validation and dispatch of attention between sequences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..inputs import FLOATS
+from . import autograd, dispatch
+from .schema import NO_OFFSET, NORMALIZERS
+
+
+def _backend(device: torch.device, requested: str | None) -> str:
+    return dispatch.backend_for(device, requested)
+
+
+# What torch.compiler.assume_constant_result sets; the decorator itself would import the compiler, and so triton.
+_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+_SHAPES = {
+    "query": "[batch, heads, Tq, head size]",
+    "key": "[batch, heads, Tk, head size]",
+    "value": "[batch, heads, Tk, value size]",
+}
+
+
+def _check_tensor(name: str, shape: str, t: Tensor) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.dim() != 4 or 0 in t.shape:
+        raise ValueError(f"{name} must have shape {shape} and not be empty, got {tuple(t.shape)}")
+    if t.dtype not in FLOATS:
+        raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
+
+
+def _check_pair(names: dict[str, str], query: Tensor, key: Tensor, value: Tensor) -> None:
+    for side, t in (("query", query), ("key", key), ("value", value)):
+        _check_tensor(names[side], _SHAPES[side], t)
+    if key.shape[:2] != query.shape[:2] or key.shape[3] != query.shape[3]:
+        raise ValueError(
+            f"{names['key']} must have the batch, heads and head size of {names['query']} {tuple(query.shape)}, "
+            f"got {tuple(key.shape)}"
+        )
+    if value.shape[:3] != key.shape[:3]:
+        raise ValueError(
+            f"{names['value']} must have the batch, heads and length of {names['key']} {tuple(key.shape)}, "
+            f"got {tuple(value.shape)}"
+        )
+
+
+def _check_alike(first: str, like: Tensor, named: Sequence[tuple[str, Tensor]]) -> None:
+    for name, t in named:
+        if t.device != like.device:
+            raise ValueError(f"{name} must be on the device of {first}, {like.device}, got {t.device}")
+        if t.dtype != like.dtype:
+            raise ValueError(f"{name} must have the dtype of {first}, {like.dtype}, got {t.dtype}")
+
+
+def _check_lengths(name: str, lengths: Tensor | None, side: str, t: Tensor) -> Tensor:
+    """[B] int64 on the device of t, or [0] for None."""
+    if lengths is None:
+        return torch.empty(0, dtype=torch.int64, device=t.device)
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"{name} must be a tensor or None, got {type(lengths).__name__}")
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers, got {lengths.dtype}")
+    if lengths.shape != (t.shape[0],):
+        raise ValueError(f"{name} must have one entry per item of {side}, {t.shape[0]}, got {tuple(lengths.shape)}")
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (int(x) for x in lengths.aminmax())
+        if low < 0 or high > t.shape[2]:
+            raise ValueError(f"{name} must lie in [0, {t.shape[2]}], the length of {side}, got {low} to {high}")
+    return lengths.to(device=t.device, dtype=torch.int64)
+
+
+def _check_offset(name: str, offset: int | None) -> int:
+    if offset is None:
+        return NO_OFFSET
+    if isinstance(offset, bool | float | Tensor):
+        raise ValueError(f"{name} must be an integer or None, got {offset!r}")
+    return max(-NO_OFFSET, min(offset, NO_OFFSET))
+
+
+def _check_number(name: str, x: float, low: float, high: float, accepted: str) -> float:
+    if isinstance(x, bool | Tensor) or not (low <= x < high):
+        raise ValueError(f"{name} must be {accepted}, got {x}")
+    return float(x)
+
+
+def _seeds(seed: int | Tensor | None, pairs: int, dropouts: Sequence[float], device: torch.device) -> Tensor:
+    """One int64 seed per pair: seed, seed + 1, ...; drawn from torch's generator where dropout needs one."""
+    if seed is None:
+        if any(dropouts):
+            return torch.randint(-(2**63), 2**63 - 1, (pairs,), dtype=torch.int64, device=device)
+        return torch.zeros(pairs, dtype=torch.int64, device=device)
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise ValueError(f"seed must be an integer or one int64 in a tensor, got {seed.dtype} {tuple(seed.shape)}")
+        return seed.reshape(1).to(device) + torch.arange(pairs, device=device)
+    if isinstance(seed, bool | float) or not -(2**63) <= seed < 2**63 - pairs:
+        raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}")
+    return torch.arange(pairs, device=device) + seed
+
+
+def _run(
+    labels: Sequence[dict[str, str]],
+    inputs: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]],
+    rules: Mapping[str, Sequence[Any]],
+    normalizer: str,
+    seed: int | Tensor | None,
+    backend: str | None,
+) -> tuple[Tensor, ...]:
+    if normalizer not in NORMALIZERS:
+        raise ValueError(f"normalizer must be one of {', '.join(NORMALIZERS)}, got {normalizer!r}")
+    query_lengths, key_lengths, offsets, scales, dropouts = [], [], [], [], []
+    named: list[tuple[str, Tensor]] = []
+    for i, (name, query, key, value) in enumerate(zip(labels, *inputs, strict=True)):
+        _check_pair(name, query, key, value)
+        named += [(name["query"], query), (name["key"], key), (name["value"], value)]
+        query_lengths.append(_check_lengths(name["query_lengths"], rules["query_lengths"][i], name["query"], query))
+        key_lengths.append(_check_lengths(name["key_lengths"], rules["key_lengths"][i], name["key"], key))
+        offsets.append(_check_offset(name["causal_offset"], rules["causal_offset"][i]))
+        scale, p = rules["scale"][i], rules["dropout_p"][i]
+        if scale is None:
+            scale = 1.0 / math.sqrt(query.shape[3])
+        scales.append(_check_number(name["scale"], scale, -1e30, 1e30, "a finite number or None"))
+        dropouts.append(_check_number(name["dropout_p"], p, 0.0, 1.0, "a number in [0, 1)"))
+    first, like = named[0]
+    device = like.device.type
+    if torch.is_autocast_enabled(device) and like.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        inputs = tuple([t.to(dtype) for t in side] for side in inputs)  # type: ignore[assignment]
+        named = [(name, t.to(dtype)) for name, t in named]
+        like = named[0][1]
+    _check_alike(first, like, named[1:])
+    rule = (tuple(offsets), tuple(scales), tuple(dropouts), normalizer == "sparsemax")
+    seeds = _seeds(seed, len(labels), dropouts, like.device)
+    where = _backend(like.device, backend)
+    lengths, tensors = (query_lengths, key_lengths), [*inputs[0], *inputs[1], *inputs[2]]
+    if where == "reference":
+        return tuple(autograd.by_definition(rule, seeds, lengths, tensors))
+    return autograd.attention(rule, where, seeds, lengths, tensors)
+
+
+_RULES = ("query_lengths", "key_lengths", "causal_offset", "scale", "dropout_p")
+
+
+def cross_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    query_lengths: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    causal_offset: int | None = None,
+    normalizer: str = "softmax",
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    seed: int | Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Attention of queries to keys of another sequence: normalizer(scale q k^T) v, no weight ever stored.
+
+    query [B, heads, Tq, E], key [B, heads, Tk, E], value [B, heads, Tk, Ev] -> [B, heads, Tq, Ev] in their dtype; any
+    strides. Self-attention is the case key = query.
+
+    query_lengths, key_lengths: [B] integers. Keys from an item's key length on never matter, whatever they hold; query
+        rows from its query length on come out zero and give no gradient.
+    causal_offset: c masks keys with j - i > c. 0 is the usual causal mask; MulT's default is |Tk - Tq|. A query left
+        without any key comes out zero.
+    normalizer: "softmax", or "sparsemax", the Euclidean projection onto the simplex (Martins and Astudillo 2016,
+        equation 2; WSA of MIRD uses it).
+    dropout_p: probability with which a normalised weight is dropped, in [0, 1); the others grow by 1 / (1 - p).
+    scale: of the scores; 1 / sqrt(E) by default.
+    seed: integer or int64 tensor of one element that fixes what is dropped, the same on every backend; otherwise drawn
+        from torch's generator of the device.
+
+    Differentiable any number of times; second derivatives materialise the weights. Under autocast the inputs are cast
+    to its dtype. Scores and sums are fp32 (fp64 for fp64 inputs).
+
+    Cost: 2 B heads Tq Tk (E + Ev) FLOPs and B heads Tq Tk exponentials forward, about 2.5 times the FLOPs and as many
+    exponentials backward, less what lengths and the mask rule out; beyond the inputs and the output, 4 B heads Tq bytes
+    are kept for the backward. Equation: Vaswani et al. 2017, (1), with the masks of MulT (Tsai et al. 2019, section 3).
+
+    Raises ValueError for empty or mismatched shapes, mixed devices or dtypes, lengths out of range (those on a GPU, or
+    in a compiled graph, are clamped instead), unknown names and numbers out of range, TypeError for what is no tensor,
+    and RuntimeError for a named backend that cannot run.
+    """
+    labels = {name: name for name in ("query", "key", "value", *_RULES)}
+    rules = (query_lengths, key_lengths, causal_offset, scale, dropout_p)
+    single = {name: [x] for name, x in zip(_RULES, rules, strict=True)}
+    return _run([labels], ([query], [key], [value]), single, normalizer, seed, backend)[0]
+
+
+def _sequence(name: str, given: Any, pairs: int) -> Sequence[Any]:
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"{name} must be a list, one entry per pair, got {type(given).__name__}")
+    if len(given) != pairs:
+        raise ValueError(f"{name} must have one entry per pair, {pairs}, got {len(given)}")
+    return given
+
+
+def cross_attention_grouped(
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    *,
+    query_lengths: Sequence[Tensor | None] | None = None,
+    key_lengths: Sequence[Tensor | None] | None = None,
+    causal_offset: Sequence[int | None] | int | None = None,
+    normalizer: str = "softmax",
+    dropout_p: Sequence[float] | float = 0.0,
+    scale: Sequence[float | None] | float | None = None,
+    seed: int | Tensor | None = None,
+    backend: str | None = None,
+) -> list[Tensor]:
+    """Several directed pairs in one call: lists of what `cross_attention` takes, a list of what it returns.
+
+    Pairs are independent and may differ in every size; all have one dtype and device. `query_lengths` and `key_lengths`
+    are lists whose entries may be None; `causal_offset`, `dropout_p` and `scale` are lists or one value for all pairs.
+    Pair n drops with seed + n. Every (pair, item, head) is a work item of the same launch, so that short pairs fill the
+    gaps of long ones.
+
+    Cost, errors and sources as in `cross_attention`; errors name the entry, `keys[2]`.
+    """
+    if not isinstance(queries, list | tuple) or not queries:
+        raise ValueError(f"queries must be a list of at least one tensor, got {type(queries).__name__}")
+    pairs = len(queries)
+    inputs = (queries, _sequence("keys", keys, pairs), _sequence("values", values, pairs))
+    rules: dict[str, Sequence[Any]] = {}
+    for name, given in (("query_lengths", query_lengths), ("key_lengths", key_lengths)):
+        rules[name] = [None] * pairs if given is None else _sequence(name, given, pairs)
+    for name, number in (("causal_offset", causal_offset), ("scale", scale), ("dropout_p", dropout_p)):
+        rules[name] = _sequence(name, number, pairs) if isinstance(number, list | tuple) else [number] * pairs
+    plural = {"query": "queries", "key": "keys", "value": "values"} | {name: name for name in _RULES}
+    labels = [{name: f"{shown}[{i}]" for name, shown in plural.items()} for i in range(pairs)]
+    return list(_run(labels, inputs, rules, normalizer, seed, backend))

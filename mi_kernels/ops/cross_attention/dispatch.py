@@ -1,0 +1,88 @@
+"""Runs the attention operators on a backend. Kernels are imported when they are first used."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...backends import requested_backend, resolve
+from . import reference
+from .schema import library
+
+BLOCK_BYTES = 32 << 20
+# backend -> modules with forward(query, ..., sparse) and backward(grad_out, ..., sparse), the operators' own arguments
+KERNELS = {"triton": ("triton_forward", "triton_backward"), "cuda": ("cuda", "cuda")}
+
+
+@functools.cache
+def _has_kernel(name: str) -> bool:
+    return all(importlib.util.find_spec(f"{__package__}.{module}") is not None for module in KERNELS[name])
+
+
+def _kernel(name: str, direction: int) -> ModuleType:
+    return importlib.import_module(f"{__package__}.{KERNELS[name][direction]}")
+
+
+def backend_for(device: torch.device, requested: str | None) -> str:
+    """The backend that attends on `device`; raises RuntimeError for a named one that cannot."""
+    name = resolve("cross_attention", device, requested)
+    if name in KERNELS and not _has_kernel(name):
+        if (requested or requested_backend()) == name:
+            raise RuntimeError(
+                f"backend {name!r} was asked for and cannot run cross_attention: it has no kernel for it"
+            )
+        return "chunked"
+    if name == "cpu" and not hasattr(torch.ops.mi_kernels_cpu, "cross_attention_forward"):
+        return "chunked"
+    return name
+
+
+def _forward(query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p, seed, sparse, backend):
+    pairs = (query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p)
+    if backend == "cpu":
+        return torch.ops.mi_kernels_cpu.cross_attention_forward(*pairs, seed, sparse)
+    if backend in KERNELS:
+        return _kernel(backend, 0).forward(*pairs, seed, sparse)
+    block = None if backend == "reference" else BLOCK_BYTES
+    every: Any = zip(*pairs, seed.unbind(), [sparse] * len(query), [block] * len(query), strict=True)
+    found = [reference.forward(*pair) for pair in every]
+    return [out for out, _ in found] + [stat for _, stat in found]
+
+
+def _backward(
+    grad_out,
+    query,
+    key,
+    value,
+    out,
+    stat,
+    query_lengths,
+    key_lengths,
+    causal_offset,
+    scale,
+    dropout_p,
+    seed,
+    sparse,
+    backend,
+) -> list[Tensor]:
+    rule = (query_lengths, key_lengths, causal_offset, scale, dropout_p)
+    pairs = (grad_out, query, key, value)
+    if backend == "cpu":
+        return torch.ops.mi_kernels_cpu.cross_attention_backward(*pairs, out, stat, *rule, seed, sparse)
+    if backend in KERNELS:
+        return _kernel(backend, 1).backward(*pairs, out, stat, *rule, seed, sparse)
+    block = None if backend == "reference" else BLOCK_BYTES
+    every: Any = zip(*pairs, stat, *rule, seed.unbind(), [sparse] * len(query), [block] * len(query), strict=True)
+    found = [reference.backward(*pair) for pair in every]
+    return [gradients[side] for side in range(3) for gradients in found]
+
+
+for _key in ("CPU", "CUDA"):
+    library.impl("cross_attention_forward", _forward, _key)
+    library.impl("cross_attention_backward", _backward, _key)

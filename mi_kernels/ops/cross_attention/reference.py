@@ -1,0 +1,194 @@
+"""The definition: every score materialised, plain torch, ordinary autograd; and the same in blocks of query rows.
+
+2 B heads Tq Tk (E + Ev) FLOPs forward, twice that and a recompute of the scores backward; several B heads Tq Tk arrays,
+or blocks of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .schema import accumulator, dropout_threshold
+
+_WORD = 0xFFFFFFFF
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit words, kept in int64."""
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _WORD
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _WORD
+    return x ^ (x >> 16)
+
+
+def dropout_hash(seed: Tensor, batch: int, heads: int, rows: Tensor, keys: int) -> Tensor:
+    """The 32-bit hash of schema.py for every weight, [B, heads, len(rows), keys] int64."""
+    device = rows.device
+    k = _mix(_mix(seed.reshape(()) & _WORD) ^ ((seed.reshape(()) >> 32) & _WORD))
+    k = _mix((k + torch.arange(batch * heads, device=device)) & _WORD).view(batch, heads, 1)
+    r1 = _mix((k + rows) & _WORD)
+    r2 = _mix(k ^ r1)
+    x = (r1.unsqueeze(-1) + 0x9E3779B9 * torch.arange(keys, device=device)) & _WORD
+    x = x ^ (x >> 16)
+    x = ((x * 0x7FEB352D) & _WORD) ^ r2.unsqueeze(-1)
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _WORD
+    return x ^ (x >> 16)
+
+
+def dropout_factor(
+    seed: Tensor, p: float, batch: int, heads: int, rows: Tensor, keys: int, dtype: torch.dtype
+) -> Tensor:
+    """m_ij of schema.py, [B, heads, len(rows), keys]."""
+    return (dropout_hash(seed, batch, heads, rows, keys) >= dropout_threshold(p)).to(dtype) / (1.0 - p)
+
+
+def _within(lengths: Tensor, positions: Tensor) -> Tensor | None:
+    """[B, 1, T, 1]: which positions are not padding; None for "all of them"."""
+    return None if lengths.shape[0] == 0 else (positions < lengths.view(-1, 1)).view(lengths.shape[0], 1, -1, 1)
+
+
+def _zero_padding(t: Tensor, within: Tensor | None) -> Tensor:
+    return t if within is None else t.where(within, torch.zeros((), dtype=t.dtype, device=t.device))
+
+
+def _allowed(rows: Tensor, keys: int, query_within: Tensor | None, key_within: Tensor | None, offset: int) -> Tensor:
+    """Which weights may be non-zero; broadcasts to [B, heads, rows, keys]."""
+    columns = torch.arange(keys, device=rows.device)
+    allowed = (columns - rows.view(-1, 1) <= offset).view(1, 1, -1, keys)
+    if key_within is not None:
+        allowed = allowed & key_within.mT
+    return allowed if query_within is None else allowed & query_within
+
+
+def threshold(s: Tensor, allowed: Tensor) -> Tensor:
+    """Sparsemax's tau [..., 1] over allowed scores, by sorting (Martins and Astudillo 2016, algorithm 1)."""
+    with torch.no_grad():
+        z = s.masked_fill(~allowed, -torch.inf).sort(-1, descending=True).values
+        top = z[..., :1].nan_to_num(neginf=0.0)
+        total = (z - top).where(z > -torch.inf, 0.0).cumsum(-1)
+        k = torch.arange(1, z.shape[-1] + 1, device=s.device, dtype=s.dtype)
+        size = (1 + k * (z - top) > total).sum(-1, keepdim=True).clamp(min=1)
+        coarse = (total.gather(-1, size - 1) - 1) / size + top
+        support = allowed & (s > coarse)
+    return ((s.where(support, 0.0)).sum(-1, keepdim=True) - 1) / support.sum(-1, keepdim=True).clamp(min=1)
+
+
+def normalize(s: Tensor, allowed: Tensor, sparse: bool) -> tuple[Tensor, Tensor]:
+    """Weights p and the statistic [..., 1] of schema.py of scores [B, heads, Tq, Tk]."""
+    allowed = allowed.expand(s.shape)
+    alive = allowed.any(-1, keepdim=True)
+    if sparse:
+        stat = threshold(s, allowed)
+        p = (s - stat).clamp(min=0).where(allowed, 0.0)
+    else:
+        stat = s.masked_fill(~allowed, -torch.inf).where(alive, 0.0).logsumexp(-1, keepdim=True)
+        p = (s.where(allowed, 0.0) - stat).exp().where(allowed, 0.0)
+    return p, stat.where(alive, torch.inf)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_lengths: Tensor,
+    key_lengths: Tensor,
+    causal_offset: int,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor,
+    sparse: bool,
+    first: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """out and stat of schema.py for one pair, differentiable any number of times. `query` may be the rows from `first`
+    on of a longer one."""
+    dtype, (batch, heads, length, _), keys = accumulator(query.dtype), query.shape, key.shape[2]
+    rows = torch.arange(first, first + length, device=query.device)
+    query_within = _within(query_lengths, rows)
+    key_within = _within(key_lengths, torch.arange(keys, device=key.device))
+    q = _zero_padding(query, query_within).to(dtype)
+    k = _zero_padding(key, key_within).to(dtype)
+    v = _zero_padding(value, key_within).to(dtype)
+    allowed = _allowed(rows, keys, query_within, key_within, causal_offset)
+    p, stat = normalize((q * scale) @ k.mT, allowed, sparse)
+    if dropout_p > 0:
+        p = p * dropout_factor(seed, dropout_p, batch, heads, rows, keys, dtype)
+    return (p @ v).to(query.dtype), stat.squeeze(-1)
+
+
+def _blocks(query: Tensor, key: Tensor, block_bytes: int | None) -> range:
+    """First rows of the blocks; arrays of a block's scores take `block_bytes` each, a block for None is everything."""
+    length = query.shape[2]
+    if block_bytes is None:
+        return range(0, length, length)
+    return range(0, length, min(length, max(1, block_bytes // (8 * query.shape[0] * query.shape[1] * key.shape[2]))))
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_lengths: Tensor,
+    key_lengths: Tensor,
+    causal_offset: int,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor,
+    sparse: bool,
+    block_bytes: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`attention` without autograd, in blocks of rows."""
+    blocks, rule = (
+        _blocks(query, key, block_bytes),
+        (query_lengths, key_lengths, causal_offset, scale, dropout_p, seed, sparse),
+    )
+    parts = [attention(query[:, :, i : i + blocks.step], key, value, *rule, i) for i in blocks]
+    return torch.cat([out for out, _ in parts], 2), torch.cat([stat for _, stat in parts], 2)
+
+
+def backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    stat: Tensor,
+    query_lengths: Tensor,
+    key_lengths: Tensor,
+    causal_offset: int,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor,
+    sparse: bool,
+    block_bytes: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv of one pair by the formulas of schema.py, the weights recomputed from `stat` block by block."""
+    dtype, (batch, heads, length, _), keys = accumulator(query.dtype), query.shape, key.shape[2]
+    key_within = _within(key_lengths, torch.arange(keys, device=key.device))
+    k, v = _zero_padding(key, key_within).to(dtype), _zero_padding(value, key_within).to(dtype)
+    dq, dk, dv = torch.empty_like(query, dtype=dtype), torch.zeros_like(k), torch.zeros_like(v)
+    blocks = _blocks(query, key, block_bytes)
+    for first in blocks:
+        block = slice(first, min(first + blocks.step, length))
+        rows = torch.arange(block.start, block.stop, device=query.device)
+        query_within = _within(query_lengths, rows)
+        q = _zero_padding(query[:, :, block], query_within).to(dtype)
+        g = _zero_padding(grad_out[:, :, block], query_within).to(dtype)
+        allowed = _allowed(rows, keys, query_within, key_within, causal_offset)
+        shifted = (q * scale) @ k.mT - stat[:, :, block].unsqueeze(-1)
+        p = (shifted.clamp(min=0) if sparse else shifted.where(allowed, 0.0).exp()).where(allowed, 0.0)
+        dp, kept = g @ v.mT, p
+        if dropout_p > 0:
+            factor = dropout_factor(seed, dropout_p, batch, heads, rows, keys, dtype)
+            dp, kept = dp * factor, p * factor
+        if sparse:
+            support = (p > 0).to(dtype)
+            ds = support * (dp - (support * dp).sum(-1, keepdim=True) / support.sum(-1, keepdim=True).clamp(min=1))
+        else:
+            ds = p * (dp - (p * dp).sum(-1, keepdim=True))
+        ds = ds * scale
+        dq[:, :, block] = ds @ k
+        dk += ds.mT @ q
+        dv += kept.mT @ g
+    return tuple(d.to(query.dtype).contiguous() for d in (dq, dk, dv))  # type: ignore[return-value]

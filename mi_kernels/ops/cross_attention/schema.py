@@ -1,0 +1,74 @@
+"""Names, meaning and operator schemas of `cross_attention`. Imports torch alone.
+
+One directed pair reads a source sequence (keys, values) from a target sequence (queries):
+
+    s_ij = scale <q_i, k_j>,  p_i = softmax(s_i) or sparsemax(s_i) over the allowed keys,
+    o_i  = sum_j m_ij p_ij v_j,  m_ij = [kept] / (1 - dropout_p)
+
+A pair has query [B, heads, Tq, E], key [B, heads, Tk, E], value [B, heads, Tk, Ev] -> out [B, heads, Tq, Ev] in the
+dtype of query. Key j is allowed for query i of item b when j < key_length_b and j - i <= causal_offset; a query with
+i >= query_length_b, or without an allowed key, gets a zero row and gives no gradient. What stands in padded rows of any
+input is never read into a result, NaN included. Operators take lists: several independent pairs, each with sizes of
+its own, in one call. Per pair:
+
+    query_lengths, key_lengths   [B] int64, or [0] for "all of them"; values are clamped to [0, T]
+    causal_offset                int; NO_OFFSET for "no mask"
+    scale, dropout_p             float, 0 <= dropout_p < 1
+    seed                         entry of one int64 tensor [pairs]; not read where dropout_p is 0
+
+A forward returns the outs and then the stats, [B, heads, Tq] in the accumulation type (fp64 for fp64, fp32 otherwise):
+row_lse_i = log sum_j exp s_ij for softmax, the threshold tau_i with p_ij = max(s_ij - tau_i, 0) for sparsemax, +inf for
+a row without a key (so that exp(s - stat) and max(s - stat, 0) are 0 there too). A backward returns all dq, all dk, all
+dv, in the dtype of the inputs and contiguous. With delta_i = sum_j p_ij dp_ij and dp_ij = m_ij <g_i, v_j>,
+
+    softmax:   ds_ij = p_ij (dp_ij - delta_i), where delta_i = <g_i, o_i> too
+    sparsemax: ds_ij = [p_ij > 0] (dp_ij - the mean of dp_i where p_i > 0)
+    dq_i = scale sum_j ds_ij k_j,  dk_j = scale sum_i ds_ij q_i,  dv_j = sum_i m_ij p_ij g_i
+
+Dropout is a counter hash in 32-bit unsigned arithmetic, the same in every backend. With h = b heads + head,
+
+    mix(x) = x ^= x >> 16; x *= 0x7feb352d; x ^= x >> 15; x *= 0x846ca68b; x ^= x >> 16
+    k = mix(mix(mix(seed low word) ^ seed high word) + h);  r1 = mix(k + i);  r2 = mix(k ^ r1)
+    x = r1 + 0x9e3779b9 j; x ^= x >> 16; x *= 0x7feb352d; x ^= r2; x ^= x >> 15; x *= 0x846ca68b; x ^= x >> 16
+    kept when x >= floor(dropout_p 2^32)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NORMALIZERS = ("softmax", "sparsemax")
+NO_OFFSET = 2**31 - 1
+
+library = torch.library.Library("mi_kernels", "FRAGMENT")
+_pairs = "Tensor[] query, Tensor[] key, Tensor[] value"
+_rule = (
+    "Tensor[] query_lengths, Tensor[] key_lengths, SymInt[] causal_offset, float[] scale, float[] dropout_p, "
+    "Tensor seed, bool sparse, str backend"
+)
+library.define(f"cross_attention_forward({_pairs}, {_rule}) -> Tensor[]")
+library.define(
+    f"cross_attention_backward(Tensor[] grad_out, {_pairs}, Tensor[] out, Tensor[] stat, {_rule}) -> Tensor[]"
+)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which inputs of `dtype` are accumulated and statistics kept."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def dropout_threshold(p: float) -> int:
+    """Hashes below this 32-bit number are dropped."""
+    return int(p * 2.0**32)
+
+
+@torch.library.register_fake("mi_kernels::cross_attention_forward", lib=library)
+def _forward_fake(query, key, value, *rule) -> list[Tensor]:
+    outs = [q.new_empty((*q.shape[:3], v.shape[3])) for q, v in zip(query, value, strict=True)]
+    return outs + [q.new_empty(q.shape[:3], dtype=accumulator(q.dtype)) for q in query]
+
+
+@torch.library.register_fake("mi_kernels::cross_attention_backward", lib=library)
+def _backward_fake(grad_out, query, key, value, *rest) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in (*query, *key, *value)]
