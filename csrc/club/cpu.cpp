@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "../common/simd.h"
 
@@ -118,7 +119,8 @@ MK_CLUB_TILES(c10::Half, float)
 
 struct Shape {
   int64_t G, B, D, parts, rows;  // rows of a part, a multiple of the tile
-  explicit Shape(const Tensor& mu) : G(mu.size(0)), B(mu.size(1)), D(mu.size(2)) {
+  explicit Shape(const Tensor& mu) : B(mu.size(-2)), D(mu.size(-1)) {
+    G = mu.numel() / (B * D);
     const int64_t tiles = (B + kTile - 1) / kTile, per_part = (tiles + kParts - 1) / kParts;
     rows = per_part * kTile;
     parts = (B + rows - 1) / rows;
@@ -237,7 +239,10 @@ void by_type(at::ScalarType type, F&& f) {
 std::tuple<Tensor, Tensor> forward(const Tensor& mu, const OptTensor& logvar, const Tensor& y) {
   const Shape s(mu);
   const auto options = mu.options().dtype(mu.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  Tensor value = at::empty({s.G}, options), moments = at::empty({s.G, kMoments, s.D}, options);
+  const auto groups = mu.sizes().slice(0, mu.dim() - 2);
+  std::vector<int64_t> moment_sizes(groups.begin(), groups.end());
+  moment_sizes.insert(moment_sizes.end(), {kMoments, s.D});
+  Tensor value = at::empty(groups, options), moments = at::empty(moment_sizes, options);
   by_type(mu.scalar_type(), [&]<class In, class T>() { forward_of<In, T>(s, mu, logvar, y, value, moments); });
   return {value, moments};
 }

@@ -12,20 +12,15 @@ from .schema import NEED_LOGVAR, NEED_MU, NEED_Y
 NEGATIVES = ("all", "others")
 
 
-def _flat(t: Tensor) -> Tensor:
-    return t.reshape(-1, *t.shape[-2:]).contiguous()
-
-
 class _ClubFunction(torch.autograd.Function):
-    # Group dimensions are folded in here, where autograd does not record it: at small batches its views cost as much
-    # as the kernel.
+    # Copies of inputs that are not contiguous are made here, where autograd does not record them.
     @staticmethod
     def forward(ctx, mu, logvar, y, backend):
         run = torch.ops.mi_kernels.club_forward if torch.compiler.is_compiling() else dispatch.forward
-        value, moments = run(_flat(mu), None if logvar is None else _flat(logvar), _flat(y), backend)
+        value, moments = run(*_contiguous(mu, logvar, y), backend)
         ctx.save_for_backward(mu, logvar, y, moments)
         ctx.backend = backend
-        return value.reshape(mu.shape[:-2])
+        return value
 
     @staticmethod
     def backward(ctx, g):
@@ -37,9 +32,12 @@ class _ClubFunction(torch.autograd.Function):
         bits = (NEED_MU, NEED_LOGVAR, NEED_Y)
         needs = sum(bit for bit, wanted in zip(bits, ctx.needs_input_grad, strict=False) if wanted)
         run = torch.ops.mi_kernels.club_backward if torch.compiler.is_compiling() else dispatch.backward
-        problem = (_flat(mu), None if logvar is None else _flat(logvar), _flat(y), moments)
-        gradients = run(*problem, g.reshape(-1).contiguous(), needs, ctx.backend)
-        return *(t.reshape(mu.shape) if needs & bit else None for t, bit in zip(gradients, bits, strict=True)), None
+        gradients = run(*_contiguous(mu, logvar, y), moments, g.contiguous(), needs, ctx.backend)
+        return *(t if needs & bit else None for t, bit in zip(gradients, bits, strict=True)), None
+
+
+def _contiguous(mu: Tensor, logvar: Tensor | None, y: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    return mu.contiguous(), None if logvar is None else logvar.contiguous(), y.contiguous()
 
 
 def _check(name: str, t: Tensor, like: Tensor | None = None) -> None:

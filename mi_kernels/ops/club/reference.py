@@ -44,10 +44,10 @@ def forward(mu: Tensor, logvar: Tensor | None, y: Tensor) -> tuple[Tensor, Tenso
 def backward(
     mu: Tensor, logvar: Tensor | None, y: Tensor, moments: Tensor, g: Tensor, needs: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    high, low, v, w_mean, wm_mean = moments.unsqueeze(-2).unbind(1)
+    high, low, v, w_mean, wm_mean = moments.unsqueeze(-2).unbind(-3)
     m, c = (t.to(moments.dtype) - high - low for t in (mu, y))
     w = _precision(logvar, c)
-    scale = g.to(c.dtype)[:, None, None] / mu.shape[1]
+    scale = g.to(c.dtype)[..., None, None] / mu.shape[-2]
     empty = mu.new_empty(0)
     return (
         (scale * w * c).to(mu.dtype) if needs & NEED_MU else empty,

@@ -7,9 +7,9 @@ With c_i = y_i - ybar, m_i = mu_i - ybar, w_i = exp(-logvar_i) and v = mean_i c_
 
 because mean_j (y_j - mu_i)^2 = v + m_i^2: exact in O(B D), no pair is formed.
 
-mu, y [G, B, D]; logvar [G, B, D] or None (unit variance).
-club_forward  -> value [G] and moments [G, 5, D]: ybar as a rounded value and its remainder, v, mean w, mean w m.
-club_backward -> gradients of mu, logvar and y under g [G]:
+mu, y [*, B, D]; logvar [*, B, D] or None (unit variance); contiguous.
+club_forward  -> value [*] and moments [*, 5, D]: ybar as a rounded value and its remainder, v, mean w, mean w m.
+club_backward -> gradients of mu, logvar and y under g [*]:
     dmu_i = g / B w_i c_i,   dlogvar_i = -g / (2 B) w_i (v - c_i^2 + 2 m_i c_i),
     dy_i  = g / B (mean(w) c_i - mean(w m) - w_i (c_i - m_i)).
 Bits of `needs` say which are wanted; the others come back empty. `backend` "" is the automatic choice.
@@ -38,8 +38,8 @@ def wide(t: Tensor) -> torch.dtype:
 
 @torch.library.register_fake("mi_kernels::club_forward", lib=library)
 def _(mu, logvar, y, backend):
-    groups, _, depth = mu.shape
-    return mu.new_empty((groups,), dtype=wide(mu)), mu.new_empty((groups, MOMENTS, depth), dtype=wide(mu))
+    *groups, _, depth = mu.shape
+    return mu.new_empty(groups, dtype=wide(mu)), mu.new_empty((*groups, MOMENTS, depth), dtype=wide(mu))
 
 
 @torch.library.register_fake("mi_kernels::club_backward", lib=library)

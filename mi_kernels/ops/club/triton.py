@@ -11,6 +11,7 @@ so that nothing of the size of ybar is ever subtracted. Backward is elementwise.
 30 B D FLOP, 3 B D reads and as many writes backward.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -202,20 +203,21 @@ def split(groups: int, B: int, D: int, t: Tiling) -> tuple[int, int]:
 def _check(mu: torch.Tensor) -> None:
     if not (INTERPRETED or mu.is_cuda):
         raise RuntimeError(f"backend 'triton' needs CUDA tensors (or TRITON_INTERPRET=1), got mu on {mu.device}")
-    if max(mu.shape[1:]) > _MAX_SIDE:
+    if max(mu.shape[-2:]) > _MAX_SIDE:
         raise ValueError(f"B and D must not exceed {_MAX_SIDE}, got mu {tuple(mu.shape)}")
 
 
 def forward(
     mu: torch.Tensor, logvar: torch.Tensor | None, y: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(value [G], moments [G, 5, D]) of contiguous inputs [G, B, D]. Three launches, two where D fits one block."""
+    """(value [*], moments [*, 5, D]) of contiguous inputs [*, B, D]. Three launches, two where D fits one block."""
     _check(mu)
-    (G, B, D), t = mu.shape, tiling(mu.dtype, INTERPRETED)
+    (*groups, B, D), t = mu.shape, tiling(mu.dtype, INTERPRETED)
+    G = math.prod(groups)
     rows, n_parts = split(G, B, D, t)
     n_d, n_f = triton.cdiv(D, t.BD), triton.cdiv(D, t.BF)
     part = torch.empty((G, n_parts, SUMS.value, D), dtype=wide(mu), device=mu.device)
-    moments = torch.empty((G, MOMENTS, D), dtype=wide(mu), device=mu.device)
+    moments = torch.empty((*groups, MOMENTS, D), dtype=wide(mu), device=mu.device)
     value = torch.empty((G, n_f), dtype=wide(mu), device=mu.device)
     with device_guard(mu):
         moments_kernel[(G * n_parts * n_d,)](
@@ -226,7 +228,7 @@ def forward(
             part, moments, value, B, D, rows, n_parts,
             MOMENTS=MOMENTS, BK=t.BK, BD=t.BF, num_warps=t.num_warps, enable_fp_fusion=True,
         )  # fmt: skip
-    return value[:, 0] if n_f == 1 else value.sum(1), moments
+    return (value if n_f == 1 else value.sum(1)).view(groups), moments
 
 
 def backward(
@@ -234,7 +236,8 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of mu, logvar and y, empty where `needs` does not ask. One launch."""
     _check(mu)
-    (G, B, D), t = mu.shape, tiling(mu.dtype, INTERPRETED)
+    (*groups, B, D), t = mu.shape, tiling(mu.dtype, INTERPRETED)
+    G = math.prod(groups)
     bits = (NEED_MU, NEED_LOGVAR, NEED_Y)
     # The interpreter would cut off to bfloat16 instead of rounding.
     dtype = wide(mu) if INTERPRETED else mu.dtype
