@@ -294,14 +294,13 @@ MK_INLINE void small(const Item<T>& it, bool backward, Scratch<T>& scratch) {
 MK_SMALL(float, 4)
 MK_SMALL(float, 6)
 MK_SMALL(float, 8)
-MK_SMALL(float, 12)
 MK_SMALL(float, 16)
 MK_SMALL(double, 16)
 #undef MK_SMALL
 
 inline void run_small(const Item<float>& it, bool backward, Scratch<float>& scratch) {
   const int64_t width = std::max(it.E, it.Ev);
-  auto* kernel = width <= 4 ? small_float4 : width <= 6 ? small_float6 : width <= 8 ? small_float8 : width <= 12 ? small_float12 : small_float16;
+  auto* kernel = width <= 4 ? small_float4 : width <= 6 ? small_float6 : width <= 8 ? small_float8 : small_float16;
   kernel(it, backward, scratch);
 }
 inline void run_small(const Item<double>& it, bool backward, Scratch<double>& scratch) { small_double16(it, backward, scratch); }
