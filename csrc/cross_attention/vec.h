@@ -55,9 +55,7 @@ MK_INLINE void store(T* p, Vec<T> v) {
 }
 template <class T>
 MK_INLINE Vec<T> fill(T x) {
-  Vec<T> v;
-  for (int64_t l = 0; l < kLanes<T>; ++l) v[l] = x;
-  return v;
+  return x - Vec<T>{};
 }
 template <class T>
 MK_INLINE IntVec<T> iota(int64_t first) {
@@ -67,7 +65,7 @@ MK_INLINE IntVec<T> iota(int64_t first) {
 }
 // b where b is larger: a NaN in a stays.
 template <class T>
-MK_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
+MK_INLINE Vec<T> larger(const Vec<T>& a, const Vec<T>& b) {
   return a < b ? b : a;
 }
 template <class T>
@@ -153,16 +151,13 @@ MK_INLINE IntVec<T> kept(WordVec<T> r1, WordVec<T> r2, WordVec<T> golden, uint32
 }
 template <class T>
 MK_INLINE WordVec<T> fill_word(uint32_t x) {
-  WordVec<T> v;
-  for (int64_t l = 0; l < kLanes<T>; ++l) v[l] = x;
-  return v;
+  return WordVec<T>{} + static_cast<typename Lanes<T>::Word>(x);
 }
 // 0x9e3779b9 j for the lanes j, j + 1, ...
 template <class T>
 MK_INLINE WordVec<T> golden_lanes(int64_t j) {
-  WordVec<T> v;
-  for (int64_t l = 0; l < kLanes<T>; ++l) v[l] = 0x9e3779b9u * static_cast<uint32_t>(j + l);
-  return v;
+  constexpr typename Lanes<T>::Word kGolden = 0x9e3779b9u, kMask = 0xffffffffu;
+  return (kGolden * (reinterpret_cast<WordVec<T>>(iota<T>(0)) + static_cast<uint32_t>(j))) & kMask;
 }
 
 }  // namespace mk::attention
