@@ -28,18 +28,33 @@ MK_INLINE float fast_tanh(float x) {
 }
 MK_INLINE double fast_tanh(double x) { return std::tanh(x); }
 
+// Steps of a row lie next to each other, rows far apart: the processor's own prefetching sees no stream.
+template <bool kWrite, class T>
+MK_INLINE void prefetch(const T* p, int64_t n) {
+#if defined(__GNUC__)
+  for (int64_t j = 0; j < n; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + j, kWrite, 2);
+#endif
+}
+
 // One row's slices of `n` units at one step. `z` is W h [i, f, g, o] of kUnits each; the others lie `gate` apart.
 template <class T>
 struct ForwardRow {
   const T *z, *gates, *bias, *c_before;
   T *activations, *h, *c, *h_next, *c_next;
   int64_t gate;
+  bool more;  // a step follows, with an input of its own
 };
 
 template <int64_t N, class T>
 MK_INLINE void forward_units(int64_t n, const ForwardRow<T>& row) {
   T i[kUnits], f[kUnits], g[kUnits], o[kUnits], c[kUnits], h[kUnits];
   const int64_t w = N ? N : n;
+  if (row.more) {
+    for (int64_t k = 0; k < 4; ++k) prefetch<false>(row.gates + (4 + k) * row.gate, w);
+    for (int64_t k = 0; row.activations && k < 4; ++k) prefetch<true>(row.activations + (4 + k) * row.gate, w);
+    prefetch<true>(row.h + row.gate, w);
+    prefetch<true>(row.c + row.gate, w);
+  }
   for (int64_t j = 0; j < w; ++j) i[j] = sigmoid(row.z[j] + row.bias[j] + row.gates[j]);
   for (int64_t j = 0; j < w; ++j) f[j] = sigmoid(row.z[kUnits + j] + row.bias[kUnits + j] + row.gates[row.gate + j]);
   for (int64_t j = 0; j < w; ++j)
@@ -63,6 +78,7 @@ template <class T>
 struct BackwardRow {
   const T *activations, *c, *c_before, *g_h, *g_c, *dh;
   T *dc, *d, *kept;
+  bool more;
 };
 
 template <int64_t N, class T>
@@ -87,6 +103,12 @@ MK_INLINE void backward_units(int64_t n, int64_t H, int64_t at, const BackwardRo
 
 template <class T>
 MK_INLINE void backward_row(int64_t H, const BackwardRow<T>& row) {
+  if (row.more) {  // the step before, which is the next one here
+    prefetch<false>(row.activations - 4 * H, 4 * H);
+    prefetch<false>(row.c_before - H, H);
+    prefetch<false>(row.g_h - H, H);
+    prefetch<true>(row.kept - 4 * H, 4 * H);
+  }
   int64_t at = 0;
   for (; at + kUnits <= H; at += kUnits) backward_units<kUnits>(kUnits, H, at, row);
   if (at < H) backward_units<0>(H - at, H, at, row);

@@ -74,7 +74,7 @@ struct ForwardTask {
         const T* input = t < inputs ? gates + (row * inputs + t) * 4 * H + unit : zeros;
         T* kept = activations ? activations + (row * s.T + t) * 4 * H + unit : nullptr;
         forward_cell(n, ForwardRow<T>{tile + r * kPanel, input, bias + at * kPanel, cell, kept, h + now, c + now,
-                                      after + r * s.padded + unit, cell, H});
+                                      after + r * s.padded + unit, cell, H, t + 1 < inputs});
       }
     }
   }
@@ -138,7 +138,7 @@ struct BackwardTask {
       const T* before = t > 0 ? c + now - H : (c0 ? c0 + row * H : zeros);
       backward_cell(H, BackwardRow<T>{activations + 4 * now, c + now, before, g_h ? g_h + now : zeros,
                                       g_c ? g_c + now : zeros, own.dh.get() + r * s.padded,
-                                      own.dc.get() + r * s.padded, own.d.get() + r * 4 * H, d + 4 * now});
+                                      own.dc.get() + r * s.padded, own.d.get() + r * 4 * H, d + 4 * now, t > 1});
     }
     if (t == 0 && !dh0) return;
     // rounding up computes rows that have not joined yet: their d is zero
