@@ -25,7 +25,7 @@ define step
 @printf '\n== %s\n' '$(1)'; $(2) || { echo 'make $@: FAILED at: $(1)'; exit 1; }
 endef
 
-.PHONY: test demo bench clean FORCE
+.PHONY: test demo bench gpu clean FORCE
 
 test: $(PACKAGE_STAMP)
 	$(call step,ruff check,$(PY) -m ruff check .)
@@ -52,6 +52,10 @@ bench: $(PACKAGE_STAMP)
 	$(call step,the tables of README.md,$(PY) -m bench.readme)
 	$(call step,the figure of README.md,$(PY) -m bench.plots)
 	@echo "make bench: done, the figures are in bench/results/ ($(path_taken))"
+
+gpu: $(PACKAGE_STAMP)
+	$(call step,everything that a GPU has to say (the figures go to runs/gpu),$(PY) -m bench.gpu --out runs/gpu)
+	@echo "make gpu: done, the figures are in runs/gpu/gpu.json ($(path_taken))"
 
 clean:
 	rm -rf .venv build dist *.egg-info mi_kernels/_C*.so .pytest_cache .ruff_cache .mypy_cache

@@ -39,6 +39,15 @@ def generator() -> torch.Generator:
 
 
 @pytest.fixture
+def device() -> torch.device:
+    """MI_KERNELS_TEST_DEVICE, or else the GPU; skips where there is none."""
+    named = os.environ.get("MI_KERNELS_TEST_DEVICE")
+    if not named and not torch.cuda.is_available():
+        pytest.skip("no GPU is here (MI_KERNELS_TEST_DEVICE=cpu runs what a CPU can)")
+    return torch.device(named or "cuda")
+
+
+@pytest.fixture
 def data_dir() -> Path:
     """Folder of the real data sets: MI_KERNELS_DATA, or ../shared/data beside the checkout; else skips."""
     named = os.environ.get("MI_KERNELS_DATA")

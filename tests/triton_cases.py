@@ -5,10 +5,14 @@ A module of cases runs in a process of its own: TRITON_INTERPRET is read when tr
 
 from __future__ import annotations
 
+import os
 import warnings
 
 import torch
 from torch import Tensor
+
+# The interpreter's, or that of a GPU on which the same cases run compiled.
+DEVICE = torch.device(os.environ.get("MI_KERNELS_TEST_DEVICE", "cpu"))
 
 
 def prepare() -> None:
@@ -27,7 +31,7 @@ def _poisoned(empty):
 
 def error(got: Tensor, want: Tensor) -> float:
     """Norm-wise, relative to `want` (absolute where that is zero); infinite where shapes differ or a NaN shows."""
-    got, want = got.double(), want.double()
+    got, want = got.double().cpu(), want.double().cpu()
     if got.shape != want.shape or not got.isfinite().all():
         return float("inf")
     norm = want.norm().item()

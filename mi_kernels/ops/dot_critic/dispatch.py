@@ -140,10 +140,15 @@ def run_loss(
     backend: str,
 ) -> tuple[Tensor, ...]:
     x, y = problem[:2]
-    if resolve("dot_critic", x.device, backend or None) == "cpu":
+    name = resolve("dot_critic", x.device, backend or None)
+    if name == "cpu":
         return torch.ops.mi_kernels_cpu.dot_critic_loss(
             *problem, w_row, w_col, w_soft, w_pos, soft_signed, normalize, needs, memory_budget
         )
+    if name == "triton":
+        from . import triton_loss
+
+        return triton_loss.loss(problem, w_row, w_col, w_soft, w_pos, soft_signed, normalize, needs)
     if normalize:
         rest = (w_row, w_col, w_soft, w_pos, soft_signed, False, needs, memory_budget, backend)
         loss, dx, dy, *others = run_loss(normalized(problem), *rest)

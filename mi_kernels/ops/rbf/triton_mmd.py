@@ -153,7 +153,7 @@ def mmd(
     check("rbf_mmd", INTERPRETED, x, y)
     dtype = wide(x)
     (_, B, D), N = x.shape, y.shape[1]
-    z = torch.cat([x, y], 1).to(dtype) if N else x.to(dtype)
+    z = (torch.cat([x, y], 1) if N else x).to(dtype).contiguous()
     problem = _Sums(z, B, gamma.to(dtype), (w_xx, w_yy, w_xy / 2))
     want_gamma = bool(needs & NEED_GAMMA)
     dz = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.club import api, triton
-from tests.triton_cases import error, prepare, worse
+from tests.triton_cases import DEVICE, error, prepare, worse
 
 NAMES = ("mu", "logvar", "y")
 
@@ -47,7 +47,7 @@ def inputs(case: Case, seed: int) -> list[Tensor | None]:
         y = y + torch.linspace(-50, 50, case.shape[-2])[:, None]
     mu = 0.6 * y + 0.8 * normal() + case.offset
     logvar = 0.7 * normal() if case.variances else None
-    return [None if t is None else t.to(case.dtype) for t in (mu, logvar, y + case.offset)]
+    return [None if t is None else t.to(DEVICE, case.dtype) for t in (mu, logvar, y + case.offset)]
 
 
 def pairwise(mu: Tensor, logvar: Tensor | None, y: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def run(case: Case, tensors: list[Tensor | None], function, dtype: torch.dtype) 
     given = {n: t for n, t in zip(NAMES, tensors, strict=True) if t is not None}
     leaves = {n: t.to(dtype).requires_grad_(n in case.wanted) for n, t in given.items()}
     value = function(leaves["mu"], leaves.get("logvar"), leaves["y"])
-    slope = case.slope * (1 + torch.arange(value.numel(), dtype=value.dtype)).reshape(value.shape)
+    slope = case.slope * (1 + torch.arange(value.numel(), dtype=value.dtype, device=DEVICE)).reshape(value.shape)
     wanted = [n for n in case.wanted if n in leaves]
     found = torch.autograd.grad((value * slope).sum(), [leaves[n] for n in wanted])
     return {"value": value.detach(), **dict(zip(wanted, found, strict=True))}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.rbf import api, triton_common
-from tests.triton_cases import prepare, worse
+from tests.triton_cases import DEVICE, prepare, worse
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def mmd_formula(case: Case) -> Callable[..., Tensor]:
 
 def hsic_formula(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor) -> Tensor:
     batch = x.shape[1]
-    h = torch.eye(batch, dtype=x.dtype) - 1 / batch
+    h = torch.eye(batch, dtype=x.dtype, device=x.device) - 1 / batch
     k, m = (h @ (-g[:, None, None] * distances(t, t)).expm1() @ h for g, t in ((gx, x), (gy, y)))
     return torch.stack([(a * b).sum((-2, -1)) for a, b in ((k, m), (k, k), (m, m))], -1) / batch**2
 
@@ -92,7 +92,7 @@ def inputs(case: Case, seed: int, of_hsic: bool) -> dict[str, Tensor]:
         found = {"x": x, "y": y, "gamma": gamma(groups) / depth, "gamma_y": gamma(groups) / case.y[2]}
     else:
         found = {"x": x, "y": y, "gamma": gamma(groups, case.kernels) / depth}
-    return {name: t.to(case.dtype) for name, t in found.items()}
+    return {name: t.to(DEVICE, case.dtype) for name, t in found.items()}
 
 
 def run(case: Case, tensors: dict[str, Tensor], function: Callable[..., Tensor], dtype: torch.dtype) -> dict:
@@ -100,7 +100,7 @@ def run(case: Case, tensors: dict[str, Tensor], function: Callable[..., Tensor],
     leaves = {n: t.to(dtype).requires_grad_(asked(n)) for n, t in tensors.items()}
     value = function(*leaves.values())
     wanted = [n for n in leaves if asked(n) and leaves[n].numel()]
-    slope = (1 + torch.arange(value.numel(), dtype=value.dtype)).reshape(value.shape)
+    slope = (1 + torch.arange(value.numel(), dtype=value.dtype, device=DEVICE)).reshape(value.shape)
     found = torch.autograd.grad((value * slope).sum(), [leaves[n] for n in wanted]) if wanted else ()
     return {"value": value.detach(), **dict(zip(wanted, found, strict=True))}
 
@@ -128,8 +128,8 @@ def failures(case: Case, seed: int, of_hsic: bool) -> list[str]:
 def others() -> list[str]:
     """What no case of the lists above says."""
     found = []
-    x = torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(3))
-    gamma = torch.full((1, 1), 0.2)
+    x = torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    gamma = torch.full((1, 1), 0.2, device=DEVICE)
     same = api.mmd(x, x.clone(), gamma, 1 / 400, 1 / 400, -2 / 400, "triton")
     if abs(same.item()) > 1e-8:
         found.append(f"MMD of a sample with itself is {same.item():.1e}")

@@ -1,0 +1,196 @@
+"""The steps of `python -m bench.gpu`, each a subprocess with a time limit, each returning what it found.
+
+A failure is a result: it is written down, and the steps behind it run all the same.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.provenance import describe
+
+ROOT = Path(__file__).resolve().parents[2]
+RIVALS = ("liger-kernel", "cut-cross-entropy", "siglip-kernel", "inf-cl", "triton")
+# Compiled kernels on the device, with the cases that the interpreter runs elsewhere.
+KERNEL_CASES = tuple(f"tests.ops.{op}.triton_cases" for op in ("dot_critic", "mlp_critic", "club", "rbf"))
+Result = dict[str, Any]
+
+
+def command(arguments: list[str], seconds: float, **environment: str) -> Result:
+    """Runs it in the checkout; stops it and its children when the time is up."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=max(1.0, seconds))
+        timed_out = False
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        timed_out = True
+    return {
+        "command": " ".join(arguments[1:] if arguments[0] == sys.executable else arguments),
+        "rc": process.returncode,
+        "timed_out": timed_out,
+        "seconds": round(time.perf_counter() - start, 1),
+        "output": output,
+    }
+
+
+def brief(result: Result, characters: int = 3000) -> Result:
+    """With the end of the output alone."""
+    return {**result, "output": result["output"][-characters:]}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def environment(device: torch.device) -> Result:
+    found: Result = {**describe(), "packages": {name: _version(name) for name in RIVALS}, "cuda": torch.version.cuda}
+    if device.type == "cuda" and torch.cuda.is_available():
+        p = torch.cuda.get_device_properties(device)
+        found["device"] = {
+            "name": p.name,
+            "capability": f"{p.major}.{p.minor}",
+            "multiprocessors": p.multi_processor_count,
+            "memory_gib": round(p.total_memory / 2**30, 1),
+            "l2_mib": round(getattr(p, "L2_cache_size", 0) / 2**20, 1),
+        }
+    else:
+        found["device"] = {"name": "cpu"}
+    return found
+
+
+def build(device: torch.device, seconds: float) -> Result:
+    """The compiled extension: with CUDA on a GPU where a toolkit and a CUDA build of torch are, else what there is."""
+    if device.type != "cuda":
+        return {"skipped": "no GPU is asked for: the extension stays as it is"}
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    kind = "cuda" if CUDA_HOME is not None and torch.version.cuda is not None else "cpu"
+    major, minor = torch.cuda.get_device_capability(device)
+    arch = f"{major}.{minor}a" if (major, minor) == (9, 0) else f"{major}.{minor}"
+    found = command(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        seconds,
+        MI_KERNELS_BUILD=kind,
+        TORCH_CUDA_ARCH_LIST=os.environ.get("TORCH_CUDA_ARCH_LIST", arch),
+    )
+    return {"kind": kind, "arch": arch, **brief(found)}
+
+
+def _counts(output: str) -> dict[str, int]:
+    """What pytest's last line says, or what verbose lines add up to where it was stopped before that."""
+    last = re.findall(r"(\d+) (passed|failed|skipped|error)", output.rsplit("\n=", 1)[-1])
+    if last:
+        return {kind: int(n) for n, kind in last}
+    words = {"passed": "PASSED", "failed": "FAILED", "skipped": "SKIPPED", "error": "ERROR"}
+    return {kind: len(re.findall(rf"\b{word}\b", output)) for kind, word in words.items()}
+
+
+def tests(device: torch.device, seconds: float, quick: bool) -> Result:
+    """tests/gpu on the device, and the kernel cases compiled for it, side by side."""
+    files = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests/gpu").glob("test_*.py"))
+    jobs = [(f, [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", f]) for f in files]
+    if device.type == "cuda":
+        jobs += [(module, [sys.executable, "-m", module]) for module in KERNEL_CASES]
+    elif quick:
+        jobs = [(f, [*a, "-k", "quick"]) for f, a in jobs]
+    where = {"MI_KERNELS_TEST_DEVICE": str(device), "TRITON_INTERPRET": "0"}
+    with ThreadPoolExecutor(max(1, min(len(jobs), (os.cpu_count() or 2) // 2))) as pool:
+        ran = list(pool.map(lambda job: command(job[1], seconds, **where), jobs))
+    found: Result = {}
+    for (name, _), result in zip(jobs, ran, strict=True):
+        failures = [line for line in result["output"].splitlines() if re.search(r"FAILED|ERROR|error |differ", line)]
+        found[name] = {
+            "rc": result["rc"],
+            "timed_out": result["timed_out"],
+            "seconds": result["seconds"],
+            **({"counts": _counts(result["output"])} if name.endswith(".py") else {}),
+            "failures": failures[:50],
+            "tail": result["output"][-600:],
+        }
+    return found
+
+
+def _sanitizer() -> str | None:
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    candidates = [str(Path(home) / "bin/compute-sanitizer") for home in homes if home]
+    return shutil.which("compute-sanitizer") or next((c for c in candidates if os.access(c, os.X_OK)), None)
+
+
+def sanitizer(device: torch.device, seconds: float) -> Result:
+    """memcheck and racecheck over one small problem of every operator on every backend of the device."""
+    if device.type != "cuda":
+        return {"skipped": "no GPU is asked for"}
+    tool = _sanitizer()
+    if tool is None:
+        return {"skipped": "compute-sanitizer is not installed (it comes with the CUDA toolkit)"}
+    small = [sys.executable, "-m", "bench.gpu.small", "--device", str(device)]
+    found: Result = {}
+    for kind in ("memcheck", "racecheck"):
+        result = command([tool, "--tool", kind, "--error-exitcode", "9", *small], seconds / 2)
+        summaries = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", result["output"])
+        found[kind] = {"clean": result["rc"] == 0, "summary": summaries, **brief(result)}
+    return found
+
+
+def _lines(output: str) -> Iterable[Result]:
+    for line in output.splitlines():
+        if line.startswith("{"):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue  # cut off where the process was stopped
+
+
+def bench(device: torch.device, seconds: float, quick: bool, cases: int) -> Result:
+    """All cases; where one takes its process down, the rest run in a new one."""
+    found: Result = {"cases": [], "crashed": []}
+    end = time.perf_counter() + seconds
+    done = 0
+    while done < cases and time.perf_counter() < end - 2:
+        arguments = [sys.executable, "-m", "bench.gpu.run", "--device", str(device), "--skip", str(done)]
+        result = command([*arguments, *(["--quick"] if quick else [])], end - time.perf_counter())
+        started = None
+        for line in _lines(result["output"]):
+            if "ceilings" in line:
+                found.setdefault("ceilings", line["ceilings"])
+            started = line.get("started", started)
+            if "case" in line:
+                found["cases"].append(line["case"])
+                done += 1
+                started = None
+        if result["rc"] != 0 or started is not None:
+            found["crashed"].append({"case": started, **brief(result, 1500)})
+            done += 1
+        if result["timed_out"]:
+            break
+    found["left_out"] = max(0, cases - done)
+    return found

@@ -1,0 +1,79 @@
+"""Which of two schedules a one-sided loss of 16-bit features takes in Triton: "fused" or "chunked".
+
+The rules stand in routes.json, in order; the first one that holds decides, and each says where it comes from. A rule may
+name `architecture` (compute capability), `dtype`, and inclusive bounds `pairs_at_least`, `pairs_at_most` (B N),
+`features_at_least`, `features_at_most` (D). MI_KERNELS_SCHEDULE=fused|chunked overrides them all.
+`python -m bench.route` measures both schedules on the device and rewrites its rules.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PATH = Path(__file__).with_name("routes.json")
+SCHEDULES = ("fused", "chunked")
+_BOUNDS = ("pairs", "features")
+KEYS = {"architecture", "dtype", "schedule", "source", *(f"{b}_at_{side}" for b in _BOUNDS for side in ("least", "most"))}
+Rule = dict[str, Any]
+
+
+def load(path: Path = PATH) -> list[Rule]:
+    """The rules. Raises ValueError where a rule is malformed or none is left for some case."""
+    rules = json.loads(path.read_text())["rules"]
+    for rule in rules:
+        if unknown := set(rule) - KEYS:
+            raise ValueError(f"{path.name}: unknown keys {sorted(unknown)} in {rule}")
+        if rule.get("schedule") not in SCHEDULES or not rule.get("source"):
+            raise ValueError(f"{path.name}: a rule needs a schedule of {SCHEDULES} and a source, got {rule}")
+    if not rules or any(rules[-1].get(key) is not None for key in KEYS - {"schedule", "source"}):
+        raise ValueError(f"{path.name}: the last rule must hold for everything")
+    return rules
+
+
+@functools.cache
+def _rules() -> list[Rule]:
+    return load()
+
+
+def holds(rule: Rule, dtype: str, pairs: int, features: int, architecture: tuple[int, int] | None) -> bool:
+    if rule.get("architecture") is not None and tuple(rule["architecture"]) != architecture:
+        return False
+    if rule.get("dtype") is not None and rule["dtype"] != dtype:
+        return False
+    for name, value in (("pairs", pairs), ("features", features)):
+        low, high = rule.get(f"{name}_at_least"), rule.get(f"{name}_at_most")
+        if (low is not None and value < low) or (high is not None and value > high):
+            return False
+    return True
+
+
+def choose(
+    dtype: torch.dtype,
+    rows: int,
+    columns: int,
+    features: int,
+    architecture: tuple[int, int] | None,
+    rules: list[Rule] | None = None,
+) -> str:
+    """The schedule for B = rows, N = columns and D = features on a compute capability (None: not a GPU)."""
+    named = os.environ.get("MI_KERNELS_SCHEDULE")
+    if named:
+        if named not in SCHEDULES:
+            raise ValueError(f"MI_KERNELS_SCHEDULE must be one of {', '.join(SCHEDULES)}, got {named!r}")
+        return named
+    name = str(dtype).removeprefix("torch.")
+    for rule in rules if rules is not None else _rules():
+        if holds(rule, name, rows * columns, features, architecture):
+            return rule["schedule"]
+    raise AssertionError("the last rule holds for everything")
+
+
+@functools.cache
+def architecture(device: torch.device) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None

@@ -1,0 +1,84 @@
+"""A whole loss and its gradients in Triton, in as few launches as its schedule allows.
+
+Fused: unit rows (1), statistics (1 a side), the sum (2), the weights (2), gradients (3), the way back through unit rows
+(1), while the features fit one block of the backward kernel.
+Chunked: see triton_chunked.py; routes.py chooses. Features stay in their own dtype when they are normalised.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from . import routes, triton_backward, triton_chunked, triton_forward, triton_rows
+from .schema import COL_LSE, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y, ROW_LSE, SIGNED, SOFTPLUS
+from .triton_common import as_vector, check
+
+BITS = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)
+
+
+def loss(
+    problem: tuple,
+    w_row: float,
+    w_col: float,
+    w_soft: float,
+    w_pos: float,
+    soft_signed: bool,
+    normalize: bool,
+    needs: int,
+) -> tuple[torch.Tensor, ...]:
+    """(loss [G], dx, dy, dscale, drow_bias, dcol_bias) as the operator dot_critic_loss of schema.py has it."""
+    x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift = problem
+    check(x, y, row_ids, col_ids, pairs, shift, triton_forward.INTERPRETED)
+    x, y = x.contiguous(), y.contiguous()
+    rows = (x, y) if not normalize else triton_rows.normalize(x, y)
+    unit = (*rows, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift)
+    if triton_chunked.eligible(unit, w_row, w_col, w_soft) and _schedule(x, y) == "chunked":
+        value, *gradients = triton_chunked.loss(unit, w_row, w_soft, w_pos, soft_signed, needs)
+    else:
+        value, *gradients = _fused(unit, w_row, w_col, w_soft, w_pos, soft_signed, needs)
+    if normalize and needs & (NEED_X | NEED_Y):
+        given = (g if needs & bit else None for g, bit in zip(gradients, (NEED_X, NEED_Y), strict=False))
+        dx, dy = triton_rows.normalize_back(x, y, *given)
+        gradients[:2] = [x.new_empty(0) if dx is None else dx, y.new_empty(0) if dy is None else dy]
+    return value, *gradients
+
+
+def _schedule(x: torch.Tensor, y: torch.Tensor) -> str:
+    return routes.choose(x.dtype, x.shape[1], y.shape[1], x.shape[2], routes.architecture(x.device))
+
+
+def _fused(
+    problem: tuple, w_row: float, w_col: float, w_soft: float, w_pos: float, soft_signed: bool, needs: int
+) -> tuple[torch.Tensor, ...]:
+    x, y, scale, row_bias, col_bias, _, _, _, shift = problem
+    wanted = (ROW_LSE if w_row else 0) | (COL_LSE if w_col else 0)
+    wanted |= (SOFTPLUS | (SIGNED if soft_signed else 0)) if w_soft else 0
+    row, col, soft = triton_forward.stats(*problem, wanted, math.inf)
+    stats = (row if w_row else None, col if w_col else None, soft if w_soft else None)
+    biases = (as_vector(b, scale.dtype) for b in (row_bias, col_bias))
+    value = triton_rows.total(x, y, scale, *biases, shift, stats, (w_row, w_col, w_soft, w_pos))
+    if not needs:
+        return value, x.new_empty(0), x.new_empty(0), *(value.new_empty(0) for _ in range(3))
+    gradients = triton_backward.grad(
+        *problem, stats[0], stats[1], *_slopes(value, x, y, w_row, w_col, w_soft), _positive(value, x, shift, w_pos),
+        soft_signed,
+    )  # fmt: skip
+    return value, *(g if needs & bit else g.new_empty(0) for g, bit in zip(gradients, BITS, strict=True))
+
+
+def _slopes(like: torch.Tensor, x, y, w_row: float, w_col: float, w_soft: float) -> list[torch.Tensor | None]:
+    """g_row, g_col and g_soft; weights that are equal share what one launch fills."""
+    (G, B), N = x.shape[:2], y.shape[1]
+    filled: dict[float, torch.Tensor] = {}
+    found: list[torch.Tensor | None] = []
+    for w, n in ((w_row, B), (w_col, N), (w_soft, B)):
+        if w and w not in filled:
+            filled[w] = like.new_full((G * max(B, N),), w)
+        found.append(filled[w][: G * n].view(G, n) if w else None)
+    return found
+
+
+def _positive(like: torch.Tensor, x: torch.Tensor, shift: int, w_pos: float) -> torch.Tensor | None:
+    return like.new_full(x.shape[:2], -w_pos) if w_pos and shift >= 0 else None

@@ -1,0 +1,174 @@
+"""The GPU runner's own logic on a CPU: its cases, gate, ratios, budgets, what it does when a step fails."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from bench.gpu import __main__ as runner
+from bench.gpu import run, stages
+from bench.gpu.cases import cases
+from bench.gpu.problem import Case, Problem, answer
+from bench.gpu.timing import CpuTimer, summary
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+BEST = {"matmul_tflops_float32": 2.0, "copy_gbytes_per_second": 4.0}
+
+
+class FakeTimer:
+    """Every run takes 2 ms and adds 3 MiB, once it has been run."""
+
+    def times(self, step, seconds):
+        step()
+        return [0.002, 0.001, 0.004]
+
+    def peak_bytes(self, step):
+        step()
+        return 3 << 20
+
+
+def square(device: torch.device) -> Problem:
+    x = torch.tensor([3.0, 4.0], requires_grad=True)
+    return Problem(
+        [x],
+        {"good": lambda: x.square().sum(), "wrong value": lambda: x.square().sum() + 1, "fails": lambda: 1 / 0},
+        lambda: (torch.tensor(25.0), [torch.tensor([6.0, 8.0])]),
+        flop=4e9,
+        moved_bytes=8e6,
+        absent={"other": "not installed"},
+    )
+
+
+def test_a_row_carries_time_spread_memory_and_ratios_to_what_the_device_does_at_best():
+    found = run.run(Case("g", "n", {"dtype": "float32"}, square), CPU, FakeTimer(), BEST)
+    good = found["rows"][0]
+    assert good["milliseconds"] == 2.0 and good["quartiles"] == [1.0, 4.0] and good["runs"] == 3
+    assert good["peak_mib"] == 3.0
+    assert good["tflops"] == pytest.approx(2.0)
+    assert good["of_matmul_rate"] == pytest.approx(1.0)
+    assert good["over_copy_time"] == pytest.approx(1.0)
+    assert found["absent"] == {"other": "not installed"}
+
+
+def test_a_wrong_contender_gets_no_time_and_a_failing_one_stops_nobody():
+    rows = run.run(Case("g", "n", {"dtype": "float32"}, square), CPU, FakeTimer(), BEST)["rows"]
+    assert [row["contender"] for row in rows] == ["good", "wrong value", "fails"]
+    assert "value is 26" in rows[1]["error"] and "milliseconds" not in rows[1]
+    assert rows[2]["error"].startswith("ZeroDivisionError")
+
+
+def test_a_wrong_gradient_gets_no_time():
+    def make(device):
+        problem = square(device)
+        (x,) = problem.leaves
+        problem.contenders = {"half": lambda: x.square().sum() / 2 + x.detach().square().sum() / 2}
+        return problem
+
+    (row,) = run.run(Case("g", "n", {}, make), CPU, FakeTimer(), BEST)["rows"]
+    assert "gradient of leaf 0" in row["error"]
+
+
+def test_a_case_that_cannot_be_built_and_one_whose_time_is_spent_are_recorded():
+    def broken(device):
+        raise MemoryError("no room")
+
+    assert run.run(Case("g", "n", {}, broken), CPU, FakeTimer(), BEST)["error"] == "MemoryError: no room"
+    found = run.run(Case("g", "n", {"dtype": "float32"}, square, seconds=-1.0), CPU, FakeTimer(), BEST)
+    assert found["rows"] == [] and found["absent"]["good"] == "the case's time was spent"
+
+
+@pytest.mark.parametrize("index", range(len(cases(quick=True))))
+def test_every_quick_case_passes_its_gate(index):
+    found = run.run(cases(quick=True)[index], CPU, FakeTimer(), BEST)
+    assert "error" not in found
+    ours = [row for row in found["rows"] if row["contender"].startswith("mi_kernels")]
+    assert ours
+    for row in found["rows"]:
+        assert "error" not in row, row
+        assert math.isfinite(row["tflops"])
+
+
+def test_the_full_list_has_the_rows_that_are_promised():
+    listed = {(c.group, c.name) for c in cases()}
+    for batch in (256, 32768, 131072, 262144):
+        assert ("InfoNCE one-sided", f"B={batch}") in listed and ("InfoNCE symmetric", f"B={batch}") in listed
+    assert {("SigLIP", "B=65536"), ("concat critic", "B=4096 G=1"), ("concat critic", "B=256 G=6")} <= listed
+    assert {c.group for c in cases()} >= {"CLUB", "MMD"}
+    assert sum(c.seconds for c in cases()) < 300
+
+
+def test_the_exact_answers_are_those_of_the_plain_formula():
+    for case in cases(quick=True):
+        problem = case.make(CPU)
+        value, gradients = problem.exact()
+        plain = next(f for n, f in problem.contenders.items() if "eager" in n)
+        if problem.leaves[0].dtype == torch.float32:
+            got, found = answer(plain, problem.leaves)
+            assert float(got) == pytest.approx(float(value), rel=1e-5)
+            for a, b in zip(found, gradients, strict=True):
+                assert (a.double() - b.double()).norm() <= 1e-4 * b.double().norm()
+
+
+def test_summary_is_median_and_quartiles():
+    assert summary([0.004, 0.001, 0.002, 0.003]) == {"milliseconds": 2.5, "quartiles": [2.0, 4.0], "runs": 4}
+    assert len(CpuTimer().times(lambda: None, 0.0)) == 3
+
+
+def test_a_command_that_hangs_is_stopped_and_keeps_its_output():
+    found = stages.command([sys.executable, "-c", "print('so far', flush=True); import time; time.sleep(60)"], 3.0)
+    assert found["timed_out"] and found["rc"] != 0 and found["seconds"] < 30
+    assert "so far" in found["output"]
+
+
+def test_a_case_that_takes_its_process_down_costs_only_itself(monkeypatch):
+    calls = []
+
+    def command(arguments, seconds):
+        skip = int(arguments[arguments.index("--skip") + 1])
+        calls.append(skip)
+        lines = [{"ceilings": {"a": 1}}]
+        for i in range(skip, 4):
+            lines.append({"started": f"case {i}"})
+            if i == 1:
+                break
+            lines.append({"case": {"name": i, "rows": []}})
+        text = "\n".join(json.dumps(line) for line in lines) + '\n{"cut o'
+        return {"output": text, "rc": -11 if lines[-1].get("started") else 0, "timed_out": False}
+
+    monkeypatch.setattr(stages, "command", command)
+    found = stages.bench(CPU, 100.0, True, 4)
+    assert calls == [0, 2]
+    assert [c["name"] for c in found["cases"]] == [0, 2, 3]
+    assert [c["case"] for c in found["crashed"]] == ["case 1"]
+    assert found["left_out"] == 0 and found["ceilings"] == {"a": 1}
+
+
+def test_the_runner_writes_its_report_and_a_failing_step_is_recorded(monkeypatch, tmp_path):
+    def fail(*arguments):
+        raise OSError("no disk")
+
+    monkeypatch.setattr(stages, "bench", fail)
+    arguments = ["--device", "cpu", "--quick", "--out", str(tmp_path / "new")]
+    assert runner.main([*arguments, "--only", "build,sanitizer,bench"]) == 0
+    found = json.loads((tmp_path / "new/gpu.json").read_text())
+    assert found["bench"] == {"error": "OSError: no disk"}
+    assert "skipped" in found["build"] and "skipped" in found["sanitizer"]
+    assert found["environment"]["torch"] == torch.__version__
+    with pytest.raises(SystemExit):
+        runner.main([*arguments, "--only", "lunch"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_without_a_gpu_the_runner_says_so(tmp_path, capsys):
+    assert runner.main(["--out", str(tmp_path)]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_pytests_counts_are_read_also_where_it_was_stopped():
+    assert stages._counts("...\n== 3 passed, 2 skipped in 1.0s ==") == {"passed": 3, "skipped": 2}
+    assert stages._counts("a PASSED\nb FAILED\nc PASSED\n")["passed"] == 2
