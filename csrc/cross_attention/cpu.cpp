@@ -49,9 +49,7 @@ struct Problem {
   Tensors out, stat, grad_out, dq, dk, dv;
 
   int64_t pairs() const { return static_cast<int64_t>(query.size()); }
-  bool is_small(int64_t n) const {
-    return vector_level() > 0 && std::max(query[n].size(3), value[n].size(3)) <= kSmall;
-  }
+  SmallKernel<T> small(int64_t n) const { return small_kernel<T>(std::max(query[n].size(3), value[n].size(3))); }
 
   int64_t length(const Tensor& lengths, int64_t b, int64_t most) const {
     return lengths.numel() ? std::clamp<int64_t>(lengths.const_data_ptr<int64_t>()[b], 0, most) : most;
@@ -105,9 +103,9 @@ struct Problem {
       for (int64_t w = next++; w < items; w = next++) {
         const auto [n, head] = work[w];
         const Item<T> it = item(n, head);
-        if (is_small(n)) {
+        if (const auto kernel = small(n)) {
           scratch.reset(backward ? small_backward_scratch(it.Tq, it.Tk, kLanes<T>) : small_forward_scratch(it.Tk, kLanes<T>));
-          run_small(it, backward, scratch);
+          kernel(it, backward, scratch);
         } else {
           wide = true;
           scratch.reset(wide_scratch(it, backward));

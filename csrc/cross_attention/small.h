@@ -1,4 +1,4 @@
-// Heads of at most 16 features, where a product of matrices would be all overhead: everything stays in registers.
+// Heads of at most 16 features in fp32, where a product of matrices would be all overhead: everything stays in registers.
 //
 // Forward: 16 queries along the lanes, keys one after the other as broadcasts; E multiplications for the score, an exp2, Ev
 // multiplications for the output. No maximum is subtracted while Cauchy and Schwarz say that exp2 stays in range. Sparsemax
@@ -286,47 +286,46 @@ MK_INLINE void small(const Item<T>& it, bool backward, Scratch<T>& scratch) {
 }
 }  // namespace body
 
-// One function per padded width and instruction set. A processor without AVX2 takes wide.h instead: for it these would take
-// longer to compile than all others together.
+// One function per padded width and instruction set, fp32 only. Processors without AVX2, and what has no function here, take
+// wide.h: all widths for all instruction sets would compile for longer than the rest of the extension.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
-#define MK_SMALL(T, P)                                                                                         \
-  __attribute__((target("arch=x86-64-v4"))) static void small_v4_##T##P(const Item<T>& it, bool backward,      \
-                                                                        Scratch<T>& scratch) {                 \
-    body::small<T, P>(it, backward, scratch);                                                                  \
-  }                                                                                                            \
-  __attribute__((target("arch=x86-64-v3"))) static void small_v3_##T##P(const Item<T>& it, bool backward,      \
-                                                                        Scratch<T>& scratch) {                 \
-    body::small<T, P>(it, backward, scratch);                                                                  \
-  }                                                                                                            \
-  inline void small_##T##P(const Item<T>& it, bool backward, Scratch<T>& scratch) {                            \
-    (vector_level() == 4 ? small_v4_##T##P : small_v3_##T##P)(it, backward, scratch);                          \
+#define MK_SMALL(P, level)                                                                                          \
+  __attribute__((target("arch=x86-64-v" #level))) static void small_v##level##_##P(const Item<float>& it, bool backward, \
+                                                                                   Scratch<float>& scratch) {       \
+    body::small<float, P>(it, backward, scratch);                                                                   \
   }
-// 4: AVX-512, 3: AVX2, 0: neither.
-inline int vector_level() {
-  static const int level = __builtin_cpu_supports("x86-64-v4") ? 4 : __builtin_cpu_supports("x86-64-v3") ? 3 : 0;
-  return level;
-}
+#define MK_SMALL_3 MK_SMALL(4, 3) MK_SMALL(8, 3)
+#define MK_SMALL_4 MK_SMALL(4, 4) MK_SMALL(6, 4) MK_SMALL(8, 4) MK_SMALL(16, 4)
 #else
-#define MK_SMALL(T, P)                                                                       \
-  inline void small_##T##P(const Item<T>& it, bool backward, Scratch<T>& scratch) {          \
-    body::small<T, P>(it, backward, scratch);                                                \
+#define MK_SMALL(P, level)                                                                                   \
+  static void small_v##level##_##P(const Item<float>& it, bool backward, Scratch<float>& scratch) {          \
+    body::small<float, P>(it, backward, scratch);                                                            \
   }
-inline int vector_level() { return 3; }
+#define MK_SMALL_3 MK_SMALL(4, 3) MK_SMALL(8, 3)
+#define MK_SMALL_4
 #endif
-MK_SMALL(float, 4)
-MK_SMALL(float, 6)
-MK_SMALL(float, 8)
-MK_SMALL(float, 16)
-MK_SMALL(double, 16)
-#undef MK_SMALL
+MK_SMALL_3
+MK_SMALL_4
 
-inline void run_small(const Item<float>& it, bool backward, Scratch<float>& scratch) {
-  const int64_t width = std::max(it.E, it.Ev);
-  auto* kernel = width <= 4 ? small_float4 : width <= 6 ? small_float6 : width <= 8 ? small_float8 : small_float16;
-  kernel(it, backward, scratch);
+template <class T>
+using SmallKernel = void (*)(const Item<T>&, bool, Scratch<T>&);
+
+// The function for heads of `width` features on this processor, or null.
+template <class T>
+SmallKernel<T> small_kernel(int64_t width) {
+  return nullptr;
 }
-inline void run_small(const Item<double>& it, bool backward, Scratch<double>& scratch) {
-  small_double16(it, backward, scratch);
+template <>
+inline SmallKernel<float> small_kernel<float>(int64_t width) {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+  static const bool avx2 = __builtin_cpu_supports("x86-64-v3"), avx512 = __builtin_cpu_supports("x86-64-v4");
+  if (!avx2 || width > kSmall) return nullptr;
+  if (avx512) return width <= 4 ? small_v4_4 : width <= 6 ? small_v4_6 : width <= 8 ? small_v4_8 : small_v4_16;
+#endif
+  return width <= 4 ? small_v3_4 : width <= 8 ? small_v3_8 : nullptr;
 }
+#undef MK_SMALL_4
+#undef MK_SMALL_3
+#undef MK_SMALL
 
 }  // namespace mk::attention

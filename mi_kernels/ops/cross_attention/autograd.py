@@ -98,4 +98,7 @@ def attention(
 ) -> tuple[Tensor, ...]:
     """Outs of every pair, differentiable; `inputs` are all queries, all keys, all values. Nothing of size Tq Tk is
     kept."""
-    return _Attention.apply(rule, backend, seed, *lengths[0], *lengths[1], *inputs)
+    tensors = [*lengths[0], *lengths[1], *inputs]
+    if torch.compiler.is_compiling():  # dynamo takes no tensor twice; in self-attention one is key and value
+        tensors = [t.view_as(t) if any(t is u for u in tensors[:i]) else t for i, t in enumerate(tensors)]
+    return _Attention.apply(rule, backend, seed, *tensors)

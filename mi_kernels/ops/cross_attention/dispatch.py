@@ -34,9 +34,7 @@ def backend_for(device: torch.device, requested: str | None) -> str:
     name = resolve("cross_attention", device, requested)
     if name in KERNELS and not _has_kernel(name):
         if (requested or requested_backend()) == name:
-            raise RuntimeError(
-                f"backend {name!r} was asked for and cannot run cross_attention: it has no kernel for it"
-            )
+            raise RuntimeError(f"backend {name!r} was asked for and has no cross_attention")
         return "chunked"
     return name
 

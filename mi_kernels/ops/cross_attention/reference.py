@@ -112,10 +112,11 @@ def attention(
     k = _zero_padding(key, key_within).to(dtype)
     v = _zero_padding(value, key_within).to(dtype)
     allowed = _allowed(rows, keys, query_within, key_within, causal_offset)
-    p, stat = normalize((q * scale) @ k.mT, allowed, sparse)
-    if dropout_p > 0:
-        p = p * dropout_factor(seed, dropout_p, batch, heads, rows, keys, dtype)
-    return (p @ v).to(query.dtype), stat.squeeze(-1)
+    with torch.autocast(query.device.type, enabled=False):  # it would multiply what was widened in 16 bits
+        p, stat = normalize((q * scale) @ k.mT, allowed, sparse)
+        if dropout_p > 0:
+            p = p * dropout_factor(seed, dropout_p, batch, heads, rows, keys, dtype)
+        return (p @ v).to(query.dtype), stat.squeeze(-1)
 
 
 def _blocks(query: Tensor, key: Tensor, block_bytes: int | None) -> range:
