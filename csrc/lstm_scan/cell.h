@@ -114,28 +114,12 @@ MK_INLINE void backward_row(int64_t H, const BackwardRow<T>& row) {
   if (at < H) backward_units<0>(H - at, H, at, row);
 }
 
-// out[j][k] = in[k][j] for `rows` rows of `in`, each at a place of its own; `columns` of them.
+// `columns` of each row, one row below the other, filled up with zeros to a panel.
 template <class T>
-MK_INLINE void transpose_rows(int64_t rows, int64_t columns, const T* const* in, T* out, int64_t stride) {
-  for (int64_t k = 0; k < rows; k += kUnits)
-    for (int64_t j = 0; j < columns; j += kUnits) {
-      const int64_t last = std::min(rows, k + kUnits), end = std::min(columns, j + kUnits);
-      for (int64_t b = j; b < end; ++b)
-        for (int64_t a = k; a < last; ++a) out[b * stride + a] = in[a][b];
-    }
-}
-
-// Copies `columns` of each row and adds them up.
-template <class T>
-MK_INLINE void gather_columns(int64_t rows, int64_t columns, const T* const* in, int64_t at, T* out, T* sum) {
+MK_INLINE void gather_columns(int64_t rows, int64_t columns, const T* const* in, int64_t at, T* out) {
   for (int64_t k = 0; k < rows; ++k) {
-    const T* from = in[k] + at;
-    T* to = out + k * kPanel;
-    for (int64_t j = 0; j < columns; ++j) {
-      to[j] = from[j];
-      sum[j] += from[j];
-    }
-    for (int64_t j = columns; j < kPanel; ++j) to[j] = T(0);
+    for (int64_t j = 0; j < columns; ++j) out[k * kPanel + j] = in[k][at + j];
+    for (int64_t j = columns; j < kPanel; ++j) out[k * kPanel + j] = T(0);
   }
 }
 
@@ -147,16 +131,9 @@ MK_INLINE void gather_columns(int64_t rows, int64_t columns, const T* const* in,
   [[maybe_unused]] MK_CLONES static void backward_cell(int64_t H, const BackwardRow<T>& row) {                       \
     backward_row(H, row);                                                                                            \
   }                                                                                                                  \
-  [[maybe_unused]] MK_CLONES static void transpose(int64_t rows, int64_t columns, const T* const* in, T* out,        \
-                                                   int64_t stride) {                                                 \
-    transpose_rows(rows, columns, in, out, stride);                                                                  \
-  }                                                                                                                  \
-  [[maybe_unused]] MK_CLONES static void gather(int64_t rows, int64_t columns, const T* const* in, int64_t at, T* out, \
-                                                T* sum) {                                                            \
-    if (columns == kPanel)                                                                                           \
-      gather_columns(rows, kPanel, in, at, out, sum);                                                                \
-    else                                                                                                             \
-      gather_columns(rows, columns, in, at, out, sum);                                                               \
+  [[maybe_unused]] MK_CLONES static void gather(int64_t rows, int64_t columns, const T* const* in, int64_t at,       \
+                                                T* out) {                                                            \
+    columns == kPanel ? gather_columns(rows, kPanel, in, at, out) : gather_columns(rows, columns, in, at, out);      \
   }
 MK_LSTM_CELLS(float)
 MK_LSTM_CELLS(double)

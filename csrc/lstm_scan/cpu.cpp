@@ -149,7 +149,7 @@ struct BackwardTask {
   }
 };
 
-// dW^T [H, 4H] = sum over rows and steps of h_before d^T, and its column sums dbias, for one group.
+// dW^T [H, 4H] = sum over rows and steps of h_before d^T for one group, a matmul whose row H, of ones, gives dbias.
 template <class T>
 struct WeightGradient {
   const Shape& s;
@@ -157,7 +157,7 @@ struct WeightGradient {
   const T *h, *h0, *d, *zeros;
   std::vector<const T*> before, slopes;  // of every step that was run: h_{t-1} and d_t
   int64_t chunks = 0, parts = 1, columns = 0;
-  Buffer<T> transposed, partial, sums;
+  Buffer<T> turned, partial;
 
   WeightGradient(const Shape& s, int64_t g, const T* h, const T* h0, const T* d, const T* zeros)
       : s(s), g(g), h(h), h0(h0), d(d), zeros(zeros) {
@@ -170,45 +170,51 @@ struct WeightGradient {
     chunks = (static_cast<int64_t>(before.size()) + kChunk - 1) / kChunk;
     columns = (4 * s.H + kPanel - 1) / kPanel;
     parts = std::max<int64_t>(1, std::min(chunks, kParts / columns));
-    transposed = make_buffer<T>(chunks * kChunk * s.H);
-    partial = make_zeros<T>(parts * columns * s.H * kPanel);
-    sums = make_zeros<T>(parts * columns * kPanel);
+    turned = make_buffer<T>(chunks * kChunk * (s.H + 1));
+    partial = make_zeros<T>(parts * columns * (s.H + 1) * kPanel);
   }
 
   int64_t steps_of(int64_t chunk) const {
     return std::min(kChunk, static_cast<int64_t>(before.size()) - chunk * kChunk);
   }
+  T* turned_chunk(int64_t chunk) const { return turned.get() + chunk * kChunk * (s.H + 1); }
+  T* panel_of(int64_t part, int64_t column) const {
+    return partial.get() + (part * columns + column) * (s.H + 1) * kPanel;
+  }
 
-  void add(int64_t part, int64_t column, T* panel) {
-    T* out = partial.get() + (part * columns + column) * s.H * kPanel;
-    T* sum = sums.get() + (part * columns + column) * kPanel;
+  void turn(int64_t chunk, T* copy) const {
+    const int64_t n = steps_of(chunk);
+    for (int64_t k = 0; k < n; ++k) std::copy_n(before[chunk * kChunk + k], s.H, copy + k * s.H);
+    rows::transpose(n, s.H, copy, s.H, nullptr, turned_chunk(chunk), kChunk);
+    std::fill_n(turned_chunk(chunk) + s.H * kChunk, n, T(1));
+  }
+
+  void add(int64_t part, int64_t column, T* panel) const {
     const int64_t at = column * kPanel, width = std::min(kPanel, 4 * s.H - at);
+    const bool in_place = !s.lengths && width == kPanel;  // no step is left out: d is what it is
     for (int64_t chunk = part; chunk < chunks; chunk += parts) {
       const int64_t n = steps_of(chunk);
-      T chunk_sum[kPanel] = {};
-      gather(n, width, slopes.data() + chunk * kChunk, at, panel, chunk_sum);
-      for (int64_t j = 0; j < width; ++j) sum[j] += chunk_sum[j];
-      gemm(s.H, kPanel, n, kChunk, kPanel, kPanel, true, transposed.get() + chunk * kChunk * s.H, panel, out);
+      const T* const* from = slopes.data() + chunk * kChunk;
+      if (!in_place) gather(n, width, from, at, panel);
+      gemm(s.H + 1, kPanel, n, kChunk, in_place ? 4 * s.H : kPanel, kPanel, true, turned_chunk(chunk),
+           in_place ? from[0] + at : panel, panel_of(part, column));
     }
   }
 
-  void run(T* d_weight, T* d_bias) {
-    at::parallel_for(0, chunks, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k)
-        transpose(steps_of(k), s.H, before.data() + k * kChunk, transposed.get() + k * kChunk * s.H, kChunk);
-    });
+  void write(int64_t column, T* d_weight, T* d_bias) const {
+    const int64_t at = column * kPanel, width = std::min(kPanel, 4 * s.H - at);
+    T* sum = panel_of(0, column);
+    for (int64_t part = 1; part < parts; ++part) rows::add((s.H + 1) * kPanel, panel_of(part, column), sum);
+    if (d_weight) rows::transpose(s.H, width, sum, kPanel, nullptr, d_weight + at * s.H, s.H);
+    if (d_bias) std::copy_n(sum + s.H * kPanel, width, d_bias + at);
+  }
+
+  void run(T* d_weight, T* d_bias) const {
+    each_task(chunks, s.threads, [&] { return make_buffer<T>(kChunk * s.H); },
+              [&](int64_t chunk, auto& copy) { turn(chunk, copy.get()); });
     each_task(parts * columns, s.threads, [] { return make_buffer<T>(kChunk * kPanel); },
               [&](int64_t task, auto& panel) { add(task / columns, task % columns, panel.get()); });
-    for (int64_t j = 0; j < 4 * s.H; ++j) {
-      const int64_t column = j / kPanel, lane = j % kPanel;
-      for (int64_t part = 0; part < parts; ++part) {
-        const T* from = partial.get() + (part * columns + column) * s.H * kPanel + lane;
-        T* to = d_weight ? d_weight + j * s.H : nullptr;
-        for (int64_t k = 0; to && k < s.H; ++k) to[k] = part ? to[k] + from[k * kPanel] : from[k * kPanel];
-        const T found = sums[(part * columns + column) * kPanel + lane];
-        if (d_bias) d_bias[j] = part ? d_bias[j] + found : found;
-      }
-    }
+    each_task(columns, s.threads, [] { return 0; }, [&](int64_t column, int) { write(column, d_weight, d_bias); });
   }
 };
 

@@ -10,6 +10,7 @@
 
 #include "../common/buffer.h"
 #include "../common/gemm.h"
+#include "../common/rows.h"
 #include "cell.h"
 
 namespace mk::lstm {
@@ -84,13 +85,12 @@ inline int64_t rounded_rows(int64_t m, int64_t most) { return std::min(most, (m 
 // W [4H, H] as B of h W^T: a panel [H, kPanel] for every 16 units, padded units zero.
 template <class T>
 void pack_forward(const Shape& s, const T* weight, T* out) {
-  for (int64_t p = 0; p < s.panels; ++p)
+  for (int64_t p = 0; p < s.panels; ++p, out += s.H * kPanel) {
+    const int64_t units = std::min(kUnits, s.H - p * kUnits);
+    if (units < kUnits) std::fill_n(out, s.H * kPanel, T(0));
     for (int64_t gate = 0; gate < 4; ++gate)
-      for (int64_t u = 0; u < kUnits; ++u) {
-        const int64_t unit = p * kUnits + u;
-        T* to = out + p * s.H * kPanel + gate * kUnits + u;
-        for (int64_t k = 0; k < s.H; ++k) to[k * kPanel] = unit < s.H ? weight[(gate * s.H + unit) * s.H + k] : T(0);
-      }
+      rows::transpose(units, s.H, weight + (gate * s.H + p * kUnits) * s.H, s.H, nullptr, out + gate * kUnits, kPanel);
+  }
 }
 
 template <class T>
