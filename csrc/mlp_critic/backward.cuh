@@ -38,6 +38,7 @@ template <class P>
 __device__ __forceinline__ void expand_bits(unsigned char* panel, const uint32_t* bits, const Critic& c, int row, int column,
                                             int first) {
   const int n_words = ceil_div(c.H2, 32);
+#pragma unroll 2
   for (int n = threadIdx.x; n < kPairs * 8; n += kThreads) {
     const int pair = n / 8, chunk = n % 8, i = row + pair / kColumns, j = column + pair % kColumns;
     const int unit = first + unit_of<P>(chunk, 0), word = unit / 32;
@@ -83,7 +84,6 @@ __global__ void __launch_bounds__(kThreads) input_kernel(const Critic c, const L
 
   for (int row_tile = block; row_tile < row_tiles; row_tile += a.row_blocks) {
     const int row = row_tile * kRows;
-    __syncthreads();  // the last tile's u is done with
     for (int n = threadIdx.x; n < kRows * kUnits; n += kThreads) {
       const int i = row + n / kUnits, l = feature + n % kUnits;
       u_tile[n] = i < c.B && l < c.H1 ? to_float(u[static_cast<int64_t>(i) * c.H1 + l]) : 0.0f;
@@ -94,7 +94,6 @@ __global__ void __launch_bounds__(kThreads) input_kernel(const Critic c, const L
       const int column = column_tile * kColumns;
       float dh[2][8][4];
       clear(dh);
-      __syncthreads();  // the last tile's operands are done with
       stream(0);
       stream(1);
       for (int step = 0; step < steps; ++step) {
@@ -102,7 +101,7 @@ __global__ void __launch_bounds__(kThreads) input_kernel(const Critic c, const L
         copy_async_wait<1>();
         __syncthreads();
         stream(step + 2);
-#pragma unroll(P::terms == 3 ? 1 : kSteps)
+#pragma unroll(kStepUnroll<P>)
         for (int k = 0; k < kSteps; ++k) {
           uint32_t l[2][4], r[8][2];
           load_left(l, left + step % 2 * kPanelBytes, warp_row * 32, k, lane);
@@ -134,6 +133,7 @@ __global__ void __launch_bounds__(kThreads) input_kernel(const Critic c, const L
           across[(warp_row * kColumns + lane / 4) * kUnits + local] = total;
         }
       __syncthreads();
+#pragma unroll 2
       for (int n = threadIdx.x; n < kColumns * kUnits; n += kThreads) {
         const int k = column + n / kUnits, l = feature + n % kUnits;
         if (k >= c.N || l >= c.H1) continue;
@@ -194,7 +194,6 @@ __global__ void __launch_bounds__(kThreads) product_kernel(const Critic c, const
   for (float& s : sums) s = 0.0f;
   for (int64_t step = begin; step < end; ++step) {
     const int64_t first = step * depth;
-    __syncthreads();  // the last step's operands are done with
     for (int n = threadIdx.x; n < n_words * depth; n += kThreads) {
       const int64_t pair = first + n % depth;
       const int word = unit / 32 + n / depth;
@@ -225,7 +224,7 @@ __global__ void __launch_bounds__(kThreads) product_kernel(const Critic c, const
           hidden_chunk<P>(x, y, c.slope, weights[row]);
     }
     __syncthreads();
-#pragma unroll(P::terms == 3 ? 1 : kSteps)
+#pragma unroll(kStepUnroll<P>)
     for (int k = 0; k < kSteps; ++k) {
       uint32_t l[2][4], r[8][2];
       load_left(l, left, warp / 2 * 32, k, lane);

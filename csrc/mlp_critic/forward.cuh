@@ -29,6 +29,7 @@ template <class P>
 __device__ __forceinline__ void build_hidden(unsigned char* panel, const typename P::Element* u,
                                              const typename P::Element* v, const Critic& c, int row, int column,
                                              int first, bool aligned) {
+#pragma unroll 2
   for (int i = threadIdx.x; i < kPairs * 8; i += kThreads) {
     const int pair = i / 8, chunk = i % 8, f = first + chunk * kPerChunk<P>;
     const Chunk<P> a = load_chunk<P>(u, row + pair / kColumns, c.B, f, c.H1, aligned);
@@ -139,7 +140,6 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const Critic c, const
       const int column = column_tile * kColumns;
       float score[4] = {0.0f, 0.0f, 0.0f, 0.0f};
       float z[2][8][4];
-      __syncthreads();  // the last tile's hidden units, ring and scores are done with
       stream(0);
       for (int step = 0; step < steps; ++step) {
         const int panel = step % panels, units = step / panels * kUnits;

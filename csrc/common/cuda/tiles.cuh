@@ -33,6 +33,9 @@ struct InFp32 {  // 3xTF32: the operands' rounding errors take part in first ord
 
 template <class P>
 constexpr int kPerPanel = kPanel / static_cast<int>(sizeof(typename P::Element));
+// How far loops over the k-steps of a panel unroll: TF32 operands are rounded in registers, of which none are to spare.
+template <class P>
+constexpr int kStepUnroll = P::terms == 3 ? 1 : P::terms == 1 ? 2 : kSteps;
 template <class P>
 constexpr int kPerChunk = kChunk / static_cast<int>(sizeof(typename P::Element));
 
@@ -152,7 +155,7 @@ __device__ __forceinline__ void multiply(float (&c)[m][n][4], uint32_t (&a)[m][4
 template <class P, int m, int n>
 __device__ __forceinline__ void multiply_panel(float (&c)[m][n][4], const unsigned char* left, int row,
                                                const unsigned char* right, int column, int lane) {
-#pragma unroll(P::terms == 3 ? 1 : kSteps)  // 3xTF32 has no registers to spare
+#pragma unroll(kStepUnroll<P>)
   for (int step = 0; step < kSteps; ++step) {
     uint32_t a[m][4], b[n][2];
     load_left(a, left, row, step, lane);
