@@ -1,0 +1,123 @@
+"""Interpreter cases of whole losses in Triton: both schedules against the definition in fp64, and their launches.
+
+Run by tests/triton_checks.py in a process of its own.
+"""
+
+import os
+from collections.abc import Callable
+from itertools import product
+
+import torch
+from triton.runtime import interpreter
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+import mi_kernels as mk
+from mi_kernels.ops.dot_critic import triton_chunked
+from tests.triton_cases import DEVICE, error, prepare
+
+
+def _ids(x: Tensor) -> Tensor:
+    return (torch.arange(x.shape[-2], device=x.device) // 3).expand(x.shape[:-1])
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "one-sided": lambda x, y, t: mk.info_nce(x, y, temperature=t.exp()),
+    "symmetric": lambda x, y, t: mk.info_nce(x, y, temperature=t.exp(), symmetric=True),
+    "not unit": lambda x, y, t: mk.info_nce(x, y, temperature=t.exp(), normalize=False),
+    "siglip": lambda x, y, t: mk.siglip_loss(x, y, t.exp(), t - 3.0),
+    "siglip, negatives": lambda x, y, t: mk.siglip_loss(x, y, t.exp(), t - 3.0, negative_only=True),
+    "nt_xent": lambda x, y, t: mk.nt_xent(x, y, temperature=t.exp()),
+    "ids": lambda x, y, t: mk.info_nce(x, y, temperature=t.exp(), query_ids=_ids(x)),
+}
+SHAPES = ((35, 19), (2, 11, 35))
+CHUNKED = ("one-sided", "not unit", "siglip", "siglip, negatives", "nt_xent")
+# Launches of loss and gradients at most, of unit rows, with a number for a temperature, at B = 40.
+LAUNCHES = {"one-sided": 15, "symmetric": 16}
+
+
+def run(loss: Callable[..., Tensor], leaves: list[Tensor], dtype: torch.dtype, backend: str) -> list[Tensor]:
+    given = [t.to(dtype).requires_grad_() for t in leaves]
+    with mk.use_backend(backend):
+        value = loss(*given)
+    return [value.detach(), *torch.autograd.grad(value.sum(), given)]
+
+
+def failures(schedule: str, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> list[str]:
+    os.environ["MI_KERNELS_SCHEDULE"] = schedule
+    gen = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(shape, generator=gen).to(DEVICE, dtype) / 3 for _ in range(2)]
+    leaves.append(torch.tensor(0.3, device=DEVICE, dtype=dtype))
+    exact = run(LOSSES[name], leaves, torch.float64, "reference")
+    plain = run(LOSSES[name], leaves, dtype, "reference")
+    got, again = (run(LOSSES[name], leaves, dtype, "triton") for _ in range(2))
+    found = ["two runs differ"] if not all(torch.equal(a, b) for a, b in zip(got, again, strict=True)) else []
+    # The definition rounds nothing but the result to 16 bits; unit rows and dS are rounded too, as plain torch would.
+    part = torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 1e-6
+    for what, g, p, e in zip(("value", "dx", "dy"), got, plain, exact, strict=False):
+        if not error(g, e) <= 2 * error(p, e) + part:
+            found.append(f"{what}: error {error(g, e):.2e}, the definition {error(p, e):.2e}")
+    # Terms of both signs add up to the scale's gradient: it is measured by the size of the gradients in the rows.
+    size = sum(float((g.double() * t.double()).abs().sum()) for g, t in zip(exact[1:3], leaves, strict=False))
+    if not abs(float(got[3]) - float(exact[3])) <= (8 * part) * (abs(float(exact[3])) + size):
+        found.append(f"dscale: {float(got[3])}, exact {float(exact[3])}")
+    return [f"{schedule} {name} {shape} {dtype}: {line}" for line in found]
+
+
+class _Launches(TorchDispatchMode):
+    """Counts operators that start a kernel on a GPU, and Triton's launches."""
+
+    # fill_ is the poison of `prepare`.
+    FREE = ("view", "expand", "slice", "select", "detach", "empty", "alias", "squeeze", "transpose", "permute", "fill_")
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__
+        if not any(free in name for free in self.FREE):
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def launches(name: str) -> list[str]:
+    """What a loss and its gradients launch, fused."""
+    os.environ["MI_KERNELS_SCHEDULE"] = "fused"
+    counter, plain = _Launches(), interpreter.GridExecutor.__call__
+
+    def call(self, *args, **kwargs):
+        counter.names.append(f"triton {self.fn.__name__}")
+        with _disable_current_modes():
+            return plain(self, *args, **kwargs)
+
+    x, y = (torch.randn(40, 16).requires_grad_() for _ in range(2))
+    interpreter.GridExecutor.__call__ = call
+    try:
+        with mk.use_backend("triton"), counter:
+            torch.autograd.grad(mk.info_nce(x, y, symmetric=name == "symmetric"), (x, y))
+    finally:
+        interpreter.GridExecutor.__call__ = plain
+    return counter.names
+
+
+def main() -> int:
+    prepare()
+    triton_chunked.CHUNK_BYTES = 6 * 50 * 7
+    found = []
+    short = (torch.bfloat16, torch.float16)
+    cases = [("fused", *c) for c in product(LOSSES, SHAPES[:1], (torch.float32, torch.bfloat16))]
+    cases += [("fused", "one-sided", SHAPES[1], torch.float16), ("fused", "nt_xent", SHAPES[1], torch.float32)]
+    cases += [("chunked", *c) for c in product(CHUNKED, SHAPES, short)]
+    for case in cases:
+        found += failures(*case)
+    for name, most in LAUNCHES.items() if DEVICE.type == "cpu" else ():
+        if len(names := launches(name)) > most:
+            found.append(f"{name}: {len(names)} launches: {', '.join(names)}")
+    print(*found, sep="\n", end="\n" if found else "")
+    print(f"dot_critic losses: {len(cases)} interpreter cases, {len(found)} failures")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,64 @@
+"""Kernels of the dot critic's losses as launches specialise them, for tests/triton_checks.py to compile.
+
+A variant is "loss kernel/case/dtype/D".
+"""
+
+import torch
+import triton.language as tl
+from triton.compiler import ASTSource
+
+from mi_kernels.ops.dot_critic import triton_chunked, triton_rows
+
+POINTEES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+OF_INPUTS = ("p_x", "p_y", "p_x_out", "p_y_out", "p_x_g", "p_y_g", "p_ds")
+FLOATS = ("w_row", "w_col", "w_soft", "w_pos", "share")
+KERNELS = {
+    "normalize": triton_rows.normalize_kernel,
+    "normalize_back": triton_rows.normalize_back_kernel,
+    "sum": triton_rows.sum_kernel,
+    "epilogue": triton_chunked.epilogue_kernel,
+}
+# Constants of a case of the epilogue, and pointers that a case leaves out.
+EPILOGUE = {
+    "infonce": dict(SOFT=False, SIGNED=False, OFF_DIAGONAL=False, POSITIVE=True),
+    "nt_xent": dict(SOFT=False, SIGNED=False, OFF_DIAGONAL=True, POSITIVE=True),
+    "siglip": dict(SOFT=True, SIGNED=True, OFF_DIAGONAL=False, POSITIVE=False),
+}
+ABSENT = {"infonce": ("p_row_bias", "p_col_bias", "p_col_lse", "p_soft"), "nt_xent": ("p_row_bias",)}
+
+
+def jobs() -> list[str]:
+    both = ("normalize", "normalize_back")
+    found = [(k, "all", dtype, D) for k in both for dtype in ("bfloat16", "float32", "float64") for D in (128, 512)]
+    found += [("sum", case, dtype, 512) for case in ("all", "infonce") for dtype in ("bfloat16", "float32")]
+    found += [("sum", "all", "float64", 512), ("sum", "infonce", "bfloat16", 64)]
+    found += [("epilogue", case, "bfloat16", 512) for case in EPILOGUE] + [("epilogue", "infonce", "float16", 512)]
+    return ["loss " + "/".join(str(part) for part in job) for job in found]
+
+
+def source(variant: str):
+    name, case, dtype, D = variant.removeprefix("loss ").split("/")
+    kernel, wide = KERNELS[name], dtype == "float64"
+    BM, BD = triton_rows.blocks(int(D))
+    BN, warps = triton_chunked.columns(32768)
+    constants = {"ACC": tl.float64 if wide else tl.float32, "BM": BM, "BD": BD, "BN": BN, "POSITIVE": True}
+    constants |= EPILOGUE.get(case, {})
+    constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
+    signature, attributes = {}, {}
+    for i, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in ABSENT.get(case, ()):
+            signature[argument], constants[argument] = "constexpr", None
+        elif argument.startswith("p_"):
+            accumulate = "fp64" if wide or argument == "p_part" else "fp32"
+            signature[argument] = "*" + (POINTEES[dtype] if argument in OF_INPUTS else accumulate)
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        elif argument in FLOATS:
+            signature[argument] = "fp32"
+        else:
+            signature[argument] = "i32"
+            if argument == "D":
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    options = {"num_warps": warps if name == "epilogue" else 4, "enable_fp_fusion": True}
+    return ASTSource(kernel, signature, constants, attributes), options
