@@ -96,7 +96,7 @@ def row_delta(p_out, o_row, grads, o_i, EV, ACC: tl.constexpr, BM: tl.constexpr,
     return b_delta
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def query_kernel(
     p_query, p_key, p_value, p_grad, p_query_lengths, p_key_lengths, p_out, p_stat, p_delta, p_dquery, p_seed,
     sizes, numbers, E, EV,
@@ -125,7 +125,7 @@ def query_kernel(
     last = tl.minimum(i_0 + BM, end_q) - 1
     n_end = tl.where(i_0 < end_q, tl.maximum(tl.minimum(end_k, last + offset + 1), 0), 0)
     b_stat = load_stat(pick(p_stat, i_pair, 0, N) + i_bh.to(tl.int64) * n_q, o_i, end_q, SPARSE)[:, None]
-    b_q, b_g, b_k, b_v = None, None, None, None
+    b_q, b_g = None, None
     if WHOLE:
         b_q = load_rows(queries, o_i, o_e, E)  # [BM, BE]
         b_g = load_rows(grads, o_i, tl.arange(0, BV), EV)  # [BM, BV]
@@ -139,9 +139,8 @@ def query_kernel(
         b_n = tl.zeros([BM], dtype=ACC)
         for i_j in range(0, n_end, BN):
             o_j = i_j + tl.arange(0, BN)
-            if WHOLE:
-                b_k = load_rows(keys, o_j, o_e, E)  # [BN, BE]
-                b_v = load_rows(values, o_j, tl.arange(0, BV), EV)  # [BN, BV]
+            b_k = load_rows(keys, o_j, o_e, E) if WHOLE else None  # [BN, BE]
+            b_v = load_rows(values, o_j, tl.arange(0, BV), EV) if WHOLE else None  # [BN, BV]
             b_p = weight_tile(b_q, b_k, queries, keys, o_i, o_j, o_i[:, None], o_j[None, :], b_stat, end_k, E, offset,
                               b_scale * unit(SPARSE), SPARSE, ACC, PRECISION, BM, BN, BE)  # fmt: skip
             b_dp = products(b_g, b_v, grads, values, o_i, o_j, EV, ACC, PRECISION, BM, BN, BV)  # [BM, BN]
@@ -157,12 +156,11 @@ def query_kernel(
     for i_j in range(0, n_end, BN):
         o_j = i_j + tl.arange(0, BN)
         b_kd = load_rows(keys, o_j, o_e, E)  # [BN, BE]
-        if WHOLE:
-            b_k = b_kd
-            b_v = load_rows(values, o_j, tl.arange(0, BV), EV)  # [BN, BV]
-        b_p = weight_tile(b_q, b_k, queries, keys, o_i, o_j, o_i[:, None], o_j[None, :], b_stat, end_k, E, offset,
+        b_kw = b_kd if WHOLE else None
+        b_vw = load_rows(values, o_j, tl.arange(0, BV), EV) if WHOLE else None  # [BN, BV]
+        b_p = weight_tile(b_q, b_kw, queries, keys, o_i, o_j, o_i[:, None], o_j[None, :], b_stat, end_k, E, offset,
                           b_scale * unit(SPARSE), SPARSE, ACC, PRECISION, BM, BN, BE)  # fmt: skip
-        b_dp = products(b_g, b_v, grads, values, o_i, o_j, EV, ACC, PRECISION, BM, BN, BV)  # [BM, BN]
+        b_dp = products(b_g, b_vw, grads, values, o_i, o_j, EV, ACC, PRECISION, BM, BN, BV)  # [BM, BN]
         if DROPS:
             b_dp = tl.where(kept(b_r1[:, None], b_r2[:, None], o_j[None, :], drop_below), b_dp * b_keep, 0.0)
         b_ds = dscores(b_p, b_dp, b_delta[:, None], SPARSE)
@@ -176,7 +174,7 @@ def query_kernel(
         tl.store(pick(p_delta, i_pair, 0, N) + o_row, b_delta, mask=m_row)
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def key_kernel(
     p_query, p_key, p_value, p_grad, p_query_lengths, p_key_lengths, p_stat, p_delta, p_dkey, p_dvalue, p_seed,
     sizes, numbers, E, EV,
@@ -207,7 +205,7 @@ def key_kernel(
     # The first query that may read any key of this tile, rounded down to a tile of queries.
     first = tl.maximum(i_0 - offset, 0) // BM * BM
     n_end = tl.where(i_0 < end_k, end_q, 0)
-    b_k, b_v, b_q, b_g = None, None, None, None
+    b_k, b_v = None, None
     if WHOLE:
         b_k = load_rows(keys, o_j, o_e, E)  # [BN, BE]
         b_v = load_rows(values, o_j, o_v, EV)  # [BN, BV]
@@ -222,8 +220,8 @@ def key_kernel(
         o_i = i_i + tl.arange(0, BM)
         b_qd = load_rows(queries, o_i, o_e, E)  # [BM, BE]
         b_gd = load_rows(grads, o_i, o_v, EV)  # [BM, BV]
-        if WHOLE:
-            b_q, b_g = b_qd, b_gd
+        b_q = b_qd if WHOLE else None
+        b_g = b_gd if WHOLE else None
         b_stat = load_stat(p_stat_row, o_i, end_q, SPARSE)[None, :]
         b_delta = tl.load(p_delta_row + o_i, mask=o_i < end_q, other=0.0)[None, :]
         b_p = weight_tile(b_k, b_q, keys, queries, o_j, o_i, o_i[None, :], o_j[:, None], b_stat, end_k, E, offset,
@@ -247,18 +245,27 @@ def key_kernel(
              mask=m_row & (o_v < EV)[None, :])  # fmt: skip
 
 
-def tiling(dtype: torch.dtype, E: int, EV: int, tf32: bool, interpreted: bool = False) -> Tiling:
+def query_tiling(dtype: torch.dtype, E: int, EV: int, tf32: bool, interpreted: bool = False) -> Tiling:
     """Block sizes by dtype and head sizes, all free of register spills on sm_80 and sm_90."""
     if interpreted:
         return Tiling(32, 32, 16, 16, 4, 1)
     if dtype == torch.float64:
         return Tiling(32, 32, 16, 16, 4, 1)
     if dtype == torch.float32 and not tf32:
-        return Tiling(32, 32, next_power(min(E, 32), 16), next_power(min(EV, 32), 16), 4, 1)
+        return Tiling(32, 16 if max(E, EV) > 32 else 32, next_power(min(E, 32), 16), next_power(min(EV, 32), 16), 4, 1)
     widest = 64 if dtype == torch.float32 else 128
-    if max(E, EV) > widest:
-        return Tiling(64, 64, widest, widest, 8, 1)
-    return Tiling(64, 64, next_power(E, 16), next_power(EV, 16), 8 if max(E, EV) > 64 else 4, 1)
+    BE, BV = next_power(min(E, widest), 16), next_power(min(EV, widest), 16)
+    if max(BE, BV) > widest // 2:
+        return Tiling(64, 32, BE, BV, 8, 1)
+    return Tiling(64, 64, BE, BV, 4 if max(BE, BV) <= 32 else 8, 1)
+
+
+def key_tiling(dtype: torch.dtype, E: int, EV: int, tf32: bool, interpreted: bool = False) -> Tiling:
+    """As `query_tiling`, the owner's tile now the keys'. Two sums of BN rows stay in registers."""
+    t = query_tiling(dtype, E, EV, tf32, interpreted)
+    if dtype == torch.float64 and not interpreted:
+        return t._replace(BM=16)
+    return t._replace(BM=t.BN, BN=t.BM)
 
 
 def _launch(
@@ -273,30 +280,35 @@ def _launch(
     (E, EV), dtype, n = pairs.head_sizes, pairs.query[0].dtype, len(pairs.index)
     dq, dk, dv = (tuple(side[i] for i in pairs.index) for side in gradients)
     input_precision = precision(dtype, INTERPRETED)
-    t = tiling(dtype, E, EV, input_precision == "tf32", INTERPRETED)
     grads = tuple(with_rows(grad_out[i]) for i in pairs.index)
     outs, stats = (tuple(t[i].contiguous() for i in pairs.index) for t in (out, stat))
     deltas = tuple(torch.empty_like(s) for s in stats)
     align = alignment((*pairs.query, *pairs.key, *pairs.value, *grads))
     inputs = (pairs.query, pairs.key, pairs.value, grads, pairs.query_lengths, pairs.key_lengths)
-    constants = {
-        "SPARSE": sparse, "DROPS": pairs.drops, "N": n, "ALIGN": align, "WHOLE": t.whole(E, EV),
-        "PRECISION": input_precision, "BM": t.BM, "BN": t.BN, "BE": t.BE, "BV": t.BV,
-        "num_warps": t.num_warps, "num_stages": t.num_stages, "enable_fp_fusion": True,
-    }  # fmt: skip
+
+    def constants(t: Tiling) -> dict:
+        return {
+            "SPARSE": sparse, "DROPS": pairs.drops, "N": n, "ALIGN": align, "WHOLE": t.whole(E, EV),
+            "PRECISION": input_precision, "BM": t.BM, "BN": t.BN, "BE": t.BE, "BV": t.BV,
+            "num_warps": t.num_warps, "num_stages": t.num_stages, "enable_fp_fusion": True,
+        }  # fmt: skip
+
     heads = [q.shape[0] * q.shape[1] for q in pairs.query]
+    shape = (dtype, E, EV, input_precision == "tf32", INTERPRETED)
+    t = query_tiling(*shape)
     blocks = triton.cdiv(E, t.BE)
     starts, programs = pairs.starts(
         h * triton.cdiv(q.shape[2], t.BM) * blocks for h, q in zip(heads, pairs.query, strict=True)
     )
     query_kernel[(programs,)](*inputs, outs, stats, deltas, dq, seed, pairs.sizes(starts, align, grads),
-                              pairs.numbers(), E, EV, **constants)  # fmt: skip
-    blocks = max(blocks, triton.cdiv(EV, t.BV))
+                              pairs.numbers(), E, EV, **constants(t))  # fmt: skip
+    t = key_tiling(*shape)
+    blocks = max(triton.cdiv(E, t.BE), triton.cdiv(EV, t.BV))
     starts, programs = pairs.starts(
         h * triton.cdiv(k.shape[2], t.BN) * blocks for h, k in zip(heads, pairs.key, strict=True)
     )
     key_kernel[(programs,)](*inputs, stats, deltas, dk, dv, seed, pairs.sizes(starts, align, grads),
-                            pairs.numbers(), E, EV, **constants)  # fmt: skip
+                            pairs.numbers(), E, EV, **constants(t))  # fmt: skip
 
 
 def backward(

@@ -111,7 +111,7 @@ def threshold(b_q, queries, keys, o_i, n_end, E, offset, b_scale, ACC: tl.conste
     return b_tau
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def forward_kernel(
     p_query, p_key, p_value, p_query_lengths, p_key_lengths, p_out, p_stat, p_seed, sizes, numbers, E, EV,
     SPARSE: tl.constexpr, DROPS: tl.constexpr, N: tl.constexpr, ALIGN: tl.constexpr, WHOLE: tl.constexpr,
@@ -190,10 +190,11 @@ def tiling(dtype: torch.dtype, E: int, EV: int, tf32: bool, interpreted: bool = 
         return Tiling(32, 32, 16, next_power(min(EV, 32), 16), 4, 1)
     if dtype == torch.float32 and not tf32:
         wide = max(E, EV) > 32
-        return Tiling(64, 32, next_power(min(E, 16 if wide else 32), 16), next_power(min(EV, 64), 16), 4, 2)
-    widest = 64 if dtype == torch.float32 else 128
-    if max(E, EV) > widest:
-        return Tiling(64, 64, 64 if dtype != torch.float32 else 32, widest, 8 if dtype != torch.float32 else 4, 2)
+        return Tiling(32, 32, 16 if wide else next_power(E, 16), next_power(min(EV, 64), 16), 4, 2)
+    if dtype == torch.float32:
+        return Tiling(64, 32, next_power(min(E, 64), 16), next_power(min(EV, 64), 16), 4, 2)
+    if max(E, EV) > 128:
+        return Tiling(64, 64, 64, 128, 8, 2)
     return Tiling(64, 64, next_power(E, 16), next_power(EV, 16), 4, 2)
 
 
