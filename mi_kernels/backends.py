@@ -1,8 +1,9 @@
 """Which implementation runs, and why.
 
-Four backends exist: `reference` (plain torch, materialises the scores, the definition), `chunked` (plain torch in
-row chunks, O(B) memory, always available), `cpu` (the compiled C++ extension) and `triton` (GPUs, or Triton's
-interpreter). The automatic choice goes by the device of the inputs; a backend that a caller names runs or raises.
+Five backends exist: `reference` (plain torch, materialises the scores, the definition), `chunked` (plain torch in
+row chunks, O(B) memory, always available), `cpu` (the compiled C++ extension), `triton` (GPUs, or Triton's
+interpreter) and `cuda` (the extension's CUDA C++ kernels; only where a caller names it). The automatic choice goes by
+the device of the inputs; a backend that a caller names runs or raises.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from types import TracebackType
 
 import torch
 
-NAMES = ("reference", "chunked", "cpu", "triton")
+NAMES = ("reference", "chunked", "cpu", "triton", "cuda")
+CUDA_OPS = ("dot_critic",)
 _local = threading.local()
 _process_default: str | None = None
 _warned = False
@@ -51,10 +53,23 @@ def _triton_status() -> str:
     return "available"
 
 
+def _cuda_status() -> str:
+    status = extension_status()
+    if status != "available":
+        return status
+    if not hasattr(torch.ops.mi_kernels_cuda, "dot_critic_stats"):
+        return "the compiled extension was built without CUDA"
+    if not torch.cuda.is_available():
+        return "no CUDA device is present"
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return f"the kernels need compute capability 8.0, the device has {capability[0]}.{capability[1]}"
+    return "available"
+
+
 def _status(name: str) -> str:
-    if name == "cpu":
-        return extension_status()
-    return _triton_status() if name == "triton" else "available"
+    checks = {"cpu": extension_status, "triton": _triton_status, "cuda": _cuda_status}
+    return checks[name]() if name in checks else "available"
 
 
 def backends() -> dict[str, str]:
@@ -124,8 +139,10 @@ def resolve(op: str, device: torch.device, requested: str | None = None) -> str:
             raise RuntimeError(f"backend {name!r} was asked for and cannot run {op}: {status}")
         if name == "cpu" and device.type != "cpu":
             raise RuntimeError(f"backend 'cpu' was asked for, but the inputs of {op} are on {device}")
-        if name == "triton" and device.type != "cuda" and not _interpreting():
-            raise RuntimeError(f"backend 'triton' was asked for, but the inputs of {op} are on {device}")
+        if device.type != "cuda" and (name == "cuda" or (name == "triton" and not _interpreting())):
+            raise RuntimeError(f"backend {name!r} was asked for, but the inputs of {op} are on {device}")
+        if name == "cuda" and op not in CUDA_OPS:
+            raise RuntimeError(f"backend 'cuda' was asked for and cannot run {op}: it has no CUDA C++ kernel")
         return name
     if device.type == "cuda":
         return "triton" if _triton_status() == "available" else "chunked"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...backends import resolve
-from . import reference
+from . import cuda, reference
 from .primitives import accumulate_dtype, positives
 from .schema import (
     COL_LSE,
@@ -44,6 +44,8 @@ def run_stats(problem: Problem, stats: int, clip: float, backend: str) -> tuple[
         from . import triton_forward
 
         return triton_forward.stats(*problem, stats, clip)
+    if name == "cuda":
+        return cuda.stats(problem, stats, clip)
     rows = _rows(problem[0], problem[1]) if name == "chunked" else None
     return reference.stats(*problem, stats, clip, rows=rows)
 
@@ -58,6 +60,8 @@ def run_grad(problem: Problem, weights: Weights, needs: int, backend: str) -> tu
         full = triton_backward.grad(*problem, *weights)
         wanted = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)
         return tuple(g if needs & bit else g.new_empty(0) for g, bit in zip(full, wanted, strict=True))
+    if name == "cuda":
+        return cuda.grad(problem, weights, needs)
     rows = _rows(problem[0], problem[1]) if name == "chunked" else None
     return reference.grad(*problem, *weights, needs, rows=rows)
 

@@ -1,0 +1,8 @@
+// The CUDA runtime's types for launcher declarations; the emulator has its own.
+#pragma once
+
+#ifdef MI_CUDA_EMULATOR
+#include "emulated_runtime.h"
+#else
+#include <cuda_runtime_api.h>
+#endif

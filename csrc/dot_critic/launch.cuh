@@ -1,0 +1,38 @@
+// Launchers of the dot critic's CUDA kernels: contiguous device arrays, fp32 vectors, null pointers for what is absent.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/cuda/runtime.h"
+
+namespace mk::dot_critic {
+
+enum class Precision { bf16, fp16, tf32, fp32 };  // of the products; tf32 and fp32 (3xTF32) take fp32 inputs
+
+struct Problem {  // S = scale x y^T + row_bias + col_bias; x [G, B, D], y [G, N, D], scale [G], vectors [G, B], [G, N]
+  const void *x, *y;
+  const float *scale, *row_bias, *col_bias;
+  const int64_t *row_ids, *col_ids;
+  int G, B, N, D, pairs, shift;  // shift < 0: no positive pairs
+};
+
+struct Statistics {
+  float *row_lse, *col_lse, *soft;  // [G, B], [G, N], [G, B]
+  bool soft_signed;
+  float clip;  // infinity: as they are
+  float* workspace;  // statistics_workspace floats
+};
+
+struct Gradients {
+  const float *row_lse, *col_lse, *g_row, *g_col, *g_soft, *g_pos;
+  bool soft_signed;
+  const float* gain;  // [1] or null: dS is divided by it before it is rounded, the products multiplied by it
+  void *dx, *dy;      // in the inputs' type
+  float *row_bias, *col_bias, *scale_rows;  // row sums and column sums of dS, row sums of dS <x, y>
+};
+
+int64_t statistics_workspace(const Problem& p, const Statistics& s);
+cudaError_t statistics(Precision precision, const Problem& p, const Statistics& s, cudaStream_t stream);
+cudaError_t gradients(Precision precision, const Problem& p, const Gradients& g, cudaStream_t stream);
+
+}  // namespace mk::dot_critic

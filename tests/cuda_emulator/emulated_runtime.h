@@ -1,0 +1,7 @@
+// What launcher declarations need of the CUDA runtime.
+#pragma once
+
+using cudaStream_t = void*;
+using cudaError_t = int;
+constexpr cudaError_t cudaSuccess = 0;
+inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
