@@ -18,7 +18,7 @@ __device__ __forceinline__ float dscore(float weight, float dp, float delta) {
 }
 
 template <int D, bool sparse, bool drops>
-__global__ void __launch_bounds__(kThreads) query_kernel(const __grid_constant__ Call call) {
+__global__ void __launch_bounds__(kThreads, 2) query_kernel(const __grid_constant__ Call call) {
   constexpr int R = kRowsPerLane<D>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, work = blockIdx.x * kWarps + warp;
   if (work >= call.work) return;
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads) query_kernel(const __grid_constant__
   auto products = [&](auto f) {
     walk<D, true>(keys, values, 0, end, tile, NoExtra(), [&](int key) {
       const bool masked = key + kTile > at.end_k || key + kTile - 1 > at.row + p.offset;
-#pragma unroll 4
+#pragma unroll kStep<D>
       for (int u = 0; u < kTile; ++u) {
         float k[D], v[D];
         get_row(k, tile + u * kStride<D>);
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads) query_kernel(const __grid_constant__
 }
 
 template <int D, bool sparse, bool drops>
-__global__ void __launch_bounds__(kThreads) key_kernel(const __grid_constant__ Call call) {
+__global__ void __launch_bounds__(kThreads, 2) key_kernel(const __grid_constant__ Call call) {
   constexpr int R = kRowsPerLane<D>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, work = blockIdx.x * kWarps + warp;
   if (work >= call.work) return;
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kThreads) key_kernel(const __grid_constant__ C
   };
   walk<D, true>(queries, grads, first, end, tile, extra, [&](int query) {
     const bool masked = at.row + kOwned<D> > at.end_k || at.row + kOwned<D> - 1 - query > p.offset;
-#pragma unroll 4
+#pragma unroll kStep<D>
     for (int u = 0; u < kTile; ++u) {
       float q[D], g[D];
       get_row(q, tile + u * kStride<D>);

@@ -81,7 +81,7 @@ struct Thresholds {
 };
 
 template <int D, bool sparse, bool drops>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ Call call) {
+__global__ void __launch_bounds__(kThreads, 2) forward_kernel(const __grid_constant__ Call call) {
   constexpr int R = kRowsPerLane<D>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, work = blockIdx.x * kWarps + warp;
   if (work >= call.work) return;

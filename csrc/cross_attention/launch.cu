@@ -10,6 +10,8 @@
 namespace mk::cross_attention {
 namespace {
 
+constexpr auto kTooMuch = static_cast<cudaError_t>(1);  // cudaErrorInvalidValue
+
 template <int D, class Kernel, class Length>
 cudaError_t start(Kernel kernel, Call call, Length n, cudaStream_t stream) {
   int64_t work = 0;
@@ -17,7 +19,7 @@ cudaError_t start(Kernel kernel, Call call, Length n, cudaStream_t stream) {
     Pair& p = call.pairs[i];
     p.first = static_cast<int>(work);
     work += static_cast<int64_t>(p.items) * p.heads * ((n(p) + kOwned<D> - 1) / kOwned<D>);
-    if (work > INT32_MAX - kWarps) return cudaErrorInvalidValue;
+    if (work > INT32_MAX - kWarps) return kTooMuch;
   }
   call.work = static_cast<int>(work);
   return launch(kernel, dim3(static_cast<unsigned>((work + kWarps - 1) / kWarps)), kThreads, kShared<D>, stream, call);
@@ -36,7 +38,7 @@ cudaError_t with_features(const Call& call, F f) {
     case 2: return with_rule<8>(call, f);
     case 3: return with_rule<12>(call, f);
     case 4: return with_rule<16>(call, f);
-    default: return cudaErrorInvalidValue;
+    default: return kTooMuch;
   }
 }
 

@@ -23,6 +23,9 @@ constexpr int kThreads = 128, kWarps = kThreads / 32, kTile = 32, kUnroll = 8;
 // Registers: a lane keeps 4 R D values in the backward; R = 2 beyond D = 8 would leave eight warps of a multiprocessor.
 template <int D>
 constexpr int kRowsPerLane = D <= 8 ? 2 : 1;
+// Rows of a tile whose products are under way at once in the backward.
+template <int D>
+constexpr int kStep = D <= 8 ? 4 : 2;
 template <int D>
 constexpr int kOwned = 32 * kRowsPerLane<D>;
 // Two rows of D and four more numbers: an odd number of 16-byte chunks, so that eight lanes that write one chunk each

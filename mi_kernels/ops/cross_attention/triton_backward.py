@@ -29,6 +29,7 @@ from .triton_common import (
     KEEP,
     KEY,
     KEY_LENGTHS,
+    MOST_REGISTERS,
     OFFSET,
     QUERY,
     QUERY_LENGTHS,
@@ -255,9 +256,9 @@ def query_tiling(dtype: torch.dtype, E: int, EV: int, tf32: bool, interpreted: b
         return Tiling(32, 16 if max(E, EV) > 32 else 32, next_power(min(E, 32), 16), next_power(min(EV, 32), 16), 4, 1)
     widest = 64 if dtype == torch.float32 else 128
     BE, BV = next_power(min(E, widest), 16), next_power(min(EV, widest), 16)
-    if max(BE, BV) > widest // 2:
-        return Tiling(64, 32, BE, BV, 8, 1)
-    return Tiling(64, 64, BE, BV, 4 if max(BE, BV) <= 32 else 8, 1)
+    if max(BE, BV) > 32:
+        return Tiling(64, 32, BE, BV, 8 if max(BE, BV) > widest // 2 else 4, 1)
+    return Tiling(64, 64, BE, BV, 4, 1)
 
 
 def key_tiling(dtype: torch.dtype, E: int, EV: int, tf32: bool, interpreted: bool = False) -> Tiling:
@@ -291,6 +292,7 @@ def _launch(
             "SPARSE": sparse, "DROPS": pairs.drops, "N": n, "ALIGN": align, "WHOLE": t.whole(E, EV),
             "PRECISION": input_precision, "BM": t.BM, "BN": t.BN, "BE": t.BE, "BV": t.BV,
             "num_warps": t.num_warps, "num_stages": t.num_stages, "enable_fp_fusion": True,
+            "maxnreg": MOST_REGISTERS,
         }  # fmt: skip
 
     heads = [q.shape[0] * q.shape[1] for q in pairs.query]

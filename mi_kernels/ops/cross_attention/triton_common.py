@@ -29,6 +29,7 @@ QUERY, KEY, VALUE, GRAD = (tl.constexpr(i) for i in (8, 11, 14, 17))
 SCALE, KEEP = (tl.constexpr(i) for i in (0, 2))
 MOST_PAIRS = 16  # arguments of a kernel take 4 KiB at most
 _MAX_LENGTH = 2**28
+MOST_REGISTERS = 255  # of a thread; left to itself, ptxas spills a few to let one more block in
 
 
 @triton.jit

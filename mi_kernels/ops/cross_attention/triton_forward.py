@@ -31,6 +31,7 @@ from .triton_common import (
     KEEP,
     KEY,
     KEY_LENGTHS,
+    MOST_REGISTERS,
     OFFSET,
     QUERY,
     QUERY_LENGTHS,
@@ -192,7 +193,8 @@ def tiling(dtype: torch.dtype, E: int, EV: int, tf32: bool, interpreted: bool = 
         wide = max(E, EV) > 32
         return Tiling(32, 32, 16 if wide else next_power(E, 16), next_power(min(EV, 64), 16), 4, 2)
     if dtype == torch.float32:
-        return Tiling(64, 32, next_power(min(E, 64), 16), next_power(min(EV, 64), 16), 4, 2)
+        wide = max(E, EV) > 64
+        return Tiling(64, 32, 32 if wide else next_power(E, 16), next_power(min(EV, 64), 16), 4, 2)
     if max(E, EV) > 128:
         return Tiling(64, 64, 64, 128, 8, 2)
     return Tiling(64, 64, next_power(E, 16), next_power(EV, 16), 4, 2)
@@ -212,7 +214,7 @@ def _launch(pairs: Pairs, outs: list[Tensor], stats: list[Tensor], seed: Tensor,
         pairs.sizes(starts, align), pairs.numbers(), E, EV,
         SPARSE=sparse, DROPS=pairs.drops, N=len(pairs.index), ALIGN=align, WHOLE=t.whole(E, 0),
         PRECISION=input_precision, BM=t.BM, BN=t.BN, BE=t.BE, BV=t.BV,
-        num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True,
+        num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True, maxnreg=MOST_REGISTERS,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import torch
 from triton.compiler import ASTSource
 
 from mi_kernels.ops.cross_attention import triton_backward, triton_forward
+from mi_kernels.ops.cross_attention.triton_common import MOST_REGISTERS
 
 POINTEES = {"float64": "fp64", "float32": "fp32", "tf32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 OF_INPUTS = ("p_query", "p_key", "p_value", "p_grad", "p_out", "p_dquery", "p_dkey", "p_dvalue")
@@ -67,4 +68,5 @@ def source(variant: str):
             signature[argument] = ("*i64" if argument.endswith("_lengths") else "*" + pointee,) * pairs
             attributes |= {(i, n): [["tt.divisibility", 16]] for n in range(pairs)}
     options = {"num_warps": t.num_warps, "num_stages": t.num_stages, "enable_fp_fusion": True}
+    options["maxnreg"] = MOST_REGISTERS
     return ASTSource(kernel, signature, constants, attributes), options
