@@ -29,4 +29,11 @@ TORCH_LIBRARY(mi_kernels_cpu, m) {
   m.def(
       "rbf_mmd(Tensor x, Tensor y, Tensor gamma, float w_xx, float w_yy, float w_xy, int needs) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "cross_attention_forward(Tensor[] query, Tensor[] key, Tensor[] value, Tensor[] query_lengths, "
+      "Tensor[] key_lengths, int[] causal_offset, float[] scale, float[] dropout_p, Tensor seed, bool sparse) -> Tensor[]");
+  m.def(
+      "cross_attention_backward(Tensor[] grad_out, Tensor[] query, Tensor[] key, Tensor[] value, Tensor[] out, "
+      "Tensor[] stat, Tensor[] query_lengths, Tensor[] key_lengths, int[] causal_offset, float[] scale, "
+      "float[] dropout_p, Tensor seed, bool sparse) -> Tensor[]");
 }

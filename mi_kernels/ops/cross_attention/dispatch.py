@@ -38,8 +38,6 @@ def backend_for(device: torch.device, requested: str | None) -> str:
                 f"backend {name!r} was asked for and cannot run cross_attention: it has no kernel for it"
             )
         return "chunked"
-    if name == "cpu" and not hasattr(torch.ops.mi_kernels_cpu, "cross_attention_forward"):
-        return "chunked"
     return name
 
 

@@ -1,0 +1,67 @@
+// The threshold of sparsemax without sorting, for one vector of rows at a time (rows along the lanes).
+//
+// With z = s - max s, tau solves f(tau) = sum_j max(z_j - tau, 0) - 1 = 0; f is convex, piecewise linear and falling, so
+// Newton's steps tau <- (sum_{z > tau} z - 1) / #{z > tau} from tau = -1 rise to the root and end exactly there after
+// finitely many, in practice three to six (Michelot 1986 takes the same steps). Only keys with z > -1 in some row can ever
+// count: they are gathered first.
+#pragma once
+
+#include "vec.h"
+
+namespace mk::attention::body {
+
+template <class T>
+struct Threshold {
+  Vec<T> top, tau;  // p_j = max(s_j - top - tau, 0)
+  Vec<T> size;      // of the support
+  int64_t candidates;
+};
+
+// Scores [n][stride] of one vector of rows; -inf is a key that is masked. `z` [n][lanes] receives the candidates' z and
+// `index` their keys.
+template <class T>
+MK_INLINE Threshold<T> threshold(int64_t n, const T* s, int64_t stride, T* z, int32_t* index) {
+  const Vec<T> zero = fill(T(0)), low = fill(minus_infinity<T>());
+  Vec<T> top0 = low, top1 = low;
+  int64_t j = 0;
+  for (; j + 2 <= n; j += 2) {
+    top0 = larger<T>(top0, load(s + j * stride));
+    top1 = larger<T>(top1, load(s + (j + 1) * stride));
+  }
+  if (j < n) top0 = larger<T>(top0, load(s + j * stride));
+  Threshold<T> found;
+  found.top = larger<T>(top0, top1);
+  found.top = found.top == low ? zero : found.top;
+  int64_t m = 0;
+  Vec<T> sum = zero, size = zero;
+  for (j = 0; j < n; ++j) {
+    const Vec<T> d = load(s + j * stride) - found.top;
+    const IntVec<T> counts = d > T(-1);
+    store(z + m * kLanes<T>, d);
+    index[m] = static_cast<int32_t>(j);
+    m += any<T>(counts);
+    sum += counts ? d : zero;
+    size += counts ? zero + T(1) : zero;
+  }
+  found.candidates = m;
+  for (;;) {
+    found.tau = (sum - T(1)) / larger<T>(size, zero + T(1));
+    Vec<T> next_sum = zero, next_size = zero;
+    for (j = 0; j < m; ++j) {
+      const Vec<T> d = load(z + j * kLanes<T>);
+      const IntVec<T> counts = d > found.tau;
+      next_sum += counts ? d : zero;
+      next_size += counts ? zero + T(1) : zero;
+    }
+    const bool changed = any<T>(next_size < size);
+    // Rounding may raise tau past the last supporting key, or let one back in: neither is a step of Newton's.
+    const IntVec<T> step = (next_size < size) & (next_size > zero);
+    if (!changed || !any<T>(step)) break;
+    sum = step ? next_sum : sum;
+    size = step ? next_size : size;
+  }
+  found.size = size;
+  return found;
+}
+
+}  // namespace mk::attention::body
