@@ -34,6 +34,9 @@ test: $(PACKAGE_STAMP)
 ifneq ($(wildcard tests/triton_checks.py),)
 	$(call step,Triton kernels,$(PY) -m tests.triton_checks)
 endif
+ifneq ($(wildcard tests/cuda_checks.py),)
+	$(call step,CUDA kernels,$(PY) -m tests.cuda_checks)
+endif
 	@echo "make test: passed ($(path_taken))"
 
 demo: $(PACKAGE_STAMP)

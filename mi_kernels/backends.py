@@ -20,7 +20,8 @@ from types import TracebackType
 import torch
 
 NAMES = ("reference", "chunked", "cpu", "triton", "cuda")
-CUDA_OPS = ("dot_critic",)
+CUDA_OPS = ("dot_critic",)  # what has CUDA C++ kernels
+CUDA_SHARED_BYTES = 163 * 1024  # kSharedLimit in csrc/common/cuda/primitives.cuh
 _local = threading.local()
 _process_default: str | None = None
 _warned = False
@@ -61,15 +62,22 @@ def _cuda_status() -> str:
         return "the compiled extension was built without CUDA"
     if not torch.cuda.is_available():
         return "no CUDA device is present"
-    capability = torch.cuda.get_device_capability()
-    if capability < (8, 0):
-        return f"the kernels need compute capability 8.0, the device has {capability[0]}.{capability[1]}"
+    properties = torch.cuda.get_device_properties()
+    shared = getattr(properties, "shared_memory_per_block_optin", CUDA_SHARED_BYTES)
+    if properties.major < 8 or shared < CUDA_SHARED_BYTES:
+        return (
+            f"the kernels need compute capability 8.0 and {CUDA_SHARED_BYTES} bytes of shared memory a block, "
+            f"{properties.name} has {properties.major}.{properties.minor} and {shared}"
+        )
     return "available"
 
 
 def _status(name: str) -> str:
-    checks = {"cpu": extension_status, "triton": _triton_status, "cuda": _cuda_status}
-    return checks[name]() if name in checks else "available"
+    if name == "cpu":
+        return extension_status()
+    if name == "cuda":
+        return _cuda_status()
+    return _triton_status() if name == "triton" else "available"
 
 
 def backends() -> dict[str, str]:

@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(const GradientArgume
   constexpr int BM = S::BM, BN = S::BN, m = BM / 64, n = BN / 16, owned = S::BO / static_cast<int>(sizeof(E));
   constexpr int out_n = owned / S::warp_columns / 8, per_panel = kPerPanel<P>;
   static_assert(n % 2 == 0 && BN * static_cast<int>(sizeof(E)) <= kPanel);
-  unsigned char* own_memory = shared_memory<unsigned char>();
+  unsigned char* own_memory = shared_memory<unsigned char, S::shared>();
   unsigned char* other_memory = own_memory + S::own_bytes;
   unsigned char* ds_memory = other_memory + S::other_bytes;
   const OwnRows<BM> rows(ds_memory + BM * kPanel);

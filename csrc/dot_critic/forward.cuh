@@ -107,7 +107,7 @@ template <class P>
 __global__ void __launch_bounds__(kThreads) statistics_kernel(const Problem p, const Statistics s,
                                                               const StatisticsPlan plan, const bool aligned) {
   using E = typename P::Element;
-  unsigned char* memory = shared_memory<unsigned char>();
+  unsigned char* memory = shared_memory<unsigned char, kStatisticsShared>();
   RowTile rows;
   rows.id = reinterpret_cast<int64_t*>(memory + kStages * kStage);
   rows.bias = reinterpret_cast<float*>(rows.id + kTile);
@@ -137,7 +137,6 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const Problem p, c
   int stage = 0;
   for (int row_tile = block; row_tile < plan.row_tiles; row_tile += plan.row_blocks) {
     const int row = row_tile * kTile;
-    __syncthreads();  // the previous tile's vectors and `across` are done with
     if (threadIdx.x < kTile) {
       const int i = row + threadIdx.x;
       rows.id[threadIdx.x] = element<int64_t>(p.pairs >= kUnequalIds ? p.row_ids : nullptr, row_offset + i, i < p.B, 0);
@@ -220,7 +219,7 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const Problem p, c
       if (s.col_lse)
         merge_columns(c, reinterpret_cast<float2*>(across), slice, column_tile * kTile, p.N, row_tile == block, warp, lane);
     }
-    __syncthreads();  // `across` changes its meaning
+    __syncthreads();  // `across` changes its meaning; nobody reads this tile's vectors any more
     if (s.row_lse || s.soft)
       finish_rows(top_sum, soft, across, s.row_lse ? plan.row_top_sum + 2 * split_offset : nullptr,
                   s.soft ? plan.soft + split_offset : nullptr, row, p.B, warp, lane);

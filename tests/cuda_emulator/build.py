@@ -34,7 +34,20 @@ def library(name: str, sources: list[str], extra: Sequence[str] = (), link: Sequ
     for stale in out.parent.glob(f"{name}-*"):
         stale.unlink()
     work = out.with_suffix(f".{os.getpid()}.tmp")
-    command = [compiler() or "g++", *flags, "-shared", "-x", "c++", *sources, "tests/cuda_emulator/schedule.cu", "-x", "none", "-o", str(work), *link]
+    command = [
+        compiler() or "g++",
+        *flags,
+        "-shared",
+        "-x",
+        "c++",
+        *sources,
+        "tests/cuda_emulator/schedule.cu",
+        "-x",
+        "none",
+        "-o",
+        str(work),
+        *link,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-6000:]}")

@@ -6,7 +6,7 @@ namespace {
 using namespace mk;
 
 __global__ void product_16bit(const bf16* a, const bf16* b, float* c) {  // a [16, 16], b [8, 16], c [16, 8]
-  bf16* tile = shared_memory<bf16>();                                    // a, then b twice: ldmatrix loads four
+  bf16* tile = shared_memory<bf16, 1024>();                                    // a, then b twice: ldmatrix loads four
   for (int i = threadIdx.x; i < 16 * 16; i += 32) tile[i] = a[i];
   for (int i = threadIdx.x; i < 16 * 16; i += 32) tile[256 + i] = b[i % 128];
   __syncwarp();
@@ -20,7 +20,7 @@ __global__ void product_16bit(const bf16* a, const bf16* b, float* c) {  // a [1
 }
 
 __global__ void product_transposed(const fp16* a, const fp16* b, float* c) {  // a [16, 16], b [16, 8], c [16, 8]
-  fp16* tile = shared_memory<fp16>();
+  fp16* tile = shared_memory<fp16, 1024>();
   for (int i = threadIdx.x; i < 16 * 16; i += 32) tile[i] = a[i];
   for (int i = threadIdx.x; i < 16 * 8; i += 32) tile[256 + i] = b[i];
   __syncwarp();
@@ -45,7 +45,7 @@ __global__ void product_tf32(const float* a, const float* b, float* c) {  // a [
 
 // Reverses 128 values through shared memory; `barrier` and `wait` leave out what makes it right.
 __global__ void reverse(const float* in, float* out, int barrier, int wait) {
-  float* s = shared_memory<float>();
+  float* s = shared_memory<float, 512>();
   if (threadIdx.x < 32) copy_async_16(s + 4 * threadIdx.x, in + 4 * threadIdx.x, 16);
   copy_async_commit();
   if (wait) copy_async_wait<0>();

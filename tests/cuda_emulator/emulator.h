@@ -1,7 +1,7 @@
 // Runs CUDA kernels on a CPU: the conventions are in csrc/common/cuda/primitives.cuh, which includes this header.
 //
-// Threads are fibers that run until they reach a barrier or a warp collective. A collective gathers the operands of
-// 32 lanes, the last lane to arrive computes all results. Waiting that nobody can end, lanes that meet in different
+// Threads are fibers; a warp runs until all of it waits at a block barrier, then the next one. A collective gathers the
+// operands of 32 lanes, the last lane to arrive computes all results. Waiting that nobody can end, lanes that meet in different
 // collectives, misaligned or foreign pointers end in an exception out of launch().
 #pragma once
 
@@ -171,13 +171,18 @@ inline void run_resident() {
   machine.threads_alive = all;
   while (machine.threads_alive) {
     bool moved = false;
-    for (int k = 0; k < all; ++k) {
-      const int i = schedule.descending ? all - 1 - k : k;
-      Thread& t = machine.blocks[i / count]->threads[i % count];
-      while (runnable(t)) {
-        moved = true;
-        resume(t, machine.stacks[i].get());
-        if (!machine.error.empty()) throw std::runtime_error("CUDA emulator: " + machine.error);
+    for (int k = 0; k < all; k += 32) {  // one warp goes as far as it can before the next one runs: the most skew
+      for (bool warp_moved = true; warp_moved;) {
+        warp_moved = false;
+        for (int lane = 0; lane < 32; ++lane) {
+          const int i = schedule.descending ? all - 1 - k - lane : k + lane;
+          Thread& t = machine.blocks[i / count]->threads[i % count];
+          while (runnable(t)) {
+            moved = warp_moved = true;
+            resume(t, machine.stacks[i].get());
+            if (!machine.error.empty()) throw std::runtime_error("CUDA emulator: " + machine.error);
+          }
+        }
       }
     }
     if (!moved) throw std::runtime_error("CUDA emulator: threads wait at barriers that others never reach");
@@ -365,8 +370,11 @@ using std::min;
 
 namespace mk {
 
-template <class T>
+template <class T, int bytes>
 T* shared_memory() {
+  static_assert(bytes <= kSharedLimit);
+  if (bytes != static_cast<int>(emulator::machine.current->block->shared_bytes))
+    emulator::fail("the launcher asked for another amount of shared memory than the kernel has");
   return reinterpret_cast<T*>(emulator::machine.current->block->shared);
 }
 

@@ -7,7 +7,7 @@
 //   csrc/<op>/launch.cu    launchers; plain nvcc, no torch header; kernels start through mk::launch below
 //   csrc/<op>/cuda.cpp     torch glue inside #ifdef MI_KERNELS_WITH_CUDA: allocates, reads the current stream through
 //                          common/cuda/torch.h, launches; the emulator compiles it too, for CPU tensors
-// Rules: shared memory is dynamic and comes from shared_memory<T>(); warp collectives run with all 32 lanes; a block
+// Rules: shared memory is dynamic and comes from shared_memory<T, bytes>(); warp collectives run with all 32 lanes; a block
 // is a whole number of warps; 16-bit floats are the structs below (CUDA's own headers do not compile everywhere).
 //
 // With MI_CUDA_EMULATOR, g++ compiles the same .cu files: tests/cuda_emulator/emulator.h runs each thread of a block
@@ -19,6 +19,8 @@
 #include <cstdint>
 
 namespace mk {
+
+constexpr int kSharedLimit = 163 * 1024;  // bytes of a block on sm_80; sm_90 has more, sm_86 and sm_89 have 99 KiB
 
 struct bf16 {
   uint16_t bits;
@@ -37,8 +39,12 @@ struct fp16 {
 
 namespace mk {
 
-template <class T>
+// The block's dynamic shared memory. `bytes` is what the launcher asks for; it goes into the PTX as a comment, where
+// tests/cuda_checks.py reads it.
+template <class T, int bytes>
 __device__ __forceinline__ T* shared_memory() {
+  static_assert(bytes <= kSharedLimit);
+  asm volatile("// dynamic shared memory: %0" ::"n"(bytes));
   extern __shared__ __align__(128) unsigned char mk_shared[];
   return reinterpret_cast<T*>(mk_shared);
 }

@@ -152,7 +152,7 @@ __device__ __forceinline__ void multiply(float (&c)[m][n][4], uint32_t (&a)[m][4
 template <class P, int m, int n>
 __device__ __forceinline__ void multiply_panel(float (&c)[m][n][4], const unsigned char* left, int row,
                                                const unsigned char* right, int column, int lane) {
-#pragma unroll
+#pragma unroll(P::terms == 3 ? 1 : kSteps)  // 3xTF32 has no registers to spare
   for (int step = 0; step < kSteps; ++step) {
     uint32_t a[m][4], b[n][2];
     load_left(a, left, row, step, lane);

@@ -12,8 +12,8 @@
 #ifdef MI_CUDA_EMULATOR
 #define MK_CUDA_KEY CPU
 #else
-#include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #define MK_CUDA_KEY CUDA
 #endif
 
@@ -25,7 +25,7 @@ struct DeviceGuard {
   explicit DeviceGuard(const at::Tensor&) {}
 };
 #else
-inline cudaStream_t current_stream() { return at::cuda::getCurrentCUDAStream().stream(); }
+inline cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 struct DeviceGuard {
   explicit DeviceGuard(const at::Tensor& t) : guard(t.device()) {}
   c10::cuda::CUDAGuard guard;

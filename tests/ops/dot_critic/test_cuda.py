@@ -232,7 +232,7 @@ def test_losses_run_on_the_kernels(emulated: Emulated, monkeypatch: pytest.Monke
     got = mk.info_nce(x, y, temperature=0.2, symmetric=True)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(torch.autograd.grad(got, (x, y)), want_grads)
-    with pytest.raises(RuntimeError, match="no kernel for torch.float64"):
+    with pytest.raises(RuntimeError, match="no kernel for torch"):
         mk.info_nce(x.double(), y.double())
 
 

@@ -1,0 +1,53 @@
+// Launchers of the MLP critic's CUDA kernels: two hidden layers, ReLU or leaky ReLU. Contiguous device arrays.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/cuda/runtime.h"
+
+namespace mk::mlp_critic {
+
+enum class Precision { bf16, fp16, tf32, fp32 };  // of the products; tf32 and fp32 (3xTF32) take fp32 inputs
+
+// S[i, j] = out(sum_k w[k] act(sum_l w2[k, l] act(u_i + v_j)[l] + b2[k]) + b); rows first_row and on of a larger S.
+struct Critic {
+  const void *u, *v, *w2;      // [G, B, H1], [G, N, H1], [G or 1, H2, H1]
+  const float *b2, *w, *b;     // [G or 1, H2], [G or 1, H2], [G or 1]
+  int G, B, N, H1, H2, first_row;
+  bool own, softplus, off_diagonal;  // own: parameters by group
+  float slope;                       // of the activation below zero
+};
+
+struct Statistics {  // outputs [G, B], columns [G, N]; null where not wanted
+  float *positive, *row_sum, *row_lse, *row_soft, *clipped, *col_lse;
+  float clip;
+  float* scores;   // [G, B, N] before out, or null
+  uint32_t* bits;  // [G, B, ceil(H2 / 32), N], or null: bit k % 32 of word k / 32 tells whether unit k is positive
+  float* workspace;
+};
+
+struct ScoreGradients {  // of the statistics, null where nothing flows
+  const float *row_lse, *col_lse, *g_positive, *g_row, *g_col, *g_sum, *g_soft;
+  const float* scores;
+  float* g;  // [G, B, N]: dL / d(score before out)
+};
+
+struct LayerGradients {
+  const float* g;
+  const float* gain;       // [1] or null: g is divided by it where it is rounded
+  const uint32_t* bits;
+  const void* folded;      // diag(w) w2, [G or 1, H2, H1]
+  int row_blocks, splits;  // parts of dv, and of the product and its sums
+  float *du, *dv;          // [G, B, H1], [row_blocks, G, N, H1]
+  float *product, *sums;   // [splits, G, H2, H1]: sum_p m[p, k] (g_p / gain) h1[p, l]; [splits, G, H2]: sum_p m g
+};
+
+int64_t statistics_workspace(const Critic& c, const Statistics& s);
+cudaError_t statistics(Precision precision, const Critic& c, const Statistics& s, cudaStream_t stream);
+cudaError_t score_gradients(const Critic& c, const ScoreGradients& g, cudaStream_t stream);
+cudaError_t input_gradients(Precision precision, const Critic& c, const LayerGradients& g, cudaStream_t stream);
+cudaError_t weight_gradients(Precision precision, const Critic& c, const LayerGradients& g, cudaStream_t stream);
+int most_row_blocks(const Critic& c);  // more parts of dv than this would stay empty
+int most_splits(const Critic& c);
+
+}  // namespace mk::mlp_critic
