@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads, 2) query_kernel(const __grid_constan
   constexpr int R = kRowsPerLane<D>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, work = blockIdx.x * kWarps + warp;
   if (work >= call.work) return;
-  float* tile = shared_memory<float>() + warp * kTile * kStride<D>;
+  float* tile = shared_memory<float, kShared<D>>() + warp * kTile * kStride<D>;
   const Head at = head_of(call, work, kOwned<D>, [](const Pair& p) { return p.n_q; });
   const Pair& p = *at.pair;
   const Rows queries = rows_of(p.query, at, at.end_q, call.E, call.type);
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, 2) query_kernel(const __grid_constan
   }
   // Calls f(r, weight, dp, k) for the rows' products with every allowed key.
   auto products = [&](auto f) {
-    walk<D, true>(keys, values, 0, end, tile, NoExtra(), [&](int key) {
+    walk<D, true>(keys, 1.0f, values, 0, end, tile, NoExtra(), [&](int key) {
       const bool masked = key + kTile > at.end_k || key + kTile - 1 > at.row + p.offset;
 #pragma unroll kStep<D>
       for (int u = 0; u < kTile; ++u) {
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, 2) key_kernel(const __grid_constant_
   constexpr int R = kRowsPerLane<D>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, work = blockIdx.x * kWarps + warp;
   if (work >= call.work) return;
-  float* tile = shared_memory<float>() + warp * kTile * kStride<D>;
+  float* tile = shared_memory<float, kShared<D>>() + warp * kTile * kStride<D>;
   const Head at = head_of(call, work, kOwned<D>, [](const Pair& p) { return p.n_k; });
   const Pair& p = *at.pair;
   const Rows queries = rows_of(p.query, at, at.end_q, call.E, call.type);
@@ -110,8 +110,6 @@ __global__ void __launch_bounds__(kThreads, 2) key_kernel(const __grid_constant_
     load_row(v[r], values, at.row + 32 * r + lane);
     clear(dk[r]);
     clear(dv[r]);
-#pragma unroll
-    for (int e = 0; e < D; ++e) k[r][e] *= p.scale * kUnit<sparse>;
   }
   auto extra = [&](int i, float* to) {
     const bool inside = i < at.end_q;
@@ -120,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, 2) key_kernel(const __grid_constant_
         make_float4(inside ? p.stat[first_row + i] * kUnit<sparse> : MK_INFINITY, inside ? p.delta[first_row + i] : 0.0f,
                     __uint_as_float(hash.first), __uint_as_float(hash.second));
   };
-  walk<D, true>(queries, grads, first, end, tile, extra, [&](int query) {
+  walk<D, true>(queries, p.scale * kUnit<sparse>, grads, first, end, tile, extra, [&](int query) {
     const bool masked = at.row + kOwned<D> > at.end_k || at.row + kOwned<D> - 1 - query > p.offset;
 #pragma unroll kStep<D>
     for (int u = 0; u < kTile; ++u) {
@@ -148,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, 2) key_kernel(const __grid_constant_
     const int j = at.row + 32 * r + lane;
     if (j >= p.n_k) continue;
     const int64_t row = static_cast<int64_t>(at.item) * p.n_k + j;
-    store_row(p.dkey, row * call.E, dk[r], p.scale, call.E, call.type);
+    store_row(p.dkey, row * call.E, dk[r], 1.0f / kUnit<sparse>, call.E, call.type);
     store_row(p.dvalue, row * call.EV, dv[r], 1.0f, call.EV, call.type);
   }
 }

@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const __grid_const
   constexpr int R = kRowsPerLane<D>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, work = blockIdx.x * kWarps + warp;
   if (work >= call.work) return;
-  float* tile = shared_memory<float>() + warp * kTile * kStride<D>;
+  float* tile = shared_memory<float, kShared<D>>() + warp * kTile * kStride<D>;
   const Head at = head_of(call, work, kOwned<D>, [](const Pair& p) { return p.n_q; });
   const Pair& p = *at.pair;
   const Rows queries = rows_of(p.query, at, at.end_q, call.E, call.type);
@@ -119,20 +119,20 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const __grid_const
   Thresholds<R> threshold;
   if constexpr (sparse) {
     threshold.start();
-    walk<D, false>(keys, keys, 0, end, tile, NoExtra(), [&](int key) {
+    walk<D, false>(keys, 1.0f, keys, 0, end, tile, NoExtra(), [&](int key) {
       chunks(key, [&](const float (&s)[R][kUnroll], int, int) { threshold.gather(s); });
     });
     threshold.below();
     bool unsettled = end > 0;
     while (__any_sync(0xffffffff, unsettled)) {
       threshold.start_step();
-      walk<D, false>(keys, keys, 0, end, tile, NoExtra(), [&](int key) {
+      walk<D, false>(keys, 1.0f, keys, 0, end, tile, NoExtra(), [&](int key) {
         chunks(key, [&](const float (&s)[R][kUnroll], int, int) { threshold.gather_step(s); });
       });
       unsettled = threshold.step();
     }
   }
-  walk<D, true>(keys, values, 0, end, tile, NoExtra(), [&](int key) {
+  walk<D, true>(keys, 1.0f, values, 0, end, tile, NoExtra(), [&](int key) {
     chunks(key, [&](float (&s)[R][kUnroll], int u, int j) {
 #pragma unroll
       for (int r = 0; r < R; ++r) {

@@ -99,9 +99,11 @@ __device__ __forceinline__ void clear(float (&x)[D]) {
 }
 
 template <int D>
-__device__ __forceinline__ void put_row(float* to, const float (&x)[D]) {
+__device__ __forceinline__ void put_row(float* to, const float (&x)[D], float factor) {
 #pragma unroll
-  for (int e = 0; e < D; e += 4) *reinterpret_cast<float4*>(to + e) = make_float4(x[e], x[e + 1], x[e + 2], x[e + 3]);
+  for (int e = 0; e < D; e += 4)
+    *reinterpret_cast<float4*>(to + e) =
+        make_float4(x[e] * factor, x[e + 1] * factor, x[e + 2] * factor, x[e + 3] * factor);
 }
 
 template <int D>
@@ -127,11 +129,11 @@ __device__ __forceinline__ void add(float (&sum)[D], float factor, const float (
   for (int e = 0; e < D; ++e) sum[e] += factor * x[e];
 }
 
-// Brings rows first .. end of `a` (and `b`) into the tile, 32 at a time, with what extra(row, place) writes behind them,
+// Brings rows first .. end of `a`, times `factor`, (and of `b`) into the tile, 32 at a time, with what extra(row, place) writes behind them,
 // and calls visit(row) for each tile. The next tile's loads are under way while one is visited.
 template <int D, bool both, class Extra, class Visit>
-__device__ __forceinline__ void walk(const Rows& a, const Rows& b, int first, int end, float* tile, Extra extra,
-                                     Visit visit) {
+__device__ __forceinline__ void walk(const Rows& a, float factor, const Rows& b, int first, int end, float* tile,
+                                     Extra extra, Visit visit) {
   const int lane = threadIdx.x % 32;
   float* mine = tile + lane * kStride<D>;
   float x[D], y[D];
@@ -139,8 +141,8 @@ __device__ __forceinline__ void walk(const Rows& a, const Rows& b, int first, in
   if (both) load_row(y, b, first + lane);
   for (int row = first; row < end; row += kTile) {
     __syncwarp();  // every lane is done with the tile before
-    put_row(mine, x);
-    if (both) put_row(mine + D, y);
+    put_row(mine, x, factor);
+    if (both) put_row(mine + D, y, 1.0f);
     extra(row + lane, mine + 2 * D);
     __syncwarp();
     if (row + kTile < end) {
@@ -181,7 +183,8 @@ __device__ __forceinline__ bool kept(const RowKeys& row, int j, uint32_t drop_be
   return (x ^ (x >> 16)) >= drop_below;
 }
 
-// Scores of the softmax are kept in bits: the hardware exponentiates to base 2.
+// Scores of the softmax are kept in bits: the hardware exponentiates to base 2. Every kernel multiplies the queries with
+// scale and unit, so that all find the same scores to the last bit and a weight is exactly what the statistic was made of.
 template <bool sparse>
 constexpr float kUnit = sparse ? 1.0f : kLog2e;
 
