@@ -224,7 +224,7 @@ def wide(quick: bool, seconds: float) -> list[dict[str, Any]]:
 NOTE = (
     "Attention, fp32, forward plus backward to queries, keys and values; mult: six directed pairs between sequences of "
     "the lengths T; masked: MulT's causal offset |Tk - Tq|; half lengths: key lengths uniform in [1, T], SDPA with a "
-    "mask; one pair: self-attention shapes; floor: two exponentials and 2 (4 E + 3 Ev) FLOP per weight (no exponentials for "
+    "mask; one pair: self-attention; floor: two exponentials and 2 (4 E + 3 Ev) FLOP per weight (no exponentials for "
     f"sparsemax), nothing else, masks not counted; {table.COLUMNS}"
 )
 SECTIONS = ("mult", "lengths", "sparsemax", "dropout", "wide")

@@ -49,7 +49,9 @@ struct Problem {
   Tensors out, stat, grad_out, dq, dk, dv;
 
   int64_t pairs() const { return static_cast<int64_t>(query.size()); }
-  bool is_small(int64_t n) const { return std::max(query[n].size(3), value[n].size(3)) <= kSmall; }
+  bool is_small(int64_t n) const {
+    return vector_level() > 0 && std::max(query[n].size(3), value[n].size(3)) <= kSmall;
+  }
 
   int64_t length(const Tensor& lengths, int64_t b, int64_t most) const {
     return lengths.numel() ? std::clamp<int64_t>(lengths.const_data_ptr<int64_t>()[b], 0, most) : most;

@@ -286,11 +286,33 @@ MK_INLINE void small(const Item<T>& it, bool backward, Scratch<T>& scratch) {
 }
 }  // namespace body
 
-// One function per padded width, so that each is compiled by itself for every instruction set.
+// One function per padded width and instruction set. A processor without AVX2 takes wide.h instead: for it these would take
+// longer to compile than all others together.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
 #define MK_SMALL(T, P)                                                                                         \
-  MK_CLONES static void small_##T##P(const Item<T>& it, bool backward, Scratch<T>& scratch) { \
+  __attribute__((target("arch=x86-64-v4"))) static void small_v4_##T##P(const Item<T>& it, bool backward,      \
+                                                                        Scratch<T>& scratch) {                 \
     body::small<T, P>(it, backward, scratch);                                                                  \
+  }                                                                                                            \
+  __attribute__((target("arch=x86-64-v3"))) static void small_v3_##T##P(const Item<T>& it, bool backward,      \
+                                                                        Scratch<T>& scratch) {                 \
+    body::small<T, P>(it, backward, scratch);                                                                  \
+  }                                                                                                            \
+  inline void small_##T##P(const Item<T>& it, bool backward, Scratch<T>& scratch) {                            \
+    (vector_level() == 4 ? small_v4_##T##P : small_v3_##T##P)(it, backward, scratch);                          \
   }
+// 4: AVX-512, 3: AVX2, 0: neither.
+inline int vector_level() {
+  static const int level = __builtin_cpu_supports("x86-64-v4") ? 4 : __builtin_cpu_supports("x86-64-v3") ? 3 : 0;
+  return level;
+}
+#else
+#define MK_SMALL(T, P)                                                                       \
+  inline void small_##T##P(const Item<T>& it, bool backward, Scratch<T>& scratch) {          \
+    body::small<T, P>(it, backward, scratch);                                                \
+  }
+inline int vector_level() { return 3; }
+#endif
 MK_SMALL(float, 4)
 MK_SMALL(float, 6)
 MK_SMALL(float, 8)
@@ -303,6 +325,8 @@ inline void run_small(const Item<float>& it, bool backward, Scratch<float>& scra
   auto* kernel = width <= 4 ? small_float4 : width <= 6 ? small_float6 : width <= 8 ? small_float8 : small_float16;
   kernel(it, backward, scratch);
 }
-inline void run_small(const Item<double>& it, bool backward, Scratch<double>& scratch) { small_double16(it, backward, scratch); }
+inline void run_small(const Item<double>& it, bool backward, Scratch<double>& scratch) {
+  small_double16(it, backward, scratch);
+}
 
 }  // namespace mk::attention

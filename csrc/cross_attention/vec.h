@@ -65,7 +65,7 @@ MK_INLINE IntVec<T> iota(int64_t first) {
 }
 // b where b is larger: a NaN in a stays.
 template <class T>
-MK_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
+MK_INLINE Vec<T> larger(const Vec<T>& a, const Vec<T>& b) {
   return a < b ? b : a;
 }
 template <class T>

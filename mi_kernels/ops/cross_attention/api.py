@@ -95,7 +95,7 @@ def _seeds(seed: int | Tensor | None, pairs: int, dropouts: Sequence[float], dev
     """One int64 seed per pair: seed, seed + 1, ...; drawn from torch's generator where dropout needs one."""
     if seed is None:
         if any(dropouts):
-            return torch.randint(-(2**63), 2**63 - 1, (pairs,), dtype=torch.int64, device=device)
+            return torch.randint(2**62, (pairs,), dtype=torch.int64, device=device)
         return torch.zeros(pairs, dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
