@@ -23,9 +23,9 @@ ARCHITECTURES = (80, 90)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 POINTEES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 FEATURES = ("p_own", "p_oth", "p_out", "p_x", "p_y", "p_ds")
-CASES = ("tests.ops.dot_critic.triton_cases", "tests.ops.mlp_critic.triton_cases")
+CASES = tuple(f"tests.ops.{op}.triton_cases" for op in ("dot_critic", "mlp_critic", "cross_attention"))
 # Modules with jobs() -> names of variants and source(variant) -> the kernel with its compile options.
-VARIANTS = ("tests.ops.mlp_critic.triton_variants",)
+VARIANTS = ("tests.ops.mlp_critic.triton_variants", "tests.ops.cross_attention.triton_variants")
 
 # Which optional inputs a loss passes and which constants it sets; the sides are exchanged by SWAP.
 STATS_VARIANTS = {

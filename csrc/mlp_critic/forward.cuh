@@ -21,8 +21,8 @@ struct Plan {
 };
 
 struct RowState {
-  LogSum lse{-MK_INFINITY, 0.0f}, clipped{-MK_INFINITY, 0.0f};
-  float sum = 0.0f, soft = 0.0f;
+  LogSum lse, clipped;
+  float sum, soft;
 };
 
 template <class P>
@@ -87,7 +87,8 @@ __device__ __forceinline__ void tile_statistics(const Critic& c, const Statistic
       state.sum += score;
       if (s.row_soft) state.soft += softplus(score);
       if (s.row_lse) state.lse = merge(state.lse, {score, 1.0f});
-      if (s.clipped) state.clipped = merge(state.clipped, {fminf(fmaxf(score, -s.clip), s.clip), 1.0f});
+      const float clipped = score > s.clip ? s.clip : score < -s.clip ? -s.clip : score;  // NaN stays
+      if (s.clipped) state.clipped = merge(state.clipped, {clipped, 1.0f});
     }
   }
   const int k = thread - 32, j = column + k;
@@ -133,7 +134,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const Critic c, const
 
   for (int row_tile = block; row_tile < plan.row_tiles; row_tile += plan.row_blocks) {
     const int row = row_tile * kRows;
-    RowState state;
+    RowState state{{-MK_INFINITY, 0.0f}, {-MK_INFINITY, 0.0f}, 0.0f, 0.0f};
     for (int column_tile = first; column_tile < last; ++column_tile) {
       const int column = column_tile * kColumns;
       float score[4] = {0.0f, 0.0f, 0.0f, 0.0f};

@@ -100,12 +100,12 @@ def statistics(
 ) -> tuple[Tensor, ...]:
     """The statistics of schema.py, differentiable; `score` is (activation, output, off_diagonal).
 
-    The compiled backend and Triton keep scores and ReLU bits for the backward where they fit `memory_budget`: 3 M FLOPs
-    instead of 4 M.
+    The compiled backends and Triton keep scores and ReLU bits for the backward where they fit `memory_budget`: 3 M
+    FLOPs instead of 4 M.
     """
     tensors = (u, v, *weights, *biases)
     keep = (
-        backend in ("cpu", "triton")
+        backend in ("cpu", "triton", "cuda")
         and len(weights) == 2
         and score[0] in PIECEWISE_LINEAR
         and torch.is_grad_enabled()

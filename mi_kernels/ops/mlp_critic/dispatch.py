@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ...backends import requested_backend, resolve
-from . import chunked
+from . import chunked, cuda
 from .schema import library
 
-BACKENDS = ("reference", "chunked", "cpu", "triton")
+BACKENDS = ("reference", "chunked", "cpu", "triton", "cuda")
 
 
 def backend_for(device: torch.device, requested: str | None, layers: int) -> str:
@@ -18,7 +18,7 @@ def backend_for(device: torch.device, requested: str | None, layers: int) -> str
     if layers > 3 and requested is None and requested_backend() is None:
         return "chunked"
     name = resolve("mlp_critic", device, requested)
-    if name in ("cpu", "triton") and layers > 3:
+    if name in ("cpu", "triton", "cuda") and layers > 3:
         raise RuntimeError(
             f"backend {name!r} was asked for and scores critics of one or two hidden layers, got {layers - 1}"
         )
@@ -37,6 +37,8 @@ def _forward(
         from . import triton_forward
 
         return triton_forward.forward(*critic, stats, clip, keep, memory_budget)
+    if backend == "cuda":
+        return cuda.forward(*critic, stats, clip, keep)
     found = chunked.forward(*critic, stats, clip, memory_budget)
     return *found, found[0].new_empty(0), u.new_empty(0, dtype=torch.int32)
 
@@ -72,6 +74,8 @@ def _backward(
 
         kept = (kept_scores, kept_masks)
         return triton_backward.backward(*critic, gradients, *kept, need_parameters, memory_budget)
+    if backend == "cuda":
+        return cuda.backward(*critic, gradients, kept_scores, kept_masks, need_parameters, memory_budget)
     return chunked.backward(*critic, gradients, need_parameters, memory_budget)
 
 

@@ -23,8 +23,8 @@ log-sums and softplus sums; what is not asked for comes back empty ([G, 0]).
 
 With `keep`, a forward returns for the backward the scores before `out` and one bit for each unit of the second hidden
 layer. The CPU keeps them in tiles of R x C pairs: `kept_scores` [G, row tiles, column tiles, R C] and `kept_masks` [G,
-row tiles, column tiles, ceil(H_2 / 32), R C] int32; Triton by rows: `kept_scores` [G, B, N] and `kept_masks` [G, B,
-ceil(H_2 / 32), N] int32. Without `keep` both are empty and the backward runs the forward again.
+row tiles, column tiles, ceil(H_2 / 32), R C] int32; Triton and CUDA by rows: `kept_scores` [G, B, N] and `kept_masks`
+[G, B, ceil(H_2 / 32), N] int32. Without `keep` both are empty and the backward runs the forward again.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def kept_shapes(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of `kept_scores` and `kept_masks`."""
     words = _ceil(weights[0].shape[1], 32)
-    if backend == "triton":
+    if backend in ("triton", "cuda"):
         groups, rows, columns = u.shape[0], u.shape[1], v.shape[1]
         return (groups, rows, columns), (groups, rows, words, columns)
     r, c, row_tiles, column_tiles = tiling(u.shape[1], v.shape[1])
