@@ -20,7 +20,7 @@ from types import TracebackType
 import torch
 
 NAMES = ("reference", "chunked", "cpu", "triton", "cuda")
-CUDA_OPS = ("dot_critic", "mlp_critic")  # what has CUDA C++ kernels
+CUDA_OPS = ("dot_critic", "mlp_critic", "cross_attention")  # what has CUDA C++ kernels
 CUDA_SHARED_BYTES = 163 * 1024  # kSharedLimit in csrc/common/cuda/primitives.cuh
 _local = threading.local()
 _process_default: str | None = None

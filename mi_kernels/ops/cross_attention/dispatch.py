@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ...backends import requested_backend, resolve
-from . import reference
+from . import reference, sdpa
 from .schema import library
 
 BLOCK_BYTES = 32 << 20
 # backend -> modules with forward(query, ..., sparse) and backward(grad_out, ..., sparse), the operators' own arguments
-KERNELS = {"triton": ("triton_forward", "triton_backward"), "cuda": ("cuda", "cuda")}
+KERNELS = {"triton": ("triton_forward", "triton_backward"), "cuda": ("cuda", "cuda"), "sdpa": ("sdpa", "sdpa")}
+AUTOMATIC = "gpu"  # what runs on a GPU when no backend is named: `_routed` says, call by call
 
 
 @functools.cache
@@ -36,11 +37,19 @@ def backend_for(device: torch.device, requested: str | None) -> str:
         if (requested or requested_backend()) == name:
             raise RuntimeError(f"backend {name!r} was asked for and has no cross_attention")
         return "chunked"
-    return name
+    return AUTOMATIC if name == "triton" and (requested or requested_backend()) is None else name
+
+
+def _routed(backend: str, pairs: tuple, sparse: bool) -> str:
+    """The kernels of a call: flash attention where it computes the same, the grouped Triton kernels otherwise."""
+    if backend != AUTOMATIC:
+        return backend
+    return "sdpa" if sdpa.suits(*pairs, sparse) else "triton"
 
 
 def _forward(query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p, seed, sparse, backend):
     pairs = (query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p)
+    backend = _routed(backend, pairs, sparse)
     if backend == "cpu":
         return torch.ops.mi_kernels_cpu.cross_attention_forward(*pairs, seed, sparse)
     if backend in KERNELS:
@@ -69,6 +78,7 @@ def _backward(
 ) -> list[Tensor]:
     rule = (query_lengths, key_lengths, causal_offset, scale, dropout_p)
     pairs = (grad_out, query, key, value)
+    backend = _routed(backend, (query, key, value, *rule), sparse)
     if backend == "cpu":
         return torch.ops.mi_kernels_cpu.cross_attention_backward(*pairs, out, stat, *rule, seed, sparse)
     if backend in KERNELS:

@@ -1,0 +1,121 @@
+"""The part of attention that torch's own flash attention computes as well, for the automatic choice on a GPU.
+
+Softmax over all keys, or causal over as many keys as queries, without lengths and dropout, in 16 bits: then out and
+row_lse are the same numbers, and on long sequences of wide heads a kernel that was tuned per architecture for years is
+the one to run. As the statistic is the same, a forward of one kind may have a backward of the other. It takes one launch
+per pair, so that pairs shorter than FROM stay in the grouped kernels. The backward runs in flash attention's
+deterministic mode, as everything here does. Costs as in `triton_forward` and `triton_backward`, and a copy of each
+result, which flash attention leaves in the order [B, T, heads, E].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+FROM = 512  # queries and keys; below it attention is a matter of launches. From arithmetic, not yet from a measurement
+_NARROWEST = 32  # features; narrower heads are padded there
+
+
+def _is_causal(query: Tensor, key: Tensor, offset: int) -> bool | None:
+    """Whether the mask is the usual causal one, False for no mask, None for any other."""
+    if offset >= key.shape[2] - 1:
+        return False
+    return True if offset == 0 and query.shape[2] == key.shape[2] else None
+
+
+def _suits(q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, offset: int, p: float) -> bool:
+    causal = _is_causal(q, k, offset)
+    return (
+        causal is not None
+        and p == 0.0
+        and query_lengths.numel() == key_lengths.numel() == 0
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and q.shape[3] == v.shape[3] >= _NARROWEST
+        and q.shape[3] % 8 == 0
+        and min(q.shape[2], k.shape[2]) >= FROM
+        and all(t.stride(3) == 1 for t in (q, k, v))
+        and q.is_cuda
+        and torch.backends.cuda.can_use_flash_attention(
+            torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, causal, False)
+        )
+    )
+
+
+def suits(query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p, sparse: bool) -> bool:
+    """Whether every pair is one that flash attention computes here."""
+    pairs = zip(query, key, value, query_lengths, key_lengths, causal_offset, dropout_p, strict=True)
+    return not sparse and all(_suits(*pair) for pair in pairs)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Flash attention's backward adds with atomics unless torch is told to be deterministic."""
+    if torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    warn_only, fill = torch.is_deterministic_algorithms_warn_only_enabled(), torch.utils.deterministic
+    filled = fill.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    fill.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False, warn_only=warn_only)
+        fill.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)[:2]
+
+
+def _backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float):
+    # Without dropout the state of the random generator is not read.
+    state = torch.zeros(2, dtype=torch.uint64, device=q.device), torch.zeros((), dtype=torch.uint64, device=q.device)
+    return torch.ops.aten._scaled_dot_product_flash_attention_backward(
+        g, q, k, v, out, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, *state, scale=scale
+    )
+
+
+def forward(
+    query: Sequence[Tensor],
+    key: Sequence[Tensor],
+    value: Sequence[Tensor],
+    query_lengths: Sequence[Tensor],
+    key_lengths: Sequence[Tensor],
+    causal_offset: Sequence[int],
+    scale: Sequence[float],
+    *rest,
+) -> list[Tensor]:
+    """The operator of schema.py, for pairs that suit."""
+    found = [
+        _forward(q, k, v, bool(_is_causal(q, k, offset)), factor)
+        for q, k, v, offset, factor in zip(query, key, value, causal_offset, scale, strict=True)
+    ]
+    return [out.contiguous() for out, _ in found] + [lse.contiguous() for _, lse in found]
+
+
+def backward(
+    grad_out: Sequence[Tensor],
+    query: Sequence[Tensor],
+    key: Sequence[Tensor],
+    value: Sequence[Tensor],
+    out: Sequence[Tensor],
+    stat: Sequence[Tensor],
+    query_lengths: Sequence[Tensor],
+    key_lengths: Sequence[Tensor],
+    causal_offset: Sequence[int],
+    scale: Sequence[float],
+    *rest,
+) -> list[Tensor]:
+    """The operator of schema.py, for pairs that suit."""
+    pairs = zip(grad_out, query, key, value, out, stat, causal_offset, scale, strict=True)
+    with _deterministic():
+        found = [
+            _backward(g if g.stride(3) == 1 else g.contiguous(), q, k, v, o, lse, bool(_is_causal(q, k, offset)), factor)
+            for g, q, k, v, o, lse, offset, factor in pairs
+        ]
+    return [gradients[side].contiguous() for side in range(3) for gradients in found]

@@ -1,0 +1,120 @@
+"""Groups of directed pairs, their inputs, and the materialised definition with autograd, for kernels on a GPU."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from mi_kernels.ops.cross_attention import reference
+from mi_kernels.ops.cross_attention.schema import NO_OFFSET
+
+
+@dataclass(frozen=True)
+class Pair:
+    B: int = 1
+    heads: int = 2
+    Tq: int = 37
+    Tk: int = 19
+    E: int = 4
+    EV: int = 5
+    offset: int = NO_OFFSET
+    lengths: str = ""  # "q", "k" or both: which sides have lengths
+    dropout: float = 0.0
+    scale: float = 0.7
+    merged: bool = False  # heads are columns of one [B, T, heads E] array, as a projection leaves them
+
+
+@dataclass(frozen=True)
+class Case:
+    pairs: tuple[Pair, ...] = field(default=(Pair(),))
+    sparse: bool = False
+    dtype: torch.dtype = torch.float32
+    spread: float = 1.0
+
+
+def inputs(case: Case, seed: int) -> tuple[list[list[torch.Tensor]], list[torch.Tensor]]:
+    """query, key, value, grad_out, query_lengths, key_lengths of all pairs; the seeds. Padding holds NaN."""
+    gen = torch.Generator().manual_seed(seed)
+
+    def sequence(p: Pair, T: int, D: int, size: float = 1.0) -> torch.Tensor:
+        shape = (p.B, T, p.heads, D) if p.merged else (p.B, p.heads, T, D)
+        t = (torch.randn(shape, generator=gen, dtype=torch.float64) * size).to(case.dtype)
+        return t.transpose(1, 2) if p.merged else t
+
+    def lengths(on: bool, p: Pair, T: int) -> torch.Tensor:
+        if not on:
+            return torch.empty(0, dtype=torch.int64)
+        n = torch.randint(0, T + 1, (p.B,), generator=gen)
+        n[0] = T
+        if p.B > 2:
+            n[2] = 0
+        return n
+
+    sides: list[list[torch.Tensor]] = [[] for _ in range(6)]
+    for p in case.pairs:
+        n_q, n_k = lengths("q" in p.lengths, p, p.Tq), lengths("k" in p.lengths, p, p.Tk)
+        tensors = [sequence(p, T, D, size) for T, D, size in
+                   ((p.Tq, p.E, case.spread), (p.Tk, p.E, 1.0), (p.Tk, p.EV, 1.0), (p.Tq, p.EV, 1.0))]  # fmt: skip
+        for t, n in zip(tensors, (n_q, n_k, n_k, n_q), strict=True):
+            for item, end in enumerate(n.tolist()):
+                t[item, :, end:] = float("nan")
+        for side, t in zip(sides, (*tensors, n_q, n_k), strict=True):
+            side.append(t)
+    return sides, [torch.randint(-(2**62), 2**62, (1,), generator=gen) for _ in case.pairs]
+
+
+def rules(case: Case) -> tuple[list, list, list]:
+    return [p.offset for p in case.pairs], [p.scale for p in case.pairs], [p.dropout for p in case.pairs]
+
+
+def oracle(case: Case, sides: list, seeds: list, dtype: torch.dtype) -> list[dict[str, torch.Tensor]]:
+    """Every step computed in `dtype`: the definition itself would work on 16 bits in fp32."""
+    reference.accumulator = lambda _: dtype
+    found = []
+    for q, k, v, g, n_q, n_k, offset, scale, p, seed in zip(*sides, *rules(case), seeds, strict=True):
+        q, k, v = leaves = [t.to(dtype).requires_grad_() for t in (q, k, v)]
+        out, stat = reference.attention(q, k, v, n_q, n_k, offset, scale, p, seed, case.sparse)
+        end = n_q.view(-1, 1, 1, 1) if n_q.numel() else q.shape[2]
+        g = torch.where(torch.arange(q.shape[2])[:, None] < end, g, 0.0).to(dtype)
+        dq, dk, dv = torch.autograd.grad(out, leaves, g)
+        found.append({"out": out.detach(), "stat": stat.detach(), "dq": dq, "dk": dk, "dv": dv})
+    return found
+
+
+def measured(case: Case, sides: list, seeds: list, forward: Callable, backward: Callable) -> list[dict[str, torch.Tensor]]:
+    """What kernels with the operators' arguments find."""
+    q, k, v, g, n_q, n_k = sides
+    n, rule = len(case.pairs), (n_q, n_k, *rules(case), torch.cat(seeds), case.sparse)
+    found = forward(q, k, v, *rule)
+    grads = backward(g, q, k, v, found[:n], found[n:], *rule)
+    names = ("out", "stat", "dq", "dk", "dv")
+    return [dict(zip(names, (*found[i::n], *grads[i::n]), strict=True)) for i in range(n)]
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Norm-wise error relative to b; infinities have to be in the same places."""
+    a, b = a.double(), b.double()
+    if a.shape != b.shape or not torch.equal(a.isinf(), b.isinf()) or a.isnan().any():
+        return float("inf")
+    keep = b.isfinite()
+    norm = b[keep].norm().item()
+    return (a[keep] - b[keep]).norm().item() / (norm if norm > 0 else 1.0)
+
+
+def failures(case: Case, seed: int, forward: Callable, backward: Callable) -> list[str]:
+    """What is wrong: errors beyond twice those of plain torch plus one part in a million, types, unequal runs."""
+    sides, seeds = inputs(case, seed)
+    exact, plain = (oracle(case, sides, seeds, dtype) for dtype in (torch.float64, case.dtype))
+    first = measured(case, sides, seeds, forward, backward)
+    again = measured(case, sides, seeds, forward, backward) if seed % 5 == 0 else first
+    found = []
+    for i, (e, p, a, b) in enumerate(zip(exact, plain, first, again, strict=True)):
+        for name in e:
+            if not torch.equal(a[name], b[name]):
+                found.append(f"pair {i}, {name}: two runs differ")
+            err, usual = distance(a[name], e[name]), distance(p[name], e[name])
+            if not err <= 2 * min(usual, 1.0) + 1e-6:
+                found.append(f"pair {i}, {name}: error {err:.2e}, plain torch {usual:.2e}")
+            if name != "stat" and a[name].dtype != case.dtype:
+                found.append(f"pair {i}, {name}: dtype {a[name].dtype}")
+    return found

@@ -1,0 +1,56 @@
+"""Interpreter cases of attention's Triton kernels against the materialised definition in fp64 with autograd.
+
+Run by tests/triton_checks.py in a process of its own: TRITON_INTERPRET is read when triton is imported.
+"""
+
+import warnings
+from itertools import count
+
+import torch
+
+from mi_kernels.ops.cross_attention import triton_backward, triton_forward
+
+from tests.ops.cross_attention.cases import Case, Pair, failures
+
+BOTH = (False, True)
+THREE = (
+    Pair(B=2, Tq=17, Tk=33, offset=16, lengths="k"),
+    Pair(B=2, Tq=33, Tk=17, lengths="qk", dropout=0.4, scale=1.3),
+    Pair(B=3, heads=1, Tq=5, Tk=50, offset=-2, lengths="q"),
+)
+CASES = (
+    [Case(sparse=s) for s in BOTH]
+    + [Case(pairs=(Pair(B=3, lengths="qk", offset=c),), sparse=s) for s in BOTH for c in (-7, 0)]
+    + [Case(pairs=(Pair(dropout=0.5, offset=3, merged=True),), sparse=s) for s in BOTH]
+    + [Case(pairs=THREE, sparse=s) for s in BOTH]
+    + [Case(pairs=(Pair(Tq=1, Tk=1, E=1, EV=1), Pair(E=16, EV=16), Pair(Tq=1, E=1, EV=1)), sparse=s) for s in BOTH]
+    + [Case(pairs=(Pair(Tq=35, Tk=18, E=35, EV=20, dropout=0.1),), sparse=s) for s in BOTH]
+    + [Case(pairs=(Pair(Tq=9, Tk=30, E=3, EV=37),), sparse=s) for s in BOTH]
+    + [Case(pairs=(Pair(heads=1, Tq=20),), sparse=s, dtype=t)
+       for s in BOTH for t in (torch.float64, torch.bfloat16, torch.float16)]
+    + [Case(pairs=(Pair(heads=1, Tk=70),), sparse=s, spread=d) for s in BOTH for d in (0.01, 30.0)]
+)  # fmt: skip
+
+
+def poisoned(empty):
+    def fill(*args, **kwargs):
+        t = empty(*args, **kwargs)
+        return t.fill_(float("nan")) if t.is_floating_point() else t
+
+    return fill
+
+
+def main() -> int:
+    warnings.filterwarnings("ignore", module="triton.runtime.interpreter")
+    torch.empty, torch.empty_like = poisoned(torch.empty), poisoned(torch.empty_like)
+    bad = 0
+    for seed, case in zip(count(), CASES, strict=False):
+        for line in failures(case, seed, triton_forward.forward, triton_backward.backward):
+            bad += 1
+            print(f"{case}: {line}")
+    print(f"cross_attention: {len(CASES)} interpreter cases, {bad} failures")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
