@@ -22,6 +22,10 @@ from models.data.base import Inputs
 QUERY_MARK, FREE_ROW = 2.0**7, -(2.0**14)
 
 
+# Queries [B, heads, Tq, E], keys and values [B, heads, Tk, E].
+Projected = tuple[Tensor, Tensor, Tensor]
+
+
 @dataclass(frozen=True)
 class Visible:
     """Lengths [B] or None (no padding) of target and source; the causal offset of the batch or None (no mask);
@@ -60,8 +64,8 @@ def _lengths(x: Inputs) -> Tensor:
     return torch.full((batch,), steps, device=x.values.device) if x.lengths is None else x.lengths
 
 
-def attend(projected: Sequence[Sequence[Tensor]], visible: Sequence[Visible], rates: Sequence[float]) -> list[Tensor]:
-    """Attention of every (queries, keys, values) [B, heads, T, E], each with its view and the dropout of its weights."""
+def attend(projected: Sequence[Projected], visible: Sequence[Visible], rates: Sequence[float]) -> list[Tensor]:
+    """Attention of every (queries, keys, values) [B, heads, T, E], each with its view and its dropout of weights."""
     scales = [1 / math.sqrt(queries.shape[3]) for queries, *_ in projected]
     aligned = [_aligned(*parts, view) for parts, view in zip(projected, visible, strict=True)]
     queries, keys, values = (list(parts) for parts in zip(*aligned, strict=True))
@@ -77,7 +81,7 @@ def attend(projected: Sequence[Sequence[Tensor]], visible: Sequence[Visible], ra
     )
 
 
-def _aligned(queries: Tensor, keys: Tensor, values: Tensor, view: Visible) -> tuple[Tensor, Tensor, Tensor]:
+def _aligned(queries: Tensor, keys: Tensor, values: Tensor, view: Visible) -> Projected:
     if view.shift is None:
         return queries, keys, values
     index = torch.arange(view.steps, device=keys.device) - view.shift[:, None]  # [B, steps]

@@ -16,13 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.data.base import Inputs
-from models.layers.attention import Visible, attend
+from models.layers.attention import Projected, Visible, attend
 from models.layers.lengths import last_step
 
 
@@ -82,19 +83,22 @@ class TransformerLayer(nn.Module):
         self.norm_attention, self.norm_feedforward = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj, self.expand, self.contract = nn.Linear(dim, dim), nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+        self.expand, self.contract = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
         nn.init.xavier_uniform_(self.in_proj_weight)
         for linear in (self.out_proj, self.expand, self.contract):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def project(self, target: Tensor, keys: Tensor, values: Tensor) -> list[Tensor]:
+    def project(self, target: Tensor, keys: Tensor, values: Tensor) -> Projected:
         """Queries [B, heads, Tq, E], keys and values [B, heads, Tk, E]; what shares an input is one product."""
         if values is not keys:
-            return self._heads(target, 0, 1) + self._heads(keys, 1, 1) + self._heads(values, 2, 1)
-        if keys is target:
-            return self._heads(target, 0, 3)
-        return self._heads(target, 0, 1) + self._heads(keys, 1, 2)
+            q, k, v = self._heads(target, 0, 1) + self._heads(keys, 1, 1) + self._heads(values, 2, 1)
+        elif keys is target:
+            q, k, v = self._heads(target, 0, 3)
+        else:
+            q, k, v = self._heads(target, 0, 1) + self._heads(keys, 1, 2)
+        return q, k, v
 
     def _heads(self, x: Tensor, first: int, count: int) -> list[Tensor]:
         dim = x.shape[2]
@@ -118,9 +122,7 @@ class TransformerStack(nn.Module):
     or beyond a target's length come out finite and without meaning. Parameters: layers (12 d^2 + 13 d) + 2 d.
     """
 
-    def __init__(
-        self, dim: int, heads: int, layers: int, dropouts: Dropouts | None = None, positions: str = "steps"
-    ):
+    def __init__(self, dim: int, heads: int, layers: int, dropouts: Dropouts | None = None, positions: str = "steps"):
         super().__init__()
         if layers < 1:
             raise ValueError(f"layers must be at least 1, got {layers}")
@@ -137,7 +139,7 @@ class TransformerStack(nn.Module):
 
 
 def run_together(
-    stacks: Sequence[TransformerStack],
+    stacks: nn.ModuleList | Sequence[TransformerStack],
     targets: Sequence[Tensor],
     sources: Sequence[Tensor | None],
     visible: Sequence[Visible],
@@ -148,6 +150,7 @@ def run_together(
     With ``last_only`` the results are the states [B, 1, d] of each target's last step alone: the last layer computes
     no other. That step sees every key of its sequence, so no causal offset is left.
     """
+    stacks = cast(list[TransformerStack], list(stacks))
     if len({len(stack.layers) for stack in stacks}) > 1:
         raise ValueError("stacks that run together must have the same number of layers")
     embedded: dict[tuple[int, str], Tensor] = {}
@@ -168,13 +171,13 @@ def run_together(
         fixed.append((keys, dropped(stack, source) if masked and source is not None else keys))
     depth = len(stacks[0].layers)
     for index in range(depth):
-        layers = [stack.layers[index] for stack in stacks]
+        layers = [cast(TransformerLayer, stack.layers[index]) for stack in stacks]
         states = _layer(layers, states, fixed, visible, last_only and index == depth - 1)
     return [stack.norm(x) for stack, x in zip(stacks, states, strict=True)]
 
 
 def _layer(
-    layers: Sequence[nn.Module],
+    layers: Sequence[TransformerLayer],
     states: list[Tensor],
     fixed: Sequence[tuple[Tensor | None, Tensor | None]],
     visible: Sequence[Visible],
@@ -191,4 +194,3 @@ def _layer(
     rates = [layer.dropouts.attention if layer.training else 0.0 for layer in layers]
     attended = attend(projected, visible, rates)
     return [layer.finish(x, a) for layer, x, a in zip(layers, targets, attended, strict=True)]
-
