@@ -11,6 +11,7 @@ Per word, with e its embedding [E] and x_m the aligned features of every other m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,7 @@ class AdaptationGate(nn.Module):
     def shifted(self, words: Tensor, others: Sequence[Tensor], lengths: Tensor | None) -> Tensor:
         """The gate on checked inputs without padding contents."""
         shift = torch.zeros_like(words)
-        for gate, linear, x in zip(self.gates, self.shifts, others, strict=True):
+        for gate, linear, x in zip(cast(list[nn.Linear], self.gates), self.shifts, others, strict=True):
             dim = x.shape[2]
             opened = F.linear(x, gate.weight[:, :dim], gate.bias) + F.linear(words, gate.weight[:, dim:])
             shift = shift + opened.relu() * linear(x)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -91,8 +92,9 @@ class MemoryFusion(nn.Module):
         """u [B, memory] at each sequence's last step; attended [B, T, 2 H], proposals [B, T, memory]."""
         width, config = attended.shape[2], self.config
         gates = (self.retain, self.update)
-        first = torch.cat([gate[0].weight for gate in gates])  # [both hidden, 2 H + memory]
-        hidden = F.linear(attended, first[:, :width], torch.cat([gate[0].bias for gate in gates]))
+        layers = [cast(nn.Linear, gate[0]) for gate in gates]
+        first = torch.cat([layer.weight for layer in layers])  # [both hidden, 2 H + memory]
+        hidden = F.linear(attended, first[:, :width], torch.cat([layer.bias for layer in layers]))
         rates = (config.retain_dropout, config.update_dropout)
         kept = self._kept(hidden, rates) if self.training and max(rates) else None
         from_memory, memory, found = first[:, width:].mT, proposals[:, 0] * 0, []

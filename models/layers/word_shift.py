@@ -11,6 +11,7 @@ what is added to a row, so the words are brought to d_m features instead of all 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,7 @@ class WordShift(nn.Module):
         words, lengths = sequence("text", text, self.text_dim)
         frames = [sequence(f"others[{m}]", x, dim) for m, (x, dim) in enumerate(zip(others, self.dims, strict=True))]
         queries, keys, values = [], [], []
-        for linear, (x, _) in zip(self.keys, frames, strict=True):
+        for linear, (x, _) in zip(cast(list[nn.Linear], self.keys), frames, strict=True):
             query, key = words @ linear.weight, x
             if linear.bias is not None:
                 query = torch.cat([query, (words @ linear.bias)[..., None]], 2)
