@@ -43,7 +43,7 @@ class Dropouts:
 
 def check_rate(name: str, rate: float) -> None:
     if not 0 <= rate < 1:
-        raise ValueError(f"dropout {name} must be at least 0 and below 1, got {rate}")
+        raise ValueError(f"{name} must be a dropout rate, at least 0 and below 1, got {rate}")
 
 
 def check_heads(dim: int, heads: int) -> None:
@@ -153,14 +153,15 @@ def run_together(
     stacks = cast(list[TransformerStack], list(stacks))
     if len({len(stack.layers) for stack in stacks}) > 1:
         raise ValueError("stacks that run together must have the same number of layers")
-    embedded: dict[tuple[int, str], Tensor] = {}
+    embedded: list[tuple[Tensor, str, Tensor]] = []
 
     def dropped(stack: TransformerStack, x: Tensor) -> Tensor:
-        key = (id(x), stack.positions)
-        if key not in embedded:
-            embedded[key] = embed(x, stack.positions)
+        found = next((e for y, positions, e in embedded if y is x and positions == stack.positions), None)
+        if found is None:
+            found = embed(x, stack.positions)
+            embedded.append((x, stack.positions, found))
         rate = stack.dropouts.embed if stack.training else 0.0
-        return F.dropout(embedded[key], rate) if rate else embedded[key]
+        return F.dropout(found, rate) if rate else found
 
     states, fixed = [], []
     for stack, target, source in zip(stacks, targets, sources, strict=True):

@@ -150,7 +150,7 @@ def test_real_modalities():
         (lambda: LowRankFusion((3, 4), 2)(torch.zeros(2, 3)), "vectors must be one per modality, 2, got 1"),
         (lambda: LowRankFusion((3, 4), 2)(*[torch.zeros(2, 3)] * 2), r"vectors\[1\] must have shape \[batch, 4\]"),
         (lambda: PooledEncoder(3, 4)(torch.zeros(2, 4)), "x must have 3 features, got 4"),
-        (lambda: PooledEncoder(3, 4, 1.0), "dropout dropout"),
+        (lambda: PooledEncoder(3, 4, 1.0), "dropout must be a dropout rate"),
         (lambda: lmf()(torch.zeros(1, 2, 3)), "inputs must be one per modality, 3, got 1"),
         (lambda: EFLSTM((), 2), "dims must be at least 1"),
         (lambda: EFLSTM((3, 2))(torch.zeros(1, 2, 3)), "inputs must be one per modality, 2, got 1"),

@@ -137,7 +137,7 @@ def test_bad_arguments_are_refused():
     for options, message in (
         ({"memory": 0}, "memory must be at least 1, got 0"),
         ({"hidden": ()}, "hidden must be at least 1"),
-        ({"update_dropout": 1.5}, "dropout update_dropout must be at least 0 and below 1, got 1.5"),
+        ({"update_dropout": 1.5}, "update_dropout must be a dropout rate, at least 0 and below 1, got 1.5"),
     ):
         with pytest.raises(ValueError, match=message):
             replace(SMALL, **options)

@@ -266,8 +266,8 @@ def test_two_real_modalities_of_different_lengths():
         ({"padding": "left"}, "padding must be lengths or public, got 'left'"),
         ({"layers": 0}, "layers must be at least 1, got 0"),
         ({"kernels": (1, 0, 1)}, "kernels must be at least 1"),
-        ({"relu_dropout": 1.0}, "dropout relu_dropout must be at least 0 and below 1, got 1.0"),
-        ({"attention_dropout": (0.1, -1.0)}, "dropout attention_dropout"),
+        ({"relu_dropout": 1.0}, "relu_dropout must be a dropout rate, at least 0 and below 1, got 1.0"),
+        ({"attention_dropout": (0.1, -1.0)}, "attention_dropout must be a dropout rate"),
     ],
 )
 def test_a_bad_configuration_is_refused(options, message):

@@ -181,7 +181,7 @@ def test_real_frames_shift_words_as_many_as_the_first_modality_has_frames():
         (lambda: AdaptationGate(8, ()), "dims must be at least 1"),
         (lambda: AdaptationGate(8, (3,), beta=-1.0), "beta must not be negative, got -1.0"),
         (lambda: AdaptationGate(8, (3,), beta=math.nan), "beta must not be negative, got nan"),
-        (lambda: AdaptationGate(8, (3,), dropout=1.0), "dropout dropout"),
+        (lambda: AdaptationGate(8, (3,), dropout=1.0), "dropout must be a dropout rate"),
         (lambda: WordShift(8, (3,), normalizer="entmax"), "normalizer must be one of sparsemax, softmax"),
         (lambda: gate()(torch.zeros(1, 2, 8)), "others must be one per modality, 2, got 0"),
         (lambda: shift()(torch.zeros(1, 2, 8)), "others must be one per modality, 2, got 0"),
