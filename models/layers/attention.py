@@ -40,7 +40,10 @@ class Visible:
 
     @classmethod
     def between(cls, target: Inputs, source: Inputs, causal: bool) -> Visible:
-        """MulT's view of a source: everything within its length, up to j = i + |Lk - Lq| where ``causal``."""
+        """MulT's view of a source: everything within its length, up to j = i + |Lk - Lq| where ``causal``.
+
+        With a source and lengths a causal view reads them, so an accelerator is waited for.
+        """
         if not causal:
             return cls(target.lengths, source.lengths)
         if target is source:

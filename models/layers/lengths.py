@@ -15,8 +15,8 @@ from models.data.base import Inputs
 def sequence(name: str, x: Inputs | Tensor, dim: int | None = None) -> Inputs:
     """Values [B, T, dim], zero beyond the lengths, and the lengths [B] on the values' device.
 
-    The lengths are None when no step is padding. Those on an accelerator are not compared with 1 and T, which would
-    wait for it.
+    The lengths are None when no step is padding. Their values are not looked at on an accelerator, which would have to
+    be waited for, nor in a compiled graph, which would break.
     """
     values, lengths = x if isinstance(x, Inputs) else (x, None)
     if not isinstance(values, Tensor) or values.dim() != 3 or values.shape[1] == 0:
@@ -38,7 +38,7 @@ def checked_lengths(name: str, lengths: Tensor | None, values: Tensor) -> Tensor
     batch, steps = values.shape[:2]
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise ValueError(f"lengths of {name} must be {batch} integers, got {_described(lengths)} of {lengths.dtype}")
-    if lengths.device.type == "cpu":
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
         if batch and not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
             raise ValueError(f"lengths of {name} must lie between 1 and {steps}, got {lengths.tolist()}")
         if bool((lengths == steps).all()):
@@ -59,6 +59,7 @@ def same_steps(names: tuple[str, ...], inputs: list[Inputs]) -> Tensor | None:
             first.lengths is not None
             and other.lengths is not None
             and first.lengths.device.type == "cpu"
+            and not torch.compiler.is_compiling()
             and not torch.equal(first.lengths, other.lengths)
         ):
             raise ValueError(f"{name} must have the lengths of {names[0]}: aligned sequences end together")
