@@ -58,8 +58,8 @@ class MemoryFusion(nn.Module):
     """Features z [B, sum of hidden + memory] of aligned sequences [B, T, d_m] that share their lengths.
 
     Public code knows no lengths and reads the state after whatever padding follows: pass plain tensors for that.
-    FLOP per item, forward: T (8 H_m (d_m + H_m) summed over modalities + 4 H (attention + proposal) + 2 (2 H + memory)
-    (retain + update) + 2 memory (proposal + retain + update)).
+    FLOP per item, forward: T (8 H_m (d_m + H_m) summed over modalities + 8 H attention + 4 H proposal
+    + 2 (2 H + memory) (retain + update) + 2 memory (proposal + retain + update)).
     """
 
     def __init__(self, dims: Sequence[int], config: MFNConfig | None = None):

@@ -110,8 +110,8 @@ class CrossModal(nn.Module):
     """Features z [B, M (M - 1) d] of M >= 2 sequences of any lengths, the modalities' last steps side by side.
 
     ``dims``: features per step of each modality. Modality m's part is columns m (M - 1) d to (m + 1) (M - 1) d.
-    FLOP per item, forward: 4 Tm Ts d layers for every directed pair (less what the mask and the lengths hide) and
-    4 Tm^2 (M - 1) d memory_layers for every target in attention, 24 T width^2 per layer in matrix products.
+    FLOP per item, forward: 4 Tm Ts d + (20 Tm + 4 Ts) d^2 per layer of every directed pair, with w = (M - 1) d
+    4 Tm^2 w + 24 Tm w^2 per memory layer of every target, less the attention that the mask and the lengths hide.
     """
 
     def __init__(self, dims: Sequence[int], config: MulTConfig | None = None):
