@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.data.base import Inputs, Modality
+from models.layers import sequence
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -35,7 +36,7 @@ class MLPEncoder(nn.Module):
         return self.net(self.dropout(values.flatten(1)))
 
 
-class GRUEncoder(nn.Module):
+class GRUEncoder(sequence.GRUEncoder):
     """Sequences [B, T, D] with lengths: bidirectional GRU, mean of the states within each length, linear.
 
     ``stride`` averages neighbouring frames first, which divides the number of sequential steps. The padding
@@ -43,16 +44,11 @@ class GRUEncoder(nn.Module):
     """
 
     def __init__(self, dim: int, hidden: int = 64, out_dim: int = 128, stride: int = 1, dropout: float = 0.0):
-        super().__init__()
-        self.out_dim, self.stride = out_dim, stride
-        self.gru = nn.GRU(dim, hidden, batch_first=True, bidirectional=True)
-        self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * hidden, out_dim))
+        super().__init__(dim, hidden, out_dim, bidirectional=True, readout="mean", dropout=dropout)
+        self.stride = stride
 
     def forward(self, x: Inputs | Tensor) -> Tensor:
-        values, lengths = _frames(x, self.stride)
-        packed = nn.utils.rnn.pack_padded_sequence(values, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        states, _ = nn.utils.rnn.pad_packed_sequence(self.gru(packed)[0], batch_first=True)  # zero beyond lengths
-        return self.out(states.sum(1) / lengths.to(states)[:, None])
+        return super().forward(Inputs(*_frames(x, self.stride)))
 
 
 class SegmentEncoder(nn.Module):

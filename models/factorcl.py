@@ -138,7 +138,8 @@ class _FactorCL(nn.Module):
                 critic = mk.ConcatCritic(width1, width2, hidden_dims=config.critic_hidden, activation=config.activation)
             critics[name] = critic
             bound = mk.InfoNCE if name in MAXIMISED else mk.NCECLUB
-            self.bounds[name] = bound(critic, anchor=anchor)
+            within_labels = config.conditional_negatives == "label" and name.endswith("_cond")
+            self.bounds[name] = bound(critic, anchor=anchor, condition="group" if within_labels else "concat")
 
     def _head(self, dim: int) -> nn.Module:
         return mlp(dim, dim, dim, self.config.head_layers, self.config.activation)
@@ -175,12 +176,7 @@ class _FactorCL(nn.Module):
 
     def _estimate(self, name: str, a: Tensor, b: Tensor, y: Tensor, method: str = "forward") -> Tensor:
         call = getattr(self.bounds[name], method)
-        if self.config.conditional_negatives == "batch" or not name.endswith("_cond"):
-            return call(a, b)
-        groups = [rows for label in y.unique() if len(rows := torch.nonzero(y == label).flatten()) > 1]
-        if not groups:
-            return (a.sum() + b.sum()) * 0
-        return torch.stack([len(rows) / len(y) * call(a[rows], b[rows]) for rows in groups]).sum()
+        return call(a, b, y) if self.bounds[name].condition == "group" else call(a, b)
 
     def loss(self, batch: Batch, views: Views | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective of the encoders, heads and InfoNCE critics (theta), and the six terms detached."""

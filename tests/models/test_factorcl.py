@@ -147,20 +147,23 @@ def test_ssl_conditions_the_club_term_on_the_augmented_views():
     assert terms["repeated"][0] == terms["repeated"][1]
 
 
-def test_label_negatives_do_not_compare_classes():
-    config = dataclasses.replace(SMALL, conditional_negatives="label")
-    model, data = small(FactorCLSUP, config), batch()
-    only = [data.y == label for label in data.y.unique()]
-    plain = small(FactorCLSUP)
-    parts = [
-        rows.float().mean()
-        * plain.terms(Batch(Inputs(data.x1.values[rows]), Inputs(data.x2.values[rows]), data.y[rows]))[
-            "infonce_x1x2_cond"
-        ]
-        for rows in only
-        if rows.sum() > 1
-    ]
-    torch.testing.assert_close(model.terms(data)["infonce_x1x2_cond"], sum(parts))
+@pytest.mark.parametrize("name", ["infonce_x1x2_cond", "club_x1x2_cond"])
+@pytest.mark.parametrize("method", ["forward", "learning_loss"])
+def test_label_negatives_do_not_compare_classes(name, method):
+    """Each class weighs as often as it occurs; a class with a single sample has no negatives and adds nothing."""
+    model, data = small(FactorCLSUP, dataclasses.replace(SMALL, conditional_negatives="label")), batch()
+    data.y[data.y == data.y[0]] = (data.y[0] + 1) % SMALL.num_classes
+    data.y[0] = (data.y[0] - 1) % SMALL.num_classes  # the only one of its class
+    assert (data.y == data.y[0]).sum() == 1
+    a, b = model._pairs((name,), data, [])[name]
+    plain = getattr(small(FactorCLSUP).bounds[name], method)
+    classes = [torch.nonzero(data.y == label).flatten() for label in data.y.unique()]
+    want = sum(len(rows) / len(data.y) * plain(a[rows], b[rows]) for rows in classes if len(rows) > 1)
+    found = model._estimate(name, a, b, data.y, method)
+    torch.testing.assert_close(found, want)
+    grads = zip(torch.autograd.grad(found, (a, b), retain_graph=True), torch.autograd.grad(want, (a, b)), strict=True)
+    for f, w in grads:
+        torch.testing.assert_close(f, w, atol=1e-7, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
