@@ -273,39 +273,34 @@ MK_INLINE void small_backward(const Item<T>& it, Scratch<T>& scratch) {
   unpack_columns(run.dvt, reached, it.Tk, it.Ev, length, T(1), it.dv);
 }
 
-template <class T, int P>
-MK_INLINE void small(const Item<T>& it, bool backward, Scratch<T>& scratch) {
-  const bool drop = it.dropout.on;
-  if (backward) {
-    if (it.sparse) drop ? small_backward<T, P, true, true>(it, scratch) : small_backward<T, P, true, false>(it, scratch);
-    else drop ? small_backward<T, P, false, true>(it, scratch) : small_backward<T, P, false, false>(it, scratch);
-  } else {
-    if (it.sparse) drop ? small_forward<T, P, true, true>(it, scratch) : small_forward<T, P, true, false>(it, scratch);
-    else drop ? small_forward<T, P, false, true>(it, scratch) : small_forward<T, P, false, false>(it, scratch);
-  }
-}
 }  // namespace body
 
-// One function per padded width and instruction set, fp32 only. Processors without AVX2, and what has no function here, take
-// wide.h: all widths for all instruction sets would compile for longer than the rest of the extension.
+// One function per padded width, variant and instruction set, fp32 only: compilers take far longer than twice as long over a
+// function of twice the size. Processors without AVX2, and what has no function here, take wide.h.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
-#define MK_SMALL(P, level)                                                                                          \
-  __attribute__((target("arch=x86-64-v" #level))) static void small_v##level##_##P(const Item<float>& it, bool backward, \
-                                                                                   Scratch<float>& scratch) {       \
-    body::small<float, P>(it, backward, scratch);                                                                   \
-  }
-#define MK_SMALL_3 MK_SMALL(4, 3) MK_SMALL(8, 3)
-#define MK_SMALL_4 MK_SMALL(4, 4) MK_SMALL(6, 4) MK_SMALL(8, 4) MK_SMALL(16, 4)
+#define MK_TARGET(level) __attribute__((target("arch=x86-64-v" #level), noinline))
 #else
-#define MK_SMALL(P, level)                                                                                   \
-  static void small_v##level##_##P(const Item<float>& it, bool backward, Scratch<float>& scratch) {          \
-    body::small<float, P>(it, backward, scratch);                                                            \
-  }
-#define MK_SMALL_3 MK_SMALL(4, 3) MK_SMALL(8, 3)
-#define MK_SMALL_4
+#define MK_TARGET(level)
 #endif
-MK_SMALL_3
-MK_SMALL_4
+#define MK_SMALL(level)                                                                                       \
+  template <int P, bool Backward, bool Sparse, bool Drop>                                                     \
+  MK_TARGET(level) void variant_v##level(const Item<float>& it, Scratch<float>& scratch) {                    \
+    if constexpr (Backward) body::small_backward<float, P, Sparse, Drop>(it, scratch);                        \
+    else body::small_forward<float, P, Sparse, Drop>(it, scratch);                                            \
+  }                                                                                                           \
+  template <int P, bool Backward>                                                                             \
+  void pass_v##level(const Item<float>& it, Scratch<float>& scratch) {                                        \
+    if (it.sparse && it.dropout.on) variant_v##level<P, Backward, true, true>(it, scratch);                   \
+    else if (it.sparse) variant_v##level<P, Backward, true, false>(it, scratch);                              \
+    else if (it.dropout.on) variant_v##level<P, Backward, false, true>(it, scratch);                          \
+    else variant_v##level<P, Backward, false, false>(it, scratch);                                            \
+  }                                                                                                           \
+  template <int P>                                                                                            \
+  void small_v##level(const Item<float>& it, bool backward, Scratch<float>& scratch) {                        \
+    backward ? pass_v##level<P, true>(it, scratch) : pass_v##level<P, false>(it, scratch);                    \
+  }
+MK_SMALL(3)
+MK_SMALL(4)
 
 template <class T>
 using SmallKernel = void (*)(const Item<T>&, bool, Scratch<T>&);
@@ -320,12 +315,11 @@ inline SmallKernel<float> small_kernel<float>(int64_t width) {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
   static const bool avx2 = __builtin_cpu_supports("x86-64-v3"), avx512 = __builtin_cpu_supports("x86-64-v4");
   if (!avx2 || width > kSmall) return nullptr;
-  if (avx512) return width <= 4 ? small_v4_4 : width <= 6 ? small_v4_6 : width <= 8 ? small_v4_8 : small_v4_16;
+  if (avx512) return width <= 4 ? small_v4<4> : width <= 6 ? small_v4<6> : width <= 8 ? small_v4<8> : small_v4<16>;
 #endif
-  return width <= 4 ? small_v3_4 : width <= 8 ? small_v3_8 : nullptr;
+  return width <= 4 ? small_v3<4> : width <= 8 ? small_v3<8> : nullptr;
 }
-#undef MK_SMALL_4
-#undef MK_SMALL_3
+#undef MK_TARGET
 #undef MK_SMALL
 
 }  // namespace mk::attention
