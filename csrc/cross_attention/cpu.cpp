@@ -8,7 +8,6 @@
 #include <numeric>
 #include <vector>
 
-#include "small.h"
 #include "wide.h"
 
 namespace mk::attention {
@@ -16,6 +15,31 @@ namespace {
 
 using at::Tensor;
 using Tensors = std::vector<Tensor>;
+
+template <class T>
+const Kernels<T>& kernels() {
+  static const Kernels<T> found = [] {
+    constexpr bool kDouble = std::is_same_v<T, double>;
+#if defined(MK_LEVELS)
+    if (__builtin_cpu_supports("x86-64-v4"))
+      if constexpr (kDouble) return double_kernels_v4();
+      else return float_kernels_v4();
+    if (__builtin_cpu_supports("x86-64-v3"))
+      if constexpr (kDouble) return double_kernels_v3();
+      else return float_kernels_v3();
+#endif
+    if constexpr (kDouble) return double_kernels_base();
+    else return float_kernels_base();
+  }();
+  return found;
+}
+
+// What small.h takes at most.
+template <class T>
+int64_t small_scratch(const Item<T>& it, bool backward) {
+  if (!backward) return it.Tk * (2 * kSmall + 3 * kMostLanes) + 512;
+  return it.Tq * 2 * kSmall + round_up(it.Tk, kMostLanes) * (4 * kSmall + 8) + 512;
+}
 
 struct Call {
   at::TensorList query_lengths, key_lengths;
@@ -49,7 +73,10 @@ struct Problem {
   Tensors out, stat, grad_out, dq, dk, dv;
 
   int64_t pairs() const { return static_cast<int64_t>(query.size()); }
-  SmallKernel<T> small(int64_t n) const { return small_kernel<T>(std::max(query[n].size(3), value[n].size(3))); }
+  typename Kernels<T>::Small small(int64_t n) const {
+    const int64_t width = std::max(query[n].size(3), value[n].size(3));
+    return width <= kSmall ? kernels<T>().small[width] : nullptr;
+  }
 
   int64_t length(const Tensor& lengths, int64_t b, int64_t most) const {
     return lengths.numel() ? std::clamp<int64_t>(lengths.const_data_ptr<int64_t>()[b], 0, most) : most;
@@ -104,12 +131,12 @@ struct Problem {
         const auto [n, head] = work[w];
         const Item<T> it = item(n, head);
         if (const auto kernel = small(n)) {
-          scratch.reset(backward ? small_backward_scratch(it.Tq, it.Tk, kLanes<T>) : small_forward_scratch(it.Tk, kLanes<T>));
+          scratch.reset(small_scratch(it, backward));
           kernel(it, backward, scratch);
         } else {
           wide = true;
           scratch.reset(wide_scratch(it, backward));
-          run_wide(it, backward, scratch);
+          run_wide(it, kernels<T>(), backward, scratch);
         }
       }
       if (wide) release_gemm(false);
@@ -156,6 +183,17 @@ Tensors backward(at::TensorList grad_out, at::TensorList query, at::TensorList k
                        cast_lengths(key_lengths), cast(out, type), {}, cast(grad_out, type), {}, {}, {}};
     for (Tensor& t : problem.out) t = t.contiguous();
     for (const Tensor& t : stat) problem.stat.push_back(t.contiguous());
+    if (type != query[0].scalar_type() && !sparse) {
+      // delta = <g, o> cancels against dp: an output rounded to 16 bits would be the largest error of all.
+      Problem<T> again{call, problem.query, problem.key, problem.value, problem.query_lengths, problem.key_lengths,
+                       {}, {}, {}, {}, {}, {}};
+      for (size_t n = 0; n < query.size(); ++n) {
+        again.out.push_back(at::empty(out[n].sizes(), problem.query[n].options()));
+        again.stat.push_back(at::empty(stat[n].sizes(), stat[n].options()));
+      }
+      again.run(false);
+      problem.out = again.out;
+    }
     auto like = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
     for (size_t n = 0; n < query.size(); ++n) {
       problem.dq.push_back(like(problem.query[n])), problem.dk.push_back(like(problem.key[n]));

@@ -1,21 +1,25 @@
-// One head of one item of one pair: what every kernel of attention works on.
+// One head of one item of one pair: what every kernel of attention works on; and the kernels of an instruction set.
+//
+// Everything here is shared by sources that are compiled for different processors: it is inlined everywhere, so that no copy
+// made for one is linked into code for another.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
 #include "../common/buffer.h"
+#include "../common/simd.h"
 
 namespace mk::attention {
 
-inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+MK_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Rows of features wherever the caller's tensor has them.
 template <class T>
 struct View {
   const T* data;
   int64_t row, column;  // strides
-  const T* at(int64_t i) const { return data + i * row; }
+  MK_INLINE const T* at(int64_t i) const { return data + i * row; }
 };
 
 struct Dropout {
@@ -38,32 +42,12 @@ struct Item {
   T *dq, *dk, *dv;
 
   // Query i may look at keys [0, allowed(i)).
-  int64_t allowed(int64_t i) const { return std::clamp<int64_t>(i + offset + 1, 0, keys); }
+  MK_INLINE int64_t allowed(int64_t i) const { return std::clamp<int64_t>(i + offset + 1, 0, keys); }
   // Queries [first_query(), queries) have a key.
-  int64_t first_query() const { return keys == 0 ? queries : std::clamp<int64_t>(-offset, 0, queries); }
+  MK_INLINE int64_t first_query() const { return keys == 0 ? queries : std::clamp<int64_t>(-offset, 0, queries); }
   // Keys [0, reached()) have a query.
-  int64_t reached() const { return queries == 0 ? 0 : allowed(queries - 1); }
+  MK_INLINE int64_t reached() const { return queries == 0 ? 0 : allowed(queries - 1); }
 };
-
-// `n` rows of a view, times `factor`, in rows of `width` with zeros behind.
-template <class T>
-void pack_rows(const View<T>& view, int64_t first, int64_t n, int64_t features, int64_t width, T factor, T* out) {
-  for (int64_t i = 0; i < n; ++i) {
-    const T* row = view.at(first + i);
-    for (int64_t e = 0; e < features; ++e) out[i * width + e] = row[e * view.column] * factor;
-    std::fill(out + i * width + features, out + (i + 1) * width, T(0));
-  }
-}
-
-// `n` rows of a view, times `factor`, as columns: out [features][length], zeros behind column n.
-template <class T>
-void pack_columns(const View<T>& view, int64_t first, int64_t n, int64_t features, int64_t length, T factor, T* out) {
-  for (int64_t e = 0; e < features; ++e) std::fill(out + e * length + n, out + (e + 1) * length, T(0));
-  for (int64_t i = 0; i < n; ++i) {
-    const T* row = view.at(first + i);
-    for (int64_t e = 0; e < features; ++e) out[e * length + i] = row[e * view.column] * factor;
-  }
-}
 
 // Arrays of one thread, handed out of one block.
 template <class T>
@@ -73,7 +57,7 @@ class Scratch {
     if (n > size_) memory_ = make_zeros<T>(size_ = n);
     used_ = 0;
   }
-  T* take(int64_t n) {
+  MK_INLINE T* take(int64_t n) {
     T* p = memory_.get() + used_;
     used_ += round_up(n, 16);
     return p;
@@ -83,5 +67,44 @@ class Scratch {
   Buffer<T> memory_;
   int64_t size_ = 0, used_ = 0;
 };
+
+// Heads of at most kSmall features may have a kernel of their own; tiles of the others are kTile x kTile.
+constexpr int64_t kSmall = 16, kTile = 64, kMostLanes = 16;
+
+// What the elementwise steps of a tile know of its rows: the queries along the lanes.
+template <class T>
+struct TileRows {
+  int64_t first, n;  // queries
+  T *top, *sum;      // [kTile]: forward, the running maximum and sum; backward, the shift and delta
+};
+
+// small.h and tile.h, compiled for one instruction set.
+template <class T>
+struct Kernels {
+  using Small = void (*)(const Item<T>&, bool backward, Scratch<T>&);
+  Small small[kSmall + 1];  // by the larger of both widths; null where wide.h serves
+  void (*soften)(const Item<T>&, const TileRows<T>&, int64_t j, int64_t n, int64_t features, T* s, T* out);
+  void (*sparsify)(const Item<T>&, const TileRows<T>&, int64_t n, T* s, T* z, int32_t* index);
+  void (*differentiate)(const Item<T>&, const TileRows<T>&, int64_t j, int64_t n, T* s, T* d);
+  void (*support_means)(const Item<T>&, const TileRows<T>&, int64_t n, const T* s, const T* d);
+  void (*transpose)(int64_t n, const T* in, T* out);
+};
+
+// The dropout hash of schema.py; vec.h has it for vectors.
+MK_INLINE uint32_t mix(uint32_t x) {
+  x ^= x >> 16, x *= 0x7feb352du;
+  x ^= x >> 15, x *= 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+#define MK_LEVELS 1
+#endif
+Kernels<float> float_kernels_v4();
+Kernels<double> double_kernels_v4();
+Kernels<float> float_kernels_v3();
+Kernels<double> double_kernels_v3();
+Kernels<float> float_kernels_base();
+Kernels<double> double_kernels_base();
 
 }  // namespace mk::attention

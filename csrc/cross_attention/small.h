@@ -1,6 +1,6 @@
 // Heads of at most 16 features in fp32, where a product of matrices would be all overhead: everything stays in registers.
 //
-// Forward: 16 queries along the lanes, keys one after the other as broadcasts; E multiplications for the score, an exp2, Ev
+// Forward: 16 (as many as a register holds) queries along the lanes, keys one after the other as broadcasts; E multiplications for the score, an exp2, Ev
 // multiplications for the output. No maximum is subtracted while Cauchy and Schwarz say that exp2 stays in range. Sparsemax
 // keeps the scores of these 16 queries and finds their thresholds (sparse.h).
 //
@@ -8,7 +8,7 @@
 // of these eight rows stay in L1 for a second loop that sums dq. 4 (E + Ev) + 2 E FLOPs and one exp2 per weight.
 #pragma once
 
-#include "item.h"
+#include "pack.h"
 #include "sparse.h"
 #include "vec.h"
 
@@ -16,12 +16,8 @@
 
 namespace mk::attention {
 
-constexpr int64_t kSmall = 16, kRows = 8;
-
-inline int64_t small_forward_scratch(int64_t Tk, int64_t lanes) { return Tk * (2 * kSmall + 3 * lanes) + 256; }
-inline int64_t small_backward_scratch(int64_t Tq, int64_t Tk, int64_t lanes) {
-  return Tq * 2 * kSmall + round_up(Tk, lanes) * (4 * kSmall + kRows) + 256;
-}
+inline namespace MK_ISA {
+constexpr int64_t kRows = 8;
 
 namespace body {
 
@@ -43,8 +39,8 @@ template <class T, int P, bool Sparse, bool Drop>
 MK_INLINE void small_forward(const Item<T>& it, Scratch<T>& scratch) {
   constexpr int64_t L = kLanes<T>;
   const int64_t first = it.first_query(), reached = it.reached();
-  std::fill_n(it.out, it.Tq * it.Ev, T(0));
-  std::fill_n(it.stat, it.Tq, -minus_infinity<T>());
+  set(it.out, it.Tq * it.Ev, T(0));
+  set(it.stat, it.Tq, -minus_infinity<T>());
   if (first >= it.queries) return;
   T *k = scratch.take(reached * P), *v = scratch.take(reached * P), *s = nullptr, *z = nullptr;
   int32_t* index = nullptr;
@@ -251,21 +247,21 @@ template <class T>
 MK_INLINE void unpack_columns(const T* columns, int64_t n, int64_t total, int64_t features, int64_t length, T factor, T* out) {
   for (int64_t j = 0; j < n; ++j)
     for (int64_t e = 0; e < features; ++e) out[j * features + e] = columns[e * length + j] * factor;
-  std::fill(out + n * features, out + total * features, T(0));
+  set(out + n * features, (total - n) * features, T(0));
 }
 
 template <class T, int P, bool Sparse, bool Drop>
 MK_INLINE void small_backward(const Item<T>& it, Scratch<T>& scratch) {
   const int64_t first = it.first_query(), reached = it.reached(), length = round_up(reached, kLanes<T>);
-  std::fill_n(it.dq, first * it.E, T(0));
-  std::fill_n(it.dq + it.queries * it.E, (it.Tq - it.queries) * it.E, T(0));
+  set(it.dq, first * it.E, T(0));
+  set(it.dq + it.queries * it.E, (it.Tq - it.queries) * it.E, T(0));
   Backward<T, P, Sparse, Drop> run{it, length, scratch.take(it.queries * P), scratch.take(it.queries * P),
                                    scratch.take(length * P), scratch.take(length * P), scratch.take(length * P),
                                    scratch.take(length * P), scratch.take(length * kRows), {}};
   const T inverse = static_cast<T>(Drop ? it.dropout.inverse : 1.0);
   pack_rows(it.query, 0, it.queries, it.E, P, it.scale * score_factor<T>(Sparse), run.q);
   pack_rows(it.grad_out, 0, it.queries, it.Ev, P, inverse, run.g);
-  for (T* zeroed : {run.kt, run.vt, run.dkt, run.dvt}) std::fill_n(zeroed, length * P, T(0));
+  for (T* zeroed : {run.kt, run.vt, run.dkt, run.dvt}) set(zeroed, length * P, T(0));
   pack_columns(it.key, 0, reached, it.E, length, T(1), run.kt);
   pack_columns(it.value, 0, reached, it.Ev, length, T(1), run.vt);
   for (int64_t i = first; i < it.queries; i += kRows) run.block(i, std::min(kRows, it.queries - i));
@@ -273,53 +269,17 @@ MK_INLINE void small_backward(const Item<T>& it, Scratch<T>& scratch) {
   unpack_columns(run.dvt, reached, it.Tk, it.Ev, length, T(1), it.dv);
 }
 
-}  // namespace body
-
-// One function per padded width, variant and instruction set, fp32 only: compilers take far longer than twice as long over a
-// function of twice the size. Processors without AVX2, and what has no function here, take wide.h.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
-#define MK_TARGET(level) __attribute__((target("arch=x86-64-v" #level), noinline))
-#else
-#define MK_TARGET(level)
-#endif
-#define MK_SMALL(level)                                                                                       \
-  template <int P, bool Backward, bool Sparse, bool Drop>                                                     \
-  MK_TARGET(level) void variant_v##level(const Item<float>& it, Scratch<float>& scratch) {                    \
-    if constexpr (Backward) body::small_backward<float, P, Sparse, Drop>(it, scratch);                        \
-    else body::small_forward<float, P, Sparse, Drop>(it, scratch);                                            \
-  }                                                                                                           \
-  template <int P, bool Backward>                                                                             \
-  void pass_v##level(const Item<float>& it, Scratch<float>& scratch) {                                        \
-    if (it.sparse && it.dropout.on) variant_v##level<P, Backward, true, true>(it, scratch);                   \
-    else if (it.sparse) variant_v##level<P, Backward, true, false>(it, scratch);                              \
-    else if (it.dropout.on) variant_v##level<P, Backward, false, true>(it, scratch);                          \
-    else variant_v##level<P, Backward, false, false>(it, scratch);                                            \
-  }                                                                                                           \
-  template <int P>                                                                                            \
-  void small_v##level(const Item<float>& it, bool backward, Scratch<float>& scratch) {                        \
-    backward ? pass_v##level<P, true>(it, scratch) : pass_v##level<P, false>(it, scratch);                    \
+template <class T, int P>
+MK_INLINE void small(const Item<T>& it, bool backward, Scratch<T>& scratch) {
+  const bool drop = it.dropout.on;
+  if (backward) {
+    if (it.sparse) drop ? small_backward<T, P, true, true>(it, scratch) : small_backward<T, P, true, false>(it, scratch);
+    else drop ? small_backward<T, P, false, true>(it, scratch) : small_backward<T, P, false, false>(it, scratch);
+  } else {
+    if (it.sparse) drop ? small_forward<T, P, true, true>(it, scratch) : small_forward<T, P, true, false>(it, scratch);
+    else drop ? small_forward<T, P, false, true>(it, scratch) : small_forward<T, P, false, false>(it, scratch);
   }
-MK_SMALL(3)
-MK_SMALL(4)
-
-template <class T>
-using SmallKernel = void (*)(const Item<T>&, bool, Scratch<T>&);
-
-// The function for heads of `width` features on this processor, or null.
-template <class T>
-SmallKernel<T> small_kernel(int64_t width) {
-  return nullptr;
 }
-template <>
-inline SmallKernel<float> small_kernel<float>(int64_t width) {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
-  static const bool avx2 = __builtin_cpu_supports("x86-64-v3"), avx512 = __builtin_cpu_supports("x86-64-v4");
-  if (!avx2 || width > kSmall) return nullptr;
-  if (avx512) return width <= 4 ? small_v4<4> : width <= 6 ? small_v4<6> : width <= 8 ? small_v4<8> : small_v4<16>;
-#endif
-  return width <= 4 ? small_v3<4> : width <= 8 ? small_v3<8> : nullptr;
-}
-#undef MK_TARGET
-#undef MK_SMALL
-
+}  // namespace body
+}  // namespace MK_ISA
 }  // namespace mk::attention

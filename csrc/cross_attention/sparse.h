@@ -8,7 +8,9 @@
 
 #include "vec.h"
 
-namespace mk::attention::body {
+namespace mk::attention {
+inline namespace MK_ISA {
+namespace body {
 
 template <class T>
 struct Threshold {
@@ -64,4 +66,6 @@ MK_INLINE Threshold<T> threshold(int64_t n, const T* s, int64_t stride, T* z, in
   return found;
 }
 
-}  // namespace mk::attention::body
+}  // namespace body
+}  // namespace MK_ISA
+}  // namespace mk::attention

@@ -1,38 +1,35 @@
-// Explicit vectors of one cache line, and what attention does with them: exp2, lane sums, the dropout hash.
+// Explicit vectors of one register, and what attention does with them: exp2, lane sums, the dropout hash.
 //
-// Everything is inlined into functions that are built per instruction set (MK_CLONES): the compiler splits a vector where
-// its registers are narrower.
+// Included by one source per instruction set, which names the set in MK_ISA and the size of its registers in
+// MK_VECTOR_BYTES: GCC splits wider vectors before it inlines, and badly.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <limits>
 
-#include "../common/simd.h"
-
-#if defined(__GNUC__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // no vector crosses a call that is not inlined
-#endif
+#include "item.h"
 
 namespace mk::attention {
+inline namespace MK_ISA {
 
 template <class T>
 struct Lanes;
 template <>
 struct Lanes<float> {
-  static constexpr int64_t n = 16;
-  typedef float V __attribute__((vector_size(64), may_alias, aligned(4)));
-  typedef int32_t I __attribute__((vector_size(64), may_alias, aligned(4)));
-  typedef uint32_t U __attribute__((vector_size(64), may_alias, aligned(4)));
+  static constexpr int64_t n = MK_VECTOR_BYTES / 4;
+  typedef float V __attribute__((vector_size(MK_VECTOR_BYTES), may_alias, aligned(4)));
+  typedef int32_t I __attribute__((vector_size(MK_VECTOR_BYTES), may_alias, aligned(4)));
+  typedef uint32_t U __attribute__((vector_size(MK_VECTOR_BYTES), may_alias, aligned(4)));
   using Int = int32_t;
   using Word = uint32_t;
 };
 template <>
 struct Lanes<double> {
-  static constexpr int64_t n = 8;
-  typedef double V __attribute__((vector_size(64), may_alias, aligned(8)));
-  typedef int64_t I __attribute__((vector_size(64), may_alias, aligned(8)));
-  typedef uint64_t U __attribute__((vector_size(64), may_alias, aligned(8)));
+  static constexpr int64_t n = MK_VECTOR_BYTES / 8;
+  typedef double V __attribute__((vector_size(MK_VECTOR_BYTES), may_alias, aligned(8)));
+  typedef int64_t I __attribute__((vector_size(MK_VECTOR_BYTES), may_alias, aligned(8)));
+  typedef uint64_t U __attribute__((vector_size(MK_VECTOR_BYTES), may_alias, aligned(8)));
   using Int = int64_t;
   using Word = uint64_t;
 };
@@ -68,37 +65,54 @@ template <class T>
 MK_INLINE Vec<T> larger(const Vec<T>& a, const Vec<T>& b) {
   return a < b ? b : a;
 }
-template <class T>
-MK_INLINE bool any(IntVec<T> mask) {
-  typedef int64_t Quad __attribute__((vector_size(32)));
-  typedef int64_t Pair __attribute__((vector_size(16)));
-  union {
-    IntVec<T> all;
-    Quad quads[2];
-  } u = {mask};
-  union {
-    Quad quad;
-    Pair pairs[2];
-  } w = {u.quads[0] | u.quads[1]};
-  const Pair p = w.pairs[0] | w.pairs[1];
-  return (p[0] | p[1]) != 0;
-}
 
-MK_INLINE float sum_lanes(Vec<float> v) {
-  typedef float V8 __attribute__((vector_size(32)));
-  typedef float V4 __attribute__((vector_size(16)));
-  union {
-    Vec<float> all;
-    V8 halves[2];
-  } a = {v};
-  union {
-    V8 all;
-    V4 halves[2];
-  } b = {a.halves[0] + a.halves[1]};
-  const V4 c = b.halves[0] + b.halves[1];
-  return (c[0] + c[2]) + (c[1] + c[3]);
+// Vectors are folded in halves.
+#define MK_FOLD(T, bytes)                                            \
+  typedef T T##bytes __attribute__((vector_size(bytes), may_alias)); \
+  struct T##bytes##Halves {                                          \
+    T##bytes low, high;                                              \
+  };
+using word = int64_t;
+MK_FOLD(float, 16)
+MK_FOLD(double, 16)
+MK_FOLD(word, 16)
+MK_INLINE float fold_sum(const float16& v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+MK_INLINE double fold_sum(const double16& v) { return v[0] + v[1]; }
+MK_INLINE word fold_or(const word16& v) { return v[0] | v[1]; }
+#if MK_VECTOR_BYTES >= 32
+MK_FOLD(float, 32)
+MK_FOLD(double, 32)
+MK_FOLD(word, 32)
+#define MK_HALVE(name, T, op, bytes, half)                         \
+  MK_INLINE T name(const T##bytes& v) {                            \
+    const auto h = __builtin_bit_cast(T##half##Halves, v);         \
+    return name(h.low op h.high);                                  \
+  }
+MK_HALVE(fold_sum, float, +, 32, 16)
+MK_HALVE(fold_sum, double, +, 32, 16)
+MK_HALVE(fold_or, word, |, 32, 16)
+#endif
+#if MK_VECTOR_BYTES >= 64
+MK_FOLD(float, 64)
+MK_FOLD(double, 64)
+MK_FOLD(word, 64)
+MK_HALVE(fold_sum, float, +, 64, 32)
+MK_HALVE(fold_sum, double, +, 64, 32)
+MK_HALVE(fold_or, word, |, 64, 32)
+#endif
+#define MK_JOIN2(a, b) a##b
+#define MK_JOIN(a, b) MK_JOIN2(a, b)
+template <class T>
+MK_INLINE bool any(const IntVec<T>& mask) {
+  return fold_or(__builtin_bit_cast(MK_JOIN(word, MK_VECTOR_BYTES), mask)) != 0;
 }
-MK_INLINE double sum_lanes(Vec<double> v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+MK_INLINE float sum_lanes(const Vec<float>& v) { return fold_sum(__builtin_bit_cast(MK_JOIN(float, MK_VECTOR_BYTES), v)); }
+MK_INLINE double sum_lanes(const Vec<double>& v) { return fold_sum(__builtin_bit_cast(MK_JOIN(double, MK_VECTOR_BYTES), v)); }
+
+template <class T>
+MK_INLINE void set(T* p, int64_t n, T x) {
+  for (int64_t i = 0; i < n; ++i) p[i] = x;
+}
 
 constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
@@ -119,16 +133,11 @@ MK_INLINE Vec<float> exp2_lanes(Vec<float> x) {
 }
 MK_INLINE Vec<double> exp2_lanes(Vec<double> x) {
   Vec<double> out;
-  for (int64_t l = 0; l < 8; ++l) out[l] = std::exp2(x[l]);
+  for (int64_t l = 0; l < kLanes<double>; ++l) out[l] = std::exp2(x[l]);
   return out;
 }
 
 // The dropout hash of schema.py.
-MK_INLINE uint32_t mix(uint32_t x) {
-  x ^= x >> 16, x *= 0x7feb352du;
-  x ^= x >> 15, x *= 0x846ca68bu;
-  return x ^ (x >> 16);
-}
 struct RowKey {
   uint32_t r1, r2;
 };
@@ -160,4 +169,5 @@ MK_INLINE WordVec<T> golden_lanes(int64_t j) {
   return (kGolden * (reinterpret_cast<WordVec<T>>(iota<T>(0)) + static_cast<uint32_t>(j))) & kMask;
 }
 
+}  // namespace MK_ISA
 }  // namespace mk::attention

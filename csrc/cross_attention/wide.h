@@ -7,13 +7,9 @@
 #pragma once
 
 #include "../common/gemm.h"
-#include "item.h"
-#include "sparse.h"
-#include "vec.h"
+#include "pack.h"
 
 namespace mk::attention {
-
-constexpr int64_t kTile = 64;
 
 inline int64_t padded_width(int64_t features) { return round_up(features, 16); }
 
@@ -25,188 +21,15 @@ int64_t wide_scratch(const Item<T>& it, bool backward) {
   return keys * 2 * (E + Ev) + kTile * (4 * E + 3 * Ev + 2 * all + kTile + 4) + 512;
 }
 
-// What the elementwise steps of a tile know of its rows: the queries along the lanes.
 template <class T>
-struct TileRows {
-  int64_t first, n;  // queries
-  T *top, *sum;      // [kTile]: forward, the running maximum and sum; backward, the shift and delta
-};
-
-namespace body {
-
-// Lanes of queries from `i` on that may look at key j.
-template <class T>
-MK_INLINE IntVec<T> sees(const Item<T>& it, int64_t i, int64_t j) {
-  const int64_t gap = std::clamp<int64_t>(j - it.offset - i, -1, kLanes<T>);
-  return iota<T>(0) >= static_cast<typename Lanes<T>::Int>(gap);
-}
-
-template <class T>
-struct LaneKeys {
-  WordVec<T> r1, r2;
-};
-template <class T>
-MK_INLINE LaneKeys<T> lane_keys(const Dropout& dropout, int64_t i) {
-  LaneKeys<T> keys;
-  for (int64_t l = 0; l < kLanes<T>; ++l) {
-    const RowKey key = row_key(dropout.key, i + l);
-    keys.r1[l] = key.r1, keys.r2[l] = key.r2;
-  }
-  return keys;
-}
-template <class T>
-MK_INLINE IntVec<T> kept(const LaneKeys<T>& keys, const Dropout& dropout, int64_t j) {
-  return mk::attention::kept<T>(keys.r1, keys.r2, fill_word<T>(0x9e3779b9u * static_cast<uint32_t>(j)), dropout.threshold);
-}
-
-// S^T [n][kTile] of keys j.. -> weights before the division by their sum; `out` [features][kTile] is rescaled.
-template <class T>
-MK_INLINE void soften(const Item<T>& it, const TileRows<T>& rows, int64_t j, int64_t n, int64_t features, T* s, T* out) {
-  const Vec<T> zero = fill(T(0)), low = fill(minus_infinity<T>());
-  for (int64_t c = 0; c < kTile; c += kLanes<T>) {
-    const int64_t i = rows.first + c;
-    const bool masked = it.allowed(i) < j + n;
-    const Vec<T> before = load(rows.top + c);
-    Vec<T> top = before, sum = zero;
-    for (int64_t r = 0; r < n; ++r) {
-      Vec<T> x = load(s + r * kTile + c);
-      if (masked) {
-        x = sees(it, i, j + r) ? x : low;
-        store(s + r * kTile + c, x);
-      }
-      top = larger<T>(top, x);
-    }
-    const Vec<T> base = top == low ? zero : top;
-    const Vec<T> shrink = exp2_lanes(before - base);
-    LaneKeys<T> keys;
-    if (it.dropout.on) keys = lane_keys<T>(it.dropout, i);
-    for (int64_t r = 0; r < n; ++r) {
-      const Vec<T> x = load(s + r * kTile + c);
-      Vec<T> p = exp2_lanes(x - base);
-      if (masked) p = x == low ? zero : p;
-      sum += p;
-      if (it.dropout.on) p = kept<T>(keys, it.dropout, j + r) ? p : zero;
-      store(s + r * kTile + c, p);
-    }
-    store(rows.top + c, top);
-    store(rows.sum + c, load(rows.sum + c) * shrink + sum);
-    if (j == 0 || !any<T>(top > before)) continue;
-    for (int64_t e = 0; e < features; ++e) store(out + e * kTile + c, load(out + e * kTile + c) * shrink);
-  }
-}
-
-// S^T [n][kTile] of all keys -> sparsemax's weights; the thresholds go to rows.top, 1 to rows.sum.
-template <class T>
-MK_INLINE void sparsify(const Item<T>& it, const TileRows<T>& rows, int64_t n, T* s, T* z, int32_t* index) {
-  const Vec<T> zero = fill(T(0)), low = fill(minus_infinity<T>());
-  for (int64_t c = 0; c < kTile; c += kLanes<T>) {
-    const int64_t i = rows.first + c;
-    for (int64_t r = it.allowed(i); r < n; ++r)
-      store(s + r * kTile + c, sees(it, i, r) ? load(s + r * kTile + c) : low);
-    const Threshold<T> found = threshold<T>(n, s + c, kTile, z, index);
-    LaneKeys<T> keys;
-    if (it.dropout.on) keys = lane_keys<T>(it.dropout, i);
-    for (int64_t r = 0; r < n; ++r) {
-      Vec<T> p = larger<T>((load(s + r * kTile + c) - found.top) - found.tau, zero);
-      if (it.dropout.on) p = kept<T>(keys, it.dropout, r) ? p : zero;
-      store(s + r * kTile + c, p);
-    }
-    store(rows.top + c, found.top + found.tau);
-    store(rows.sum + c, zero + T(1));
-  }
-}
-
-// s = S^T, d = dP^T of keys j.. -> s = the weights that met the values, d = dS^T; rows.top is the shift, rows.sum delta.
-template <class T, bool Sparse>
-MK_INLINE void differentiate(const Item<T>& it, const TileRows<T>& rows, int64_t j, int64_t n, T* s, T* d) {
-  const Vec<T> zero = fill(T(0));
-  for (int64_t c = 0; c < kTile; c += kLanes<T>) {
-    const int64_t i = rows.first + c;
-    const bool masked = it.allowed(i) < j + n;
-    const Vec<T> shift = load(rows.top + c), delta = load(rows.sum + c);
-    LaneKeys<T> keys;
-    if (it.dropout.on) keys = lane_keys<T>(it.dropout, i);
-    for (int64_t r = 0; r < n; ++r) {
-      const Vec<T> x = load(s + r * kTile + c) - shift;
-      Vec<T> p;
-      if constexpr (Sparse) p = larger<T>(x, zero);
-      else p = exp2_lanes(x);
-      if (masked) p = sees(it, i, j + r) ? p : zero;
-      Vec<T> dp = load(d + r * kTile + c), shown = p;
-      if (it.dropout.on) {
-        const IntVec<T> keep = kept<T>(keys, it.dropout, j + r);
-        dp = keep ? dp : zero;
-        shown = keep ? p : zero;
-      }
-      if constexpr (Sparse) dp = p > zero ? dp - delta : zero;
-      else dp = p * (dp - delta);
-      store(s + r * kTile + c, shown);
-      store(d + r * kTile + c, dp);
-    }
-  }
-}
-
-// rows.sum = the mean of dp over sparsemax's support, from S^T and dP^T of all keys.
-template <class T>
-MK_INLINE void support_means(const Item<T>& it, const TileRows<T>& rows, int64_t n, const T* s, const T* d) {
-  const Vec<T> zero = fill(T(0));
-  for (int64_t c = 0; c < kTile; c += kLanes<T>) {
-    const int64_t i = rows.first + c, full = it.allowed(i);
-    const Vec<T> shift = load(rows.top + c);
-    Vec<T> sum = zero, size = zero;
-    LaneKeys<T> keys;
-    if (it.dropout.on) keys = lane_keys<T>(it.dropout, i);
-    for (int64_t r = 0; r < n; ++r) {
-      IntVec<T> support = load(s + r * kTile + c) > shift;
-      if (r >= full) support &= sees(it, i, r);
-      size += support ? zero + T(1) : zero;
-      if (it.dropout.on) support &= kept<T>(keys, it.dropout, r);
-      sum += support ? load(d + r * kTile + c) : zero;
-    }
-    store(rows.sum + c, sum / larger<T>(size, zero + T(1)));
-  }
-}
-
-// [n][kTile] -> [kTile][kTile]
-template <class T>
-MK_INLINE void transpose(int64_t n, const T* in, T* out) {
-  constexpr int64_t L = 8;
-  for (int64_t c = 0; c < kTile; c += L)
-    for (int64_t r = 0; r < n; ++r)
-      for (int64_t l = 0; l < L; ++l) out[(c + l) * kTile + r] = in[r * kTile + c + l];
-}
-
-}  // namespace body
-
-#define MK_WIDE(T)                                                                                                    \
-  MK_CLONES static void soften(const Item<T>& it, const TileRows<T>& rows, int64_t j, int64_t n, int64_t features,    \
-                               T* s, T* out) {                                                                        \
-    body::soften(it, rows, j, n, features, s, out);                                                                   \
-  }                                                                                                                   \
-  MK_CLONES static void sparsify(const Item<T>& it, const TileRows<T>& rows, int64_t n, T* s, T* z, int32_t* index) { \
-    body::sparsify(it, rows, n, s, z, index);                                                                         \
-  }                                                                                                                   \
-  MK_CLONES static void differentiate(const Item<T>& it, const TileRows<T>& rows, int64_t j, int64_t n, T* s, T* d) { \
-    it.sparse ? body::differentiate<T, true>(it, rows, j, n, s, d)                                                    \
-              : body::differentiate<T, false>(it, rows, j, n, s, d);                                                  \
-  }                                                                                                                   \
-  MK_CLONES static void support_means(const Item<T>& it, const TileRows<T>& rows, int64_t n, const T* s, const T* d) { \
-    body::support_means(it, rows, n, s, d);                                                                           \
-  }                                                                                                                   \
-  MK_CLONES static void transpose(int64_t n, const T* in, T* out) { body::transpose(n, in, out); }
-MK_WIDE(float)
-MK_WIDE(double)
-#undef MK_WIDE
-
-template <class T>
-void wide_forward(const Item<T>& it, Scratch<T>& scratch) {
+void wide_forward(const Item<T>& it, const Kernels<T>& with, Scratch<T>& scratch) {
   std::fill_n(it.out, it.Tq * it.Ev, T(0));
   std::fill_n(it.stat, it.Tq, -minus_infinity<T>());
   const int64_t reached = it.reached(), length = round_up(reached, kTile);
-  const T factor = it.sparse ? T(1) : static_cast<T>(kLog2e);
+  const T factor = it.sparse ? T(1) : static_cast<T>(1.4426950408889634);
   T *k = scratch.take(reached * it.E), *vt = scratch.take(length * it.Ev), *qt = scratch.take(kTile * it.E);
   T *out = scratch.take(kTile * it.Ev), *s = scratch.take(kTile * (it.sparse ? length : kTile));
-  T *z = scratch.take(it.sparse ? reached * kLanes<T> : 0), *top = scratch.take(kTile), *sum = scratch.take(kTile);
+  T *z = scratch.take(it.sparse ? reached * kMostLanes : 0), *top = scratch.take(kTile), *sum = scratch.take(kTile);
   auto* index = reinterpret_cast<int32_t*>(scratch.take(it.sparse ? reached : 0));
   pack_rows(it.key, 0, reached, it.E, it.E, T(1), k);
   pack_columns(it.value, 0, reached, it.Ev, length, static_cast<T>(it.dropout.inverse), vt);
@@ -224,26 +47,26 @@ void wide_forward(const Item<T>& it, Scratch<T>& scratch) {
       const int64_t m = std::min(kTile, keys - j);
       scores(j, m, it.sparse ? s + j * kTile : s);
       if (it.sparse) continue;
-      soften(it, rows, j, m, it.Ev, s, out);
+      with.soften(it, rows, j, m, it.Ev, s, out);
       outputs(j, m, s);
     }
     if (it.sparse) {
-      sparsify(it, rows, keys, s, z, index);
+      with.sparsify(it, rows, keys, s, z, index);
       for (int64_t j = 0; j < keys; j += kTile) outputs(j, std::min(kTile, keys - j), s + j * kTile);
     }
     for (int64_t c = 0; c < n; ++c) {
       const T inverse = T(1) / sum[c];
       for (int64_t e = 0; e < it.Ev; ++e) it.out[(i + c) * it.Ev + e] = out[e * kTile + c] * inverse;
-      it.stat[i + c] = it.sparse ? top[c] : (top[c] + std::log2(sum[c])) * static_cast<T>(kLn2);
+      it.stat[i + c] = it.sparse ? top[c] : (top[c] + std::log2(sum[c])) * static_cast<T>(0.6931471805599453);
     }
   }
 }
 
 template <class T>
-void wide_backward(const Item<T>& it, Scratch<T>& scratch) {
+void wide_backward(const Item<T>& it, const Kernels<T>& with, Scratch<T>& scratch) {
   const int64_t first = it.first_query(), reached = it.reached(), length = round_up(reached, kTile);
   const int64_t E = padded_width(it.E), Ev = padded_width(it.Ev);
-  const T factor = it.sparse ? T(1) : static_cast<T>(kLog2e), inverse = static_cast<T>(it.dropout.inverse);
+  const T factor = it.sparse ? T(1) : static_cast<T>(1.4426950408889634), inverse = static_cast<T>(it.dropout.inverse);
   std::fill_n(it.dq, first * it.E, T(0));
   std::fill_n(it.dq + it.queries * it.E, (it.Tq - it.queries) * it.E, T(0));
   T *k = scratch.take(length * E), *v = scratch.take(length * Ev), *dk = scratch.take(length * E);
@@ -278,16 +101,16 @@ void wide_backward(const Item<T>& it, Scratch<T>& scratch) {
     };
     if (it.sparse) {
       for (int64_t j = 0; j < keys; j += kTile) again(j, std::min(kTile, keys - j));
-      support_means(it, rows, keys, s, d);
+      with.support_means(it, rows, keys, s, d);
     }
     for (int64_t j = 0; j < keys; j += kTile) {
       const int64_t m = std::min(kTile, keys - j);
       T *p = s + tile(j), *ds = d + tile(j);
       if (!it.sparse) again(j, m);
-      differentiate(it, rows, j, m, p, ds);
+      with.differentiate(it, rows, j, m, p, ds);
       gemm(m, Ev, kTile, kTile, Ev, Ev, true, p, g, dv + j * Ev);
       gemm(m, E, kTile, kTile, E, E, true, ds, q, dk + j * E);
-      transpose(m, ds, turned);
+      with.transpose(m, ds, turned);
       gemm(kTile, E, m, kTile, E, E, j > 0, turned, k + j * E, dq);
     }
     for (int64_t c = 0; c < n; ++c)
@@ -303,8 +126,8 @@ void wide_backward(const Item<T>& it, Scratch<T>& scratch) {
 }
 
 template <class T>
-void run_wide(const Item<T>& it, bool backward, Scratch<T>& scratch) {
-  backward ? wide_backward(it, scratch) : wide_forward(it, scratch);
+void run_wide(const Item<T>& it, const Kernels<T>& with, bool backward, Scratch<T>& scratch) {
+  backward ? wide_backward(it, with, scratch) : wide_forward(it, with, scratch);
 }
 
 }  // namespace mk::attention

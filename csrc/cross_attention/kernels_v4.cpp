@@ -1,0 +1,19 @@
+// Attention's kernels for AVX-512. Headers that other sources share come first: what they define must not be compiled for it.
+#include "../common/buffer.h"
+#include "item.h"
+
+#if defined(MK_LEVELS)
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#define MK_ISA v4
+#define MK_VECTOR_BYTES 64
+#pragma GCC target("arch=x86-64-v4")
+#include "kernels.h"
+
+namespace mk::attention {
+Kernels<float> float_kernels_v4() { return table<float, 4, 6, 8, 16>(); }
+Kernels<double> double_kernels_v4() { return table<double>(); }
+}  // namespace mk::attention
+#endif
