@@ -56,8 +56,8 @@ class AdaptationGate(nn.Module):
         """The gate on checked inputs without padding contents."""
         shift = torch.zeros_like(words)
         for gate, linear, x in zip(cast(list[nn.Linear], self.gates), self.shifts, others, strict=True):
-            dim = x.shape[2]
-            opened = F.linear(x, gate.weight[:, :dim], gate.bias) + F.linear(words, gate.weight[:, dim:])
+            of_other, of_word = gate.weight.split((x.shape[2], words.shape[2]), 1)
+            opened = F.linear(x, of_other, gate.bias) + F.linear(words, of_word)
             shift = shift + opened.relu() * linear(x)
         size = torch.linalg.vector_norm(shift, dim=2, keepdim=True)
         size = torch.where(size == 0, 1.0, size)

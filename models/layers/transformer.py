@@ -93,19 +93,14 @@ class TransformerLayer(nn.Module):
 
     def project(self, target: Tensor, keys: Tensor, values: Tensor) -> Projected:
         """Queries [B, heads, Tq, E], keys and values [B, heads, Tk, E]; what shares an input is one product."""
-        if values is not keys:
-            q, k, v = self._heads(target, 0, 1) + self._heads(keys, 1, 1) + self._heads(values, 2, 1)
-        elif keys is target:
-            q, k, v = self._heads(target, 0, 3)
-        else:
-            q, k, v = self._heads(target, 0, 1) + self._heads(keys, 1, 2)
+        dim = target.shape[2]
+        sizes = (1, 1, 1) if values is not keys else (1, 2) if keys is not target else (3,)
+        weights, biases = (t.split([n * dim for n in sizes]) for t in (self.in_proj_weight, self.in_proj_bias))
+        parts: list[Tensor] = []
+        for x, weight, bias, n in zip((target, keys, values), weights, biases, sizes, strict=False):
+            parts += F.linear(self.norm_attention(x), weight, bias).chunk(n, 2)
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
         return q, k, v
-
-    def _heads(self, x: Tensor, first: int, count: int) -> list[Tensor]:
-        dim = x.shape[2]
-        rows = slice(first * dim, (first + count) * dim)
-        parts = F.linear(self.norm_attention(x), self.in_proj_weight[rows], self.in_proj_bias[rows]).chunk(count, 2)
-        return [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts]
 
     def finish(self, target: Tensor, attended: Tensor) -> Tensor:
         """The residual sums of the attention [B, heads, Tq, E] and of the feed-forward part."""
