@@ -68,8 +68,9 @@ def compiled(wanted: str) -> dict[str, Any]:
 
     # torch.cuda.is_available() would be false while a container image is built.
     can_cuda = CUDA_HOME is not None and torch.version.cuda is not None
-    if not torch.cuda.is_available():
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")  # torch's own default includes older devices
+    # The kernels need 8.0; what torch would choose by itself may be older, and then nothing would build.
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
     if wanted == "cuda" and not can_cuda:
         say("MI_KERNELS_BUILD=cuda needs CUDA_HOME and a CUDA build of torch; building C++ only.")
     cuda_sources = sources(".cu") if can_cuda and wanted != "cpu" else []

@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kThreads) input_kernel(const Critic c, const L
         copy_async_wait<1>();
         __syncthreads();
         stream(step + 2);
-#pragma unroll(kStepUnroll<P>)
+#pragma unroll(kUnroll<P>)
         for (int k = 0; k < kSteps; ++k) {
           uint32_t l[2][4], r[8][2];
           load_left(l, left + step % 2 * kPanelBytes, warp_row * 32, k, lane);
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(kThreads) product_kernel(const Critic c, const
           hidden_chunk<P>(x, y, c.slope, weights[row]);
     }
     __syncthreads();
-#pragma unroll(kStepUnroll<P>)
+#pragma unroll(kUnroll<P>)
     for (int k = 0; k < kSteps; ++k) {
       uint32_t l[2][4], r[8][2];
       load_left(l, left, warp / 2 * 32, k, lane);

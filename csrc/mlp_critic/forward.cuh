@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const Critic c, const
         __syncthreads();
         stream(step + 1);
         if (panel == 0) clear(z);
-        multiply_panel<P>(z, from, warp / 2 * 32, ring + step % 2 * kUnits * kPanel, warp % 2 * 64, lane);
+        multiply_panel<P, kUnroll<P>>(z, from, warp / 2 * 32, ring + step % 2 * kUnits * kPanel, warp % 2 * 64, lane);
         if (panel == panels - 1) reduce_units(z, score, b2, w, c, bits, row, column, units, warp, lane);
       }
 #pragma unroll

@@ -10,6 +10,9 @@ namespace mk::mlp_critic {
 constexpr int kThreads = 256, kRows = 16, kColumns = 8, kPairs = kRows * kColumns;
 constexpr int kUnits = 128;  // of a layer in a block of a product
 constexpr int kPanelBytes = kPairs * kPanel;
+// Further than this, loops over k-steps spill in TF32 on sm_90a.
+template <class P>
+constexpr int kUnroll = P::terms == 1 ? 2 : kStepUnroll<P>;
 
 __host__ __device__ inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 

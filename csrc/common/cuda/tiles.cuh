@@ -33,9 +33,9 @@ struct InFp32 {  // 3xTF32: the operands' rounding errors take part in first ord
 
 template <class P>
 constexpr int kPerPanel = kPanel / static_cast<int>(sizeof(typename P::Element));
-// How far loops over the k-steps of a panel unroll: TF32 operands are rounded in registers, of which none are to spare.
+// How far loops over the k-steps of a panel unroll: 3xTF32 splits its operands in registers, of which none are to spare.
 template <class P>
-constexpr int kStepUnroll = P::terms == 3 ? 1 : P::terms == 1 ? 2 : kSteps;
+constexpr int kStepUnroll = P::terms == 3 ? 1 : kSteps;
 template <class P>
 constexpr int kPerChunk = kChunk / static_cast<int>(sizeof(typename P::Element));
 
@@ -152,10 +152,10 @@ __device__ __forceinline__ void multiply(float (&c)[m][n][4], uint32_t (&a)[m][4
 }
 
 // c += left right^T over one panel's features.
-template <class P, int m, int n>
+template <class P, int unroll = kStepUnroll<P>, int m, int n>
 __device__ __forceinline__ void multiply_panel(float (&c)[m][n][4], const unsigned char* left, int row,
                                                const unsigned char* right, int column, int lane) {
-#pragma unroll(kStepUnroll<P>)
+#pragma unroll(unroll)
   for (int step = 0; step < kSteps; ++step) {
     uint32_t a[m][4], b[n][2];
     load_left(a, left, row, step, lane);
