@@ -161,6 +161,7 @@ struct WeightGradient {
 
   WeightGradient(const Shape& s, int64_t g, const T* h, const T* h0, const T* d, const T* zeros)
       : s(s), g(g), h(h), h0(h0), d(d), zeros(zeros) {
+    before.reserve(s.B * s.T), slopes.reserve(s.B * s.T);
     for (int64_t b = 0; b < s.B; ++b)
       for (int64_t t = 0; t < s.length(g, b); ++t) {
         const int64_t row = g * s.B + b, now = row * s.T + t;
