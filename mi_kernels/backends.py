@@ -2,8 +2,8 @@
 
 Five backends exist: `reference` (plain torch, materialises the scores, the definition), `chunked` (plain torch in
 row chunks, O(B) memory, always available), `cpu` (the compiled C++ extension), `triton` (GPUs, or Triton's
-interpreter) and `cuda` (the extension's CUDA C++ kernels; only where a caller names it). The automatic choice goes by
-the device of the inputs; a backend that a caller names runs or raises.
+interpreter) and `cuda` (the extension's CUDA C++ kernels; where a caller names it, and where an op has no Triton
+kernel). The automatic choice goes by the device of the inputs; a backend that a caller names runs or raises.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import TracebackType
 import torch
 
 NAMES = ("reference", "chunked", "cpu", "triton", "cuda")
-CUDA_OPS = ("dot_critic", "mlp_critic", "cross_attention")  # what has CUDA C++ kernels
+CUDA_OPS = ("dot_critic", "mlp_critic", "cross_attention", "lstm_scan")  # what has CUDA C++ kernels
 CUDA_SHARED_BYTES = 163 * 1024  # kSharedLimit in csrc/common/cuda/primitives.cuh
 _local = threading.local()
 _process_default: str | None = None

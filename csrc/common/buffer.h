@@ -22,16 +22,25 @@ struct Free {
 template <class T>
 using Buffer = std::unique_ptr<T[], Free>;
 
+constexpr size_t kHuge = size_t{2} << 20;
+
+// Asks for huge pages in memory that was allocated elsewhere: a wish, refused without harm.
+inline void wish_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  const size_t begin = (reinterpret_cast<size_t>(memory) + kHuge - 1) / kHuge * kHuge;
+  const size_t end = (reinterpret_cast<size_t>(memory) + bytes) / kHuge * kHuge;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 template <class T>
 Buffer<T> make_buffer(int64_t n) {
-  constexpr size_t kHuge = size_t{2} << 20, kLine = 64;
+  constexpr size_t kLine = 64;
   const size_t bytes = static_cast<size_t>(std::max<int64_t>(n, 1)) * sizeof(T);
   const size_t alignment = bytes >= 2 * kHuge ? kHuge : kLine;
   void* p = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
   if (!p) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-  if (alignment == kHuge) madvise(p, bytes, MADV_HUGEPAGE);  // a wish: refused without harm
-#endif
+  if (alignment == kHuge) wish_huge_pages(p, (bytes + kHuge - 1) / kHuge * kHuge);
   return Buffer<T>(static_cast<T*>(p));
 }
 

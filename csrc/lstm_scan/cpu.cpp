@@ -161,6 +161,7 @@ struct WeightGradient {
 
   WeightGradient(const Shape& s, int64_t g, const T* h, const T* h0, const T* d, const T* zeros)
       : s(s), g(g), h(h), h0(h0), d(d), zeros(zeros) {
+    before.reserve(s.B * s.T), slopes.reserve(s.B * s.T);
     for (int64_t b = 0; b < s.B; ++b)
       for (int64_t t = 0; t < s.length(g, b); ++t) {
         const int64_t row = g * s.B + b, now = row * s.T + t;
@@ -242,6 +243,13 @@ void backward_of(const Shape& s, int64_t needs, const Tensor& weight, const OptT
         .run(to_weight ? to_weight + g * 4 * s.H * s.H : nullptr, to_bias ? to_bias + g * 4 * s.H : nullptr);
 }
 
+// Whole sequences are allocated and written at every call: page by page, that can take as long as the arithmetic.
+Tensor allocated(at::IntArrayRef sizes, const Tensor& like) {
+  Tensor t = at::empty(sizes, like.options());
+  wish_huge_pages(t.mutable_data_ptr(), t.nbytes());
+  return t;
+}
+
 Tensor widened(const Tensor& t) { return t.scalar_type() == at::kDouble ? t : t.to(at::kFloat); }
 OptTensor widened(const OptTensor& t) { return t ? OptTensor(widened(*t)) : t; }
 const int64_t* values(const OptTensor& lengths) { return lengths ? lengths->const_data_ptr<int64_t>() : nullptr; }
@@ -251,8 +259,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& gates, const Tensor& we
                                            int64_t steps, bool keep) {
   const Shape s(gates.size(0), gates.size(1), steps, weight.size(2), values(lengths));
   const Tensor x = widened(gates), w = widened(weight);
-  Tensor h = at::empty({s.G, s.B, s.T, s.H}, x.options()), c = at::empty(h.sizes(), x.options());
-  Tensor activations = keep ? at::empty({s.G, s.B, s.T, 4 * s.H}, x.options()) : at::empty({0}, x.options());
+  Tensor h = allocated({s.G, s.B, s.T, s.H}, x), c = allocated({s.G, s.B, s.T, s.H}, x);
+  Tensor activations = keep ? allocated({s.G, s.B, s.T, 4 * s.H}, x) : at::empty({0}, x.options());
   const auto run = x.scalar_type() == at::kDouble ? forward_of<double> : forward_of<float>;
   run(s, gates.size(2), x, w, widened(bias), widened(h0), widened(c0), h, c, activations);
   return {h, c, activations};
@@ -266,7 +274,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   auto wanted = [&](int64_t bit, at::IntArrayRef sizes) {
     return at::empty(needs & bit ? sizes : at::IntArrayRef{0}, h.options());
   };
-  Tensor d = at::empty({s.G, s.B, s.T, 4 * s.H}, h.options());
+  Tensor d = allocated({s.G, s.B, s.T, 4 * s.H}, h);
   Tensor d_weight = wanted(kWeight, {s.G, 4 * s.H, s.H}), d_bias = wanted(kBias, {s.G, 4 * s.H});
   Tensor dh0 = wanted(kH0, {s.G, s.B, s.H}), dc0 = wanted(kC0, {s.G, s.B, s.H});
   const auto run = h.scalar_type() == at::kDouble ? backward_of<double> : backward_of<float>;

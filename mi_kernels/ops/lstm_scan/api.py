@@ -75,10 +75,10 @@ def lstm_scan(
     """All hidden and cell states of an LSTM: h [B, T, H] and c [B, T, H], c not only of the last step.
 
     `gates` [B, T, 4H] are the input projections x W_ih^T + b_ih of all steps (one matmul), in torch's order i, f, g, o;
-    `weight_hh` [4H, H] and `bias` [4H] are those of `torch.nn.LSTM`; `h0` and `c0` [B, H] default to zeros. `lengths`
-    [B], integers from 0 to T: from its length on a row is zero in h and c, passes no gradient, and may hold anything in
-    `gates`, NaN too. With a leading group dimension on every argument (`weight_hh` [G, 4H, H], `gates` [G, B, T, 4H])
-    G scans run in one call.
+    `weight_hh` [4H, H] and `bias` [4H] are those of `torch.nn.LSTM` (x W_ih^T with b_ih + b_hh as the bias costs a
+    little less); `h0` and `c0` [B, H] default to zeros. `lengths` [B], integers from 0 to T: from its length on a row
+    is zero in h and c, passes no gradient, and may hold anything in `gates`, NaN too. With a leading group dimension
+    on every argument (`weight_hh` [G, 4H, H], `gates` [G, B, T, 4H]) G scans run in one call.
 
     Results have the dtype of `gates`; 16-bit inputs are scanned in fp32. Under autocast every input takes its dtype.
     Differentiable twice (second derivatives run step by step in plain torch). Deterministic.

@@ -5,16 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...backends import requested_backend, resolve
+from ...backends import backends, requested_backend, resolve
 from . import reference
 from .schema import library
 
 
-def _compiled(device: torch.device, backend: str) -> bool:
-    name = resolve("lstm_scan", device, backend or None)
-    if name == "triton" and (backend or requested_backend()) == "triton":
+def _backend(device: torch.device, dtype: torch.dtype, requested: str) -> str:
+    """"cpu", "cuda" or "reference". There is no Triton kernel: on a GPU the CUDA C++ one is the automatic choice."""
+    name = resolve("lstm_scan", device, requested or None)
+    named = requested or requested_backend()
+    if named == "triton":
         raise RuntimeError("backend 'triton' was asked for and cannot run lstm_scan: it has no Triton kernel")
-    return name == "cpu" and hasattr(torch.ops.mi_kernels_cpu, "lstm_scan_forward")
+    if named == "cuda" and dtype == torch.float64:
+        raise RuntimeError(f"backend 'cuda' was asked for and cannot run lstm_scan: it has no kernel for {dtype}")
+    if named is None and device.type == "cuda":
+        return "cuda" if dtype != torch.float64 and backends()["cuda"] == "available" else "reference"
+    return name if name in ("cpu", "cuda") else "reference"
+
+
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def forward(
@@ -29,8 +39,11 @@ def forward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = (gates, weight, bias, h0, c0, lengths, steps, keep)
-    if _compiled(gates.device, backend):
+    name = _backend(gates.device, gates.dtype, backend)
+    if name == "cpu":
         return torch.ops.mi_kernels_cpu.lstm_scan_forward(*problem)
+    if name == "cuda":
+        return torch.ops.mi_kernels_cuda.lstm_scan_forward(*problem, _processors(gates.device))
     with torch.autocast(gates.device.type, enabled=False):
         return reference.forward(*problem)
 
@@ -50,8 +63,11 @@ def backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem = (weight, h0, c0, lengths, h, c, activations, g_h, g_c, inputs, needs)
-    if _compiled(h.device, backend):
+    name = _backend(h.device, h.dtype, backend)
+    if name == "cpu":
         return torch.ops.mi_kernels_cpu.lstm_scan_backward(*problem)
+    if name == "cuda":
+        return torch.ops.mi_kernels_cuda.lstm_scan_backward(*problem, _processors(h.device))
     with torch.autocast(h.device.type, enabled=False):
         return reference.backward(*problem)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import mi_kernels as mk
 from mi_kernels import backends
+from mi_kernels.ops.lstm_scan import dispatch
 
 SHAPES = [(1, 1, 1), (1, 5, 3), (3, 1, 4), (2, 4, 1), (5, 7, 17), (33, 3, 16), (19, 6, 70), (70, 2, 33)]
 
@@ -131,7 +132,6 @@ def test_parts_that_are_left_out_are_zeros(backend):
 def test_a_gradient_of_one_output_alone(backend, which):
     leaves = draw(5, 4, 7)
     found, expected = mk.lstm_scan(*leaves, backend=backend)[which], by_cells(*leaves)[which]
-    # h of the last step does not depend on what c of the last step is not used for, but every leaf has a part in both
     assert_close(gradients([found], leaves), gradients([expected], leaves))
 
 
@@ -439,3 +439,16 @@ def test_tensors_are_asked_for():
 def test_triton_named_does_not_fall_back():
     with pytest.raises(RuntimeError, match="triton"):
         mk.lstm_scan(torch.zeros(1, 1, 4), torch.zeros(4, 1), backend="triton")
+
+
+def test_a_gpu_takes_the_cuda_kernels_where_they_can_run(monkeypatch):
+    gpu, status = torch.device("cuda"), {"cuda": "available"}
+    monkeypatch.setattr(dispatch, "resolve", lambda op, device, requested: requested or "chunked")
+    monkeypatch.setattr(dispatch, "backends", lambda: status)
+    assert dispatch._backend(gpu, torch.float32, "") == "cuda"
+    assert dispatch._backend(gpu, torch.float64, "") == "reference"
+    assert dispatch._backend(gpu, torch.float32, "reference") == "reference"
+    with pytest.raises(RuntimeError, match="float64"):
+        dispatch._backend(gpu, torch.float64, "cuda")
+    status["cuda"] = "no"
+    assert dispatch._backend(gpu, torch.bfloat16, "") == "reference"
