@@ -2,8 +2,8 @@
 
 Softmax over all keys, or causal over as many keys as queries, without lengths and dropout, in 16 bits: then out and
 row_lse are the same numbers, and on long sequences of wide heads a kernel that was tuned per architecture for years is
-the one to run. As the statistic is the same, a forward of one kind may have a backward of the other. It takes one launch
-per pair, so that pairs shorter than FROM stay in the grouped kernels. The backward runs in flash attention's
+the one to run. As the statistic is the same, a forward of one kind may have a backward of the other. It takes one
+launch per pair, so that pairs shorter than FROM stay in the grouped kernels. The backward runs in flash attention's
 deterministic mode, as everything here does. Costs as in `triton_forward` and `triton_backward`, and a copy of each
 result, which flash attention leaves in the order [B, T, heads, E].
 """
@@ -45,7 +45,17 @@ def _suits(q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: 
     )
 
 
-def suits(query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p, sparse: bool) -> bool:
+def suits(
+    query: Sequence[Tensor],
+    key: Sequence[Tensor],
+    value: Sequence[Tensor],
+    query_lengths: Sequence[Tensor],
+    key_lengths: Sequence[Tensor],
+    causal_offset: Sequence[int],
+    scale: Sequence[float],
+    dropout_p: Sequence[float],
+    sparse: bool,
+) -> bool:
     """Whether every pair is one that flash attention computes here."""
     pairs = zip(query, key, value, query_lengths, key_lengths, causal_offset, dropout_p, strict=True)
     return not sparse and all(_suits(*pair) for pair in pairs)
@@ -112,10 +122,11 @@ def backward(
     *rest,
 ) -> list[Tensor]:
     """The operator of schema.py, for pairs that suit."""
-    pairs = zip(grad_out, query, key, value, out, stat, causal_offset, scale, strict=True)
+    grads = [g if g.stride(3) == 1 else g.contiguous() for g in grad_out]
+    pairs = zip(grads, query, key, value, out, stat, causal_offset, scale, strict=True)
     with _deterministic():
         found = [
-            _backward(g if g.stride(3) == 1 else g.contiguous(), q, k, v, o, lse, bool(_is_causal(q, k, offset)), factor)
+            _backward(g, q, k, v, o, lse, bool(_is_causal(q, k, offset)), factor)
             for g, q, k, v, o, lse, offset, factor in pairs
         ]
     return [gradients[side].contiguous() for side in range(3) for gradients in found]

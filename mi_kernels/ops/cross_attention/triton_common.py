@@ -1,10 +1,10 @@
 """Tile primitives, the table of pairs and launch settings that the attention kernels share.
 
 One launch serves all directed pairs of a call. Their pointers and sizes travel as tuples among the kernel's arguments
-(no table in memory to copy there first, so that a launch can be captured in a CUDA graph); a program finds the pair that
-it belongs to by comparing its id with the pairs' first programs, and selects. Triton would compile a kernel anew for
-each pattern of ones and multiples of 16 among integers of a tuple: `encode` makes all of them odd and not 1, strides
-come in units of ALIGN elements.
+(no table in memory to copy there first, so that a launch can be captured in a CUDA graph); a program finds the pair
+that it belongs to by comparing its id with the pairs' first programs, and selects. Triton would compile a kernel anew
+for each pattern of ones and multiples of 16 among integers of a tuple: `encode` makes all of them odd and not 1,
+strides come in units of ALIGN elements.
 
 A `side` is a tuple (pointer, distance between rows, number of rows): one head of one item.
 """

@@ -12,8 +12,17 @@ from mi_kernels.ops.cross_attention.schema import NO_OFFSET
 NO_LENGTHS = torch.empty(0, dtype=torch.int64)
 
 
-def arguments(Tq: int = 512, Tk: int = 512, E: int = 64, EV: int = 64, dtype: torch.dtype = torch.bfloat16,
-              offset: int = NO_OFFSET, p: float = 0.0, lengths: bool = False, device: str = "cuda") -> tuple:  # fmt: skip
+def arguments(
+    Tq: int = 512,
+    Tk: int = 512,
+    E: int = 64,
+    EV: int = 64,
+    dtype: torch.dtype = torch.bfloat16,
+    offset: int = NO_OFFSET,
+    p: float = 0.0,
+    lengths: bool = False,
+    device: str = "cuda",
+) -> tuple:
     torch.manual_seed(0)
     new = torch.empty if device == "cuda" else torch.randn  # fake tensors hold nothing
     q, k, v = (new(2, 3, T, D, device=device, dtype=dtype) for T, D in ((Tq, E), (Tk, E), (Tk, EV)))
