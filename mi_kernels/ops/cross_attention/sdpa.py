@@ -54,6 +54,7 @@ def suits(
     causal_offset: Sequence[int],
     scale: Sequence[float],
     dropout_p: Sequence[float],
+    *,
     sparse: bool,
 ) -> bool:
     """Whether every pair is one that flash attention computes here."""
@@ -68,7 +69,7 @@ def _deterministic() -> Iterator[None]:
         yield
         return
     warn_only, fill = torch.is_deterministic_algorithms_warn_only_enabled(), torch.utils.deterministic
-    filled = fill.fill_uninitialized_memory
+    filled = fill.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)
     fill.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:

@@ -189,7 +189,7 @@ def encode(n: int) -> int:
 class Pairs(NamedTuple):
     """Directed pairs with the same head sizes, and where they stand in the call."""
 
-    index: tuple[int, ...]
+    places: tuple[int, ...]
     query: tuple[Tensor, ...]
     key: tuple[Tensor, ...]
     value: tuple[Tensor, ...]
@@ -273,12 +273,17 @@ def grouped(
             raise ValueError(f"Tq and Tk must not exceed {_MAX_LENGTH}, got {q.shape[2]} and {k.shape[2]}")
         alike.setdefault((q.shape[3], v.shape[3]), []).append(i)
     parts = [found[i : i + MOST_PAIRS] for found in alike.values() for i in range(0, len(found), MOST_PAIRS)]
-    rule = (query_lengths, key_lengths, causal_offset, scale, dropout_p)
     return [
         Pairs(
-            tuple(part),
-            *(tuple(with_rows(t[i]) for i in part) for t in (query, key, value)),
-            *(tuple(values[i] for i in part) for values in rule),  # type: ignore[arg-type]
+            places=tuple(part),
+            query=tuple(with_rows(query[i]) for i in part),
+            key=tuple(with_rows(key[i]) for i in part),
+            value=tuple(with_rows(value[i]) for i in part),
+            query_lengths=tuple(query_lengths[i] for i in part),
+            key_lengths=tuple(key_lengths[i] for i in part),
+            causal_offset=tuple(causal_offset[i] for i in part),
+            scale=tuple(scale[i] for i in part),
+            dropout_p=tuple(dropout_p[i] for i in part),
         )
         for part in parts
     ]
@@ -286,7 +291,7 @@ def grouped(
 
 def seeds_of(pairs: Pairs, seed: Tensor) -> Tensor:
     """The seeds of these pairs, without a copy from the host."""
-    return seed if len(pairs.index) == seed.shape[0] else torch.cat([seed[i : i + 1] for i in pairs.index])
+    return seed if len(pairs.places) == seed.shape[0] else torch.cat([seed[i : i + 1] for i in pairs.places])
 
 
 INTERPRETED = not isinstance(mix, triton.runtime.JITFunction)
