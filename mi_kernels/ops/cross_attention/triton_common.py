@@ -11,6 +11,7 @@ A `side` is a tuple (pointer, distance between rows, number of rows): one head o
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -219,7 +220,7 @@ class Pairs(NamedTuple):
         """The table of numbers: fp32 and what it leaves of an fp64."""
         columns: list[float] = []
         for values in (self.scale, [1.0 / (1.0 - p) for p in self.dropout_p]):
-            high = [torch.tensor(v, dtype=torch.float32).item() for v in values]
+            high = [struct.unpack("f", struct.pack("f", v))[0] for v in values]
             columns += high + [v - h for v, h in zip(values, high, strict=True)]
         return tuple(columns)
 
