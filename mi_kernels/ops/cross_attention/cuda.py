@@ -2,9 +2,9 @@
 
 One launch forward and two backward for every up to 16 pairs whose head sizes are alike. A lane owns a query (or a key)
 and multiplies in fp32 whatever the inputs' type: with so few features tensor cores would mostly multiply padding.
-2 B heads Tq Tk (E + Ev) FLOPs forward for softmax (sparsemax: 2 B heads Tq Tk E more for each of its passes, four or so),
-2 B heads Tq Tk (4 E + 3 Ev) backward, features padded to a multiple of four. Nothing but outputs and one number per
-query is stored, every output once by its owner, no value goes to the host.
+2 B heads Tq Tk (E + Ev) FLOPs forward for softmax (sparsemax: 2 B heads Tq Tk E more for each of its passes, four or
+so), 2 B heads Tq Tk (4 E + 3 Ev) backward, features padded to a multiple of four. Nothing but outputs and one number
+per query is stored, every output once by its owner, no value goes to the host.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def _check(query: Sequence[Tensor], value: Sequence[Tensor]) -> None:
     if not fits(query, value):
         widest = max(t.shape[3] for t in (*query, *value))
         raise RuntimeError(
-            "backend 'cuda' was asked for and cannot run cross_attention: its kernels take float32, bfloat16 and float16 "
-            f"and heads of up to {MOST_FEATURES} features, got {query[0].dtype} and {widest}"
+            "backend 'cuda' was asked for and cannot run cross_attention: its kernels take float32, bfloat16 and "
+            f"float16 and heads of up to {MOST_FEATURES} features, got {query[0].dtype} and {widest}"
         )
 
 

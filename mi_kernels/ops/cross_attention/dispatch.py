@@ -44,7 +44,7 @@ def _routed(backend: str, pairs: tuple, sparse: bool) -> str:
     """The kernels of a call: flash attention where it computes the same, the grouped Triton kernels otherwise."""
     if backend != AUTOMATIC:
         return backend
-    return "sdpa" if sdpa.suits(*pairs, sparse) else "triton"
+    return "sdpa" if sdpa.suits(*pairs, sparse=sparse) else "triton"
 
 
 def _forward(query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p, seed, sparse, backend):

@@ -2,8 +2,8 @@
 
 Softmax over all keys, or causal over as many keys as queries, without lengths and dropout, in 16 bits: then out and
 row_lse are the same numbers, and on long sequences of wide heads a kernel that was tuned per architecture for years is
-the one to run. As the statistic is the same, a forward of one kind may have a backward of the other. It takes one launch
-per pair, so that pairs shorter than FROM stay in the grouped kernels. The backward runs in flash attention's
+the one to run. As the statistic is the same, a forward of one kind may have a backward of the other. It takes one
+launch per pair, so that pairs shorter than FROM stay in the grouped kernels. The backward runs in flash attention's
 deterministic mode, as everything here does. Costs as in `triton_forward` and `triton_backward`, and a copy of each
 result, which flash attention leaves in the order [B, T, heads, E].
 """
@@ -45,7 +45,18 @@ def _suits(q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: 
     )
 
 
-def suits(query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p, sparse: bool) -> bool:
+def suits(
+    query: Sequence[Tensor],
+    key: Sequence[Tensor],
+    value: Sequence[Tensor],
+    query_lengths: Sequence[Tensor],
+    key_lengths: Sequence[Tensor],
+    causal_offset: Sequence[int],
+    scale: Sequence[float],
+    dropout_p: Sequence[float],
+    *,
+    sparse: bool,
+) -> bool:
     """Whether every pair is one that flash attention computes here."""
     pairs = zip(query, key, value, query_lengths, key_lengths, causal_offset, dropout_p, strict=True)
     return not sparse and all(_suits(*pair) for pair in pairs)
@@ -58,7 +69,7 @@ def _deterministic() -> Iterator[None]:
         yield
         return
     warn_only, fill = torch.is_deterministic_algorithms_warn_only_enabled(), torch.utils.deterministic
-    filled = fill.fill_uninitialized_memory
+    filled = fill.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)
     fill.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
@@ -74,7 +85,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tup
 
 def _backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float):
     # Without dropout the state of the random generator is not read.
-    state = torch.zeros(2, dtype=torch.uint64, device=q.device), torch.zeros((), dtype=torch.uint64, device=q.device)
+    state = torch.empty(2, dtype=torch.uint64, device=q.device), torch.empty((), dtype=torch.uint64, device=q.device)
     return torch.ops.aten._scaled_dot_product_flash_attention_backward(
         g, q, k, v, out, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, *state, scale=scale
     )
@@ -112,10 +123,11 @@ def backward(
     *rest,
 ) -> list[Tensor]:
     """The operator of schema.py, for pairs that suit."""
-    pairs = zip(grad_out, query, key, value, out, stat, causal_offset, scale, strict=True)
+    grads = [g if g.stride(3) == 1 else g.contiguous() for g in grad_out]
+    pairs = zip(grads, query, key, value, out, stat, causal_offset, scale, strict=True)
     with _deterministic():
         found = [
-            _backward(g if g.stride(3) == 1 else g.contiguous(), q, k, v, o, lse, bool(_is_causal(q, k, offset)), factor)
+            _backward(g, q, k, v, o, lse, bool(_is_causal(q, k, offset)), factor)
             for g, q, k, v, o, lse, offset, factor in pairs
         ]
     return [gradients[side].contiguous() for side in range(3) for gradients in found]

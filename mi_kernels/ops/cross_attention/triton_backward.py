@@ -132,7 +132,7 @@ def query_kernel(
         b_g = load_rows(grads, o_i, tl.arange(0, BV), EV)  # [BM, BV]
     b_r1, b_r2, drop_below, b_keep = None, None, None, None
     if DROPS:
-        b_r1, b_r2 = row_keys(head_key(p_seed, i_pair, i_bh), o_i)  # [BM]
+        b_r1, b_r2 = row_keys(head_key(p_seed, i_pair, i_bh), o_i[:, None])  # [BM, 1]
         drop_below, b_keep = drop_bound(sizes, i_pair, N), number(numbers, i_pair, KEEP, ACC, N)
 
     if SPARSE:
@@ -146,7 +146,7 @@ def query_kernel(
                               b_scale * unit(SPARSE), SPARSE, ACC, PRECISION, BM, BN, BE)  # fmt: skip
             b_dp = products(b_g, b_v, grads, values, o_i, o_j, EV, ACC, PRECISION, BM, BN, BV)  # [BM, BN]
             if DROPS:
-                b_dp = tl.where(kept(b_r1[:, None], b_r2[:, None], o_j[None, :], drop_below), b_dp * b_keep, 0.0)
+                b_dp = tl.where(kept(b_r1, b_r2, o_j[None, :], drop_below), b_dp * b_keep, 0.0)
             b_sum += tl.sum(tl.where(b_p > 0.0, b_dp, 0.0), 1)
             b_n += tl.sum((b_p > 0.0).to(ACC), 1)
         b_delta = b_sum / tl.maximum(b_n, 1.0)
@@ -163,7 +163,7 @@ def query_kernel(
                           b_scale * unit(SPARSE), SPARSE, ACC, PRECISION, BM, BN, BE)  # fmt: skip
         b_dp = products(b_g, b_vw, grads, values, o_i, o_j, EV, ACC, PRECISION, BM, BN, BV)  # [BM, BN]
         if DROPS:
-            b_dp = tl.where(kept(b_r1[:, None], b_r2[:, None], o_j[None, :], drop_below), b_dp * b_keep, 0.0)
+            b_dp = tl.where(kept(b_r1, b_r2, o_j[None, :], drop_below), b_dp * b_keep, 0.0)
         b_ds = dscores(b_p, b_dp, b_delta[:, None], SPARSE)
         b_dq = mma(rounded(b_ds, b_kd.dtype, PRECISION), b_kd, b_dq, ACC, PRECISION)
 
@@ -230,8 +230,8 @@ def key_kernel(
         b_dp = products(b_v, b_g, values, grads, o_j, o_i, EV, ACC, PRECISION, BN, BM, BV)  # [BN, BM]
         b_ds = dscores(b_p, b_dp, b_delta, SPARSE)
         if DROPS:
-            b_r1, b_r2 = row_keys(head, o_i)  # [BM]
-            m_kept = kept(b_r1[None, :], b_r2[None, :], o_j[:, None], drop_below)
+            b_r1, b_r2 = row_keys(head, o_i[None, :])  # [1, BM]
+            m_kept = kept(b_r1, b_r2, o_j[:, None], drop_below)
             b_ds = dscores(b_p, tl.where(m_kept, b_dp * b_keep, 0.0), b_delta, SPARSE)
             b_p = tl.where(m_kept, b_p * b_keep, 0.0)
         b_dv = mma(rounded(b_p, b_gd.dtype, PRECISION), b_gd, b_dv, ACC, PRECISION)
@@ -278,11 +278,11 @@ def _launch(
     seed: Tensor,
     sparse: bool,
 ) -> None:
-    (E, EV), dtype, n = pairs.head_sizes, pairs.query[0].dtype, len(pairs.index)
-    dq, dk, dv = (tuple(side[i] for i in pairs.index) for side in gradients)
+    (E, EV), dtype, n = pairs.head_sizes, pairs.query[0].dtype, len(pairs.places)
+    dq, dk, dv = (tuple(side[i] for i in pairs.places) for side in gradients)
     input_precision = precision(dtype, INTERPRETED)
-    grads = tuple(with_rows(grad_out[i]) for i in pairs.index)
-    outs, stats = (tuple(t[i].contiguous() for i in pairs.index) for t in (out, stat))
+    grads = tuple(with_rows(grad_out[i]) for i in pairs.places)
+    outs, stats = (tuple(t[i].contiguous() for i in pairs.places) for t in (out, stat))
     deltas = tuple(torch.empty_like(s) for s in stats)
     align = alignment((*pairs.query, *pairs.key, *pairs.value, *grads))
     inputs = (pairs.query, pairs.key, pairs.value, grads, pairs.query_lengths, pairs.key_lengths)

@@ -1,16 +1,17 @@
 """Tile primitives, the table of pairs and launch settings that the attention kernels share.
 
 One launch serves all directed pairs of a call. Their pointers and sizes travel as tuples among the kernel's arguments
-(no table in memory to copy there first, so that a launch can be captured in a CUDA graph); a program finds the pair that
-it belongs to by comparing its id with the pairs' first programs, and selects. Triton would compile a kernel anew for
-each pattern of ones and multiples of 16 among integers of a tuple: `encode` makes all of them odd and not 1, strides
-come in units of ALIGN elements.
+(no table in memory to copy there first, so that a launch can be captured in a CUDA graph); a program finds the pair
+that it belongs to by comparing its id with the pairs' first programs, and selects. Triton would compile a kernel anew
+for each pattern of ones and multiples of 16 among integers of a tuple: `encode` makes all of them odd and not 1,
+strides come in units of ALIGN elements.
 
 A `side` is a tuple (pointer, distance between rows, number of rows): one head of one item.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -189,7 +190,7 @@ def encode(n: int) -> int:
 class Pairs(NamedTuple):
     """Directed pairs with the same head sizes, and where they stand in the call."""
 
-    index: tuple[int, ...]
+    places: tuple[int, ...]
     query: tuple[Tensor, ...]
     key: tuple[Tensor, ...]
     value: tuple[Tensor, ...]
@@ -219,7 +220,7 @@ class Pairs(NamedTuple):
         """The table of numbers: fp32 and what it leaves of an fp64."""
         columns: list[float] = []
         for values in (self.scale, [1.0 / (1.0 - p) for p in self.dropout_p]):
-            high = [torch.tensor(v, dtype=torch.float32).item() for v in values]
+            high = [struct.unpack("f", struct.pack("f", v))[0] for v in values]
             columns += high + [v - h for v, h in zip(values, high, strict=True)]
         return tuple(columns)
 
@@ -273,12 +274,17 @@ def grouped(
             raise ValueError(f"Tq and Tk must not exceed {_MAX_LENGTH}, got {q.shape[2]} and {k.shape[2]}")
         alike.setdefault((q.shape[3], v.shape[3]), []).append(i)
     parts = [found[i : i + MOST_PAIRS] for found in alike.values() for i in range(0, len(found), MOST_PAIRS)]
-    rule = (query_lengths, key_lengths, causal_offset, scale, dropout_p)
     return [
         Pairs(
-            tuple(part),
-            *(tuple(with_rows(t[i]) for i in part) for t in (query, key, value)),
-            *(tuple(values[i] for i in part) for values in rule),  # type: ignore[arg-type]
+            places=tuple(part),
+            query=tuple(with_rows(query[i]) for i in part),
+            key=tuple(with_rows(key[i]) for i in part),
+            value=tuple(with_rows(value[i]) for i in part),
+            query_lengths=tuple(query_lengths[i] for i in part),
+            key_lengths=tuple(key_lengths[i] for i in part),
+            causal_offset=tuple(causal_offset[i] for i in part),
+            scale=tuple(scale[i] for i in part),
+            dropout_p=tuple(dropout_p[i] for i in part),
         )
         for part in parts
     ]
@@ -286,7 +292,7 @@ def grouped(
 
 def seeds_of(pairs: Pairs, seed: Tensor) -> Tensor:
     """The seeds of these pairs, without a copy from the host."""
-    return seed if len(pairs.index) == seed.shape[0] else torch.cat([seed[i : i + 1] for i in pairs.index])
+    return seed if len(pairs.places) == seed.shape[0] else torch.cat([seed[i : i + 1] for i in pairs.places])
 
 
 INTERPRETED = not isinstance(mix, triton.runtime.JITFunction)

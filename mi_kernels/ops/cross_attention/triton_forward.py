@@ -142,7 +142,7 @@ def forward_kernel(
         b_q = load_rows(queries, o_i, tl.arange(0, BE), E)  # [BM, BE]
     b_r1, b_r2, drop_below = None, None, None
     if DROPS:
-        b_r1, b_r2 = row_keys(head_key(p_seed, i_pair, i_bh), o_i)  # [BM]
+        b_r1, b_r2 = row_keys(head_key(p_seed, i_pair, i_bh), o_i[:, None])  # [BM, 1]
         drop_below = drop_bound(sizes, i_pair, N)
 
     b_out = tl.zeros([BM, BV], dtype=ACC)
@@ -164,7 +164,7 @@ def forward_kernel(
             b_out = b_out * b_shrink[:, None]
             b_max = b_new
         if DROPS:
-            b_p = tl.where(kept(b_r1[:, None], b_r2[:, None], o_j[None, :], drop_below), b_p, 0.0)
+            b_p = tl.where(kept(b_r1, b_r2, o_j[None, :], drop_below), b_p, 0.0)
         b_v = load_rows(values, o_j, o_v, EV)  # [BN, BV]
         b_out = mma(rounded(b_p, b_v.dtype, PRECISION), b_v, b_out, ACC, PRECISION)
 
@@ -212,7 +212,7 @@ def _launch(pairs: Pairs, outs: list[Tensor], stats: list[Tensor], seed: Tensor,
     forward_kernel[(programs,)](
         pairs.query, pairs.key, pairs.value, pairs.query_lengths, pairs.key_lengths, tuple(outs), tuple(stats), seed,
         pairs.sizes(starts, align), pairs.numbers(), E, EV,
-        SPARSE=sparse, DROPS=pairs.drops, N=len(pairs.index), ALIGN=align, WHOLE=t.whole(E, 0),
+        SPARSE=sparse, DROPS=pairs.drops, N=len(pairs.places), ALIGN=align, WHOLE=t.whole(E, 0),
         PRECISION=input_precision, BM=t.BM, BN=t.BN, BE=t.BE, BV=t.BV,
         num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True, maxnreg=MOST_REGISTERS,
     )  # fmt: skip
@@ -239,6 +239,6 @@ def forward(
     stats = [torch.empty(q.shape[:3], dtype=accumulate_dtype(q.dtype), device=q.device) for q in query]
     with device_guard(query[0]):
         for pairs in grouped(query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p):
-            of_pairs = [outs[i] for i in pairs.index], [stats[i] for i in pairs.index]
+            of_pairs = [outs[i] for i in pairs.places], [stats[i] for i in pairs.places]
             _launch(pairs, *of_pairs, seeds_of(pairs, seed), sparse)
     return outs + stats

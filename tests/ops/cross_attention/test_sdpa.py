@@ -12,8 +12,17 @@ from mi_kernels.ops.cross_attention.schema import NO_OFFSET
 NO_LENGTHS = torch.empty(0, dtype=torch.int64)
 
 
-def arguments(Tq: int = 512, Tk: int = 512, E: int = 64, EV: int = 64, dtype: torch.dtype = torch.bfloat16,
-              offset: int = NO_OFFSET, p: float = 0.0, lengths: bool = False, device: str = "cuda") -> tuple:  # fmt: skip
+def arguments(
+    Tq: int = 512,
+    Tk: int = 512,
+    E: int = 64,
+    EV: int = 64,
+    dtype: torch.dtype = torch.bfloat16,
+    offset: int = NO_OFFSET,
+    p: float = 0.0,
+    lengths: bool = False,
+    device: str = "cuda",
+) -> tuple:
     torch.manual_seed(0)
     new = torch.empty if device == "cuda" else torch.randn  # fake tensors hold nothing
     q, k, v = (new(2, 3, T, D, device=device, dtype=dtype) for T, D in ((Tq, E), (Tk, E), (Tk, EV)))
@@ -47,14 +56,14 @@ def flash_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_what_flash_attention_computes_is_routed(flash_everywhere, changed: dict, suits: bool) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         pairs = arguments(**changed)
-        assert sdpa.suits(*pairs, False) == suits
-        assert not sdpa.suits(*pairs, True), "sparsemax is ours alone"
+        assert sdpa.suits(*pairs, sparse=False) == suits
+        assert not sdpa.suits(*pairs, sparse=True), "sparsemax is ours alone"
         assert dispatch._routed(dispatch.AUTOMATIC, pairs, False) == ("sdpa" if suits else "triton")
         assert dispatch._routed("triton", pairs, False) == "triton", "a named backend is the one that runs"
 
 
 def test_a_device_without_flash_attention_is_not_routed() -> None:
-    assert not sdpa.suits(*arguments(device="cpu"), False)
+    assert not sdpa.suits(*arguments(device="cpu"), sparse=False)
 
 
 def test_the_operators_of_torch_take_these_arguments() -> None:

@@ -8,9 +8,9 @@ from itertools import count
 
 import torch
 
+import mi_kernels as mk
 from mi_kernels.ops.cross_attention import triton_backward, triton_forward
-
-from tests.ops.cross_attention.cases import Case, Pair, failures
+from tests.ops.cross_attention.cases import Case, Pair, distance, failures
 
 BOTH = (False, True)
 THREE = (
@@ -40,6 +40,21 @@ def poisoned(empty):
     return fill
 
 
+def public_failures() -> list[str]:
+    """The public function on this backend and on the definition: the same weights are dropped, twice differentiable."""
+    gen = torch.Generator().manual_seed(0)
+    sides = [[torch.randn(1, 2, T, 3, generator=gen, dtype=torch.float64) for T in (9, 11)] for _ in range(3)]
+    leaves = [t.requires_grad_() for side in sides for t in side]
+    found = []
+    for backend in ("triton", "reference"):
+        out = mk.cross_attention_grouped(*sides, causal_offset=[2, None], dropout_p=0.5, seed=7, backend=backend)
+        grads = torch.autograd.grad(sum(o.square().sum() for o in out), leaves, create_graph=True)
+        twice = torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
+        found.append([t.detach() for t in (*out, *grads, *twice)])
+    errors = [distance(a, b) for a, b in zip(*found, strict=True)]
+    return [] if max(errors) < 1e-12 else [f"triton and the definition differ by {max(errors):.1e}"]
+
+
 def main() -> int:
     warnings.filterwarnings("ignore", module="triton.runtime.interpreter")
     torch.empty, torch.empty_like = poisoned(torch.empty), poisoned(torch.empty_like)
@@ -48,6 +63,9 @@ def main() -> int:
         for line in failures(case, seed, triton_forward.forward, triton_backward.backward):
             bad += 1
             print(f"{case}: {line}")
+    for line in public_failures():
+        bad += 1
+        print(f"mk.cross_attention_grouped: {line}")
     print(f"cross_attention: {len(CASES)} interpreter cases, {bad} failures")
     return int(bad > 0)
 

@@ -41,7 +41,8 @@ def source(variant: str):
     kernel, tiling, columns = KERNELS[name]
     t = tiling(torch.float32 if dtype == "tf32" else getattr(torch, dtype), E, EV, dtype == "tf32")
     constants = {"SPARSE": normalizer.startswith("sparsemax"), "DROPS": normalizer.endswith("dropout"), "N": pairs}
-    constants |= {"ALIGN": 16 if E % 16 == 0 and EV % 16 == 0 else 1, "PRECISION": "tf32" if dtype == "tf32" else "ieee"}
+    constants["ALIGN"] = 16 if E % 16 == 0 and EV % 16 == 0 else 1
+    constants["PRECISION"] = "tf32" if dtype == "tf32" else "ieee"
     constants |= {"BM": t.BM, "BN": t.BN, "BE": t.BE, "BV": t.BV}
     constants["WHOLE"] = t.whole(E, 0 if name == "forward" else EV)
     signature: dict = {}
