@@ -75,7 +75,9 @@ def _gamma(bandwidth: Bandwidth, groups: torch.Size, like: Tensor) -> Tensor:
         return torch.stack([like.new_full((groups.numel(),), 0.5 / v**2) for v in values], -1)
     columns = []
     for s in several:
-        t = torch.as_tensor(s, dtype=like.dtype, device=like.device)
+        if s is None:
+            raise ValueError("bandwidth must hold numbers or tensors, got None in a sequence")
+        t = s.to(like) if isinstance(s, Tensor) else like.new_full((), s)
         if t.numel() != 1 and t.shape != groups:
             raise ValueError(f"bandwidth must be a number, a 0-d tensor or {tuple(groups)}, got {tuple(t.shape)}")
         if t.device.type == "cpu" and not torch.compiler.is_compiling() and not (t.detach() > 0).all():

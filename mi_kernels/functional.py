@@ -175,7 +175,11 @@ def _bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
     """A logit bias, one number or one a group [*], for every row [*, B]."""
     if bias is None:
         return None
-    rows = torch.as_tensor(bias, dtype=accumulate_dtype(features.dtype), device=features.device)
+    dtype = accumulate_dtype(features.dtype)
+    if isinstance(bias, Tensor):
+        rows = bias.to(features.device, dtype)
+    else:  # filled on the device: a copy from the host would make a GPU wait
+        rows = torch.full((), float(bias), dtype=dtype, device=features.device)
     groups = features.shape[:-2]
     if rows.numel() != 1 and rows.shape != groups:
         raise ValueError(f"logit_bias must be one number or have shape {tuple(groups)}, got {tuple(rows.shape)}")

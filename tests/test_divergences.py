@@ -296,6 +296,23 @@ def test_compiles_in_one_graph(name):
     torch.testing.assert_close(torch.autograd.grad(compiled(x, y), x), torch.autograd.grad(run(x, y), x))
 
 
+@pytest.mark.parametrize("name", ["reference", "chunked"])
+def test_hsic_is_an_operator_with_backends(name):
+    x, y, gx, gy = draw(2, 9, 3).detach(), draw(2, 9, 2).detach(), torch.rand(2).double(), torch.rand(2).double()
+    ops = torch.ops.mi_kernels
+    _, rows = ops.rbf_hsic(x, y, gx, gy, name)
+    torch.library.opcheck(ops.rbf_hsic.default, (x, y, gx, gy, name))
+    for needs in (15, 6, 1):
+        torch.library.opcheck(ops.rbf_hsic_grad.default, (x, y, gx, gy, rows, torch.rand(2, 3).double(), needs, name))
+    torch.testing.assert_close(mk.hsic(x, y, backend=name), mk.hsic(x, y))
+
+
+@pytest.mark.skipif(mk.backends()["cpu"] != "available", reason="no compiled extension")
+def test_hsic_refuses_a_backend_that_has_no_kernel_for_it():
+    with pytest.raises(RuntimeError, match="backend 'cpu' was asked for and cannot run rbf_hsic"):
+        mk.hsic(draw(5, 3), draw(5, 3), backend="cpu")
+
+
 def test_opcheck_accepts_the_operator(backend):
     x, y, gamma = draw(2, 6, 3).detach(), draw(2, 5, 3).detach(), torch.rand(2, 2, dtype=torch.float64)
     for needs in (0, 7, 1):

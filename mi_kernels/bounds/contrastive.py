@@ -70,8 +70,9 @@ class InfoNCE(_Contrastive):
     With `condition="group"` the condition holds integer labels, [*, B] or [*, B, 1], and the negatives of a sample are
     the samples of its own label: the estimate is of I(X; Y | C) (eq. 13), each label weighing as often as it occurs,
     and at most the mean log size of the groups. Exact: the groups of one size go through the critic in one call, so
-    the cost is that of sum_c n_c^2 pairs instead of B^2. The critic sees x and y alone; append the label to x to give
-    every label a critic of its own.
+    the cost is that of sum_c n_c^2 pairs instead of B^2. The host has to know those sizes: a GPU is waited for, and a
+    CUDA graph cannot hold it. The critic sees x and y alone; append the label to x to give every label a critic of its
+    own.
     """
 
     def forward(self, x: Tensor, y: Tensor, condition: Tensor | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Which of two schedules a one-sided loss of 16-bit features takes in Triton: "fused" or "chunked".
 
-The rules stand in routes.json, in order; the first one that holds decides, and each says where it comes from. A rule may
-name `architecture` (compute capability), `dtype`, and inclusive bounds `pairs_at_least`, `pairs_at_most` (B N),
+The rules stand in routes.json, in order; the first one that holds decides, and each says where it comes from. A rule
+may name `architecture` (compute capability), `dtype`, and inclusive bounds `pairs_at_least`, `pairs_at_most` (B N),
 `features_at_least`, `features_at_most` (D). MI_KERNELS_SCHEDULE=fused|chunked overrides them all.
 `python -m bench.route` measures both schedules on the device and rewrites its rules.
 """
@@ -18,8 +18,8 @@ import torch
 
 PATH = Path(__file__).with_name("routes.json")
 SCHEDULES = ("fused", "chunked")
-_BOUNDS = ("pairs", "features")
-KEYS = {"architecture", "dtype", "schedule", "source", *(f"{b}_at_{side}" for b in _BOUNDS for side in ("least", "most"))}
+_BOUNDS = {f"{what}_at_{side}" for what in ("pairs", "features") for side in ("least", "most")}
+KEYS = {"architecture", "dtype", "schedule", "source", *_BOUNDS}
 Rule = dict[str, Any]
 
 

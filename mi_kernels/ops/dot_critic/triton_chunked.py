@@ -18,6 +18,8 @@ from .triton_common import device_guard, sigmoid, softplus
 from .triton_forward import lse_update
 
 CHUNK_BYTES = 256 * 2**20
+# 16-bit products that come out in fp32; before torch 2.8 scores would be rounded to 16 bits.
+_WIDE_PRODUCTS = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 8)
 
 
 @triton.jit(do_not_specialize=["n_row", "n_col", "first", "n_chunk", "shift"])
@@ -92,7 +94,7 @@ def columns(n_col: int) -> tuple[int, int]:
 def eligible(problem: tuple, w_row: float, w_col: float, w_soft: float) -> bool:
     """Whether this schedule computes the loss: one term over rows of 16-bit features, without ids or column biases."""
     x, _, _, _, col_bias, _, _, pairs, _ = problem
-    short = x.dtype in (torch.bfloat16, torch.float16)
+    short = x.dtype in (torch.bfloat16, torch.float16) and (_WIDE_PRODUCTS or not x.is_cuda)
     return short and not w_col and bool(w_row) != bool(w_soft) and col_bias is None and pairs in (ALL, OFF_DIAGONAL)
 
 

@@ -7,7 +7,7 @@ Chunked: see triton_chunked.py; routes.py chooses. Features stay in their own dt
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 
@@ -50,25 +50,25 @@ def _schedule(x: torch.Tensor, y: torch.Tensor) -> str:
 
 
 def _fused(
-    problem: tuple, w_row: float, w_col: float, w_soft: float, w_pos: float, soft_signed: bool, needs: int
+    problem: Any, w_row: float, w_col: float, w_soft: float, w_pos: float, soft_signed: bool, needs: int
 ) -> tuple[torch.Tensor, ...]:
     x, y, scale, row_bias, col_bias, _, _, _, shift = problem
     wanted = (ROW_LSE if w_row else 0) | (COL_LSE if w_col else 0)
     wanted |= (SOFTPLUS | (SIGNED if soft_signed else 0)) if w_soft else 0
-    row, col, soft = triton_forward.stats(*problem, wanted, math.inf)
+    asked: tuple = (*problem, wanted)
+    row, col, soft = triton_forward.stats(*asked)
     stats = (row if w_row else None, col if w_col else None, soft if w_soft else None)
-    biases = (as_vector(b, scale.dtype) for b in (row_bias, col_bias))
-    value = triton_rows.total(x, y, scale, *biases, shift, stats, (w_row, w_col, w_soft, w_pos))
+    row_bias, col_bias = as_vector(row_bias, scale.dtype), as_vector(col_bias, scale.dtype)
+    value = triton_rows.total(x, y, scale, row_bias, col_bias, shift, stats, (w_row, w_col, w_soft, w_pos))
     if not needs:
         return value, x.new_empty(0), x.new_empty(0), *(value.new_empty(0) for _ in range(3))
-    gradients = triton_backward.grad(
-        *problem, stats[0], stats[1], *_slopes(value, x, y, w_row, w_col, w_soft), _positive(value, x, shift, w_pos),
-        soft_signed,
-    )  # fmt: skip
+    slopes = (*_slopes(value, x, y, w_row, w_col, w_soft), _positive(value, x, shift, w_pos))
+    arguments = (*problem, stats[0], stats[1], *slopes, soft_signed)
+    gradients = triton_backward.grad(*arguments)
     return value, *(g if needs & bit else g.new_empty(0) for g, bit in zip(gradients, BITS, strict=True))
 
 
-def _slopes(like: torch.Tensor, x, y, w_row: float, w_col: float, w_soft: float) -> list[torch.Tensor | None]:
+def _slopes(like: torch.Tensor, x, y, w_row: float, w_col: float, w_soft: float) -> list[Any]:
     """g_row, g_col and g_soft; weights that are equal share what one launch fills."""
     (G, B), N = x.shape[:2], y.shape[1]
     filled: dict[float, torch.Tensor] = {}

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from itertools import product
 
 import torch
-from triton.runtime import interpreter
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from triton.runtime import interpreter
 
 import mi_kernels as mk
 from mi_kernels.ops.dot_critic import triton_chunked

@@ -3,7 +3,6 @@
 A variant is "loss kernel/case/dtype/D".
 """
 
-import torch
 import triton.language as tl
 from triton.compiler import ASTSource
 
