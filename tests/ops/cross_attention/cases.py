@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from unittest import mock
 
 import torch
 
@@ -69,11 +70,11 @@ def rules(case: Case) -> tuple[list, list, list]:
 
 def oracle(case: Case, sides: list, seeds: list, dtype: torch.dtype) -> list[dict[str, torch.Tensor]]:
     """Every step computed in `dtype`: the definition itself would work on 16 bits in fp32."""
-    reference.accumulator = lambda _: dtype
     found = []
     for q, k, v, g, n_q, n_k, offset, scale, p, seed in zip(*sides, *rules(case), seeds, strict=True):
         q, k, v = leaves = [t.to(dtype).requires_grad_() for t in (q, k, v)]
-        out, stat = reference.attention(q, k, v, n_q, n_k, offset, scale, p, seed, case.sparse)
+        with mock.patch.object(reference, "accumulator", lambda _: dtype):
+            out, stat = reference.attention(q, k, v, n_q, n_k, offset, scale, p, seed, case.sparse)
         end = n_q.view(-1, 1, 1, 1) if n_q.numel() else q.shape[2]
         g = torch.where(torch.arange(q.shape[2])[:, None] < end, g, 0.0).to(dtype)
         dq, dk, dv = torch.autograd.grad(out, leaves, g)
