@@ -13,6 +13,8 @@
 #include "vec.h"
 
 #define MK_LAMBDA __attribute__((always_inline))
+// Every variant is a function of its own: compilers take far more than twice as long over one of twice the size.
+#define MK_NOINLINE __attribute__((noinline))
 
 namespace mk::attention {
 
@@ -36,7 +38,7 @@ MK_INLINE void scatter(const Vec<T>* acc, int64_t n, int64_t width, T* out) {
 }
 
 template <class T, int P, bool Sparse, bool Drop>
-MK_INLINE void small_forward(const Item<T>& it, Scratch<T>& scratch) {
+MK_NOINLINE void small_forward(const Item<T>& it, Scratch<T>& scratch) {
   constexpr int64_t L = kLanes<T>;
   const int64_t first = it.first_query(), reached = it.reached();
   set(it.out, it.Tq * it.Ev, T(0));
@@ -251,7 +253,7 @@ MK_INLINE void unpack_columns(const T* columns, int64_t n, int64_t total, int64_
 }
 
 template <class T, int P, bool Sparse, bool Drop>
-MK_INLINE void small_backward(const Item<T>& it, Scratch<T>& scratch) {
+MK_NOINLINE void small_backward(const Item<T>& it, Scratch<T>& scratch) {
   const int64_t first = it.first_query(), reached = it.reached(), length = round_up(reached, kLanes<T>);
   set(it.dq, first * it.E, T(0));
   set(it.dq + it.queries * it.E, (it.Tq - it.queries) * it.E, T(0));
