@@ -120,7 +120,8 @@ def _through_normalization(t: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of t from that of F.normalize(t)."""
     if not gradient.numel():
         return t.new_empty(0)
-    wide = t.to(gradient.dtype)
+    wide = t.to(accumulate_dtype(t.dtype))
+    gradient = gradient.to(wide.dtype)
     norm = wide.norm(dim=-1, keepdim=True)
     unit = wide / norm.clamp(min=1e-12)
     dot = torch.where(norm > 1e-12, (unit * gradient).sum(-1, keepdim=True), 0)
@@ -151,7 +152,10 @@ def run_loss(
         return triton_loss.loss(problem, w_row, w_col, w_soft, w_pos, soft_signed, normalize, needs)
     if normalize:
         rest = (w_row, w_col, w_soft, w_pos, soft_signed, False, needs, memory_budget, backend)
-        loss, dx, dy, *others = run_loss(normalized(problem), *rest)
+        unit = normalized(problem)
+        if name == "cuda":  # 16-bit rows stay 16-bit: in fp32 they would miss the tensor cores' faster products
+            unit = (unit[0].to(x.dtype), unit[1].to(y.dtype), *unit[2:])
+        loss, dx, dy, *others = run_loss(unit, *rest)
         return loss, _through_normalization(x, dx), _through_normalization(y, dy), *others
     stats = run_stats(problem, wanted_stats(w_row, w_col, w_soft, soft_signed), math.inf, backend)
     positive = positive_scores(problem) if w_pos and problem[8] >= 0 else None
