@@ -1,9 +1,10 @@
-"""Gaussian CLUB and squared MMD on a CPU, forward plus backward, beside what people run today.
+"""Gaussian CLUB, squared MMD and HSIC on a CPU, forward plus backward, beside what people run today.
 
-`python -m bench.club [--quick] [--only club|mmd]` prints a table and writes bench/results/cpu_club.json and
-cpu_mmd.json. CLUB's base is its closed form in eager torch; MMD's is its matmuls: three for the Gram matrices and one
-for each product with a gradient, four when both samples have gradients, two when one has (as with a sampled prior).
-Every contender is checked against the fp64 formula before it is timed.
+`python -m bench.club [--quick] [--only club|mmd|hsic]` prints a table and writes bench/results/cpu_club.json,
+cpu_mmd.json and cpu_hsic.json. CLUB's base is its closed form in eager torch; MMD's is its matmuls: three for the Gram
+matrices and one for each product with a gradient, four when both samples have gradients, two when one has (as with a
+sampled prior); HSIC's are two Gram matrices, formed twice, and two products. Every contender is checked against the
+fp64 formula before it is timed.
 """
 
 from __future__ import annotations
@@ -65,6 +66,21 @@ def mmd_gram(x: Tensor, y: Tensor) -> Tensor:
 
 def mmd_ours(x: Tensor, y: Tensor) -> Tensor:
     return mk.mmd(x, y, bandwidth=_bandwidth(x))
+
+
+def hsic_gram(x: Tensor, y: Tensor) -> Tensor:
+    """Two B x B kernels, centred; unnormalised."""
+
+    def centred(a: Tensor) -> Tensor:
+        squares = a.square().sum(-1)
+        k = torch.exp(-(squares[:, None] + squares - 2 * (a @ a.T)).clamp(min=0) / (2 * _bandwidth(x) ** 2))
+        return k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()
+
+    return (centred(x) * centred(y)).mean()
+
+
+def hsic_ours(x: Tensor, y: Tensor) -> Tensor:
+    return mk.hsic(x, y, bandwidth=_bandwidth(x), normalized=False)
 
 
 def _gradients(loss: Loss, leaves: list[Tensor]) -> tuple[Tensor, ...]:
@@ -151,6 +167,26 @@ def mmd(batch: int, depth: int, seconds: float, both: bool) -> list[dict[str, An
     return measure(name, [x, y], contenders, mmd_gram, f"{3 + products} matmuls", floor, seconds)
 
 
+def hsic(batch: int, depth: int, seconds: float) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, depth, generator=generator).requires_grad_()
+    y = (x.detach().square() + torch.randn(batch, depth, generator=generator)).requires_grad_()
+    a, b, s = x.detach(), y.detach().T, torch.randn(batch, batch, generator=generator)
+
+    def floor() -> None:
+        for _ in range(4):
+            a @ b
+        for _ in range(2):
+            s @ a
+
+    contenders = {
+        "mi_kernels": hsic_ours,
+        "inner products, eager": hsic_gram,
+        "inner products, torch.compile": _compiled(hsic_gram),
+    }
+    return measure("hsic", [x, y], contenders, hsic_gram, "6 matmuls", floor, seconds)
+
+
 CLUB_SIZES = ((64, 20), (144, 64), (256, 128), (1024, 128), (1024, 512), (4096, 512))
 MMD_SIZES = ((128, 32), (128, 256), (256, 128), (1024, 128), (4096, 128))
 CLUB_NOTE = (
@@ -161,12 +197,17 @@ MMD_NOTE = (
     "squared MMD, biased, fixed bandwidth sqrt(2 D), fp32, forward plus backward; the base is the matmuls that a Gram "
     "formulation needs: three B x D by D x B, and four (both gradients) or two (one) B x B by B x D; " + table.COLUMNS
 )
+HSIC_SIZES = ((128, 64), (256, 128), (1024, 128), (4096, 128))
+HSIC_NOTE = (
+    "HSIC, biased, not normalised, fixed bandwidths sqrt(2 D), fp32, forward plus backward to both; the base is four B x "
+    "D by D x B and two B x B by B x D matmuls (the Gram matrices are formed again backward); " + table.COLUMNS
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few sizes, nothing is written")
-    parser.add_argument("--only", choices=("club", "mmd"))
+    parser.add_argument("--only", choices=("club", "mmd", "hsic"))
     parser.add_argument("--seconds", type=float, default=4.0, help="per size")
     arguments = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -181,6 +222,11 @@ def main() -> None:
         rows = [row for b, d in sizes for both in (False, True) for row in mmd(b, d, seconds, both)]
         if not arguments.quick:
             machine.write("cpu_mmd", rows, MMD_NOTE)
+    if arguments.only in (None, "hsic"):
+        sizes = HSIC_SIZES[:2] if arguments.quick else HSIC_SIZES
+        rows = [row for b, d in sizes for row in hsic(b, d, seconds)]
+        if not arguments.quick:
+            machine.write("cpu_hsic", rows, HSIC_NOTE)
     print("bench.club: done")
 
 

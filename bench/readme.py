@@ -105,7 +105,7 @@ def concat() -> list[str]:
 
 
 def moments() -> list[str]:
-    results = [load("cpu_club"), load("cpu_mmd")]
+    results = [load("cpu_club"), load("cpu_mmd"), load("cpu_hsic")]
     lines = []
     for result in results:
         for (loss, b, d), rows in by_size(result["rows"], "loss", "B", "D").items():
@@ -116,7 +116,7 @@ def moments() -> list[str]:
                 f"{loss} | {b} | {d} | {base} | {ours(rows)} | {best_rival(rivals)} | {public}"
             )
     return [
-        *paragraph(f"CLUB and squared MMD, forward plus backward, {setting(results[0])}."),
+        *paragraph(f"CLUB, squared MMD and HSIC, forward plus backward, {setting(results[0])}."),
         *table("loss | B | D | base | mi_kernels | best rival | public, B x B x D", lines),
     ]
 

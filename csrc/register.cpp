@@ -36,6 +36,10 @@ TORCH_LIBRARY(mi_kernels_cpu, m) {
   m.def(
       "rbf_mmd(Tensor x, Tensor y, Tensor gamma, float w_xx, float w_yy, float w_xy, int needs) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("rbf_hsic(Tensor x, Tensor y, Tensor gx, Tensor gy) -> (Tensor, Tensor)");
+  m.def(
+      "rbf_hsic_grad(Tensor x, Tensor y, Tensor gx, Tensor gy, Tensor rows, Tensor g, int needs) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "cross_attention_forward(Tensor[] query, Tensor[] key, Tensor[] value, Tensor[] query_lengths, "
       "Tensor[] key_lengths, int[] causal_offset, float[] scale, float[] dropout_p, Tensor seed, bool sparse) -> Tensor[]");

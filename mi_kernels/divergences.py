@@ -177,7 +177,8 @@ def hsic(
 
     The biased estimate is never negative beyond rounding; under independence it is of order 1 / B. fp32 out (fp64 for
     fp64). Differentiable twice in x, y and a tensor bandwidth. Cost 2 B^2 (Dx + Dy) FLOP forward, twice that backward
-    in Triton, three times in plain torch, which holds at most 32 MiB of pairs at a time; O(B D) memory. Raises
+    in Triton, three times in plain torch, which holds at most 32 MiB of pairs at a time; compiled half of the first and
+    three times that half. O(B D) memory. Raises
     ValueError or TypeError naming the argument, RuntimeError if a backend that was named cannot run.
     """
     _check("x", x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...backends import requested_backend, resolve
+from ...backends import resolve
 from . import hsic, reference
 from .schema import library
 
@@ -32,19 +32,14 @@ def mmd(
     return reference.value_and_gradients(*problem, rows=rows)
 
 
-def _hsic_backend(x: Tensor, backend: str) -> str:
-    name = resolve("rbf_hsic", x.device, backend or None)
-    if name == "cpu" and (backend or requested_backend()) == "cpu":
-        raise RuntimeError("backend 'cpu' was asked for and cannot run rbf_hsic: it has no compiled kernel")
-    return name
-
-
 def _hsic_rows(x: Tensor, name: str) -> int:
     return x.shape[1] if name == "reference" else chunk_rows(x.shape[0], 4 * x.shape[1])
 
 
 def hsic_forward(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    name = _hsic_backend(x, backend)
+    name = resolve("rbf_hsic", x.device, backend or None)
+    if name == "cpu":
+        return torch.ops.mi_kernels_cpu.rbf_hsic(x, y, gx, gy)
     if name == "triton":
         from . import triton_hsic
 
@@ -55,7 +50,9 @@ def hsic_forward(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, backend: str) -> 
 def hsic_backward(
     x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, rows: Tensor, g: Tensor, needs: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    name = _hsic_backend(x, backend)
+    name = resolve("rbf_hsic", x.device, backend or None)
+    if name == "cpu":
+        return torch.ops.mi_kernels_cpu.rbf_hsic_grad(x, y, gx, gy, rows, g, needs)
     if name == "triton":
         from . import triton_hsic
 

@@ -1,0 +1,314 @@
+// HSIC's sums on a CPU (mi_kernels/ops/rbf/schema.py): both Gram matrices tile by tile, pairs of tiles p <= q, nothing
+// stored. Forward M(Dx + Dy), backward three times that, with M(D) = B^2 D FLOP.
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "tiles.h"
+
+namespace mk::rbf {
+namespace {
+
+using at::Tensor;
+
+enum HsicNeeds : int64_t { kX = 1, kY = 2, kGx = 4, kGy = 8 };
+
+template <class T>
+struct Kernel {  // of one sample's tile
+  T* s;  // [rows][kBlock]: inner products; slopes in their place after the backward pass
+  const T *row_norm, *col_norm;
+  T gamma;
+};
+
+template <class T>
+struct Sums {
+  T rows_e[kBlock], rows_f[kBlock];
+  double cols_e[kBlock], cols_f[kBlock], products[3];  // of e f, e e and f f
+};
+
+template <class T>
+MK_INLINE void kernel_row(const Kernel<T>& k, int64_t i, const T* norm, const T* valid, T* r, T* e) {
+  squared_distances(k.row_norm[i], norm, k.s + i * kBlock, r);
+  for (int64_t j = 0; j < kBlock; ++j) e[j] = fast_expm1(-k.gamma * r[j]) * valid[j];
+}
+
+template <class T>
+MK_INLINE T sum_row(const T* v) {
+  T sum = T(0);
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < kBlock; ++j) sum += v[j];
+  return sum;
+}
+
+constexpr int64_t kRun = 8;  // rows that are summed in T before doubles take over: HSIC is a small difference of the sums
+
+template <class T>
+MK_INLINE void sum_tile(int64_t rows, const Kernel<T>& x, const Kernel<T>& y, const T* valid_at, Sums<T>& out) {
+  T norm_x[kBlock], norm_y[kBlock], valid[kBlock];  // locals: no store can alias them
+  double cols_e[kBlock] = {}, cols_f[kBlock] = {}, total_ef[kBlock] = {}, total_ee[kBlock] = {}, total_ff[kBlock] = {};
+  for (int64_t j = 0; j < kBlock; ++j) norm_x[j] = x.col_norm[j], norm_y[j] = y.col_norm[j], valid[j] = valid_at[j];
+  for (int64_t first = 0; first < rows; first += kRun) {
+    T sum_e[kBlock] = {}, sum_f[kBlock] = {}, ef[kBlock] = {}, ee[kBlock] = {}, ff[kBlock] = {};
+    for (int64_t i = first; i < std::min(rows, first + kRun); ++i) {
+      T r[kBlock], e[kBlock], f[kBlock];
+      kernel_row(x, i, norm_x, valid, r, e);
+      kernel_row(y, i, norm_y, valid, r, f);
+      for (int64_t j = 0; j < kBlock; ++j) {
+        sum_e[j] += e[j], sum_f[j] += f[j];
+        ef[j] += e[j] * f[j], ee[j] += e[j] * e[j], ff[j] += f[j] * f[j];
+      }
+      out.rows_e[i] = sum_row(e), out.rows_f[i] = sum_row(f);
+    }
+    for (int64_t j = 0; j < kBlock; ++j) {
+      cols_e[j] += sum_e[j], cols_f[j] += sum_f[j];
+      total_ef[j] += ef[j], total_ee[j] += ee[j], total_ff[j] += ff[j];
+    }
+  }
+  for (double& p : out.products) p = 0;
+  for (int64_t j = 0; j < kBlock; ++j) {
+    out.cols_e[j] = cols_e[j], out.cols_f[j] = cols_f[j];
+    out.products[0] += total_ef[j], out.products[1] += total_ee[j], out.products[2] += total_ff[j];
+  }
+}
+MK_CLONES void sums_of_tile(int64_t rows, const Kernel<float>& x, const Kernel<float>& y, const float* valid,
+                            Sums<float>& out) {
+  sum_tile(rows, x, y, valid, out);
+}
+MK_CLONES void sums_of_tile(int64_t rows, const Kernel<double>& x, const Kernel<double>& y, const double* valid,
+                            Sums<double>& out) {
+  sum_tile(rows, x, y, valid, out);
+}
+
+template <class T>
+struct Means {  // of the rows of E and F, and of all
+  const T *row_e, *row_f, *col_e, *col_f;
+  T e, f;
+};
+
+template <class T>
+struct Slopes {  // of a tile: factors of (E, F), and where the sums of the slopes go
+  T cross, own_x, own_y;  // under the three traces
+  T factor;               // -2, or -4 for a pair of unlike tiles
+  T *row_x, *col_x, *row_y, *col_y;
+  double gamma_x, gamma_y;  // sums of slope r^2 without factors
+};
+
+template <class T>
+MK_INLINE void finish_row(const T* of_exponent, T factor, T* s, T* columns, T& row) {
+  T sum = T(0);
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < kBlock; ++j) {
+    const T v = of_exponent[j] * factor;
+    s[j] = v;
+    columns[j] += v;
+    sum += v;
+  }
+  row += sum;
+}
+
+template <class T>
+MK_INLINE void slope_tile(int64_t rows, const Kernel<T>& x, const Kernel<T>& y, const T* valid_at, const Means<T>& m,
+                          Slopes<T>& out) {
+  T norm_x[kBlock], norm_y[kBlock], valid[kBlock], col_e[kBlock], col_f[kBlock];
+  T columns_x[kBlock] = {}, columns_y[kBlock] = {}, along_x[kBlock] = {}, along_y[kBlock] = {};
+  for (int64_t j = 0; j < kBlock; ++j) {
+    norm_x[j] = x.col_norm[j], norm_y[j] = y.col_norm[j], valid[j] = valid_at[j];
+    col_e[j] = m.col_e[j] - m.e, col_f[j] = m.col_f[j] - m.f;
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    T r_x[kBlock], r_y[kBlock], e[kBlock], f[kBlock], of_e[kBlock], of_f[kBlock];
+    kernel_row(x, i, norm_x, valid, r_x, e);
+    kernel_row(y, i, norm_y, valid, r_y, f);
+    for (int64_t j = 0; j < kBlock; ++j) {
+      const T he = e[j] - m.row_e[i] - col_e[j], hf = f[j] - m.row_f[i] - col_f[j];
+      of_e[j] = (out.cross * hf + T(2) * out.own_x * he) * (e[j] + valid[j]);
+      of_f[j] = (out.cross * he + T(2) * out.own_y * hf) * (f[j] + valid[j]);
+      along_x[j] += of_e[j] * r_x[j], along_y[j] += of_f[j] * r_y[j];
+    }
+    finish_row(of_e, out.factor * x.gamma, x.s + i * kBlock, columns_x, out.row_x[i]);
+    finish_row(of_f, out.factor * y.gamma, y.s + i * kBlock, columns_y, out.row_y[i]);
+  }
+  out.gamma_x = out.gamma_y = 0;
+  for (int64_t j = 0; j < kBlock; ++j) {
+    out.col_x[j] += columns_x[j], out.col_y[j] += columns_y[j];
+    out.gamma_x += along_x[j], out.gamma_y += along_y[j];
+  }
+}
+MK_CLONES void slopes_of_tile(int64_t rows, const Kernel<float>& x, const Kernel<float>& y, const float* valid,
+                              const Means<float>& means, Slopes<float>& out) {
+  slope_tile(rows, x, y, valid, means, out);
+}
+MK_CLONES void slopes_of_tile(int64_t rows, const Kernel<double>& x, const Kernel<double>& y, const double* valid,
+                              const Means<double>& means, Slopes<double>& out) {
+  slope_tile(rows, x, y, valid, means, out);
+}
+
+template <class T>
+class Hsic {
+ public:
+  Hsic(const Side<T>& x, int64_t x_depth, T gx, const Side<T>& y, int64_t y_depth, T gy, int64_t threads)
+      : x_({x}, x_depth), y_({y}, y_depth), B_(x.count), gx_(gx), gy_(gy) {
+    threads_ = std::max<int64_t>(1, std::min(threads, (x_.count() + 1) / 2));
+    each_share([&](int64_t begin, int64_t end) { x_.pack(begin, end), y_.pack(begin, end); });
+  }
+
+  // products [3], rows [2][B]
+  void forward(double* products, double* rows) {
+    const int64_t width = x_.count() * kBlock;
+    std::vector<std::vector<double>> found(threads_, std::vector<double>(3 + 2 * width, 0.0));
+    each_pair([&](int64_t t, int64_t p, int64_t q, Kernel<T>& kx, Kernel<T>& ky) {
+      double *of_products = found[t].data(), *of_rows = of_products + 3;
+      Sums<T> sums;
+      sums_of_tile(x_.rows(p), kx, ky, x_.valid(q), sums);
+      for (int64_t k = 0; k < 3; ++k) of_products[k] += (p == q ? 1 : 2) * sums.products[k];
+      for (int64_t i = 0; i < x_.rows(p); ++i) {
+        of_rows[p * kBlock + i] += sums.rows_e[i];
+        of_rows[width + p * kBlock + i] += sums.rows_f[i];
+      }
+      for (int64_t j = 0; p != q && j < kBlock; ++j) {
+        of_rows[q * kBlock + j] += sums.cols_e[j];
+        of_rows[width + q * kBlock + j] += sums.cols_f[j];
+      }
+    }, [](int64_t, int64_t) {}, [](int64_t, int64_t) {});
+    for (int64_t t = 1; t < threads_; ++t)
+      for (size_t k = 0; k < found[0].size(); ++k) found[0][k] += found[t][k];
+    std::copy_n(found[0].data(), 3, products);
+    std::copy_n(found[0].data() + 3, B_, rows);
+    std::copy_n(found[0].data() + 3 + width, B_, rows + B_);
+  }
+
+  // g [3] of the traces over B^2; gradients of the samples go to their sides
+  void backward(const double* g, const double* rows, double* dgx, double* dgy) {
+    const int64_t width = x_.count() * kBlock;
+    std::vector<T> mean_e(width, T(0)), mean_f(width, T(0));
+    double all_e = 0, all_f = 0;
+    const double batch = static_cast<double>(B_);
+    for (int64_t i = 0; i < B_; ++i) {
+      mean_e[i] = static_cast<T>(rows[i] / batch), mean_f[i] = static_cast<T>(rows[B_ + i] / batch);
+      all_e += rows[i], all_f += rows[B_ + i];
+    }
+    struct Scratch {
+      typename Tiles<T>::Work x, y;
+      double gamma_x = 0, gamma_y = 0;
+    };
+    std::vector<Scratch> scratch(threads_);
+    auto slope = [&](int k) { return static_cast<T>(g[k] / (batch * batch)); };
+    each_pair(
+        [&](int64_t t, int64_t p, int64_t q, Kernel<T>& kx, Kernel<T>& ky) {
+          Scratch& w = scratch[t];
+          const Means<T> means{&mean_e[p * kBlock], &mean_f[p * kBlock], &mean_e[q * kBlock], &mean_f[q * kBlock],
+                               static_cast<T>(all_e / (batch * batch)), static_cast<T>(all_f / (batch * batch))};
+          Slopes<T> out{slope(0), slope(1), slope(2), T(p == q ? -2 : -4), w.x.row_sum, w.x.col_sum.get() + q * kBlock,
+                        w.y.row_sum, w.y.col_sum.get() + q * kBlock, 0, 0};
+          slopes_of_tile(x_.rows(p), kx, ky, x_.valid(q), means, out);
+          w.gamma_x -= (p == q ? 1 : 2) * out.gamma_x, w.gamma_y -= (p == q ? 1 : 2) * out.gamma_y;
+          x_.add(p, q, kx.s, w.x), y_.add(p, q, ky.s, w.y);
+        },
+        [&](int64_t t, int64_t p) {
+          if (p < 0) return x_.begin(scratch[t].x), y_.begin(scratch[t].y);
+          x_.begin_row(scratch[t].x), y_.begin_row(scratch[t].y);
+        },
+        [&](int64_t t, int64_t p) { x_.end_row(p, scratch[t].x), y_.end_row(p, scratch[t].y); });
+    std::vector<typename Tiles<T>::Work*> of_x, of_y;
+    *dgx = *dgy = 0;
+    for (Scratch& w : scratch) {
+      of_x.push_back(&w.x), of_y.push_back(&w.y);
+      *dgx += w.gamma_x, *dgy += w.gamma_y;
+    }
+    each_share([&](int64_t begin, int64_t end) { x_.finish(begin, end, of_x), y_.finish(begin, end, of_y); });
+  }
+
+ private:
+  template <class F>
+  void each_share(F&& f) const {
+    each_thread(threads_, [&](int64_t t) { f(x_.count() * t / threads_, x_.count() * (t + 1) / threads_); });
+  }
+
+  // f(thread, p, q, kernels with their inner products); begin(thread, -1) and begin(thread, p) before, end(thread, p) after
+  template <class F, class Begin, class End>
+  void each_pair(F&& f, Begin&& begin, End&& end) const {
+    each_thread(threads_, [&](int64_t t) {
+      const Array<T> s_x = array<T>(kBlock * kBlock), s_y = array<T>(kBlock * kBlock);
+      begin(t, -1);
+      each_row_of_tiles(x_.count(), t, threads_, [&](int64_t p) {
+        begin(t, p);
+        for (int64_t q = p; q < x_.count(); ++q) {
+          x_.products(p, q, s_x.get()), y_.products(p, q, s_y.get());
+          Kernel<T> kx{s_x.get(), x_.norm(p), x_.norm(q), gx_}, ky{s_y.get(), y_.norm(p), y_.norm(q), gy_};
+          f(t, p, q, kx, ky);
+        }
+        end(t, p);
+      });
+      release_gemm(false);
+    });
+  }
+
+  Tiles<T> x_, y_;
+  int64_t B_, threads_ = 1;
+  T gx_, gy_;
+};
+
+struct Problem {
+  Tensor x, y, gx, gy;
+  bool wide;
+  int64_t G, B;
+  Problem(const Tensor& x_, const Tensor& y_, const Tensor& gx_, const Tensor& gy_) : G(x_.size(0)), B(x_.size(1)) {
+    wide = x_.scalar_type() == at::kDouble;
+    auto cast = [&](const Tensor& t) { return t.to(wide ? at::kDouble : at::kFloat).contiguous(); };
+    x = cast(x_), y = cast(y_), gx = cast(gx_), gy = cast(gy_);
+  }
+  template <class T, class F>
+  void each(T* dx, T* dy, F&& f) const {
+    const int64_t Dx = x.size(2), Dy = y.size(2);
+    each_group(G, 1.0 * B * B * (Dx + Dy), [&](int64_t g, int64_t threads) {
+      auto side = [&](const Tensor& t, T* gradient, int64_t D) {
+        return Side<T>{t.const_data_ptr<T>() + g * B * D, B, gradient ? gradient + g * B * D : nullptr};
+      };
+      Hsic<T> one(side(x, dx, Dx), Dx, gx.const_data_ptr<T>()[g], side(y, dy, Dy), Dy, gy.const_data_ptr<T>()[g], threads);
+      f(one, g);
+    });
+  }
+};
+
+std::tuple<Tensor, Tensor> rbf_hsic(const Tensor& x, const Tensor& y, const Tensor& gx, const Tensor& gy) {
+  const Problem c(x, y, gx, gy);
+  const auto options = c.x.options().dtype(at::kDouble);
+  Tensor products = at::empty({c.G, 3}, options), rows = at::empty({c.G, 2, c.B}, options);
+  double *p = products.mutable_data_ptr<double>(), *r = rows.mutable_data_ptr<double>();
+  auto run = [&](auto& one, int64_t g) { one.forward(p + 3 * g, r + 2 * c.B * g); };
+  c.wide ? c.each<double>(nullptr, nullptr, run) : c.each<float>(nullptr, nullptr, run);
+  return {products, rows};
+}
+
+template <class T>
+void gradients_of(const Problem& c, const double* rows, const double* g, Tensor& dx, Tensor& dy, Tensor& dgx, Tensor& dgy) {
+  auto at = [](Tensor& t) { return t.numel() ? t.mutable_data_ptr<T>() : nullptr; };
+  T *of_x = at(dgx), *of_y = at(dgy);
+  c.each<T>(at(dx), at(dy), [&](Hsic<T>& one, int64_t group) {
+    double slope_x, slope_y;
+    one.backward(g + 3 * group, rows + 2 * c.B * group, &slope_x, &slope_y);
+    if (of_x) of_x[group] = static_cast<T>(slope_x);
+    if (of_y) of_y[group] = static_cast<T>(slope_y);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> rbf_hsic_grad(const Tensor& x, const Tensor& y, const Tensor& gx,
+                                                         const Tensor& gy, const Tensor& rows, const Tensor& g,
+                                                         int64_t needs) {
+  const Problem c(x, y, gx, gy);
+  auto wanted = [&](int64_t bit, const Tensor& t) {
+    return at::empty(needs & bit ? t.sizes() : at::IntArrayRef{0}, t.options());
+  };
+  Tensor dx = wanted(kX, c.x), dy = wanted(kY, c.y), dgx = wanted(kGx, c.gx), dgy = wanted(kGy, c.gy);
+  const Tensor sums = rows.contiguous(), slopes = g.to(at::kDouble).contiguous();
+  (c.wide ? gradients_of<double> : gradients_of<float>)(c, sums.const_data_ptr<double>(),
+                                                        slopes.const_data_ptr<double>(), dx, dy, dgx, dgy);
+  return {dx.to(x.scalar_type()), dy.to(y.scalar_type()), dgx.to(gx.scalar_type()), dgy.to(gy.scalar_type())};
+}
+
+}  // namespace
+}  // namespace mk::rbf
+
+TORCH_LIBRARY_IMPL(mi_kernels_cpu, CPU, m) {
+  m.impl("rbf_hsic", &mk::rbf::rbf_hsic);
+  m.impl("rbf_hsic_grad", &mk::rbf::rbf_hsic_grad);
+}

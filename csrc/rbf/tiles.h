@@ -1,0 +1,222 @@
+// Samples as tiles of 64 rows: inner products of two tiles, and the gradient of a symmetric sum over pairs of rows.
+//
+// Only pairs of tiles p <= q are formed. A tile of inner products is made by brgemm and turned by the caller into slopes
+// W = dL/d(r^2) * 2 while it is in cache; then
+//   dz_p -= W z_q (owned by p's thread),   dz_q^T -= z_p^T W (per thread, summed in a fixed order),
+// and the parts along z_i itself come from W's row and column sums. With N^2 pairs in all and M = N^2 D FLOP:
+// M for the inner products, 2 M for the gradients. Extra memory: 2 copies of the tiles and one gradient a thread.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "../common/gemm.h"
+#include "../common/rows.h"
+
+namespace mk::rbf {
+
+// exp(t) - 1 for t <= 0 with a small relative error: 2^n expm1(r) + (2^n - 1), t = n log 2 + r.
+MK_INLINE float fast_expm1(float t) {
+  const float clamped = t < -87.0f ? -87.0f : t;  // this way round a NaN stays one
+  const float magic = 12582912.0f;
+  const float n = (clamped * 1.44269504f + magic) - magic;
+  float r = clamped - n * 0.693145752f;
+  r = r - n * 1.42860677e-6f;
+  float p = 1.98412698e-4f;
+  p = p * r + 1.38888889e-3f;
+  p = p * r + 8.33333333e-3f;
+  p = p * r + 4.16666667e-2f;
+  p = p * r + 1.66666667e-1f;
+  p = p * r + 0.5f;
+  p = p * (r * r) + r;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return power * p + (power - 1.0f);
+}
+MK_INLINE double fast_expm1(double t) { return std::expm1(t); }
+
+// Squared distances of row i to 64 columns from their inner products; exactly 0 within rounding of it.
+template <class T>
+MK_INLINE void squared_distances(T own, const T* norm, const T* s, T* r) {
+  const T tolerance = T(4) * std::numeric_limits<T>::epsilon();
+  for (int64_t j = 0; j < kBlock; ++j) {
+    const T norms = own + norm[j], d = norms - T(2) * s[j];
+    r[j] = d <= tolerance * norms ? T(0) : d;  // a NaN stays one
+  }
+}
+
+template <class T>
+using Array = std::unique_ptr<T[]>;
+template <class T>
+Array<T> array(int64_t n) {
+  return Array<T>(new T[static_cast<size_t>(std::max<int64_t>(n, 1))]);
+}
+
+template <class T>
+struct Side {
+  const T* rows;
+  int64_t count;
+  T* gradient;  // null where it is not wanted
+};
+
+template <class F>
+void each_thread(int64_t threads, F&& f) {
+  if (threads == 1) return f(0);
+  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) f(t);
+  });
+}
+
+// f(p) for the rows of tiles that are thread t's: there and back, so that long and short rows of tiles even out.
+template <class F>
+void each_row_of_tiles(int64_t tiles, int64_t t, int64_t threads, F&& f) {
+  for (int64_t p = 0; p < tiles; ++p) {
+    const int64_t turn = p % (2 * threads);
+    if ((turn < threads ? turn : 2 * threads - 1 - turn) == t) f(p);
+  }
+}
+
+template <class T>
+class Tiles {  // of one or two samples, one after the other
+ public:
+  // What a thread accumulates; slopes() of a pair adds to row_sum (rows of p) and col_sum + q * kBlock.
+  struct Work {
+    Array<T> acc, dzt, col_sum;  // [dblocks][kBlock][kBlock], [tiles][D][kBlock], [tiles][kBlock]
+    T row_sum[kBlock];
+    bool started;
+  };
+
+  Tiles(const std::vector<Side<T>>& sides, int64_t depth) : D(depth), dblocks_((depth + kBlock - 1) / kBlock) {
+    for (size_t k = 0; k < sides.size(); ++k) {
+      gradients_ |= sides[k].gradient != nullptr;
+      for (int64_t i = 0; i < sides[k].count; i += kBlock) {
+        T* gradient = sides[k].gradient ? sides[k].gradient + i * D : nullptr;
+        tiles_.push_back({sides[k].rows + i * D, std::min(kBlock, sides[k].count - i), gradient, static_cast<int>(k)});
+      }
+    }
+    zt_ = array<T>(count() * D * kBlock);
+    if (gradients_) zp_ = array<T>(count() * dblocks_ * kBlock * kBlock), row_sum_ = array<T>(count() * kBlock);
+    norm_ = array<T>(count() * kBlock), valid_ = array<T>(count() * kBlock);
+  }
+
+  int64_t count() const { return static_cast<int64_t>(tiles_.size()); }
+  int64_t rows(int64_t p) const { return tiles_[p].rows; }
+  int side(int64_t p) const { return tiles_[p].side; }
+  const T* norm(int64_t p) const { return norm_.get() + p * kBlock; }
+  const T* valid(int64_t p) const { return valid_.get() + p * kBlock; }
+
+  void pack(int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) pack_tile(p);
+  }
+
+  // Inner products of tiles p and q, [rows(p)][kBlock]
+  void products(int64_t p, int64_t q, T* s) const {
+    gemm(rows(p), D, D, false, tiles_[p].at, zt_.get() + q * D * kBlock, s);
+    if (p == q)
+      for (int64_t i = 0; i < rows(p); ++i) s[i * kBlock + i] = norm(p)[i];
+  }
+
+  void begin(Work& w) const {
+    w.col_sum = array<T>(count() * kBlock);
+    std::fill_n(w.col_sum.get(), count() * kBlock, T(0));
+    if (!gradients_) return;
+    w.acc = array<T>(dblocks_ * kBlock * kBlock), w.dzt = array<T>(count() * D * kBlock);
+    std::fill_n(w.dzt.get(), count() * D * kBlock, T(0));
+  }
+  void begin_row(Work& w) const {
+    std::fill_n(w.row_sum, kBlock, T(0));
+    w.started = false;
+  }
+
+  // Takes in the slopes [rows(p)][kBlock] of a pair of tiles.
+  void add(int64_t p, int64_t q, T* slopes, Work& w) const {
+    const int64_t n = rows(p);
+    if (tiles_[p].gradient)
+      for (int64_t b = 0; b < dblocks_; ++b)
+        gemm(n, kBlock, kBlock, w.started, slopes, zp_.get() + (q * dblocks_ + b) * kBlock * kBlock,
+             w.acc.get() + b * kBlock * kBlock);
+    if (tiles_[q].gradient) {
+      std::fill_n(slopes + n * kBlock, (kBlock - n) * kBlock, T(0));
+      gemm(D, kBlock, kBlock, true, zt_.get() + p * D * kBlock, slopes, w.dzt.get() + q * D * kBlock);
+    }
+    w.started = true;
+  }
+
+  void end_row(int64_t p, Work& w) {
+    T* out = tiles_[p].gradient;
+    if (!out) return;
+    std::copy_n(w.row_sum, kBlock, row_sum_.get() + p * kBlock);
+    if (!w.started) return std::fill_n(out, rows(p) * D, T(0)), void();
+    for (int64_t d = 0; d < D; d += kBlock)
+      for (int64_t i = 0; i < rows(p); ++i)
+        rows::scaled_copy(std::min(kBlock, D - d), w.acc.get() + (d + i) * kBlock, T(-1), out + i * D + d);
+  }
+
+  // The gradients of tiles begin to end from what all threads have.
+  void finish(int64_t begin, int64_t end, std::vector<Work*>& work) {
+    std::vector<T> back(kBlock * D);
+    for (int64_t p = begin; p < end; ++p) {
+      T* out = tiles_[p].gradient;
+      if (!out) continue;
+      T along[kBlock];
+      for (int64_t i = 0; i < kBlock; ++i) {
+        along[i] = row_sum_[p * kBlock + i];
+        for (const Work* w : work) along[i] += w->col_sum[p * kBlock + i];
+      }
+      T* other = work[0]->dzt.get() + p * D * kBlock;
+      for (size_t k = 1; k < work.size(); ++k) rows::add(D * kBlock, work[k]->dzt.get() + p * D * kBlock, other);
+      rows::transpose(D, rows(p), other, kBlock, nullptr, back.data(), D);
+      for (int64_t i = 0; i < rows(p); ++i)
+        rows::step_along(D, along[i], tiles_[p].at + i * D, back.data() + i * D, out + i * D);
+    }
+  }
+
+ private:
+  struct Tile {
+    const T* at;
+    int64_t rows;
+    T* gradient;
+    int side;
+  };
+
+  void pack_tile(int64_t p) {
+    const int64_t n = rows(p);
+    const T* z = tiles_[p].at;
+    T *zt = zt_.get() + p * D * kBlock, *norm = norm_.get() + p * kBlock;
+    if (n < kBlock) std::fill_n(zt, D * kBlock, T(0));
+    rows::transpose(n, D, z, D, nullptr, zt, kBlock);
+    std::fill_n(norm, kBlock, T(0));
+    rows::squared_norms(n, D, z, norm);
+    for (int64_t i = 0; i < kBlock; ++i) valid_[p * kBlock + i] = i < n ? T(1) : T(0);
+    if (!gradients_) return;
+    T* zp = zp_.get() + p * dblocks_ * kBlock * kBlock;
+    std::fill_n(zp, dblocks_ * kBlock * kBlock, T(0));
+    for (int64_t b = 0; b < dblocks_; ++b)
+      for (int64_t i = 0; i < n; ++i)
+        std::copy_n(z + i * D + b * kBlock, std::min(kBlock, D - b * kBlock), zp + (b * kBlock + i) * kBlock);
+  }
+
+  int64_t D, dblocks_;
+  bool gradients_ = false;
+  std::vector<Tile> tiles_;
+  Array<T> zt_, zp_, norm_, valid_, row_sum_;
+};
+
+// f(group, threads): many small groups share the threads, one large group splits. `flops` is of one group.
+template <class F>
+void each_group(int64_t groups, double flops, F&& f) {
+  const int64_t available = at::in_parallel_region() ? 1 : at::get_num_threads();
+  if (groups >= available && groups > 1 && available > 1 && flops * groups > 1e6) {
+    at::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t g = begin; g < end; ++g) f(g, 1);
+    });
+  } else {
+    for (int64_t g = 0; g < groups; ++g) f(g, flops > 1.5e6 ? available : 1);
+  }
+}
+
+}  // namespace mk::rbf
