@@ -199,8 +199,8 @@ MMD_NOTE = (
 )
 HSIC_SIZES = ((128, 64), (256, 128), (1024, 128), (4096, 128))
 HSIC_NOTE = (
-    "HSIC, biased, not normalised, fixed bandwidths sqrt(2 D), fp32, forward plus backward to both; the base is four B x "
-    "D by D x B and two B x B by B x D matmuls (the Gram matrices are formed again backward); " + table.COLUMNS
+    "HSIC, biased, not normalised, fixed bandwidths sqrt(2 D), fp32, forward plus backward to both; the base is four "
+    "B x D by D x B and two B x B by B x D matmuls (the Gram matrices are formed again backward); " + table.COLUMNS
 )
 
 
