@@ -106,7 +106,17 @@ def concat() -> list[str]:
         *table("critic | B | base | mi_kernels | 16-bit tiles | best rival | public | MiB, ours / public", lines),
         f"Six critics in one grouped call take, of the time of six calls: {', '.join(groups)}.",
         "",
+        *budgets(),
     ]
+
+
+def budgets() -> list[str]:
+    rows = load("cpu_mlp_critic_memory")["rows"]
+    kept = ", ".join(f"{r['peak_mib']:.0f} MiB under a budget of {r['budget_mib']}" for r in rows)
+    return paragraph(
+        f"At B = {rows[0]['B']} a step with the two-layer critic adds {kept}; the activations of all pairs would be",
+        f"{rows[0]['activations_mib']} MiB.",
+    )
 
 
 def moments() -> list[str]:
@@ -174,8 +184,8 @@ def recurrent() -> list[str]:
     lines = [" | ".join([*key, *(shown(found.get(rival, [])) for rival in rivals)]) for key, found in speeds.items()]
     return [
         *paragraph(
-            "Times of rivals over that of `lstm_scan` (`lstm_decode`) with its input projection, forward plus backward,",
-            f"B = 32 and 128, T = 20 to 400, {setting(result)}:",
+            "Times of rivals over that of `lstm_scan` (`lstm_decode`), input projection included, forward plus",
+            f"backward, B = 32 and 128, T = 20 to 400, {setting(result)}:",
         ),
         *table("case | H | nn.LSTM | LSTMCell loop | LSTMCell loop, torch.compile", lines),
     ]
