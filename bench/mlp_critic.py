@@ -1,14 +1,16 @@
 """The concat critic on a CPU, forward plus backward of InfoNCE, beside its floor and what people run today.
 
-`python -m bench.mlp_critic [--quick] [--only sizes|groups]` prints tables and writes bench/results/cpu_mlp_critic.json
-and cpu_mlp_critic_groups.json. The floor is 3M, M being one `torch.matmul` of 2 B^2 H^2 FLOP with the shapes of the
-second layer, in the same run. Every contender is checked against the definition in fp64 before it is timed.
+`python -m bench.mlp_critic [--quick] [--only sizes|groups|memory]` prints tables and writes
+bench/results/cpu_mlp_critic.json, cpu_mlp_critic_groups.json and cpu_mlp_critic_memory.json. The floor is 3M, M being
+one `torch.matmul` of 2 B^2 H^2 FLOP with the shapes of the second layer, in the same run. Every contender is checked
+against the definition in fp64 before it is timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -146,6 +148,27 @@ def groups(batch: int, seconds: float) -> list[dict[str, Any]]:
     return table.rows("six critics", {"B": batch, "critic": [256, 512, 512, 1]}, steps, "six calls", seconds)
 
 
+def memory(batch: int, budgets: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Peak memory of one step under a budget for what is kept, at a size that only this formulation can run."""
+    found = []
+    for budget in budgets:
+        critic, x, y = _problem(batch, 128, (512, 512))
+        critic.memory_budget = budget
+        start = time.perf_counter()
+        peak = machine.peak_mebibytes(partial(_step, ours, critic, x, y))
+        row = {
+            "B": batch,
+            "critic": [256, 512, 512, 1],
+            "budget_mib": budget >> 20,
+            "peak_mib": round(peak, 1),
+            "seconds": round(time.perf_counter() - start, 1),
+            "activations_mib": 2 * 4 * batch**2 * 512 >> 20,
+        }
+        found.append(row)
+        print(f"memory B={batch} budget {budget >> 20} MiB: {peak:.0f} MiB at the peak", flush=True)
+    return found
+
+
 NOTE = (
     "InfoNCE with a concat critic on 128-d x and y, ReLU, forward plus backward to x, y and all weights, fp32; the "
     "base is 3M with two hidden layers (M: one torch matmul of 2 B^2 H^2 FLOP), and eager torch with a split first "
@@ -156,7 +179,7 @@ NOTE = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing is written")
-    parser.add_argument("--only", choices=("sizes", "groups"))
+    parser.add_argument("--only", choices=("sizes", "groups", "memory"))
     parser.add_argument("--seconds", type=float, default=6.0, help="per size")
     arguments = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -172,6 +195,10 @@ def main() -> None:
         found = [row for batch in ((32,) if arguments.quick else (32, 64, 128)) for row in groups(batch, seconds)]
         if not arguments.quick:
             machine.write("cpu_mlp_critic_groups", found, NOTE)
+    if arguments.only in (None, "memory") and not arguments.quick:
+        note = "one step of InfoNCE with the concat critic; budget_mib may hold scores and ReLU bits between forward "
+        note += "and backward; activations_mib is what two hidden layers of all pairs would take in fp32"
+        machine.write("cpu_mlp_critic_memory", memory(2048, (1 << 20, 64 << 20, 1 << 30)), note)
     print("bench.mlp_critic: done")
 
 

@@ -12,6 +12,11 @@ from typing import Any
 
 from . import machine
 
+HEADER = "case | base | mi_kernels | best rival | floor"
+FIGURES = (
+    "loss", "contender", "milliseconds", "base", "base_milliseconds", "over_base", "quartiles", "peak_mib",
+    "repetitions", "gflops",
+)  # fmt: skip
 README = machine.RESULTS.parent.parent / "README.md"
 Row = dict[str, Any]
 
@@ -101,7 +106,17 @@ def concat() -> list[str]:
         *table("critic | B | base | mi_kernels | 16-bit tiles | best rival | public | MiB, ours / public", lines),
         f"Six critics in one grouped call take, of the time of six calls: {', '.join(groups)}.",
         "",
+        *budgets(),
     ]
+
+
+def budgets() -> list[str]:
+    rows = load("cpu_mlp_critic_memory")["rows"]
+    kept = ", ".join(f"{r['peak_mib']:.0f} MiB under a budget of {r['budget_mib']}" for r in rows)
+    return paragraph(
+        f"At B = {rows[0]['B']} a step with the two-layer critic adds {kept}; the activations of all pairs would be",
+        f"{rows[0]['activations_mib']} MiB.",
+    )
 
 
 def moments() -> list[str]:
@@ -132,6 +147,47 @@ def other_losses() -> list[str]:
     return [
         *paragraph(f"The other losses over dot-product scores, forward plus backward, fp32, {setting(result)}."),
         *table("loss | B | D | base | mi_kernels | best rival | eager | MiB, ours / eager", lines),
+    ]
+
+
+def sequences() -> list[str]:
+    """Attention and the layers built on it, case by case."""
+    found = []
+    for name, title in (
+        ("cpu_attention", "Attention at MulT's sizes (six directed pairs), and of one pair"),
+        ("cpu_layers", "Layers of sequence models on the same weights"),
+    ):
+        result, lines, cases = load(name), [], {}
+        for row in result["rows"]:
+            label = " ".join([row["loss"], *(f"{k}={v}" for k, v in row.items() if k not in FIGURES)])
+            cases.setdefault((label, row["base"]), {})[row["contender"]] = row
+        for (label, base), rows in cases.items():
+            rivals = {n: r for n, r in rows.items() if n != "floor"}
+            if "mi_kernels" in rows and not all(is_ours(n) for n in rivals):
+                lines.append(" | ".join([label, base, ours(rivals), best_rival(rivals), cell(rows, "floor")]))
+        found += [*paragraph(f"{title}, forward plus backward, fp32, {setting(result)}."), *table(HEADER, lines)]
+    return found
+
+
+def recurrent() -> list[str]:
+    """How many times as fast as its rivals the LSTM scan is, over all sizes of one width."""
+    result = load("cpu_lstm")
+    speeds: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for rows in by_size((r for r in result["rows"]), "loss", "B", "T", "H").values():
+        mine = rows["mi_kernels"]
+        of_width = speeds.setdefault((mine["loss"], str(mine["H"])), {})
+        for name, row in rows.items():
+            if not is_ours(name):
+                of_width.setdefault(name.removesuffix(", packed"), []).append(row["over_base"] / mine["over_base"])
+    rivals = ("nn.LSTM", "LSTMCell loop", "LSTMCell loop, torch.compile")
+    shown = lambda v: f"{min(v):.2f} to {max(v):.2f}" if v else "-"  # noqa: E731
+    lines = [" | ".join([*key, *(shown(found.get(rival, [])) for rival in rivals)]) for key, found in speeds.items()]
+    return [
+        *paragraph(
+            "Times of rivals over that of `lstm_scan` (`lstm_decode`), input projection included, forward plus",
+            f"backward, B = 32 and 128, T = 20 to 400, {setting(result)}:",
+        ),
+        *table("case | H | nn.LSTM | LSTMCell loop | LSTMCell loop, torch.compile", lines),
     ]
 
 
@@ -179,7 +235,7 @@ def estimators() -> list[str]:
 
 
 SECTIONS: dict[str, tuple[Callable[[], list[str]], ...]] = {
-    "benchmark table": (info_nce, low_precision, other_losses, concat, moments),
+    "benchmark table": (info_nce, low_precision, other_losses, concat, moments, sequences, recurrent),
     "accuracy table": (accuracies,),
     "estimator table": (estimators,),
 }

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import dispatch
 from .reference import statistics as reference_statistics
 from .schema import PIECEWISE_LINEAR, kept_shapes
 
@@ -49,7 +50,9 @@ class _Statistics(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         n = len(parameters) // 2
         weights, biases = list(parameters[:n]), list(parameters[n:])
-        *outputs, scores, masks = torch.ops.mi_kernels.mlp_critic_forward(
+        # Outside of a compiled graph the operator would only cost its way through the dispatcher.
+        run = torch.ops.mi_kernels.mlp_critic_forward if torch.compiler.is_compiling() else dispatch.forward
+        *outputs, scores, masks = run(
             u, v, weights, biases, *score, stats, clip, keep, memory_budget, backend
         )
         ctx.save_for_backward(u, v, outputs[1], outputs[2], scores, masks, *parameters)
@@ -68,7 +71,8 @@ class _Statistics(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return *none, *_differentiable_gradients((u, v, *parameters), needed, grads[:5], ctx.score)
         n = len(parameters) // 2
-        found = torch.ops.mi_kernels.mlp_critic_backward(
+        run = torch.ops.mi_kernels.mlp_critic_backward if torch.compiler.is_compiling() else dispatch.backward
+        found = run(
             u,
             v,
             parameters[:n],

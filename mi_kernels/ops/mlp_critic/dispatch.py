@@ -27,7 +27,7 @@ def backend_for(device: torch.device, requested: str | None, layers: int) -> str
     return name
 
 
-def _forward(
+def forward(
     u, v, weights, biases, activation, output, off_diagonal, stats, clip, keep, memory_budget, backend
 ) -> tuple[Tensor, ...]:
     critic = (u, v, weights, biases, activation, output, off_diagonal)
@@ -43,7 +43,7 @@ def _forward(
     return *found, found[0].new_empty(0), u.new_empty(0, dtype=torch.int32)
 
 
-def _backward(
+def backward(
     u,
     v,
     weights,
@@ -80,5 +80,5 @@ def _backward(
 
 
 for _key in ("CPU", "CUDA"):
-    library.impl("mlp_critic_forward", _forward, _key)
-    library.impl("mlp_critic_backward", _backward, _key)
+    library.impl("mlp_critic_forward", forward, _key)
+    library.impl("mlp_critic_backward", backward, _key)
