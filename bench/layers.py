@@ -56,11 +56,18 @@ def _gradients(run: Run, module: nn.Module, inputs: list[Inputs], slope: Tensor 
     return [out.detach(), *(torch.zeros_like(t) if g is None else g for g, t in zip(found, leaves, strict=True))]
 
 
-def check(name: str, run: Run, module: nn.Module, inputs: list[Inputs], want: list[Tensor], slope: Tensor) -> None:
+def errors(run: Run, module: nn.Module, inputs: list[Inputs], want: list[Tensor], slope: Tensor) -> list[float]:
+    """Distances of the output and all gradients from the definition."""
     found = _gradients(run, module, inputs, slope)
+    return [(f - w).norm().item() for f, w in zip(found, want, strict=True)]
+
+
+def check(name: str, found: list[float], base: list[float], want: list[Tensor]) -> None:
+    """A contender may err a little, or twice as much as the plain formulation in the same precision."""
     # Some gradients are differences of nearly equal sums.
-    largest = max(w.norm() for w in want[1:])
-    if any((f - w).norm() > 1e-3 * w.norm() + 1e-5 * largest for f, w in zip(found, want, strict=True)):
+    largest = max(w.norm().item() for w in want[1:])
+    limits = (max(1e-3 * w.norm().item() + 1e-5 * largest, 2 * b) for w, b in zip(want, base, strict=True))
+    if not all(f <= limit for f, limit in zip(found, limits, strict=True)):
         raise RuntimeError(f"{name} does not have the output and gradients of the definition; no time is taken")
 
 
@@ -73,6 +80,7 @@ def measure(
     wide = [Inputs(x.values.detach().double().requires_grad_(), x.lengths) for x in inputs]
     slope = torch.randn(rivals[base](module, *inputs).shape)
     want = _gradients(rivals[base], copy.deepcopy(module).double(), wide, slope)
+    plain_errors = errors(rivals[base], module, inputs, want, slope)
 
     def step(run: Run) -> None:
         module.zero_grad()
@@ -83,7 +91,7 @@ def measure(
     steps: dict[str, Callable[[], Any]] = {}
     for name, run in {**rivals, "mi_kernels": lambda m, *x: m(*x)}.items():
         try:
-            check(name, run, module, inputs, want, slope)
+            check(name, errors(run, module, inputs, want, slope), plain_errors, want)
         except Exception as error:
             if name == base:
                 raise
@@ -99,7 +107,7 @@ def mult(batch: int, steps: tuple[int, ...], ragged: bool, seconds: float) -> li
     dims = (300, 5, 20)
     inputs = [draw(batch, t, d, ragged) for t, d in zip(steps, dims, strict=True)]
     rivals: dict[str, Run] = {"SDPA, encoder by encoder": partial(plain.mult, attention=plain.sdpa)}
-    if 4 * batch * 10 * max(steps) ** 2 <= SCORES_LIMIT // 10:
+    if 4 * batch * 10 * max(steps) ** 2 <= SCORES_LIMIT // 40:
         rivals["softmax of stored scores"] = partial(plain.mult, attention=plain.materialised)
     size = {"B": batch, "T": list(steps), "lengths": "ragged" if ragged else "full"}
     return measure("mult", size, MulT(dims, 1, config), inputs, rivals, seconds)
