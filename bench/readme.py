@@ -112,7 +112,7 @@ def concat() -> list[str]:
 
 def budgets() -> list[str]:
     rows = load("cpu_mlp_critic_memory")["rows"]
-    kept = ", ".join(f"{r['peak_mib']:.0f} MiB under a budget of {r['budget_mib']}" for r in rows)
+    kept = ", ".join(f"{r['peak_mib']:.0f} MiB under a budget of {r['budget_mib']} MiB" for r in rows)
     return paragraph(
         f"At B = {rows[0]['B']} a step with the two-layer critic adds {kept}; the activations of all pairs would be",
         f"{rows[0]['activations_mib']} MiB.",
