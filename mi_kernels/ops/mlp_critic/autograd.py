@@ -51,7 +51,7 @@ class _Statistics(torch.autograd.Function):
         n = len(parameters) // 2
         weights, biases = list(parameters[:n]), list(parameters[n:])
         # Outside of a compiled graph the operator would only cost its way through the dispatcher.
-        run = torch.ops.mi_kernels.mlp_critic_forward if torch.compiler.is_compiling() else dispatch.forward
+        run: Any = torch.ops.mi_kernels.mlp_critic_forward if torch.compiler.is_compiling() else dispatch.forward
         *outputs, scores, masks = run(
             u, v, weights, biases, *score, stats, clip, keep, memory_budget, backend
         )
@@ -71,7 +71,7 @@ class _Statistics(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return *none, *_differentiable_gradients((u, v, *parameters), needed, grads[:5], ctx.score)
         n = len(parameters) // 2
-        run = torch.ops.mi_kernels.mlp_critic_backward if torch.compiler.is_compiling() else dispatch.backward
+        run: Any = torch.ops.mi_kernels.mlp_critic_backward if torch.compiler.is_compiling() else dispatch.backward
         found = run(
             u,
             v,
