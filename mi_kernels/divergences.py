@@ -64,6 +64,8 @@ def median_distance(*samples: Tensor) -> Tensor:
 
 def _gamma(bandwidth: Bandwidth, groups: torch.Size, like: Tensor) -> Tensor:
     """1 / (2 s^2), [G, K], from one bandwidth (number, 0-d tensor or [*]) or a sequence of K."""
+    if isinstance(bandwidth, str):
+        raise TypeError(f"bandwidth must be a number, a tensor or a sequence of them, got {bandwidth!r}")
     several = bandwidth if isinstance(bandwidth, Sequence) else (bandwidth,)
     if len(several) == 0:
         raise ValueError("bandwidth must hold at least one number, got an empty sequence")
@@ -178,8 +180,8 @@ def hsic(
     The biased estimate is never negative beyond rounding; under independence it is of order 1 / B. fp32 out (fp64 for
     fp64). Differentiable twice in x, y and a tensor bandwidth. Cost 2 B^2 (Dx + Dy) FLOP forward, twice that backward
     in Triton, three times in plain torch, which holds at most 32 MiB of pairs at a time; compiled half of the first and
-    three times that half. O(B D) memory. Raises
-    ValueError or TypeError naming the argument, RuntimeError if a backend that was named cannot run.
+    three times that half. O(B D) memory. Raises ValueError or TypeError naming the argument, RuntimeError if a backend
+    that was named cannot run.
     """
     _check("x", x)
     _check("y", y, x, same_batch=True)
@@ -196,6 +198,6 @@ def hsic(
     cross, own_x, own_y = api.hsic(a, b, gx, gy, backend).unbind(-1)
     if not normalized:
         return cross.to(dtype).reshape(groups)
-    known = torch.minimum(own_x, own_y) > _CONSTANT
+    known = ~(torch.minimum(own_x, own_y) <= _CONSTANT)  # this way round a NaN shows
     ratio = cross / torch.where(known, own_x * own_y, 1.0).sqrt()
     return torch.where(known, ratio, 0.0).to(dtype).reshape(groups)

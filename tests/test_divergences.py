@@ -333,6 +333,17 @@ def test_hsic_and_its_gradients_equal_the_materialised_definition(backend, shape
         assert (g.double() - w).norm() <= limit * w.norm() + 1e-12
 
 
+def test_a_nan_in_the_samples_shows(backend):
+    x, y = draw(70, 3).detach(), draw(70, 2).detach()
+    x[5, 1] = math.nan
+    for value in (
+        mk.hsic(x, y, bandwidth=1.0, backend=backend),
+        mk.hsic(y, x, bandwidth=1.0, normalized=False, backend=backend),
+        mk.mmd(x, x[:9], bandwidth=1.0, backend=backend),
+    ):
+        assert value.isnan()
+
+
 def test_hsic_is_the_same_bits_twice(backend):
     x, y = draw(200, 30, dtype=torch.float32), draw(200, 70, dtype=torch.float32)
 

@@ -19,20 +19,28 @@ struct Threshold {
   int64_t candidates;
 };
 
-// Scores [n][stride] of one vector of rows; -inf is a key that is masked. `z` [n][lanes] receives the candidates' z and
+// Scores [n][stride] of one vector of rows; -inf is a key that is masked, a NaN or +inf makes tau a NaN. `z` [n][lanes] receives the candidates' z and
 // `index` their keys.
 template <class T>
 MK_INLINE Threshold<T> threshold(int64_t n, const T* s, int64_t stride, T* z, int32_t* index) {
   const Vec<T> zero = fill(T(0)), low = fill(minus_infinity<T>());
   Vec<T> top0 = low, top1 = low;
+  IntVec<T> lost = low != low;  // rows with a score that has no place in the order
   int64_t j = 0;
   for (; j + 2 <= n; j += 2) {
-    top0 = larger<T>(top0, load(s + j * stride));
-    top1 = larger<T>(top1, load(s + (j + 1) * stride));
+    const Vec<T> a = load(s + j * stride), b = load(s + (j + 1) * stride);
+    top0 = larger<T>(top0, a);
+    top1 = larger<T>(top1, b);
+    lost |= (a != a) | (b != b);
   }
-  if (j < n) top0 = larger<T>(top0, load(s + j * stride));
+  if (j < n) {
+    const Vec<T> a = load(s + j * stride);
+    top0 = larger<T>(top0, a);
+    lost |= a != a;
+  }
   Threshold<T> found;
   found.top = larger<T>(top0, top1);
+  lost |= found.top == -low;
   found.top = found.top == low ? zero : found.top;
   int64_t m = 0;
   Vec<T> sum = zero, size = zero;
@@ -45,6 +53,7 @@ MK_INLINE Threshold<T> threshold(int64_t n, const T* s, int64_t stride, T* z, in
     sum += counts ? d : zero;
     size += counts ? zero + T(1) : zero;
   }
+  if (m == 0 && any<T>(lost)) m = 1;  // something has to carry the NaN
   found.candidates = m;
   for (;;) {
     found.tau = (sum - T(1)) / larger<T>(size, zero + T(1));
@@ -63,6 +72,7 @@ MK_INLINE Threshold<T> threshold(int64_t n, const T* s, int64_t stride, T* z, in
     size = step ? next_size : size;
   }
   found.size = size;
+  found.tau = lost ? fill(std::numeric_limits<T>::quiet_NaN()) : found.tau;
   return found;
 }
 

@@ -202,6 +202,23 @@ def test_padding_is_never_read(features: int, normalizer: str, backend: str) -> 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [4, 32])
+@pytest.mark.parametrize("normalizer", ["softmax", "sparsemax"])
+def test_a_nan_among_the_keys_shows_where_it_is_seen(normalizer, size, backend):
+    q, k, v = torch.randn(2, 3, 37, size), torch.randn(2, 3, 45, size), torch.randn(2, 3, 45, size)
+    clean = mk.cross_attention(q, k, v, causal_offset=0, normalizer=normalizer, backend=backend)
+    k[0, 1, 20, 0] = torch.nan
+    out = mk.cross_attention(q, k, v, causal_offset=0, normalizer=normalizer, backend=backend)
+    assert out[0, 1, 20:].isnan().all()
+    out[0, 1, 20:] = clean[0, 1, 20:]
+    torch.testing.assert_close(out, clean)
+    k[0, 1, 20, 0] = torch.inf  # scores of +inf and -inf
+    towards = mk.cross_attention(q, k, v, normalizer=normalizer, backend=backend)[0, 1, q[0, 1, :, 0] > 0]
+    assert not towards.isfinite().any()
+
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("features", [4, 40])
 def test_rows_without_a_key_are_zero(features: int, normalizer: str, backend: str) -> None:
