@@ -10,6 +10,7 @@ import torch
 
 from mi_kernels.ops.cross_attention import cuda
 from tests.cuda_emulator import build
+from tests.cuda_emulator.operators import poisoned
 from tests.ops.cross_attention.cases import Case, Pair, failures, inputs, measured
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="the CUDA emulator needs g++")
@@ -35,11 +36,8 @@ CASES = (
 @pytest.fixture(scope="module")
 def schedule() -> Iterator[ctypes._CFuncPtr]:
     """How the emulator orders threads and lets copies land; its operators are loaded."""
-    path = build.operators("cross_attention")
-    torch.ops.load_library(path)
-    torch.use_deterministic_algorithms(True)  # fills what is allocated with NaN
-    yield ctypes.CDLL(str(path)).emulator_schedule
-    torch.use_deterministic_algorithms(False)
+    for kernels in poisoned("cross_attention"):
+        yield kernels.schedule
 
 
 @pytest.mark.parametrize("n", range(len(CASES)), ids=lambda n: f"{n}-{CASES[n].dtype}-{len(CASES[n].pairs)}")

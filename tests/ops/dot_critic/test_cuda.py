@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import mi_kernels as mk
 from mi_kernels.ops.dot_critic import dispatch
 from mi_kernels.ops.dot_critic.schema import COL_LSE, ROW_LSE, SIGNED, SOFTPLUS
 from tests.cuda_emulator import build
+from tests.cuda_emulator.operators import Emulated, poisoned, surrounded
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="the CUDA emulator needs g++")
 EVERYTHING = ROW_LSE | COL_LSE | SOFTPLUS
@@ -59,29 +59,9 @@ CASES = (
 )  # fmt: skip
 
 
-class Emulated:
-    """The operators, and how the emulator orders threads and lets copies land."""
-
-    def __init__(self) -> None:
-        path = build.operators("dot_critic")
-        torch.ops.load_library(path)
-        self.schedule = ctypes.CDLL(str(path)).emulator_schedule
-
-
 @pytest.fixture(scope="module")
 def emulated() -> Iterator[Emulated]:
-    kernels = Emulated()
-    torch.use_deterministic_algorithms(True)  # fills what is allocated with NaN
-    yield kernels
-    torch.use_deterministic_algorithms(False)
-
-
-def surrounded(t: Tensor) -> Tensor:
-    """The same values between NaNs (ids: between small numbers), still aligned to 16 bytes."""
-    pad = 64
-    whole = torch.full((t.numel() + 2 * pad,), math.nan if t.is_floating_point() else 1, dtype=t.dtype)
-    whole[pad : pad + t.numel()] = t.reshape(-1)
-    return whole[pad : pad + t.numel()].view(t.shape)
+    yield from poisoned("dot_critic")
 
 
 def inputs(case: Case) -> dict[str, Tensor | None]:

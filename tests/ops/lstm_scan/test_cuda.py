@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mi_kernels.ops.lstm_scan import reference
 from tests.cuda_emulator import build
+from tests.cuda_emulator.operators import poisoned
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="the CUDA emulator needs g++")
 ALL_GRADIENTS = 15
@@ -35,11 +36,8 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def schedule() -> Iterator[ctypes.CDLL]:
-    path = build.operators("lstm_scan")
-    torch.ops.load_library(path)
-    torch.use_deterministic_algorithms(True)  # fills what is allocated with NaN
-    yield ctypes.CDLL(str(path)).emulator_schedule
-    torch.use_deterministic_algorithms(False)
+    for kernels in poisoned("lstm_scan"):
+        yield kernels.schedule
 
 
 def draw(case: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 import mi_kernels as mk
 from mi_kernels.ops.mlp_critic import cuda, dispatch
 from tests.cuda_emulator import build
+from tests.cuda_emulator.operators import Emulated, poisoned, surrounded
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="the CUDA emulator needs g++")
 EVERYTHING = 15
@@ -55,29 +55,9 @@ CASES = (
 )
 
 
-class Emulated:
-    """The operators, and how the emulator orders threads and lets copies land."""
-
-    def __init__(self) -> None:
-        path = build.operators("mlp_critic")
-        torch.ops.load_library(path)
-        self.schedule = ctypes.CDLL(str(path)).emulator_schedule
-
-
 @pytest.fixture(scope="module")
 def emulated() -> Iterator[Emulated]:
-    kernels = Emulated()
-    torch.use_deterministic_algorithms(True)  # fills what is allocated with NaN
-    yield kernels
-    torch.use_deterministic_algorithms(False)
-
-
-def surrounded(t: Tensor) -> Tensor:
-    """The same values between NaNs, still aligned to 16 bytes."""
-    pad = 64
-    whole = torch.full((t.numel() + 2 * pad,), math.nan, dtype=t.dtype)
-    whole[pad : pad + t.numel()] = t.reshape(-1)
-    return whole[pad : pad + t.numel()].view(t.shape)
+    yield from poisoned("mlp_critic")
 
 
 def inputs(case: Case) -> tuple[dict[str, Tensor], list[Tensor | None]]:
