@@ -83,34 +83,23 @@ struct Call {
   }
 };
 
-// f(first, rows) over shares of the rows that are worth a thread each.
-template <class F>
-void share_rows(int64_t rows, int64_t depth, F&& f) {
-  at::parallel_for(0, rows, std::max<int64_t>(1, (1 << 15) / depth),
-                   [&](int64_t begin, int64_t end) { f(begin, end - begin); });
-}
-
-// Brings the rows of t to unit length; returns 1 / norm for the way back.
+// Brings the rows of x and of y to unit length; returns 1 / norm of each for the way back.
 template <class T>
-Tensor normalize_rows(Tensor& t) {
-  const int64_t depth = t.size(-1), count = t.numel() / depth;
-  Tensor inverse = at::empty({count}, t.options()), unit = at::empty(t.sizes(), t.options());
-  const T* in = t.const_data_ptr<T>();
-  T *out = unit.mutable_data_ptr<T>(), *inv = inverse.mutable_data_ptr<T>();
-  share_rows(count, depth, [&](int64_t i, int64_t n) { rows::normalize(n, depth, in + i * depth, out + i * depth, inv + i); });
-  t = unit;
-  return inverse;
-}
-
-template <class T>
-void through_normalization(const Tensor& unit, const Tensor& inverse, Tensor& gradient) {
-  if (!gradient.numel()) return;
-  const int64_t depth = unit.size(-1), count = unit.numel() / depth;
-  const T *u = unit.const_data_ptr<T>(), *inv = inverse.const_data_ptr<T>();
-  T* g = gradient.mutable_data_ptr<T>();
-  share_rows(count, depth, [&](int64_t i, int64_t n) {
-    rows::through_normalization(n, depth, u + i * depth, inv + i, g + i * depth);
+std::pair<Tensor, Tensor> normalize_rows(Tensor& x, Tensor& y) {
+  const int64_t depth = x.size(-1), x_rows = x.numel() / depth, y_rows = y.numel() / depth;
+  std::pair<Tensor, Tensor> inverse{at::empty({x_rows}, x.options()), at::empty({y_rows}, x.options())};
+  Tensor x_unit = at::empty(x.sizes(), x.options()), y_unit = at::empty(y.sizes(), x.options());
+  auto share = [depth](const Tensor& in, Tensor& out, Tensor& inv, int64_t begin, int64_t end) {
+    if (begin < end)
+      rows::normalize(end - begin, depth, in.const_data_ptr<T>() + begin * depth, out.mutable_data_ptr<T>() + begin * depth,
+                      inv.mutable_data_ptr<T>() + begin);
+  };
+  at::parallel_for(0, x_rows + y_rows, std::max<int64_t>(1, (1 << 15) / depth), [&](int64_t begin, int64_t end) {
+    share(x, x_unit, inverse.first, std::min(begin, x_rows), std::min(end, x_rows));
+    share(y, y_unit, inverse.second, std::max(begin, x_rows) - x_rows, std::max(end, x_rows) - x_rows);
   });
+  x = x_unit, y = y_unit;
+  return inverse;
 }
 
 template <class T>
@@ -181,16 +170,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
     double w_soft, double w_pos, bool soft_signed, bool normalize, int64_t needs, int64_t budget) {
   Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
   const bool wide = c.type == at::kDouble;
-  Tensor x_inverse, y_inverse;
-  if (normalize) {
-    x_inverse = wide ? normalize_rows<double>(c.x) : normalize_rows<float>(c.x);
-    y_inverse = wide ? normalize_rows<double>(c.y) : normalize_rows<float>(c.y);
-  }
+  std::pair<Tensor, Tensor> inverse;
+  if (normalize) inverse = wide ? normalize_rows<double>(c.x, c.y) : normalize_rows<float>(c.x, c.y);
   Outputs out(c, needs);
   Tensor value = at::empty({c.G}, c.x.options());
   c.each_group([&]<class T, class E>(int64_t i, int64_t threads) {
     Problem<T, E> problem(c.group<T>(i), threads, needs);
-    const Gradients<T> gradients = out.group<T>(c, i);
+    Gradients<T> gradients = out.group<T>(c, i);
+    if (normalize) {
+      gradients.x_inverse = inverse.first.const_data_ptr<T>() + i * c.B;
+      gradients.y_inverse = inverse.second.const_data_ptr<T>() + i * c.N;
+    }
     T* result = value.mutable_data_ptr<T>() + i;
     if (w_row != 0 && w_col == 0 && w_soft == 0 && needs && problem.panel_bytes() <= kPanelLimit) {
       *result = static_cast<T>(problem.row_loss(static_cast<T>(w_row), static_cast<T>(w_pos), gradients));
@@ -246,10 +236,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
       for (int64_t k = 0; k < c.B; ++k) total -= left * positive[k];
     *result = static_cast<T>(total);
   });
-  if (normalize) {
-    (wide ? through_normalization<double> : through_normalization<float>)(c.x, x_inverse, out.x);
-    (wide ? through_normalization<double> : through_normalization<float>)(c.y, y_inverse, out.y);
-  }
   out.cast(c);
   return {value, out.x, out.y, out.scale, out.row_bias, out.col_bias};
 }

@@ -41,6 +41,8 @@ struct Weights {  // of dS; null pointers stand for absent terms
 template <class T>
 struct Gradients {
   T *x = nullptr, *y = nullptr, *scale = nullptr, *row_bias = nullptr, *col_bias = nullptr;
+  // 1 / norm of the rows before they were brought to unit length; with it, gradients are those of the rows before
+  const T *x_inverse = nullptr, *y_inverse = nullptr;
 };
 
 template <class T>
@@ -431,6 +433,9 @@ class Problem {
       }
       w.dscale += dot * f;
     }
+    const int64_t first = p * m_;
+    if (out.x && out.x_inverse)
+      rows::through_normalization(rows, g.D, g.x + first * g.D, out.x_inverse + first, out.x + first * g.D);
   }
 
   void finish_columns(const Gradients<T>& out) {
@@ -452,7 +457,10 @@ class Problem {
         T* sum = scratch_[0].dyt.get() + b * g.D * kBlock;
         for (int64_t t = 1; t < threads_; ++t)
           rows::add(g.D * kBlock, scratch_[t].dyt.get() + b * g.D * kBlock, sum);
-        rows::transpose(g.D, n, sum, kBlock, nullptr, out.y + b * kBlock * g.D, g.D);
+        const int64_t first = b * kBlock;
+        rows::transpose(g.D, n, sum, kBlock, nullptr, out.y + first * g.D, g.D);
+        if (out.y_inverse)
+          rows::through_normalization(n, g.D, g.y + first * g.D, out.y_inverse + first, out.y + first * g.D);
       }
     };
     if (threads_ == 1) return run(0, blocks_);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,7 +46,7 @@ class Statistics(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """Inputs in the operators' form: one group dimension, contiguous."""
+    """Inputs in the operators' form, but for x and y, which keep the caller's shape until `_flat`."""
 
     problem: dispatch.Problem
     shape: torch.Size  # the caller's group dimensions
@@ -62,9 +63,7 @@ def _features(name: str, t: Tensor) -> None:
         raise ValueError(f"{name} must not be empty, got shape {tuple(t.shape)}")
 
 
-def _vector(name: str, t: Tensor | None, shape: tuple[int, ...], like: Tensor, ids: bool = False) -> Tensor | None:
-    if t is None:
-        return None
+def _vector(name: str, t: Tensor, shape: tuple[int, ...], like: Tensor, ids: bool = False) -> Tensor:
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
     if t.device != like.device:
@@ -74,7 +73,7 @@ def _vector(name: str, t: Tensor | None, shape: tuple[int, ...], like: Tensor, i
     try:
         t = t.expand(shape)
     except RuntimeError:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(t.shape)}") from None
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(t.shape)}") from None
     t = t.reshape(-1, shape[-1])
     return (t.long() if ids else t.to(accumulate_dtype(like.dtype))).contiguous()
 
@@ -124,21 +123,33 @@ def prepare(
         pairs == "unequal_ids" or (pairs == "off_diagonal" and positive_shift % y.shape[-2] == 0)
     ):
         raise ValueError(f"positive_shift={positive_shift} names pairs that pairs={pairs!r} leaves out")
-    shape = x.shape[:-2]
-    groups = shape.numel()
-    scale = _scale(scale, shape, x)
+    if x is y:
+        y = x.view_as(x)  # a function that is compiled takes a tensor once
+    shape, rows, columns = x.shape[:-2], x.shape[:-1], y.shape[:-1]
     problem = (
-        x.reshape(groups, *x.shape[-2:]).contiguous(),
-        y.reshape(groups, *y.shape[-2:]).contiguous(),
-        scale,
-        _vector("row_bias", row_bias, (*shape, x.shape[-2]), x),
-        _vector("col_bias", col_bias, (*shape, y.shape[-2]), x),
-        _vector("row_ids", row_ids, (*shape, x.shape[-2]), x, ids=True),
-        _vector("col_ids", col_ids, (*shape, y.shape[-2]), x, ids=True),
+        x,
+        y,
+        _scale(scale, shape, x),
+        None if row_bias is None else _vector("row_bias", row_bias, rows, x),
+        None if col_bias is None else _vector("col_bias", col_bias, columns, x),
+        None if row_ids is None else _vector("row_ids", row_ids, rows, x, ids=True),
+        None if col_ids is None else _vector("col_ids", col_ids, columns, x, ids=True),
         PAIRS[pairs],
         positive_shift,
     )
     return Prepared(problem, shape)
+
+
+def _flat(problem: dispatch.Problem) -> dispatch.Problem:
+    """x and y with one group dimension, contiguous. Done inside the functions below, where autograd records nothing."""
+    return (_grouped(problem[0]), _grouped(problem[1]), *problem[2:])
+
+
+def _grouped(t: Tensor) -> Tensor:
+    dims = t.dim()
+    if dims != 3:
+        t = t.unsqueeze(0) if dims == 2 else t.flatten(0, -3)
+    return t.contiguous()
 
 
 def _needs(flags: tuple[bool, ...]) -> int:
@@ -156,16 +167,27 @@ def _differentiable(problem: dispatch.Problem, outputs, gradients) -> tuple[Tens
     return tuple(next(found) if t is not None and t.requires_grad else None for t in problem[:5])
 
 
-def _optional(gradients: tuple[Tensor, ...], needs: int) -> tuple[Tensor | None, ...]:
+def _shaped(gradients: Sequence[Tensor], problem: dispatch.Problem, needs: int) -> tuple[Tensor | None, ...]:
+    """Gradients from the operators in the shapes of the inputs, None where they are not needed."""
     bits = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)
-    return tuple(g if needs & bit else None for g, bit in zip(gradients, bits, strict=True))
+    return tuple(
+        _reshaped(g, t.shape) if needs & bit and t is not None else None
+        for g, t, bit in zip(gradients, problem[:5], bits, strict=True)
+    )
+
+
+def _reshaped(t: Tensor, shape: torch.Size) -> Tensor:
+    """An operator's output in another shape, and no view: some of those cannot be changed in place by callers."""
+    if torch.compiler.is_compiling():
+        return t.reshape(shape)
+    return t if t.dim() == len(shape) else t.contiguous().resize_(shape)
 
 
 class _StatisticsFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift, stats, backend):
         problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift)
-        row, col, soft = torch.ops.mi_kernels.dot_critic_stats(*problem, stats, math.inf, backend)
+        row, col, soft = torch.ops.mi_kernels.dot_critic_stats(*_flat(problem), stats, math.inf, backend)
         ctx.save_for_backward(x, y, scale, row_bias, col_bias, row_ids, col_ids, row, col)
         ctx.settings = (pairs, shift, stats, backend)
         ctx.set_materialize_grads(False)
@@ -177,13 +199,13 @@ class _StatisticsFunction(torch.autograd.Function):
         pairs, shift, stats, backend = ctx.settings
         problem: dispatch.Problem = (*tensors, pairs, shift)
         if torch.is_grad_enabled():
-            outputs = reference.stats(*problem, stats)
+            outputs = reference.stats(*_flat(problem), stats)
             return *_differentiable(problem, outputs, (g_row, g_col, g_soft)), *(None,) * 6
         needs = _needs(ctx.needs_input_grad)
         kept = lambda g: None if g is None or not g.numel() else g.contiguous()  # noqa: E731
         g_row, g_col, g_soft = kept(g_row), kept(g_col), kept(g_soft)
         gradients = torch.ops.mi_kernels.dot_critic_grad(
-            *problem,
+            *_flat(problem),
             row if g_row is not None else None,
             col if g_col is not None else None,
             g_row,
@@ -194,53 +216,71 @@ class _StatisticsFunction(torch.autograd.Function):
             needs,
             backend,
         )
-        return *_optional(gradients, needs), *(None,) * 6
+        return *_shaped(gradients, problem, needs), *(None,) * 6
 
 
 class _LossFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
-        # 9 of the problem, then w_row, w_col, w_soft, w_pos, soft_signed, normalize, memory budget, backend
-        problem, weights, (budget, backend) = arguments[:9], arguments[9:15], arguments[15:]
+        # the problem, and (w_row, w_col, w_soft, w_pos, soft_signed, normalize, memory budget, backend)
+        problem: dispatch.Problem = arguments[:9]
+        settings = arguments[9]
         needs = _needs(ctx.needs_input_grad)
-        run = torch.ops.mi_kernels.dot_critic_loss if torch.compiler.is_compiling() else dispatch.run_loss_flat
-        loss, *gradients = run(*problem, *weights, needs, budget, backend)
-        ctx.save_for_backward(*problem[:7], *gradients)
-        ctx.settings = (problem[7:], weights, needs)
-        return loss
+        value, gradients = _loss_and_gradients(problem, settings, needs)
+        if torch.compiler.is_compiling():
+            ctx.save_for_backward(*problem[:7], *gradients)
+        else:
+            # Gradients are handed over in backward, not copied: nothing else holds them, and whoever goes back a
+            # second time (retain_graph) has them computed again.
+            ctx.save_for_backward(*problem[:7])
+            ctx.gradients = gradients
+        ctx.settings = (problem[7:], settings, needs)
+        return value
 
     @staticmethod
-    def backward(ctx, g_loss):
-        (pairs, shift), (*weights, soft_signed, normalize), needs = ctx.settings
+    def backward(ctx, g):
+        rest, settings, needs = ctx.settings
         saved = ctx.saved_tensors
-        problem: dispatch.Problem = (*saved[:7], pairs, shift)
+        problem: dispatch.Problem = (*saved[:7], *rest)
         if torch.is_grad_enabled():
-            loss = _differentiable_loss(problem, weights, soft_signed, normalize)
-            return *_differentiable(problem, (loss,), (g_loss,)), *(None,) * 12
-        scaled: list[Tensor | None] = []
-        for gradient in _optional(saved[7:], needs):
-            if gradient is not None:
-                g = g_loss.view(-1, *(1,) * (gradient.dim() - 1))
-                gradient = (gradient * g).to(gradient.dtype)
-            scaled.append(gradient)
-        return *scaled, *(None,) * 12
+            return *_differentiable(problem, (_differentiable_loss(problem, settings),), (g,)), *(None,) * 5
+        factor = lambda t: g.reshape(*g.shape, *(1,) * (t.dim() - g.dim()))  # noqa: E731
+        if len(saved) > 7:
+            scaled = lambda t: (t * factor(t)).to(t.dtype)  # noqa: E731
+            return *(None if t is None else scaled(t) for t in saved[7:]), *(None,) * 5
+        gradients = ctx.gradients or _loss_and_gradients(problem, settings, needs)[1]
+        ctx.gradients = None
+        if g.dim() or g.device.type != "cpu" or g.item() != 1.0:  # a GPU would have to wait for the last question
+            for t in gradients:
+                if t is not None:
+                    t.mul_(factor(t))
+        return *gradients, *(None,) * 5
 
 
-def _differentiable_loss(problem: dispatch.Problem, weights: list[float], soft_signed: bool, normalize: bool) -> Tensor:
-    """The loss as a materialising torch formula, for second derivatives."""
+def _loss_and_gradients(problem: dispatch.Problem, settings: tuple, needs: int) -> tuple[Tensor, tuple]:
+    """The loss [*] and the gradients of the five float inputs in their shapes, None where they are not needed."""
+    run = torch.ops.mi_kernels.dot_critic_loss if torch.compiler.is_compiling() else dispatch.run_loss_flat
+    value, *gradients = run(*_flat(problem), *settings[:6], needs, *settings[6:])
+    return _reshaped(value, problem[0].shape[:-2]), _shaped(gradients, problem, needs)
+
+
+def _differentiable_loss(problem: dispatch.Problem, settings: tuple) -> Tensor:
+    """The loss [*] as a materialising torch formula, for second derivatives."""
+    w_row, w_col, w_soft, w_pos, soft_signed, normalize, *_ = settings
+    shape = problem[0].shape[:-2]
+    problem = _flat(problem)
     if normalize:
         problem = dispatch.normalized(problem)
-    w_row, w_col, w_soft, w_pos = weights
     stats = reference.stats(*problem, dispatch.wanted_stats(w_row, w_col, w_soft, soft_signed))
     positive = dispatch.positive_scores(problem) if w_pos and problem[8] >= 0 else None
-    return dispatch.compose_loss(stats, positive, w_row, w_col, w_soft, w_pos)
+    return dispatch.compose_loss(stats, positive, w_row, w_col, w_soft, w_pos).reshape(shape)
 
 
 def _clipped(problem: dispatch.Problem, bits: int, clip: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     if not clip > 0:
         raise ValueError(f"clip must be positive, got {clip}")
     with torch.no_grad():
-        return torch.ops.mi_kernels.dot_critic_stats(*problem, bits, float(clip), backend)
+        return torch.ops.mi_kernels.dot_critic_stats(*_flat(problem), bits, float(clip), backend)
 
 
 def statistics(
@@ -298,15 +338,14 @@ def loss(
     when an input requires them: 3N one-sided, 4N with both LSEs (3N where `memory_budget` bytes hold the scores),
     N = 2 B N D FLOP.
     """
-    weights = (w_row, w_col, w_soft, w_pos, soft_signed, normalize)
-    value = _LossFunction.apply(*prepared.problem, *weights, memory_budget, backend or "")
-    return value.reshape(prepared.shape)
+    settings = (w_row, w_col, w_soft, w_pos, soft_signed, normalize, memory_budget, backend or "")
+    return _LossFunction.apply(*prepared.problem, settings)
 
 
 def row_losses(prepared: Prepared, *, symmetric: bool = False, backend: str | None = None) -> Tensor:
     """row_lse_i - S_i,pos(i) for every row, [*, B]; symmetric averages it with the positive column's. 4N FLOP."""
     bits = ROW_LSE | COL_LSE if symmetric else ROW_LSE
     row, col, _ = _StatisticsFunction.apply(*prepared.problem, bits, backend or "")
-    positive = dispatch.positive_scores(prepared.problem)
+    positive = dispatch.positive_scores(_flat(prepared.problem))
     losses = (row + col) / 2 - positive if symmetric else row - positive
     return losses.reshape(*prepared.shape, -1)

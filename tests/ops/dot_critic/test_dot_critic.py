@@ -337,6 +337,37 @@ def test_inputs_may_be_strided_expanded_or_shorter_in_precision(backend):
     torch.testing.assert_close(expanded, want[:1].expand(12), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_going_back_twice_gives_the_same_gradients_whatever_happened_to_the_first(backend, groups):
+    t, _ = draw(groups, 9, 9, 5, torch.float32)
+    x, y, scale = t["x"], t["y"], torch.tensor(0.4, requires_grad=True)
+    loss = api.loss(api.prepare(x, y, scale, positive_shift=0), w_row=1.0, w_pos=1.0, backend=backend).sum()
+    first = torch.autograd.grad(loss, (x, y, scale), retain_graph=True)
+    want = [g.clone() for g in first]
+    with torch.no_grad():
+        for g in first:
+            g.zero_()
+    loss.backward(retain_graph=True)
+    loss.backward()
+    for leaf, g in zip((x, y, scale), want, strict=True):
+        torch.testing.assert_close(leaf.grad, 2 * g)
+    assert all(g.count_nonzero() for g in want)
+
+
+def test_losses_and_gradients_may_be_changed_in_place(backend):
+    t, _ = draw(1, 8, 8, 4, torch.float32)
+    x, y = t["x"][0].detach().requires_grad_(), t["y"][0].detach().requires_grad_()
+    loss = api.loss(api.prepare(x, y, 0.3, positive_shift=0), w_row=1.0, w_pos=1.0, backend=backend)
+    wanted = 2 * float(loss.detach()) + 1
+    loss *= 2
+    loss += 1
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(wanted)
+    want = x.grad.clone()
+    x.grad += 1
+    torch.testing.assert_close(x.grad, want + 1)
+
+
 def test_memory_kept_for_backward_is_linear_in_the_batch(backend):
     def saved(batch):
         t, _ = draw(1, batch, batch, 16, torch.float32)
@@ -351,7 +382,10 @@ def test_memory_kept_for_backward_is_linear_in_the_batch(backend):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda v: v):
-            api.loss(api.prepare(t["x"], t["y"], 0.3, positive_shift=0), w_row=1.0, w_pos=1.0, backend=backend)
+            loss = api.loss(api.prepare(t["x"], t["y"], 0.3, positive_shift=0), w_row=1.0, w_pos=1.0, backend=backend)
+        for gradient in loss.grad_fn.gradients:
+            if gradient is not None:
+                pack(gradient)  # kept on the node, not among its saved tensors
         return total
 
     small, large = saved(128), saved(512)
