@@ -1,5 +1,5 @@
 // Uninitialised arrays. Large ones ask for huge pages: a kernel that walks through tens of MiB for every panel spends
-// several per cent of its time on page faults and on the TLB otherwise.
+// several per cent of its time on page faults and on the TLB otherwise. Small ones are used again.
 #pragma once
 
 #include <algorithm>
@@ -7,7 +7,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <new>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -15,12 +17,60 @@
 
 namespace mk {
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
+// A few blocks kept from one call to the next: what goes back to the system comes again as page faults, which at small
+// batches cost a tenth of a step. Never waits for a lock, so a fork in the middle of a call does no harm.
+class Pool {
+ public:
+  static Pool& instance() {
+    static Pool* pool = new Pool;  // threads may still hold blocks when statics are destroyed
+    return *pool;
+  }
+
+  // A kept block of at least `bytes`, whose size they become, or null.
+  void* take(size_t& bytes) {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock) return nullptr;
+    auto best = blocks_.end();
+    for (auto it = blocks_.begin(); it != blocks_.end(); ++it)
+      if (it->bytes >= bytes && it->bytes <= 2 * bytes && (best == blocks_.end() || it->bytes < best->bytes)) best = it;
+    if (best == blocks_.end()) return nullptr;
+    void* const memory = best->memory;
+    held_ -= bytes = best->bytes;
+    *best = blocks_.back();
+    blocks_.pop_back();
+    return memory;
+  }
+
+  // Whether the block is kept; the caller frees it otherwise.
+  bool keep(void* memory, size_t bytes) {
+    if (bytes < kSmallest || bytes > kLargest) return false;
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock || held_ + bytes > kMost) return false;
+    blocks_.push_back({memory, bytes});
+    held_ += bytes;
+    return true;
+  }
+
+ private:
+  static constexpr size_t kSmallest = size_t{64} << 10, kLargest = size_t{4} << 20, kMost = size_t{16} << 20;
+  struct Block {
+    void* memory;
+    size_t bytes;
+  };
+  std::mutex mutex_;
+  std::vector<Block> blocks_;
+  size_t held_ = 0;
+};
+
+struct Release {
+  size_t bytes = 0;
+  void operator()(void* p) const {
+    if (!Pool::instance().keep(p, bytes)) std::free(p);
+  }
 };
 
 template <class T>
-using Buffer = std::unique_ptr<T[], Free>;
+using Buffer = std::unique_ptr<T[], Release>;
 
 constexpr size_t kHuge = size_t{2} << 20;
 
@@ -36,12 +86,14 @@ inline void wish_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size
 template <class T>
 Buffer<T> make_buffer(int64_t n) {
   constexpr size_t kLine = 64;
-  const size_t bytes = static_cast<size_t>(std::max<int64_t>(n, 1)) * sizeof(T);
-  const size_t alignment = bytes >= 2 * kHuge ? kHuge : kLine;
-  void* p = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  const size_t wanted = static_cast<size_t>(std::max<int64_t>(n, 1)) * sizeof(T);
+  const size_t alignment = wanted >= 2 * kHuge ? kHuge : kLine;
+  size_t bytes = (wanted + alignment - 1) / alignment * alignment;
+  void* p = alignment == kLine ? Pool::instance().take(bytes) : nullptr;
+  if (!p) p = std::aligned_alloc(alignment, bytes);
   if (!p) throw std::bad_alloc();
-  if (alignment == kHuge) wish_huge_pages(p, (bytes + kHuge - 1) / kHuge * kHuge);
-  return Buffer<T>(static_cast<T*>(p));
+  if (alignment == kHuge) wish_huge_pages(p, bytes);
+  return Buffer<T>(static_cast<T*>(p), Release{bytes});
 }
 
 template <class T>

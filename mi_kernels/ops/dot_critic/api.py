@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..inputs import FLOATS
+from ..shapes import grouped, reshaped
 from . import dispatch, reference
 from .primitives import accumulate_dtype
 from .schema import (
@@ -142,14 +143,7 @@ def prepare(
 
 def _flat(problem: dispatch.Problem) -> dispatch.Problem:
     """x and y with one group dimension, contiguous. Done inside the functions below, where autograd records nothing."""
-    return (_grouped(problem[0]), _grouped(problem[1]), *problem[2:])
-
-
-def _grouped(t: Tensor) -> Tensor:
-    dims = t.dim()
-    if dims != 3:
-        t = t.unsqueeze(0) if dims == 2 else t.flatten(0, -3)
-    return t.contiguous()
+    return (grouped(problem[0]), grouped(problem[1]), *problem[2:])
 
 
 def _needs(flags: tuple[bool, ...]) -> int:
@@ -171,16 +165,9 @@ def _shaped(gradients: Sequence[Tensor], problem: dispatch.Problem, needs: int) 
     """Gradients from the operators in the shapes of the inputs, None where they are not needed."""
     bits = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)
     return tuple(
-        _reshaped(g, t.shape) if needs & bit and t is not None else None
+        reshaped(g, t.shape) if needs & bit and t is not None else None
         for g, t, bit in zip(gradients, problem[:5], bits, strict=True)
     )
-
-
-def _reshaped(t: Tensor, shape: torch.Size) -> Tensor:
-    """An operator's output in another shape, and no view: some of those cannot be changed in place by callers."""
-    if torch.compiler.is_compiling():
-        return t.reshape(shape)
-    return t if t.dim() == len(shape) else t.contiguous().resize_(shape)
 
 
 class _StatisticsFunction(torch.autograd.Function):
@@ -261,7 +248,7 @@ def _loss_and_gradients(problem: dispatch.Problem, settings: tuple, needs: int) 
     """The loss [*] and the gradients of the five float inputs in their shapes, None where they are not needed."""
     run = torch.ops.mi_kernels.dot_critic_loss if torch.compiler.is_compiling() else dispatch.run_loss_flat
     value, *gradients = run(*_flat(problem), *settings[:6], needs, *settings[6:])
-    return _reshaped(value, problem[0].shape[:-2]), _shaped(gradients, problem, needs)
+    return reshaped(value, problem[0].shape[:-2]), _shaped(gradients, problem, needs)
 
 
 def _differentiable_loss(problem: dispatch.Problem, settings: tuple) -> Tensor:

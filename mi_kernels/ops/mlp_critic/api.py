@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..inputs import FLOATS
-from . import autograd, chunked, dispatch, reference
+from . import autograd, chunked, dispatch, first_layer, reference
 from .activations import ACTIVATIONS
 from .schema import BITS, OUTPUTS, STATISTICS, Statistics, check_pairing, check_request
 
@@ -64,19 +64,23 @@ def _check_parameters(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: S
         raise ValueError(f"weights[{len(weights) - 1}] must give one score, got {tuple(weights[-1].shape)}")
 
 
-def _same(x: Tensor, others: dict[str, Tensor], *, dtypes: bool) -> None:
-    for name, t in others.items():
-        if t.device != x.device:
-            raise ValueError(f"{name} must be on the device of x, {x.device}, got {t.device}")
-        if dtypes and t.dtype != x.dtype:
-            raise ValueError(f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}")
+def _same(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, dtypes: bool) -> None:
+    device, dtype = x.device, x.dtype
+    for k, t in enumerate((y, *weights, *biases)):
+        if t.device == device and (t.dtype == dtype or not dtypes):
+            continue
+        n = len(weights)
+        name = "y" if k == 0 else f"weights[{k - 1}]" if k <= n else f"biases[{k - 1 - n}]"
+        if t.device != device:
+            raise ValueError(f"{name} must be on the device of x, {device}, got {t.device}")
+        raise ValueError(f"{name} must have the dtype of x, {dtype}, got {t.dtype}")
 
 
 def _prepare(
     x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str, output: str
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    """Checks, casts as autocast asks, and applies the separable first layer: u, v, later weights, later
-    biases."""
+) -> tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    """Checks, casts as autocast asks, and applies the separable first layer: u [*, B, H_1], v [*, N, H_1], later
+    weights, later biases."""
     _check_input("x", x)
     _check_input("y", y)
     if x.shape[:-2] != y.shape[:-2]:
@@ -88,23 +92,14 @@ def _prepare(
     if output not in OUTPUTS:
         raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
     _check_parameters(x, y, weights, biases)
-    named = {"y": y}
-    named |= {f"weights[{k}]": w for k, w in enumerate(weights)} | {
-        f"biases[{k}]": b for k, b in enumerate(biases)
-    }
     autocast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
-    _same(x, named, dtypes=not autocast)
+    _same(x, y, weights, biases, dtypes=not autocast)
     if autocast:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, y = x.to(dtype), y.to(dtype)
         weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
-    w_x, w_y = weights[0][..., : x.shape[-1]], weights[0][..., x.shape[-1] :]
-    u = x @ w_x.mT
-    v = y @ w_y.mT + biases[0].unsqueeze(-2)
-    later = [w if w.dim() == 3 else w.unsqueeze(0) for w in weights[1:]]
-    later_biases = [b if b.dim() == 2 else b.unsqueeze(0) for b in biases[1:]]
-    u, v = u.reshape(-1, *u.shape[-2:]), v.reshape(-1, *v.shape[-2:])
-    return u, v, later, later_biases
+    u, v = first_layer.apart(x, y, weights[0], biases[0])
+    return u, v, weights[1:], biases[1:]
 
 
 def scores(
@@ -121,7 +116,7 @@ def scores(
     Arguments and errors as in `statistics`; memory is O(B N sum of hidden widths) when a gradient is wanted.
     """
     u, v, later, later_biases = _prepare(x, y, weights, biases, activation, output)
-    s = reference.scores(u, v, later, later_biases, activation, output)
+    s = reference.scores(*autograd.flat((u, v, *later, *later_biases)), activation, output)
     return s.reshape(*x.shape[:-1], y.shape[-2])
 
 
@@ -169,28 +164,21 @@ def statistics(
         raise ValueError(f"memory_budget must be a positive number of bytes, got {memory_budget}")
     off_diagonal = pairs == "off_diagonal"
     u, v, later, later_biases = _prepare(x, y, weights, biases, activation, output)
-    check_pairing(stats, pairs, u.shape[1], v.shape[1])
+    check_pairing(stats, pairs, u.shape[-2], v.shape[-2])
     name = _backend(x.device, backend, len(weights))
     score = (activation, output, off_diagonal)
-    found: tuple[Tensor, ...]
+    flat = lambda: autograd.flat((u, v, *later, *later_biases))  # noqa: E731
+    found: Sequence[Tensor]
     if tuple(stats) == ("positive",):
-        found = (reference.apply_layers(u + v, later, later_biases, activation, output),)
-    elif name == "reference" or (name == "chunked" and chunked.fits(u, v, later, later_biases, memory_budget)):
-        found = reference.statistics(u, v, later, later_biases, *score, clip)
+        flat_u, flat_v, flat_weights, flat_biases = flat()
+        found = (reference.apply_layers(flat_u + flat_v, flat_weights, flat_biases, activation, output),)
+    elif name == "reference" or (name == "chunked" and chunked.fits(*flat(), memory_budget)):
+        found = reference.statistics(*flat(), *score, clip)
     else:
         bits = sum(bit for s, bit in BITS.items() if s in stats)
         found = autograd.statistics(
-            u,
-            v,
-            later,
-            later_biases,
-            score,
-            stats=bits,
-            clip=clip or 0.0,
-            memory_budget=memory_budget,
-            backend=name,
+            u, v, later, later_biases, score, stats=bits, clip=clip or 0.0, memory_budget=memory_budget, backend=name
         )
     lead = x.shape[:-2]
-    return Statistics(
-        **{s: t.reshape(*lead, t.shape[-1]) for s, t in zip(STATISTICS, found, strict=False) if s in stats}
-    )
+    shaped = lambda t: t if t.dim() == len(lead) + 1 else t.reshape(*lead, t.shape[-1])  # noqa: E731
+    return Statistics(**{s: shaped(t) for s, t in zip(STATISTICS, found, strict=False) if s in stats})

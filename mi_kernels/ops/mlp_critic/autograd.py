@@ -8,9 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..shapes import grouped, reshaped
 from . import dispatch
 from .reference import statistics as reference_statistics
 from .schema import PIECEWISE_LINEAR, kept_shapes
+
+
+def flat(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """u, v, weights and biases in the operators' shapes."""
+    u, v, *parameters = tensors
+    n = len(parameters) // 2
+    weights = [w if w.dim() == 3 else w.unsqueeze(0) for w in parameters[:n]]
+    biases = [b if b.dim() == 2 else b.unsqueeze(0) for b in parameters[n:]]
+    return grouped(u), grouped(v), weights, biases
+
+
+def _rows(t: Tensor) -> Tensor:
+    """A statistic, or its gradient, as [G, B]."""
+    return t.reshape(t.shape[:-1].numel(), t.shape[-1]).contiguous()
+
+
+def _gradient_rows(t: Tensor | None) -> Tensor | None:
+    return None if t is None or not t.numel() else _rows(t)
 
 
 def _differentiable_gradients(
@@ -20,11 +39,10 @@ def _differentiable_gradients(
     score: tuple[str, str, bool],
 ) -> list[Tensor | None]:
     """First-order gradients that can be differentiated again; materialises the scores."""
-    n = (len(tensors) - 2) // 2
     # Aliases: a tensor that serves twice must not collect the sum of both gradients.
-    u, v, *parameters = aliases = [t.view_as(t) for t in tensors]
-    outputs = reference_statistics(u, v, parameters[:n], parameters[n:], *score)
-    used = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and g.numel()]
+    aliases = [t.view_as(t) for t in tensors]
+    outputs = reference_statistics(*flat(aliases), *score)
+    used = [(o, g) for o, g in zip(outputs, map(_gradient_rows, grads), strict=True) if g is not None]
     targets = [a for a, need in zip(aliases, needed, strict=True) if need]
     found = iter(
         torch.autograd.grad(
@@ -48,13 +66,11 @@ class _Statistics(torch.autograd.Function):
         v: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
-        n = len(parameters) // 2
-        weights, biases = list(parameters[:n]), list(parameters[n:])
+        critic = flat((u, v, *parameters))
         # Outside of a compiled graph the operator would only cost its way through the dispatcher.
         run: Any = torch.ops.mi_kernels.mlp_critic_forward if torch.compiler.is_compiling() else dispatch.forward
-        *outputs, scores, masks = run(
-            u, v, weights, biases, *score, stats, clip, keep, memory_budget, backend
-        )
+        *found, scores, masks = run(*critic, *score, stats, clip, keep, memory_budget, backend)
+        outputs = [reshaped(t, (*u.shape[:-2], t.shape[-1])) for t in found]
         ctx.save_for_backward(u, v, outputs[1], outputs[2], scores, masks, *parameters)
         ctx.score, ctx.memory_budget, ctx.backend = score, memory_budget, backend
         ctx.set_materialize_grads(False)
@@ -70,24 +86,22 @@ class _Statistics(torch.autograd.Function):
             return *none, *((None,) * len(needed))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return *none, *_differentiable_gradients((u, v, *parameters), needed, grads[:5], ctx.score)
-        n = len(parameters) // 2
         run: Any = torch.ops.mi_kernels.mlp_critic_backward if torch.compiler.is_compiling() else dispatch.backward
+        tensors = (u, v, *parameters)
         found = run(
-            u,
-            v,
-            parameters[:n],
-            parameters[n:],
+            *flat(tensors),
             *ctx.score,
-            row_lse,
-            col_lse,
-            *(None if g is None or not g.numel() else g.contiguous() for g in grads[:5]),
+            _rows(row_lse),
+            _rows(col_lse),
+            *map(_gradient_rows, grads[:5]),
             scores,
             masks,
             any(needed[2:]),
             ctx.memory_budget,
             ctx.backend,
         )
-        return *none, *found, *((None,) * (2 + len(parameters) - len(found)))
+        gradients = [reshaped(g, t.shape) for g, t in zip(found, tensors, strict=False)]
+        return *none, *gradients, *((None,) * (len(tensors) - len(gradients)))
 
 
 def statistics(
@@ -102,7 +116,9 @@ def statistics(
     memory_budget: int,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    """The statistics of schema.py, differentiable; `score` is (activation, output, off_diagonal).
+    """The statistics of schema.py, differentiable, [*, B] each; `score` is (activation, output, off_diagonal).
+
+    u [*, B, H_1], v [*, N, H_1]; weights and biases as torch.nn.Linear has them or with a group dimension.
 
     The compiled backends and Triton keep scores and ReLU bits for the backward where they fit `memory_budget`: 3 M
     FLOPs instead of 4 M.
@@ -116,7 +132,9 @@ def statistics(
         and any(t.requires_grad for t in tensors)
     )
     if keep:
-        scores, masks = (torch.Size(shape).numel() for shape in kept_shapes(u, v, weights, backend))
+        groups = u.shape[:-2].numel()
+        shapes = kept_shapes(groups, u.shape[-2], v.shape[-2], weights[0].shape[-2], backend)
+        scores, masks = (torch.Size(shape).numel() for shape in shapes)
         keep = scores * (8 if u.dtype == torch.float64 else 4) + masks * 4 <= memory_budget
     out: tuple[Tensor, ...] = _Statistics.apply(score, stats, clip, keep, memory_budget, backend, *tensors)
     return out

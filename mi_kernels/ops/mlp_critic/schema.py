@@ -104,15 +104,14 @@ def tiling(rows: int, columns: int) -> tuple[int, int, int, int]:
 
 
 def kept_shapes(
-    u: Tensor, v: Tensor, weights: Sequence[Tensor], backend: str
+    groups: int, rows: int, columns: int, width: int, backend: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of `kept_scores` and `kept_masks`."""
-    words = _ceil(weights[0].shape[1], 32)
+    """Shapes of `kept_scores` and `kept_masks` with `width` units in the second hidden layer."""
+    words = _ceil(width, 32)
     if backend in ("triton", "cuda"):
-        groups, rows, columns = u.shape[0], u.shape[1], v.shape[1]
         return (groups, rows, columns), (groups, rows, words, columns)
-    r, c, row_tiles, column_tiles = tiling(u.shape[1], v.shape[1])
-    lead = (u.shape[0], row_tiles, column_tiles)
+    r, c, row_tiles, column_tiles = tiling(rows, columns)
+    lead = (groups, row_tiles, column_tiles)
     return (*lead, r * c), (*lead, words, r * c)
 
 
@@ -130,7 +129,7 @@ def _forward_fake(
         rows if stats & ROW_SOFTPLUS else 0,
         rows if stats & CLIPPED_ROW_LSE else 0,
     )
-    scores, masks = kept_shapes(u, v, weights, backend) if keep else ((0,), (0,))
+    scores, masks = kept_shapes(groups, rows, columns, weights[0].shape[1], backend) if keep else ((0,), (0,))
     return (
         *(u.new_empty((groups, n), dtype=dtype) for n in lengths),
         u.new_empty(scores, dtype=dtype),

@@ -215,7 +215,7 @@ def forward(
     col_lse = torch.full((G, N if stats & COL_LSE else 0), -torch.inf, dtype=acc, device=u.device)
     kept_scores, kept_bits = (None, None)
     if keep:
-        shapes = kept_shapes(k.u, k.v, weights, "triton")
+        shapes = kept_shapes(G, B, N, weights[0].shape[1], "triton")
         kept_scores, kept_bits = new(*shapes[0]), new(*shapes[1], dtype=torch.int32)
     t = tiling(u.dtype, k.widths[1], mode(u.dtype) == "tf32", activation, INTERPRETED)
     tile_bytes = acc.itemsize * (t.BI * sum(wanted) + t.BJ * bool(stats & COL_LSE))
