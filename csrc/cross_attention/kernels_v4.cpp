@@ -13,7 +13,7 @@
 #include "kernels.h"
 
 namespace mk::attention {
-Kernels<float> float_kernels_v4() { return table<float, 4, 6, 8, 16>(); }
+Kernels<float> float_kernels_v4() { return table<float, 4, 6, 8>(); }
 Kernels<double> double_kernels_v4() { return table<double>(); }
 }  // namespace mk::attention
 #endif

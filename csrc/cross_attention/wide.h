@@ -1,4 +1,4 @@
-// Heads of more than 16 features, and all in fp64: products of tiles of kTile keys x kTile queries, the queries along the vector lanes, so
+// Heads of more than 8 features, and all in fp64: products of tiles of kTile keys x kTile queries, the queries along the vector lanes, so
 // that maxima, sums and thresholds are elementwise.
 //
 // Forward: S^T = K Q^T, P^T = exp2(S^T - running maximum), O^T = rescaled O^T + V^T P^T. Sparsemax keeps S^T of all keys for
