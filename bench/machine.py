@@ -15,6 +15,8 @@ from typing import Any
 
 from models.provenance import describe
 
+from . import peak
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -86,5 +88,6 @@ def write(name: str, rows: list[dict[str, Any]], note: str) -> Path:
     """bench/results/NAME.json: the machine, a note on what the columns mean, and the rows."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": describe(), "note": note, "rows": rows}, indent=1) + "\n")
+    known = {**describe(), "fp32_peak_gflops": peak.gflops()}
+    path.write_text(json.dumps({"machine": known, "note": note, "rows": rows}, indent=1) + "\n")
     return path

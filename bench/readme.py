@@ -15,7 +15,7 @@ from . import machine
 HEADER = "case | base | mi_kernels | best rival | floor"
 FIGURES = (
     "loss", "contender", "milliseconds", "base", "base_milliseconds", "over_base", "quartiles", "peak_mib",
-    "repetitions", "gflops",
+    "repetitions", "gflops", "of_fp32_peak",
 )  # fmt: skip
 README = machine.RESULTS.parent.parent / "README.md"
 Row = dict[str, Any]
@@ -27,7 +27,9 @@ def load(name: str) -> dict[str, Any]:
 
 def setting(result: dict[str, Any]) -> str:
     m = result["machine"]
-    return f"{m['threads']} threads of an {m['processor']}, torch {m['torch']}, commit {m['commit']}, {m['date']}"
+    peak = m.get("fp32_peak_gflops")
+    rate = f" ({peak:.0f} GFLOP/s of fp32 multiply-adds on registers)" if peak else ""
+    return f"{m['threads']} threads of an {m['processor']}{rate}, torch {m['torch']}, commit {m['commit']}, {m['date']}"
 
 
 def by_size(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], dict[str, Row]]:

@@ -6,11 +6,12 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from . import machine
+from . import machine, peak
 
 COLUMNS = (
     "over_base is a contender's median over the base's in the same run, quartiles beside it; peak_mib is resident "
-    "memory that one step adds at its highest"
+    "memory that one step adds at its highest; of_fp32_peak is the rate over that of fp32 multiply-adds on registers, "
+    "beyond which no fp32 matmul goes"
 )
 
 
@@ -28,8 +29,8 @@ def rows(
     least: int = 5,
 ) -> list[dict[str, Any]]:
     """Times `steps` and prints and returns a row for each; the base counts `times_base` times and has a row too unless
-    it is only a unit (`base_name` says which, then). `flop` is what the base stands for, for GFLOP/s; every step is
-    timed `least` times or more often."""
+    it is only a unit (`base_name` says which, then). `flop` is what the base stands for, for GFLOP/s and their share of
+    what multiply-adds on registers reach in fp32; every step is timed `least` times or more often."""
     for run in steps.values():
         run()
     times = machine.interleaved(steps, seconds, least)
@@ -53,6 +54,8 @@ def rows(
         }
         if flop:
             row["gflops"] = round(flop / median / 1e9, 1)
+            most = peak.gflops()
+            row["of_fp32_peak"] = None if most is None else round(flop / median / 1e9 / most, 3)
         found.append(row)
         label = " ".join(f"{k}={v}" for k, v in size.items())
         print(
