@@ -4,6 +4,9 @@
 #include <ATen/native/CPUBlas.h>
 #include <c10/util/BFloat16.h>
 
+#include <cstdlib>
+#include <cstring>
+
 #include "simd.h"
 
 namespace mk {
@@ -51,9 +54,19 @@ MK_PLAIN_GEMM(float)
 MK_PLAIN_GEMM(double)
 #undef MK_PLAIN_GEMM
 
+// MI_KERNELS_PLAIN_GEMM=1 takes the plain loops on any CPU, as one without oneDNN's kernels does.
+inline bool plain_gemm_wanted() {
+  static const bool wanted = [] {
+    const char* const value = std::getenv("MI_KERNELS_PLAIN_GEMM");
+    return value && *value && std::strcmp(value, "0") != 0;
+  }();
+  return wanted;
+}
+
 #ifdef CPUBLAS_BRGEMM_F32F32F32
 inline bool has_brgemm_fp32() {
   static const bool supported = [] {
+    if (plain_gemm_wanted()) return false;
     try {
       float a[4] = {1, 1, 1, 1}, b[4 * kBlock] = {}, c[kBlock];
       at::native::cpublas::brgemm(1, kBlock, 4, 4, kBlock, kBlock, false, a, b, c, false);
@@ -64,6 +77,8 @@ inline bool has_brgemm_fp32() {
   }();
   return supported;
 }
+#else
+inline bool has_brgemm_fp32() { return false; }
 #endif
 
 #ifdef CPUBLAS_BRGEMM_BF16BF16F32
@@ -71,7 +86,7 @@ inline bool has_brgemm_fp32() {
 inline bool has_brgemm_bf16() {
   static const bool supported = [] {
 #if defined(__x86_64__) && defined(__GNUC__)
-    if (!__builtin_cpu_supports("avx512bf16")) return false;
+    if (plain_gemm_wanted() || !__builtin_cpu_supports("avx512bf16")) return false;
     try {
       c10::BFloat16 a[2] = {}, b[2 * kBlock] = {};
       float c[kBlock];
@@ -121,9 +136,9 @@ inline void gemm(int64_t m, int64_t k, int64_t lda, bool add, const E* a, const 
   gemm(m, kBlock, k, lda, kBlock, kBlock, add, a, b, c);
 }
 
-inline void release_gemm(bool low_precision) {
+inline void release_gemm([[maybe_unused]] bool low_precision) {
 #ifdef CPUBLAS_BRGEMM_F32F32F32
-  at::native::cpublas::brgemm_release(low_precision);
+  if (has_brgemm_fp32()) at::native::cpublas::brgemm_release(low_precision);
 #endif
 }
 
