@@ -30,7 +30,8 @@ def run(code: list[str], plain: bool) -> str:
 
 @pytest.mark.skipif(extension_status() != "available", reason="needs the compiled extension")
 def test_the_switch_is_heard() -> None:
-    code = "import torch\nfrom mi_kernels.backends import extension_status as load\nload(); print(torch.ops.mi_kernels_cpu.brgemm())"
+    load = "import torch\nfrom mi_kernels.backends import extension_status\nextension_status()\n"
+    code = f"{load}print(torch.ops.mi_kernels_cpu.brgemm())"
     assert run(["-c", code], plain=True).strip() == "(False, False)"
     assert run(["-c", code], plain=False).strip() == str(torch.ops.mi_kernels_cpu.brgemm())
 
@@ -38,6 +39,7 @@ def test_the_switch_is_heard() -> None:
 @pytest.mark.skipif(extension_status() != "available", reason="needs the compiled extension")
 @pytest.mark.parametrize("file", list(CHOSEN))
 def test_operators_equal_their_definition(file: str) -> None:
-    said = run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(TESTS / file), "-k", CHOSEN[file]], plain=True)
+    chosen = [str(TESTS / file), "-k", CHOSEN[file]]
+    said = run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *chosen], plain=True)
     passed = int(said.strip().splitlines()[-1].split(" passed")[0].split()[-1])
     assert passed >= 4
