@@ -81,14 +81,15 @@ def info_nce(
         raise ValueError(f"negative_mode must be 'unpaired' or 'paired', got {negative_mode!r}")
     _same_shape("query", query, "positive_key", positive_key)
     scale = _temperature(temperature)
-    fused = negative_keys is None and reduction != "none"
-    if normalize and not fused:
-        query, positive_key = F.normalize(query, dim=-1), F.normalize(positive_key, dim=-1)
     if negative_keys is not None:
         if symmetric or query_ids is not None or key_ids is not None:
             raise ValueError("negative_keys cannot be combined with symmetric, query_ids or key_ids")
-        negatives = F.normalize(negative_keys, dim=-1) if normalize else negative_keys
-        return _reduce(_explicit_negatives(query, positive_key, negatives, scale, negative_mode, backend), reduction)
+        if normalize:
+            query, positive_key, negative_keys = (
+                F.normalize(t, dim=-1) for t in (query, positive_key, negative_keys)
+            )
+        rows = _explicit_negatives(query, positive_key, negative_keys, scale, negative_mode, backend)
+        return _reduce(rows, reduction)
     if query_ids is None and key_ids is not None:
         raise ValueError("key_ids was given without query_ids")
     key_ids = query_ids if key_ids is None else key_ids
@@ -102,7 +103,7 @@ def info_nce(
         pairs="all" if query_ids is None else "unequal_ids_or_positive",
     )
     if reduction == "none":
-        return api.row_losses(prepared, symmetric=symmetric, backend=backend)
+        return api.row_losses(prepared, symmetric=symmetric, normalize=normalize, backend=backend)
     count = query.shape[:-1].numel() if reduction == "mean" else 1
     w = 0.5 / count if symmetric else 1.0 / count
     return _over_groups(

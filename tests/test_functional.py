@@ -48,6 +48,29 @@ def test_info_nce(backend, reduction, symmetric):
     same((got * w).sum(), (want * w).sum(), [q, k, t])
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_losses_of_rows_in_groups_with_ids_differentiate_twice(backend, symmetric, normalize):
+    q, k = features(2, 7, 3), features(2, 7, 3, seed=1)
+    t = torch.tensor([0.7, 1.1], dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([[0, 1, 2, 0, 3, 1, 4], [0, 0, 0, 1, 2, 3, 4]])
+
+    def rows(q, k, t):
+        options = {"temperature": t, "reduction": "none", "symmetric": symmetric, "normalize": normalize}
+        return mk.info_nce(q, k, query_ids=ids, backend=backend, **options)
+
+    a, b = (unit(q), unit(k)) if normalize else (q, k)
+    s = a @ b.mT / t[:, None, None]
+    kept = (ids[:, :, None] != ids[:, None, :]) | torch.eye(7, dtype=torch.bool)
+    s = s.masked_fill(~kept, -torch.inf)
+    want = s.logsumexp(2) - s.diagonal(dim1=1, dim2=2)
+    if symmetric:
+        want = (want + s.logsumexp(1) - s.diagonal(dim1=1, dim2=2)) / 2
+    w = torch.linspace(-1, 2, 14, dtype=torch.float64).view(2, 7)
+    same((rows(q, k, t) * w).sum(), (want * w).sum(), [q, k, t])
+    assert torch.autograd.gradgradcheck(rows, (q, k, t))
+
+
 @pytest.mark.parametrize("mode", ["unpaired", "paired"])
 def test_info_nce_with_explicit_negatives(backend, mode):
     q, k = features(11, 5), features(11, 5, seed=1)
@@ -186,6 +209,7 @@ def test_autocast_keeps_sixteen_bit_features(backend):
 def test_compiles_into_one_graph(backend):
     functions = [
         lambda a, b, t: mk.info_nce(a, b, temperature=t, symmetric=True, backend=backend),
+        lambda a, b, t: mk.info_nce(a, b, temperature=t, reduction="none", backend=backend).square().sum(),
         lambda a, b, t: mk.clip_loss(a, b, 1 / t, backend=backend),
         lambda a, b, t: mk.siglip_loss(a, b, 1 / t, -t, backend=backend),
         lambda a, b, t: mk.nt_xent(a, b, t, backend=backend),

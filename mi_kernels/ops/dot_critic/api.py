@@ -1,29 +1,20 @@
-"""Validation and autograd of the dot critic. Every loss and bound over dot-product scores enters here."""
+"""Validation of the dot critic's inputs. Every loss and bound over dot-product scores enters here."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..inputs import FLOATS
-from ..shapes import grouped, reshaped
-from . import dispatch, reference
+from . import autograd, dispatch
 from .primitives import accumulate_dtype
 from .schema import (
     ALL,
     COL_LSE,
-    NEED_COL_BIAS,
-    NEED_ROW_BIAS,
-    NEED_SCALE,
-    NEED_X,
-    NEED_Y,
     OFF_DIAGONAL,
     ROW_LSE,
-    SIGNED,
     SOFTPLUS,
     UNEQUAL_IDS,
     UNEQUAL_IDS_OR_POSITIVE,
@@ -47,7 +38,7 @@ class Statistics(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """Inputs in the operators' form, but for x and y, which keep the caller's shape until `_flat`."""
+    """Inputs in the operators' form, but for x and y, which keep the caller's shape until `autograd.flat`."""
 
     problem: dispatch.Problem
     shape: torch.Size  # the caller's group dimensions
@@ -141,133 +132,11 @@ def prepare(
     return Prepared(problem, shape)
 
 
-def _flat(problem: dispatch.Problem) -> dispatch.Problem:
-    """x and y with one group dimension, contiguous. Done inside the functions below, where autograd records nothing."""
-    return (grouped(problem[0]), grouped(problem[1]), *problem[2:])
-
-
-def _needs(flags: tuple[bool, ...]) -> int:
-    bits = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)
-    return sum(bit for bit, wanted in zip(bits, flags, strict=False) if wanted)
-
-
-def _differentiable(problem: dispatch.Problem, outputs, gradients) -> tuple[Tensor | None, ...]:
-    """Gradients of the five float inputs that can be differentiated again."""
-    inputs = [t for t in problem[:5] if t is not None and t.requires_grad]
-    kept = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.requires_grad]
-    found = iter(
-        torch.autograd.grad([o for o, _ in kept], inputs, [g for _, g in kept], create_graph=True, allow_unused=True)
-    )
-    return tuple(next(found) if t is not None and t.requires_grad else None for t in problem[:5])
-
-
-def _shaped(gradients: Sequence[Tensor], problem: dispatch.Problem, needs: int) -> tuple[Tensor | None, ...]:
-    """Gradients from the operators in the shapes of the inputs, None where they are not needed."""
-    bits = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)
-    return tuple(
-        reshaped(g, t.shape) if needs & bit and t is not None else None
-        for g, t, bit in zip(gradients, problem[:5], bits, strict=True)
-    )
-
-
-class _StatisticsFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift, stats, backend):
-        problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift)
-        row, col, soft = torch.ops.mi_kernels.dot_critic_stats(*_flat(problem), stats, math.inf, backend)
-        ctx.save_for_backward(x, y, scale, row_bias, col_bias, row_ids, col_ids, row, col)
-        ctx.settings = (pairs, shift, stats, backend)
-        ctx.set_materialize_grads(False)
-        return row, col, soft
-
-    @staticmethod
-    def backward(ctx, g_row, g_col, g_soft):
-        *tensors, row, col = ctx.saved_tensors
-        pairs, shift, stats, backend = ctx.settings
-        problem: dispatch.Problem = (*tensors, pairs, shift)
-        if torch.is_grad_enabled():
-            outputs = reference.stats(*_flat(problem), stats)
-            return *_differentiable(problem, outputs, (g_row, g_col, g_soft)), *(None,) * 6
-        needs = _needs(ctx.needs_input_grad)
-        kept = lambda g: None if g is None or not g.numel() else g.contiguous()  # noqa: E731
-        g_row, g_col, g_soft = kept(g_row), kept(g_col), kept(g_soft)
-        gradients = torch.ops.mi_kernels.dot_critic_grad(
-            *_flat(problem),
-            row if g_row is not None else None,
-            col if g_col is not None else None,
-            g_row,
-            g_col,
-            g_soft,
-            None,
-            bool(stats & SIGNED),
-            needs,
-            backend,
-        )
-        return *_shaped(gradients, problem, needs), *(None,) * 6
-
-
-class _LossFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *arguments):
-        # the problem, and (w_row, w_col, w_soft, w_pos, soft_signed, normalize, memory budget, backend)
-        problem: dispatch.Problem = arguments[:9]
-        settings = arguments[9]
-        needs = _needs(ctx.needs_input_grad)
-        value, gradients = _loss_and_gradients(problem, settings, needs)
-        if torch.compiler.is_compiling():
-            ctx.save_for_backward(*problem[:7], *gradients)
-        else:
-            # Gradients are handed over in backward, not copied: nothing else holds them, and whoever goes back a
-            # second time (retain_graph) has them computed again.
-            ctx.save_for_backward(*problem[:7])
-            ctx.gradients = gradients
-        ctx.settings = (problem[7:], settings, needs)
-        return value
-
-    @staticmethod
-    def backward(ctx, g):
-        rest, settings, needs = ctx.settings
-        saved = ctx.saved_tensors
-        problem: dispatch.Problem = (*saved[:7], *rest)
-        if torch.is_grad_enabled():
-            return *_differentiable(problem, (_differentiable_loss(problem, settings),), (g,)), *(None,) * 5
-        factor = lambda t: g.reshape(*g.shape, *(1,) * (t.dim() - g.dim()))  # noqa: E731
-        if len(saved) > 7:
-            scaled = lambda t: (t * factor(t)).to(t.dtype)  # noqa: E731
-            return *(None if t is None else scaled(t) for t in saved[7:]), *(None,) * 5
-        gradients = ctx.gradients or _loss_and_gradients(problem, settings, needs)[1]
-        ctx.gradients = None
-        if g.dim() or g.device.type != "cpu" or g.item() != 1.0:  # a GPU would have to wait for the last question
-            for t in gradients:
-                if t is not None:
-                    t.mul_(factor(t))
-        return *gradients, *(None,) * 5
-
-
-def _loss_and_gradients(problem: dispatch.Problem, settings: tuple, needs: int) -> tuple[Tensor, tuple]:
-    """The loss [*] and the gradients of the five float inputs in their shapes, None where they are not needed."""
-    run = torch.ops.mi_kernels.dot_critic_loss if torch.compiler.is_compiling() else dispatch.run_loss_flat
-    value, *gradients = run(*_flat(problem), *settings[:6], needs, *settings[6:])
-    return reshaped(value, problem[0].shape[:-2]), _shaped(gradients, problem, needs)
-
-
-def _differentiable_loss(problem: dispatch.Problem, settings: tuple) -> Tensor:
-    """The loss [*] as a materialising torch formula, for second derivatives."""
-    w_row, w_col, w_soft, w_pos, soft_signed, normalize, *_ = settings
-    shape = problem[0].shape[:-2]
-    problem = _flat(problem)
-    if normalize:
-        problem = dispatch.normalized(problem)
-    stats = reference.stats(*problem, dispatch.wanted_stats(w_row, w_col, w_soft, soft_signed))
-    positive = dispatch.positive_scores(problem) if w_pos and problem[8] >= 0 else None
-    return dispatch.compose_loss(stats, positive, w_row, w_col, w_soft, w_pos).reshape(shape)
-
-
 def _clipped(problem: dispatch.Problem, bits: int, clip: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     if not clip > 0:
         raise ValueError(f"clip must be positive, got {clip}")
     with torch.no_grad():
-        return torch.ops.mi_kernels.dot_critic_stats(*_flat(problem), bits, float(clip), backend)
+        return torch.ops.mi_kernels.dot_critic_stats(*autograd.flat(problem), bits, float(clip), backend)
 
 
 def statistics(
@@ -299,7 +168,7 @@ def statistics(
     prepared = prepare(x, y, scale, row_bias=row_bias, col_bias=col_bias, row_ids=row_ids, col_ids=col_ids, pairs=pairs)
     bits = sum(_STATS[name] for name in set(stats))
     if clip is None:
-        found = _StatisticsFunction.apply(*prepared.problem, bits, backend or "")
+        found = autograd.Statistics.apply(*prepared.problem, bits, backend or "")
     else:
         found = _clipped(prepared.problem, bits, clip, backend or "")
     return Statistics(
@@ -326,13 +195,12 @@ def loss(
     N = 2 B N D FLOP.
     """
     settings = (w_row, w_col, w_soft, w_pos, soft_signed, normalize, memory_budget, backend or "")
-    return _LossFunction.apply(*prepared.problem, settings)
+    return autograd.Loss.apply(*prepared.problem, settings)
 
 
-def row_losses(prepared: Prepared, *, symmetric: bool = False, backend: str | None = None) -> Tensor:
-    """row_lse_i - S_i,pos(i) for every row, [*, B]; symmetric averages it with the positive column's. 4N FLOP."""
-    bits = ROW_LSE | COL_LSE if symmetric else ROW_LSE
-    row, col, _ = _StatisticsFunction.apply(*prepared.problem, bits, backend or "")
-    positive = dispatch.positive_scores(_flat(prepared.problem))
-    losses = (row + col) / 2 - positive if symmetric else row - positive
-    return losses.reshape(*prepared.shape, -1)
+def row_losses(
+    prepared: Prepared, *, symmetric: bool = False, normalize: bool = False, backend: str | None = None
+) -> Tensor:
+    """row_lse_i - S_i,pos(i) for every row, [*, B]; symmetric averages it with the positive column's. `normalize` as in
+    `loss`. 4N FLOP: the gradients have to wait for what every row counts, and form the scores again."""
+    return autograd.RowLosses.apply(*prepared.problem, (symmetric, normalize, backend or ""))

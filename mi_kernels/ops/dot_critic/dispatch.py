@@ -116,7 +116,7 @@ def normalized(problem: Problem) -> Problem:
     return (x, y, *problem[2:])
 
 
-def _through_normalization(t: Tensor, gradient: Tensor) -> Tensor:
+def through_normalization(t: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of t from that of F.normalize(t)."""
     if not gradient.numel():
         return t.new_empty(0)
@@ -156,7 +156,7 @@ def run_loss(
         if name == "cuda":  # 16-bit rows stay 16-bit: in fp32 they would miss the tensor cores' faster products
             unit = (unit[0].to(x.dtype), unit[1].to(y.dtype), *unit[2:])
         loss, dx, dy, *others = run_loss(unit, *rest)
-        return loss, _through_normalization(x, dx), _through_normalization(y, dy), *others
+        return loss, through_normalization(x, dx), through_normalization(y, dy), *others
     stats = run_stats(problem, wanted_stats(w_row, w_col, w_soft, soft_signed), math.inf, backend)
     positive = positive_scores(problem) if w_pos and problem[8] >= 0 else None
     loss = compose_loss(stats, positive, w_row, w_col, w_soft, w_pos)
