@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import handover
 from ..shapes import grouped, reshaped
 from . import dispatch, reference
 from .schema import (
@@ -112,17 +113,11 @@ class Loss(torch.autograd.Function):
         problem: dispatch.Problem = (*saved[:7], *rest)
         if torch.is_grad_enabled():
             return *_differentiable(problem, (_differentiable_loss(problem, settings),), (g,)), *(None,) * 5
-        factor = lambda t: g.reshape(*g.shape, *(1,) * (t.dim() - g.dim()))  # noqa: E731
         if len(saved) > 7:
-            scaled = lambda t: (t * factor(t)).to(t.dtype)  # noqa: E731
-            return *(None if t is None else scaled(t) for t in saved[7:]), *(None,) * 5
+            return *handover.scaled(saved[7:], g), *(None,) * 5
         gradients = ctx.gradients or _loss_and_gradients(problem, settings, needs)[1]
         ctx.gradients = None
-        if g.dim() or g.device.type != "cpu" or g.item() != 1.0:  # a GPU would have to wait for the last question
-            for t in gradients:
-                if t is not None:
-                    t.mul_(factor(t))
-        return *gradients, *(None,) * 5
+        return *handover.times(gradients, g), *(None,) * 5
 
 
 def _loss_and_gradients(problem: dispatch.Problem, settings: tuple, needs: int) -> tuple[Tensor, tuple]:

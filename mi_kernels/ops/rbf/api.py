@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from .. import handover
 from . import dispatch, reference
 from . import hsic as hsic_formulas
 from .schema import NEED_GAMMA, NEED_GAMMA_Y, NEED_X, NEED_Y
@@ -13,33 +16,47 @@ from .schema import NEED_GAMMA, NEED_GAMMA_Y, NEED_X, NEED_Y
 class _MMDFunction(torch.autograd.Function):
     # The gradients of a unit slope come with the value: the pairs are formed once, not again in the backward pass.
     @staticmethod
-    def forward(ctx, x, y, gamma, w_xx, w_yy, w_xy, backend):
-        bits = (NEED_X, NEED_Y, NEED_GAMMA)
-        needs = sum(bit for bit, wanted in zip(bits, ctx.needs_input_grad, strict=False) if wanted)
-        run = torch.ops.mi_kernels.rbf_mmd if torch.compiler.is_compiling() else dispatch.mmd
-        # Centred here, where autograd does not record it: pairs see differences alone, so the gradients are the same.
-        a, b = reference.centred(x, y)
-        found, *gradients = run(a, b, gamma, w_xx, w_yy, w_xy, needs, backend)
-        ctx.save_for_backward(x, y, gamma, *gradients)
-        ctx.settings = (w_xx, w_yy, w_xy, needs)
+    def forward(ctx, x, y, gamma, *settings):
+        needs = _bits(ctx.needs_input_grad, (NEED_X, NEED_Y, NEED_GAMMA))
+        found, gradients = _mmd_and_gradients(x, y, gamma, settings, needs)
+        if torch.compiler.is_compiling():
+            ctx.save_for_backward(x, y, gamma, *gradients)
+        else:  # handed over in backward; computed again for whoever goes back a second time
+            ctx.save_for_backward(x, y, gamma)
+            ctx.gradients = gradients
+        ctx.settings, ctx.needs = settings, needs
         return found
 
     @staticmethod
     def backward(ctx, g):
-        x, y, gamma, *gradients = ctx.saved_tensors
-        *weights, needs = ctx.settings
+        x, y, gamma, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():
             inputs = [t for t in (x, y, gamma) if t.requires_grad]
-            a, b = reference.centred(x, y)
-            found = reference.value(a, b, gamma, *weights)
+            found = reference.value(*reference.centred(x, y), gamma, *ctx.settings[:3])
             again = iter(torch.autograd.grad(found, inputs, g, create_graph=True, allow_unused=True))
             return *(next(again) if t.requires_grad else None for t in (x, y, gamma)), *(None,) * 4
         slope = g.to(gamma.dtype)
-        scaled = []
-        for t, bit in zip(gradients, (NEED_X, NEED_Y, NEED_GAMMA), strict=True):
-            of_group = slope.view(-1, *(1,) * (t.dim() - 1)) if needs & bit else None
-            scaled.append(None if of_group is None else (t * of_group).to(t.dtype))
-        return *scaled, *(None,) * 4
+        if kept:
+            return *handover.scaled(kept, slope), *(None,) * 4
+        gradients = ctx.gradients or _mmd_and_gradients(x, y, gamma, ctx.settings, ctx.needs)[1]
+        ctx.gradients = None
+        return *handover.times(gradients, slope), *(None,) * 4
+
+
+def _bits(wanted: tuple[bool, ...], bits: tuple[int, ...]) -> int:
+    return sum(bit for bit, want in zip(bits, wanted, strict=False) if want)
+
+
+def _mmd_and_gradients(
+    x: Tensor, y: Tensor, gamma: Tensor, settings: tuple[Any, ...], needs: int
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    w_xx, w_yy, w_xy, backend = settings
+    run = torch.ops.mi_kernels.rbf_mmd if torch.compiler.is_compiling() else dispatch.mmd
+    # Centred here, where autograd does not record it: pairs see differences alone, so the gradients are the same.
+    a, b = reference.centred(x, y)
+    found, *gradients = run(a, b, gamma, w_xx, w_yy, w_xy, needs, backend)
+    bits = (NEED_X, NEED_Y, NEED_GAMMA)
+    return found, tuple(t if needs & bit else None for t, bit in zip(gradients, bits, strict=True))
 
 
 def mmd(
@@ -67,7 +84,7 @@ class _HSICFunction(torch.autograd.Function):
             again = iter(torch.autograd.grad(hsic_formulas.value(*problem), inputs, g, create_graph=True))
             return *(next(again) if t.requires_grad else None for t in problem), None
         bits = (NEED_X, NEED_Y, NEED_GAMMA, NEED_GAMMA_Y)
-        needs = sum(bit for bit, wanted in zip(bits, ctx.needs_input_grad, strict=False) if wanted)
+        needs = _bits(ctx.needs_input_grad, bits)
         run = torch.ops.mi_kernels.rbf_hsic_grad if torch.compiler.is_compiling() else dispatch.hsic_backward
         gradients = run(*problem, rows, g.contiguous(), needs, ctx.backend)
         return *(t if needs & bit else None for t, bit in zip(gradients, bits, strict=True)), None

@@ -1,0 +1,27 @@
+"""Gradients that were computed with the value of a loss, on their way out in backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def times(gradients: Sequence[Tensor | None], g: Tensor) -> Sequence[Tensor | None]:
+    """Gradients [*, ...] of losses [*] times g [*], in place, and not at all where g is the one number 1, as at the
+    root of backward. They must be the caller's alone."""
+    if g.numel() == 1 and g.device.type == "cpu" and g.item() == 1.0:  # a GPU would have to be waited for
+        return gradients
+    for t in gradients:
+        if t is not None:
+            t.mul_(_beside(t, g))
+    return gradients
+
+
+def scaled(gradients: Sequence[Tensor | None], g: Tensor) -> list[Tensor | None]:
+    """The same out of place, for graphs that are compiled."""
+    return [None if t is None else (t * _beside(t, g)).to(t.dtype) for t in gradients]
+
+
+def _beside(t: Tensor, g: Tensor) -> Tensor:
+    return g.reshape(*g.shape, *(1,) * (t.dim() - g.dim()))
