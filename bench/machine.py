@@ -13,6 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from mi_kernels.backends import extension_status
 from models.provenance import describe
 
 from . import peak
@@ -62,9 +65,11 @@ def _resident() -> int:
 def peak_mebibytes(function: Callable[[], Any]) -> float:
     """Resident memory that a call adds at its highest, sampled every half millisecond.
 
-    What the allocator kept from earlier calls goes back to the system first, or a warm call would seem to need none.
+    What was kept from earlier calls goes back to the system first, or a warm call would seem to need none.
     """
     gc.collect()
+    if extension_status() == "available":
+        torch.ops.mi_kernels_cpu.release_buffers()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     base, top, stop = _resident(), [0], threading.Event()

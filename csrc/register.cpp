@@ -1,11 +1,14 @@
 // Schemas of the compiled CPU operators. Python validates, allocates nothing and owns autograd.
 #include <torch/library.h>
 
+#include "common/buffer.h"
 #include "common/gemm.h"
 
 TORCH_LIBRARY(mi_kernels_cpu, m) {
   // which products tiles go through: oneDNN's in fp32, in bf16; the plain loops otherwise
   m.def("brgemm() -> (bool, bool)", [] { return std::make_tuple(mk::has_brgemm_fp32(), mk::has_brgemm_bf16()); });
+  // frees the small buffers that are kept from call to call, 16 MiB at most: whoever measures memory wants them gone
+  m.def("release_buffers() -> ()", [] { mk::Pool::instance().drain(); });
   m.def(
       "dot_critic_stats(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
       "Tensor? col_ids, int pairs, int positive_shift, int stats, float clip) -> (Tensor, Tensor, Tensor)");

@@ -51,6 +51,14 @@ class Pool {
     return true;
   }
 
+  // Gives everything back to the allocator.
+  void drain() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const Block& block : blocks_) std::free(block.memory);
+    blocks_.clear();
+    held_ = 0;
+  }
+
  private:
   static constexpr size_t kSmallest = size_t{64} << 10, kLargest = size_t{4} << 20, kMost = size_t{16} << 20;
   struct Block {
