@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <optional>
+#include <tuple>
 
 #include "problem.h"
 
@@ -83,24 +84,32 @@ struct Call {
   }
 };
 
-// Brings the rows of x and of y to unit length; returns 1 / norm of each for the way back.
+// Rows of x and of y brought to unit length, and 1 / norm of each for the way back. Buffers, not tensors: they are gone
+// with the call, and the next one finds them in the pool.
 template <class T>
-std::pair<Tensor, Tensor> normalize_rows(Tensor& x, Tensor& y) {
-  const int64_t depth = x.size(-1), x_rows = x.numel() / depth, y_rows = y.numel() / depth;
-  std::pair<Tensor, Tensor> inverse{at::empty({x_rows}, x.options()), at::empty({y_rows}, x.options())};
-  Tensor x_unit = at::empty(x.sizes(), x.options()), y_unit = at::empty(y.sizes(), x.options());
-  auto share = [depth](const Tensor& in, Tensor& out, Tensor& inv, int64_t begin, int64_t end) {
-    if (begin < end)
-      rows::normalize(end - begin, depth, in.const_data_ptr<T>() + begin * depth, out.mutable_data_ptr<T>() + begin * depth,
-                      inv.mutable_data_ptr<T>() + begin);
-  };
-  at::parallel_for(0, x_rows + y_rows, std::max<int64_t>(1, (1 << 15) / depth), [&](int64_t begin, int64_t end) {
-    share(x, x_unit, inverse.first, std::min(begin, x_rows), std::min(end, x_rows));
-    share(y, y_unit, inverse.second, std::max(begin, x_rows) - x_rows, std::max(end, x_rows) - x_rows);
-  });
-  x = x_unit, y = y_unit;
-  return inverse;
-}
+struct Units {
+  Buffer<T> x, y, x_inverse, y_inverse;
+
+  explicit Units(const Call& c)
+      : x(make_buffer<T>(c.x.numel())), y(make_buffer<T>(c.y.numel())),
+        x_inverse(make_buffer<T>(c.G * c.B)), y_inverse(make_buffer<T>(c.G * c.N)) {
+    const T *x_in = c.x.const_data_ptr<T>(), *y_in = c.y.const_data_ptr<T>();
+    const int64_t depth = c.D, x_rows = c.G * c.B, y_rows = c.G * c.N;
+    auto share = [depth](const T* in, T* out, T* inverse, int64_t begin, int64_t end) {
+      if (begin < end) rows::normalize(end - begin, depth, in + begin * depth, out + begin * depth, inverse + begin);
+    };
+    at::parallel_for(0, x_rows + y_rows, std::max<int64_t>(1, (1 << 15) / depth), [&](int64_t begin, int64_t end) {
+      share(x_in, x.get(), x_inverse.get(), std::min(begin, x_rows), std::min(end, x_rows));
+      share(y_in, y.get(), y_inverse.get(), std::max(begin, x_rows) - x_rows, std::max(end, x_rows) - x_rows);
+    });
+  }
+
+  // Group i over unit rows, its gradients those of the rows that were given.
+  void enter(const Call& c, int64_t i, Group<T>& group, Gradients<T>& gradients) const {
+    group.x = x.get() + i * c.B * c.D, group.y = y.get() + i * c.N * c.D;
+    gradients.x_inverse = x_inverse.get() + i * c.B, gradients.y_inverse = y_inverse.get() + i * c.N;
+  }
+};
 
 template <class T>
 void to_lse(int64_t n, const T* top, const T* sum, T* out) {
@@ -168,19 +177,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
     const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a, const OptTensor& b,
     const OptTensor& row_ids, const OptTensor& col_ids, int64_t pairs, int64_t shift, double w_row, double w_col,
     double w_soft, double w_pos, bool soft_signed, bool normalize, int64_t needs, int64_t budget) {
-  Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
-  const bool wide = c.type == at::kDouble;
-  std::pair<Tensor, Tensor> inverse;
-  if (normalize) inverse = wide ? normalize_rows<double>(c.x, c.y) : normalize_rows<float>(c.x, c.y);
+  const Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
+  std::tuple<std::optional<Units<float>>, std::optional<Units<double>>> units;
+  if (normalize && c.type == at::kDouble) std::get<1>(units).emplace(c);
+  if (normalize && c.type != at::kDouble) std::get<0>(units).emplace(c);
   Outputs out(c, needs);
   Tensor value = at::empty({c.G}, c.x.options());
   c.each_group([&]<class T, class E>(int64_t i, int64_t threads) {
-    Problem<T, E> problem(c.group<T>(i), threads, needs);
+    Group<T> group = c.group<T>(i);
     Gradients<T> gradients = out.group<T>(c, i);
-    if (normalize) {
-      gradients.x_inverse = inverse.first.const_data_ptr<T>() + i * c.B;
-      gradients.y_inverse = inverse.second.const_data_ptr<T>() + i * c.N;
-    }
+    if (const auto& own = std::get<std::optional<Units<T>>>(units)) own->enter(c, i, group, gradients);
+    Problem<T, E> problem(group, threads, needs);
     T* result = value.mutable_data_ptr<T>() + i;
     if (w_row != 0 && w_col == 0 && w_soft == 0 && needs && problem.panel_bytes() <= kPanelLimit) {
       *result = static_cast<T>(problem.row_loss(static_cast<T>(w_row), static_cast<T>(w_pos), gradients));
