@@ -35,6 +35,7 @@ def rows(
         run()
     times = machine.interleaved(steps, seconds, least)
     unit = statistics.median(times[base]) * times_base
+    most = peak.gflops() if flop else None
     found = []
     for name, run in steps.items():
         if name == base and base_name:
@@ -54,7 +55,6 @@ def rows(
         }
         if flop:
             row["gflops"] = round(flop / median / 1e9, 1)
-            most = peak.gflops()
             row["of_fp32_peak"] = None if most is None else round(flop / median / 1e9 / most, 3)
         found.append(row)
         label = " ".join(f"{k}={v}" for k, v in size.items())

@@ -39,11 +39,14 @@ def test_rows_carry_the_share_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_peak_is_a_rate_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = peak.gflops.__wrapped__(1)
+    found = peak.gflops(1)
     if shutil.which("c++") or shutil.which("g++"):
-        assert found is not None and found > 0.1
+        again = peak.gflops(1)
+        assert found is not None and again is not None and again >= found > 0.1
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert peak.gflops.__wrapped__(1) is None
+    peak._program.cache_clear()
+    assert peak.gflops(1) is None
+    peak._program.cache_clear()
 
 
 @pytest.mark.skipif(extension_status() != "available", reason="needs the compiled extension")
