@@ -84,12 +84,12 @@ def statistics(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Row and column LSE of the clipped scores and softplus sums of the scores; unrequested ones are empty.
     Differentiable."""
-    empty = s.new_empty(0)
-    soft = softplus_rows(s, mask, first, shift, stats) if stats & SOFTPLUS else empty
+    soft = softplus_rows(s, mask, first, shift, stats) if stats & SOFTPLUS else s.new_empty(0)
     s = clipped(s, clip)
     masked = s if mask is None else s.masked_fill(~mask, -torch.inf)
-    row = masked.logsumexp(-1) if stats & ROW_LSE else empty
-    col = masked.logsumexp(-2) if stats & COL_LSE else empty
+    # an empty tensor each: outputs of an operator must not be one another
+    row = masked.logsumexp(-1) if stats & ROW_LSE else s.new_empty(0)
+    col = masked.logsumexp(-2) if stats & COL_LSE else s.new_empty(0)
     return row, col, soft
 
 
