@@ -67,8 +67,8 @@ def failures(schedule: str, name: str, shape: tuple[int, ...], dtype: torch.dtyp
 class _Launches(TorchDispatchMode):
     """Counts operators that start a kernel on a GPU, and Triton's launches."""
 
-    # fill_ is the poison of `prepare`; resize_ gives outputs the shape of the caller; the value of a slope is read on a CPU
-    # alone, never on a device.
+    # fill_ is the poison of `prepare`; resize_ gives outputs the shape of the caller; the value of a slope is read on a
+    # CPU alone, never on a device.
     FREE = (
         *("view", "expand", "slice", "select", "detach", "empty", "alias", "squeeze", "transpose", "permute", "fill_"),
         *("resize_", "_local_scalar_dense"),
