@@ -151,7 +151,7 @@ class RowLosses(torch.autograd.Function):
         row, col, _ = run(*unit, ROW_LSE | COL_LSE if symmetric else ROW_LSE, math.inf, backend)
         ctx.save_for_backward(*problem[:7], *unit[:2], row, col)
         ctx.settings = (problem[7:], arguments[9])
-        return _row_losses(unit, row, col, symmetric).reshape(problem[0].shape[:-1])
+        return reshaped(_row_losses(unit, row, col, symmetric), problem[0].shape[:-1])
 
     @staticmethod
     def backward(ctx, g):

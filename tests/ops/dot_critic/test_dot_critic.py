@@ -366,6 +366,12 @@ def test_losses_and_gradients_may_be_changed_in_place(backend):
     want = x.grad.clone()
     x.grad += 1
     torch.testing.assert_close(x.grad, want + 1)
+    rows = api.row_losses(api.prepare(x, y, 0.3, positive_shift=0), normalize=True, backend=backend)
+    wanted = 2 * rows.detach() + 1
+    rows *= 2
+    rows += 1
+    torch.testing.assert_close(rows.detach(), wanted)
+    rows.sum().backward()
 
 
 def test_memory_kept_for_backward_is_linear_in_the_batch(backend):
