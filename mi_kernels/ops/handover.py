@@ -1,10 +1,15 @@
-"""Gradients that were computed with the value of a loss, on their way out in backward."""
+"""Which gradients an operator is asked for, and those computed with a loss's value on their way out in backward."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from torch import Tensor
+
+
+def needs(flags: Sequence[bool], bits: Sequence[int]) -> int:
+    """The bits of the inputs that need a gradient; flags beyond the bits are of other arguments."""
+    return sum(bit for bit, wanted in zip(bits, flags, strict=False) if wanted)
 
 
 def times(gradients: Sequence[Tensor | None], g: Tensor) -> Sequence[Tensor | None]:

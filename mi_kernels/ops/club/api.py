@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import handover
 from ..inputs import check_samples
 from . import dispatch, reference
 from .schema import NEED_LOGVAR, NEED_MU, NEED_Y
@@ -30,7 +31,7 @@ class _ClubFunction(torch.autograd.Function):
             found = iter(torch.autograd.grad(reference.value(mu, logvar, y), inputs, g, create_graph=True))
             return *(next(found) if t is not None and t.requires_grad else None for t in (mu, logvar, y)), None
         bits = (NEED_MU, NEED_LOGVAR, NEED_Y)
-        needs = sum(bit for bit, wanted in zip(bits, ctx.needs_input_grad, strict=False) if wanted)
+        needs = handover.needs(ctx.needs_input_grad, bits)
         run = torch.ops.mi_kernels.club_backward if torch.compiler.is_compiling() else dispatch.backward
         gradients = run(*_contiguous(mu, logvar, y), moments, g.contiguous(), needs, ctx.backend)
         return *(t if needs & bit else None for t, bit in zip(gradients, bits, strict=True)), None

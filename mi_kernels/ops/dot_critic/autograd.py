@@ -11,26 +11,12 @@ from torch import Tensor
 from .. import handover
 from ..shapes import grouped, reshaped
 from . import dispatch, reference
-from .schema import (
-    COL_LSE,
-    NEED_COL_BIAS,
-    NEED_ROW_BIAS,
-    NEED_SCALE,
-    NEED_X,
-    NEED_Y,
-    ROW_LSE,
-    SIGNED,
-)
+from .schema import COL_LSE, GRADIENTS, ROW_LSE, SIGNED
 
 
 def flat(problem: dispatch.Problem) -> dispatch.Problem:
     """x and y with one group dimension, contiguous. Done inside the functions below, where autograd records nothing."""
     return (grouped(problem[0]), grouped(problem[1]), *problem[2:])
-
-
-def _needs(flags: tuple[bool, ...]) -> int:
-    bits = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)
-    return sum(bit for bit, wanted in zip(bits, flags, strict=False) if wanted)
 
 
 def _differentiable(problem: dispatch.Problem, outputs, gradients) -> tuple[Tensor | None, ...]:
@@ -45,10 +31,9 @@ def _differentiable(problem: dispatch.Problem, outputs, gradients) -> tuple[Tens
 
 def _shaped(gradients: Sequence[Tensor], problem: dispatch.Problem, needs: int) -> tuple[Tensor | None, ...]:
     """Gradients from the operators in the shapes of the inputs, None where they are not needed."""
-    bits = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)
     return tuple(
         reshaped(g, t.shape) if needs & bit and t is not None else None
-        for g, t, bit in zip(gradients, problem[:5], bits, strict=True)
+        for g, t, bit in zip(gradients, problem[:5], GRADIENTS, strict=True)
     )
 
 
@@ -70,7 +55,7 @@ class Statistics(torch.autograd.Function):
         if torch.is_grad_enabled():
             outputs = reference.stats(*flat(problem), stats)
             return *_differentiable(problem, outputs, (g_row, g_col, g_soft)), *(None,) * 6
-        needs = _needs(ctx.needs_input_grad)
+        needs = handover.needs(ctx.needs_input_grad, GRADIENTS)
         kept = lambda g: None if g is None or not g.numel() else g.contiguous()  # noqa: E731
         g_row, g_col, g_soft = kept(g_row), kept(g_col), kept(g_soft)
         gradients = torch.ops.mi_kernels.dot_critic_grad(
@@ -94,7 +79,7 @@ class Loss(torch.autograd.Function):
         # the problem, and (w_row, w_col, w_soft, w_pos, soft_signed, normalize, memory budget, backend)
         problem: dispatch.Problem = arguments[:9]
         settings = arguments[9]
-        needs = _needs(ctx.needs_input_grad)
+        needs = handover.needs(ctx.needs_input_grad, GRADIENTS)
         value, gradients = _loss_and_gradients(problem, settings, needs)
         if torch.compiler.is_compiling():
             ctx.save_for_backward(*problem[:7], *gradients)
@@ -163,7 +148,7 @@ class RowLosses(torch.autograd.Function):
             stats = reference.stats(*full, ROW_LSE | COL_LSE if symmetric else ROW_LSE)
             losses = _row_losses(full, stats[0], stats[1], symmetric).reshape(g.shape)
             return *_differentiable(problem, (losses,), (g,)), *(None,) * 5
-        needs = _needs(ctx.needs_input_grad)
+        needs = handover.needs(ctx.needs_input_grad, GRADIENTS)
         g = g.reshape(row.shape).to(row.dtype).contiguous()
         half = g / 2 if symmetric else g
         found = torch.ops.mi_kernels.dot_critic_grad(

@@ -11,18 +11,7 @@ from torch import Tensor
 from ...backends import resolve
 from . import cuda, reference
 from .primitives import accumulate_dtype, positives
-from .schema import (
-    COL_LSE,
-    NEED_COL_BIAS,
-    NEED_ROW_BIAS,
-    NEED_SCALE,
-    NEED_X,
-    NEED_Y,
-    ROW_LSE,
-    SIGNED,
-    SOFTPLUS,
-    library,
-)
+from .schema import COL_LSE, GRADIENTS, ROW_LSE, SIGNED, SOFTPLUS, library
 
 _CHUNK_BYTES = 32 << 20
 # x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift
@@ -58,8 +47,7 @@ def run_grad(problem: Problem, weights: Weights, needs: int, backend: str) -> tu
         from . import triton_backward
 
         full = triton_backward.grad(*problem, *weights)
-        wanted = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)
-        return tuple(g if needs & bit else g.new_empty(0) for g, bit in zip(full, wanted, strict=True))
+        return tuple(g if needs & bit else g.new_empty(0) for g, bit in zip(full, GRADIENTS, strict=True))
     if name == "cuda":
         return cuda.grad(problem, weights, needs)
     rows = _rows(problem[0], problem[1]) if name == "chunked" else None

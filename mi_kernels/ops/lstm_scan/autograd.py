@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import handover
 from . import dispatch, reference
 from .schema import NEED_BIAS, NEED_C0, NEED_H0, NEED_WEIGHT
 
@@ -54,7 +55,7 @@ class _Scan(torch.autograd.Function):
         grouped = weight.dim() == 3
         bits = (NEED_WEIGHT, NEED_BIAS, NEED_H0, NEED_C0)
         wanted = ctx.needs_input_grad[2:6]
-        needs = sum(bit for bit, want in zip(bits, wanted, strict=True) if want)
+        needs = handover.needs(wanted, bits)
         run = torch.ops.mi_kernels.lstm_scan_backward if torch.compiler.is_compiling() else dispatch.backward
         saved = [*_folded(grouped, weight, h0, c0, lengths, h, c), activations]
         problem = [*saved, *_folded(grouped, g_h, g_c), ctx.inputs, needs, ctx.backend]

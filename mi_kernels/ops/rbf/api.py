@@ -17,7 +17,7 @@ class _MMDFunction(torch.autograd.Function):
     # The gradients of a unit slope come with the value: the pairs are formed once, not again in the backward pass.
     @staticmethod
     def forward(ctx, x, y, gamma, *settings):
-        needs = _bits(ctx.needs_input_grad, (NEED_X, NEED_Y, NEED_GAMMA))
+        needs = handover.needs(ctx.needs_input_grad, (NEED_X, NEED_Y, NEED_GAMMA))
         found, gradients = _mmd_and_gradients(x, y, gamma, settings, needs)
         if torch.compiler.is_compiling():
             ctx.save_for_backward(x, y, gamma, *gradients)
@@ -41,10 +41,6 @@ class _MMDFunction(torch.autograd.Function):
         gradients = ctx.gradients or _mmd_and_gradients(x, y, gamma, ctx.settings, ctx.needs)[1]
         ctx.gradients = None
         return *handover.times(gradients, slope), *(None,) * 4
-
-
-def _bits(wanted: tuple[bool, ...], bits: tuple[int, ...]) -> int:
-    return sum(bit for bit, want in zip(bits, wanted, strict=False) if want)
 
 
 def _mmd_and_gradients(
@@ -84,7 +80,7 @@ class _HSICFunction(torch.autograd.Function):
             again = iter(torch.autograd.grad(hsic_formulas.value(*problem), inputs, g, create_graph=True))
             return *(next(again) if t.requires_grad else None for t in problem), None
         bits = (NEED_X, NEED_Y, NEED_GAMMA, NEED_GAMMA_Y)
-        needs = _bits(ctx.needs_input_grad, bits)
+        needs = handover.needs(ctx.needs_input_grad, bits)
         run = torch.ops.mi_kernels.rbf_hsic_grad if torch.compiler.is_compiling() else dispatch.hsic_backward
         gradients = run(*problem, rows, g.contiguous(), needs, ctx.backend)
         return *(t if needs & bit else None for t, bit in zip(gradients, bits, strict=True)), None
