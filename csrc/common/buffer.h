@@ -28,6 +28,7 @@ class Pool {
 
   // A kept block of at least `bytes`, whose size they become, or null.
   void* take(size_t& bytes) {
+    if (2 * bytes < kSmallest || bytes > kLargest) return nullptr;  // nothing kept would serve
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (!lock) return nullptr;
     auto best = blocks_.end();
