@@ -10,6 +10,7 @@ from torch import Tensor
 
 import mi_kernels as mk
 from mi_kernels.ops.rbf import api as rbf_api
+from mi_kernels.ops.rbf import dispatch as rbf_dispatch
 from mi_kernels.ops.rbf import hsic as hsic_formulas
 
 BACKENDS = ["reference", "chunked", "cpu"]
@@ -404,6 +405,22 @@ def test_bad_input_of_the_others_is_refused_by_name():
             call()
     with pytest.raises(TypeError, match="x must be a tensor"):
         mk.mmd([1.0], y)
+
+
+def test_no_gradient_is_computed_where_autograd_does_not_record(backend, monkeypatch):
+    x, y, asked, run = draw(9, 3), draw(7, 3), [], rbf_dispatch.mmd
+
+    def spy(*arguments):
+        asked.append(arguments[6])
+        return run(*arguments)
+
+    monkeypatch.setattr(rbf_dispatch, "mmd", spy)
+    recorded = mk.mmd(x, y, bandwidth=1.3, backend=backend)
+    with torch.no_grad():
+        value = mk.mmd(x, y, bandwidth=1.3, backend=backend)
+    assert recorded.requires_grad and not value.requires_grad
+    torch.testing.assert_close(value, recorded.detach())
+    assert asked[0] and asked[1] == 0
 
 
 def test_going_back_twice_gives_the_same_gradients_whatever_happened_to_the_first(backend):

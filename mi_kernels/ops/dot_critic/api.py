@@ -190,11 +190,13 @@ def loss(
 ) -> Tensor:
     """w_row sum_i row_lse_i + w_col sum_j col_lse_j + w_soft sum_ij softplus(S_ij) - w_pos sum_i S_i,pos(i), [*].
 
-    `normalize` brings the rows of x and y to unit length first. Gradients are computed with the value
-    when an input requires them: 3N one-sided, 4N with both LSEs (3N where `memory_budget` bytes hold the scores),
-    N = 2 B N D FLOP.
+    `normalize` brings the rows of x and y to unit length first. Gradients are computed with the value when an input
+    requires them and autograd records: 3N one-sided, 4N with both LSEs (3N where `memory_budget` bytes hold the
+    scores), N = 2 B N D FLOP; without, N.
     """
     settings = (w_row, w_col, w_soft, w_pos, soft_signed, normalize, memory_budget, backend or "")
+    if not torch.is_grad_enabled():
+        return autograd.loss_value(prepared.problem, settings)
     return autograd.Loss.apply(*prepared.problem, settings)
 
 

@@ -112,6 +112,11 @@ def _loss_and_gradients(problem: dispatch.Problem, settings: tuple, needs: int) 
     return reshaped(value, problem[0].shape[:-2]), _shaped(gradients, problem, needs)
 
 
+def loss_value(problem: dispatch.Problem, settings: tuple) -> Tensor:
+    """The loss [*] alone, where autograd does not record: its function would be told of gradients all the same."""
+    return _loss_and_gradients(problem, settings, 0)[0]
+
+
 def _differentiable_loss(problem: dispatch.Problem, settings: tuple) -> Tensor:
     """The loss [*] as a materialising torch formula, for second derivatives."""
     w_row, w_col, w_soft, w_pos, soft_signed, normalize, *_ = settings

@@ -59,7 +59,11 @@ def mmd(
     x: Tensor, y: Tensor, gamma: Tensor, w_xx: float, w_yy: float, w_xy: float, backend: str | None = None
 ) -> Tensor:
     """The weighted kernel sums of schema.py, [G] in fp64. x [G, B, D], y [G, N, D], gamma [G, K]."""
-    return _MMDFunction.apply(x, y, gamma.contiguous(), w_xx, w_yy, w_xy, backend or "")
+    problem = (x, y, gamma.contiguous())
+    settings = (w_xx, w_yy, w_xy, backend or "")
+    if not torch.is_grad_enabled():  # the function would be told of gradients all the same, and compute them
+        return _mmd_and_gradients(*problem, settings, 0)[0]
+    return _MMDFunction.apply(*problem, *settings)
 
 
 class _HSICFunction(torch.autograd.Function):

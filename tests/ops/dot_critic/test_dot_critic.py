@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mi_kernels import backends
-from mi_kernels.ops.dot_critic import api
+from mi_kernels.ops.dot_critic import api, dispatch
 
 BACKENDS = ["reference", "chunked", "cpu"]
 SHAPES = [
@@ -372,6 +372,23 @@ def test_losses_and_gradients_may_be_changed_in_place(backend):
     rows += 1
     torch.testing.assert_close(rows.detach(), wanted)
     rows.sum().backward()
+
+
+def test_no_gradient_is_computed_where_autograd_does_not_record(backend, monkeypatch):
+    t, _ = draw(1, 9, 9, 5, torch.float32)
+    prepared, asked, run = api.prepare(t["x"], t["y"], t["scale"], positive_shift=0), [], dispatch.run_loss_flat
+
+    def spy(*arguments):
+        asked.append(arguments[15])
+        return run(*arguments)
+
+    monkeypatch.setattr(dispatch, "run_loss_flat", spy)
+    recorded = api.loss(prepared, w_row=1.0, w_pos=1.0, backend=backend)
+    with torch.no_grad():
+        value = api.loss(prepared, w_row=1.0, w_pos=1.0, backend=backend)
+    assert recorded.requires_grad and not value.requires_grad
+    torch.testing.assert_close(value, recorded.detach())
+    assert asked[0] and asked[1] == 0
 
 
 def test_memory_kept_for_backward_is_linear_in_the_batch(backend):
