@@ -1,4 +1,4 @@
-"""The LSTM scan on a CPU, forward plus backward, beside its floor and what people run today.
+"""LSTMs on a CPU, forward plus backward, beside its floor and what people run today.
 
 `python -m bench.lstm [--quick] [--only scan|packed|decode]` prints tables and writes bench/results/cpu_lstm.json.
 The floor is the matmuls alone, of the shapes that no schedule can avoid, with `torch.matmul` in the same run: one of
@@ -40,9 +40,7 @@ def by_cells(cell: nn.LSTMCell, x: Tensor, lengths: Tensor | None = None) -> Ten
 
 
 def ours(cell: nn.LSTMCell, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-    # one bias, added where it costs nothing, instead of two
-    gates = x @ cell.weight_ih.T
-    return mk.lstm_scan(gates, cell.weight_hh, cell.bias_ih + cell.bias_hh, lengths=lengths)[0]
+    return mk.lstm(x, cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, lengths=lengths)[0]
 
 
 def module_of(cell: nn.LSTMCell) -> nn.LSTM:

@@ -186,7 +186,7 @@ def recurrent() -> list[str]:
     lines = [" | ".join([*key, *(shown(found.get(rival, [])) for rival in rivals)]) for key, found in speeds.items()]
     return [
         *paragraph(
-            "Times of rivals over that of `lstm_scan` (`lstm_decode`), input projection included, forward plus",
+            "Times of rivals over that of `lstm` (`lstm_decode`), input projection included, forward plus",
             f"backward, B = 32 and 128, T = 20 to 400, {setting(result)}:",
         ),
         *table("case | H | nn.LSTM | LSTMCell loop | LSTMCell loop, torch.compile", lines),

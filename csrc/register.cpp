@@ -41,6 +41,13 @@ TORCH_LIBRARY(mi_kernels_cpu, m) {
       "Tensor activations, Tensor? g_h, Tensor? g_c, int inputs, int needs) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
+      "lstm_forward(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor? h0, Tensor? c0, "
+      "Tensor? lengths, bool keep) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "lstm_backward(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? h0, Tensor? c0, Tensor? lengths, Tensor h, "
+      "Tensor c, Tensor activations, Tensor? g_h, Tensor? g_c, int needs) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "rbf_mmd(Tensor x, Tensor y, Tensor gamma, float w_xx, float w_yy, float w_xy, int needs) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def("rbf_hsic(Tensor x, Tensor y, Tensor gx, Tensor gy) -> (Tensor, Tensor)");

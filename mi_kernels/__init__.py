@@ -23,7 +23,7 @@ from .estimate import MIEstimate, estimate_mi
 from .functional import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
 from .memory_bank import MemoryBank
 from .ops.cross_attention.api import cross_attention, cross_attention_grouped
-from .ops.lstm_scan.api import lstm_decode, lstm_scan
+from .ops.lstm_scan.api import lstm, lstm_decode, lstm_scan
 from .variational import BarberAgakov, LeaveOneOut, VariationalUpperBound
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     "gaussian_mmd",
     "hsic",
     "info_nce",
+    "lstm",
     "lstm_decode",
     "lstm_scan",
     "mmd",

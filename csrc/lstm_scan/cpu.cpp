@@ -16,9 +16,11 @@ namespace {
 using at::Tensor;
 using OptTensor = std::optional<Tensor>;
 
-enum Needs : int64_t { kWeight = 1, kBias = 2, kH0 = 4, kC0 = 8 };
+enum Needs : int64_t { kWeight = 1, kBias = 2, kH0 = 4, kC0 = 8, kX = 16, kInputWeight = 32 };
 constexpr int64_t kChunk = 256;  // steps of rows that one matmul of dW sums over
-constexpr int64_t kParts = 16;   // tasks of dW at least, where there are steps enough
+constexpr int64_t kTasks = 16;   // of dW at least, where there are steps enough
+constexpr int64_t kChunks = 8;   // of a task that shares its columns with others: their sums are added up in the end
+constexpr int64_t kSum = 1 << 19;  // bytes of dW that a task adds to: they stay in the second-level cache
 
 template <class T>
 const T* data(const OptTensor& t) {
@@ -31,18 +33,23 @@ struct ForwardTask {
   int64_t inputs;
   const T *gates, *h0, *c0, *weight, *bias;  // weight and bias are packed
   T *h, *c, *activations;
-  const T* zeros;  // 4H of them: the gates of a step without input
+  const T* zeros;  // 8H of them: the gates of a step without input, and what is prefetched behind them
+  Projected<T> in;
 
   struct Scratch {
-    Buffer<T> states[2], cells, tile;
+    Buffer<T> states[2], cells, tiles, x;
+    int64_t from, until, stride;  // steps that are projected, and rows of a tile of each
   };
   Scratch scratch() const {
     const int64_t n = kRows * s.padded;
-    return {{make_zeros<T>(n), make_zeros<T>(n)}, make_buffer<T>(n), make_buffer<T>(kRows * kPanel)};
+    return {{make_zeros<T>(n), make_zeros<T>(n)}, make_buffer<T>(n),
+            make_buffer<T>(in.x ? s.panels * kAhead * kPanel : kRows * kPanel), make_zeros<T>(kAhead * in.width),
+            0, 0, 0};
   }
 
   void run(const Block& block, Scratch& own) const {
     const int64_t H = s.H, rows = static_cast<int64_t>(block.rows.size());
+    own.from = own.until = own.stride = 0;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = block.g * s.B + block.rows[r];
       T *state = own.states[0].get() + r * s.padded, *cell = own.cells.get() + r * s.padded;
@@ -58,20 +65,35 @@ struct ForwardTask {
     }
   }
 
+  // W x of the next steps in one product, so that the weight is read once for all of them.
+  void project(const Block& block, int64_t t, Scratch& own) const {
+    own.stride = rounded_rows(block.running(t), static_cast<int64_t>(block.rows.size()));
+    own.from = t, own.until = std::min(block.longest(), t + kAhead / own.stride);
+    for (int64_t step = t; step < own.until; ++step)
+      for (int64_t r = 0, m = block.running(step); r < m; ++r)
+        std::copy_n(in.x + ((block.g * s.B + block.rows[r]) * s.T + step) * in.width, in.width,
+                    own.x.get() + ((step - t) * own.stride + r) * in.width);
+    for (int64_t p = 0; p < s.panels; ++p)
+      gemm((own.until - t) * own.stride, kPanel, in.width, in.width, kPanel, kPanel, false, own.x.get(),
+           in.weight + (block.g * s.panels + p) * in.width * kPanel, own.tiles.get() + p * kAhead * kPanel);
+  }
+
   void step(const Block& block, int64_t t, Scratch& own) const {
     const int64_t H = s.H, m = block.running(t), most = static_cast<int64_t>(block.rows.size());
     const T* before = own.states[t % 2].get();
-    T *after = own.states[(t + 1) % 2].get(), *tile = own.tile.get();
+    T* after = own.states[(t + 1) % 2].get();
     const bool multiply = t > 0 || h0;
-    if (!multiply) std::fill_n(tile, m * kPanel, T(0));
+    if (in.x && t == own.until) project(block, t, own);
+    if (!in.x && !multiply) std::fill_n(own.tiles.get(), m * kPanel, T(0));
     for (int64_t p = 0; p < s.panels; ++p) {
       const int64_t unit = p * kUnits, n = std::min(kUnits, H - unit), at = block.g * s.panels + p;
+      T* tile = own.tiles.get() + (in.x ? p * kAhead + (t - own.from) * own.stride : 0) * kPanel;
       if (multiply)
-        gemm(rounded_rows(m, most), kPanel, H, s.padded, kPanel, kPanel, false, before, weight + at * H * kPanel, tile);
+        gemm(rounded_rows(m, most), kPanel, H, s.padded, kPanel, kPanel, in.x, before, weight + at * H * kPanel, tile);
       for (int64_t r = 0; r < m; ++r) {
         const int64_t row = block.g * s.B + block.rows[r], now = (row * s.T + t) * H + unit;
         T* cell = own.cells.get() + r * s.padded + unit;
-        const T* input = t < inputs ? gates + (row * inputs + t) * 4 * H + unit : zeros;
+        const T* input = gates && t < inputs ? gates + (row * inputs + t) * 4 * H + unit : zeros;
         T* kept = activations ? activations + (row * s.T + t) * 4 * H + unit : nullptr;
         forward_cell(n, ForwardRow<T>{tile + r * kPanel, input, bias + at * kPanel, cell, kept, h + now, c + now,
                                       after + r * s.padded + unit, cell, H, t + 1 < inputs});
@@ -80,23 +102,36 @@ struct ForwardTask {
   }
 };
 
+// Either gates [G, B, inputs, 4H], or x with its weight.
+struct Source {
+  const Tensor *gates, *x, *weight;
+  int64_t inputs;
+};
+
 template <class T>
-void forward_of(const Shape& s, int64_t inputs, const Tensor& gates, const Tensor& weight, const OptTensor& bias,
-                const OptTensor& h0, const OptTensor& c0, Tensor& h, Tensor& c, Tensor& activations) {
-  const int64_t packed = s.panels * s.H * kPanel;
-  Buffer<T> w = make_buffer<T>(s.G * packed), b = make_buffer<T>(s.G * s.panels * kPanel);
+void forward_of(const Shape& s, const Source& source, const Tensor& weight, const OptTensor& bias, const OptTensor& h0,
+                const OptTensor& c0, Tensor& h, Tensor& c, Tensor& activations) {
+  const int64_t width = source.x ? source.x->size(3) : 0, rows = 4 * s.H, panel = s.panels * kPanel;
+  Buffer<T> w = make_buffer<T>(s.G * panel * s.H), b = make_buffer<T>(s.G * panel);
+  Buffer<T> projection = make_buffer<T>(s.G * panel * width);
   for (int64_t g = 0; g < s.G; ++g) {
-    pack_forward(s, weight.const_data_ptr<T>() + g * 4 * s.H * s.H, w.get() + g * packed);
-    pack_bias(s, bias ? bias->const_data_ptr<T>() + g * 4 * s.H : nullptr, b.get() + g * s.panels * kPanel);
+    pack_forward(s, s.H, weight.const_data_ptr<T>() + g * rows * s.H, w.get() + g * panel * s.H);
+    if (width) pack_forward(s, width, source.weight->const_data_ptr<T>() + g * rows * width, projection.get() + g * panel * width);
+    pack_bias(s, bias ? bias->const_data_ptr<T>() + g * rows : nullptr, b.get() + g * panel);
   }
-  const Buffer<T> zeros = make_zeros<T>(4 * s.H);
-  const ForwardTask<T> task{s,         inputs,
-                            gates.const_data_ptr<T>(), data<T>(h0),
-                            data<T>(c0), w.get(),
-                            b.get(),   h.mutable_data_ptr<T>(),
+  const Buffer<T> zeros = make_zeros<T>(8 * s.H);
+  const ForwardTask<T> task{s,
+                            source.inputs,
+                            source.gates ? source.gates->const_data_ptr<T>() : nullptr,
+                            data<T>(h0),
+                            data<T>(c0),
+                            w.get(),
+                            b.get(),
+                            h.mutable_data_ptr<T>(),
                             c.mutable_data_ptr<T>(),
                             activations.numel() ? activations.mutable_data_ptr<T>() : nullptr,
-                            zeros.get()};
+                            zeros.get(),
+                            {width, source.x ? source.x->const_data_ptr<T>() : nullptr, projection.get()}};
   const std::vector<Block> blocks = make_blocks(s);
   each_task(static_cast<int64_t>(blocks.size()), s.threads, [&] { return task.scratch(); },
             [&](int64_t k, auto& own) { task.run(blocks[k], own); });
@@ -108,12 +143,15 @@ struct BackwardTask {
   const T *weight, *c0, *h, *c, *activations, *g_h, *g_c;  // the weight is packed
   T *d, *dh0, *dc0;
   const T* zeros;  // H of them: a slope or a state that is not there
+  Projected<T> in;  // x is not read here
+  T* dx;
 
   struct Scratch {
-    Buffer<T> dh, dc, d;
+    Buffer<T> dh, dc, d, tile;
   };
   Scratch scratch() const {
-    return {make_buffer<T>(kRows * s.padded), make_buffer<T>(kRows * s.padded), make_buffer<T>(kRows * 4 * s.H)};
+    return {make_buffer<T>(kRows * s.padded), make_buffer<T>(kRows * s.padded),
+            make_zeros<T>((dx ? kAhead : kRows) * 4 * s.H), make_buffer<T>(dx ? kAhead * kPanel : 0)};
   }
 
   void run(const Block& block, Scratch& own) const {
@@ -121,126 +159,170 @@ struct BackwardTask {
     // rows that end early join later, with nothing behind them
     std::fill_n(own.dh.get(), rows * s.padded, T(0));
     std::fill_n(own.dc.get(), rows * s.padded, T(0));
-    std::fill_n(own.d.get(), rows * 4 * H, T(0));
-    for (int64_t t = block.longest() - 1; t >= 0; --t) step(block, t, own);
+    // several steps at a time where their slopes go back to x in one product
+    const int64_t ahead = dx && rows ? kAhead / rows : 1;
+    for (int64_t until = block.longest(), from; until > 0; until = from) {
+      from = std::max<int64_t>(0, until - ahead);
+      const int64_t stride = rounded_rows(block.running(from), rows);
+      for (int64_t t = until - 1; t >= from; --t) step(block, t, own.d.get() + (t - from) * stride * 4 * H, own);
+      if (dx) project(block, from, until, stride, own);
+    }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = block.g * s.B + block.rows[r], length = block.lengths[r];
       std::fill_n(d + (row * s.T + length) * 4 * H, (s.T - length) * 4 * H, T(0));
+      if (dx) std::fill_n(dx + (row * s.T + length) * in.width, (s.T - length) * in.width, T(0));
       if (dh0) std::copy_n(own.dh.get() + r * s.padded, H, dh0 + row * H);
       if (dc0) std::copy_n(own.dc.get() + r * s.padded, H, dc0 + row * H);
     }
   }
 
-  void step(const Block& block, int64_t t, Scratch& own) const {
+  void project(const Block& block, int64_t from, int64_t until, int64_t stride, Scratch& own) const {
+    for (int64_t j = 0; j < in.width; j += kPanel) {
+      const int64_t width = std::min(kPanel, padded_units(in.width) - j), real = std::min(width, in.width - j);
+      gemm((until - from) * stride, width, 4 * s.H, 4 * s.H, width, kPanel, false, own.d.get(),
+           in.weight + (block.g * padded_units(in.width) + j) * 4 * s.H, own.tile.get());
+      for (int64_t t = from; t < until; ++t)
+        for (int64_t r = 0, m = block.running(t); r < m; ++r)
+          std::copy_n(own.tile.get() + ((t - from) * stride + r) * kPanel, real,
+                      dx + ((block.g * s.B + block.rows[r]) * s.T + t) * in.width + j);
+    }
+  }
+
+  // The slopes of the step's pre-activations go to `slopes`, one row below the other.
+  void step(const Block& block, int64_t t, T* slopes, Scratch& own) const {
     const int64_t H = s.H, m = block.running(t), most = static_cast<int64_t>(block.rows.size());
     for (int64_t r = 0; r < m; ++r) {
       const int64_t row = block.g * s.B + block.rows[r], now = (row * s.T + t) * H;
       const T* before = t > 0 ? c + now - H : (c0 ? c0 + row * H : zeros);
       backward_cell(H, BackwardRow<T>{activations + 4 * now, c + now, before, g_h ? g_h + now : zeros,
                                       g_c ? g_c + now : zeros, own.dh.get() + r * s.padded,
-                                      own.dc.get() + r * s.padded, own.d.get() + r * 4 * H, d + 4 * now, t > 1});
+                                      own.dc.get() + r * s.padded, slopes + r * 4 * H, d + 4 * now, t > 1});
     }
     if (t == 0 && !dh0) return;
-    // rounding up computes rows that have not joined yet: their d is zero
+    // rounding up computes rows that have not joined yet: nothing comes back to them
     const int64_t m_rounded = rounded_rows(m, most);
+    std::fill(slopes + m * 4 * H, slopes + m_rounded * 4 * H, T(0));
     for (int64_t j = 0; j < s.padded; j += kPanel)
       gemm(m_rounded, std::min(kPanel, s.padded - j), 4 * H, 4 * H, std::min(kPanel, s.padded - j), s.padded, false,
-           own.d.get(), weight + (block.g * s.padded + j) * 4 * H, own.dh.get() + j);
+           slopes, weight + (block.g * s.padded + j) * 4 * H, own.dh.get() + j);
   }
 };
 
-// dW^T [H, 4H] = sum over rows and steps of h_before d^T for one group, a matmul whose row H, of ones, gives dbias.
+// dW^T = sum over rows and steps of [h_before, 1, x] d^T for one group, [H + 1 + width, 4H]: the gradients of the recurrent
+// weight, of the bias and of the input's weight in one matmul.
 template <class T>
 struct WeightGradient {
   const Shape& s;
-  int64_t g;
-  const T *h, *h0, *d, *zeros;
-  std::vector<const T*> before, slopes;  // of every step that was run: h_{t-1} and d_t
-  int64_t chunks = 0, parts = 1, columns = 0;
+  int64_t height, width;  // of [h, 1, x], and of x
+  std::vector<const T*> before, inputs, slopes;  // of every step that was run: h_{t-1}, x_t and d_t
+  int64_t chunks = 0, parts = 1, columns = 0, together = 1;  // columns of a task, which share a chunk of [h, 1, x]
   Buffer<T> turned, partial;
 
-  WeightGradient(const Shape& s, int64_t g, const T* h, const T* h0, const T* d, const T* zeros)
-      : s(s), g(g), h(h), h0(h0), d(d), zeros(zeros) {
+  WeightGradient(const Shape& s, int64_t g, const T* h, const T* h0, const Projected<T>& in, const T* d, const T* zeros)
+      : s(s), height(s.H + 1 + in.width), width(in.width) {
     before.reserve(s.B * s.T), slopes.reserve(s.B * s.T);
     for (int64_t b = 0; b < s.B; ++b)
       for (int64_t t = 0; t < s.length(g, b); ++t) {
         const int64_t row = g * s.B + b, now = row * s.T + t;
         before.push_back(t ? h + (now - 1) * s.H : (h0 ? h0 + row * s.H : zeros));
+        if (width) inputs.push_back(in.x + now * width);
         slopes.push_back(d + now * 4 * s.H);
       }
     chunks = (static_cast<int64_t>(before.size()) + kChunk - 1) / kChunk;
     columns = (4 * s.H + kPanel - 1) / kPanel;
-    parts = std::max<int64_t>(1, std::min(chunks, kParts / columns));
-    turned = make_buffer<T>(chunks * kChunk * (s.H + 1));
-    partial = make_zeros<T>(parts * columns * (s.H + 1) * kPanel);
+    const int64_t fit = std::max<int64_t>(1, kSum / (height * kPanel * static_cast<int64_t>(sizeof(T))));
+    const int64_t most = std::max<int64_t>(1, chunks / kChunks);
+    const int64_t groups = std::clamp((kTasks + most - 1) / most, (columns + fit - 1) / fit, columns);
+    together = (columns + groups - 1) / groups;
+    parts = std::clamp<int64_t>(kTasks / tasks(), 1, most);
+    turned = make_buffer<T>(chunks * kChunk * height);
+    partial = chunks ? make_buffer<T>(parts * columns * height * kPanel) : make_zeros<T>(columns * height * kPanel);
   }
 
   int64_t steps_of(int64_t chunk) const {
     return std::min(kChunk, static_cast<int64_t>(before.size()) - chunk * kChunk);
   }
-  T* turned_chunk(int64_t chunk) const { return turned.get() + chunk * kChunk * (s.H + 1); }
-  T* panel_of(int64_t part, int64_t column) const {
-    return partial.get() + (part * columns + column) * (s.H + 1) * kPanel;
-  }
+  int64_t tasks() const { return (columns + together - 1) / together; }
+  T* turned_chunk(int64_t chunk) const { return turned.get() + chunk * kChunk * height; }
+  T* panel_of(int64_t part, int64_t column) const { return partial.get() + (part * columns + column) * height * kPanel; }
 
   void turn(int64_t chunk, T* copy) const {
     const int64_t n = steps_of(chunk);
-    for (int64_t k = 0; k < n; ++k) std::copy_n(before[chunk * kChunk + k], s.H, copy + k * s.H);
-    rows::transpose(n, s.H, copy, s.H, nullptr, turned_chunk(chunk), kChunk);
-    std::fill_n(turned_chunk(chunk) + s.H * kChunk, n, T(1));
+    T* const to = turned_chunk(chunk);
+    auto transposed = [&](const std::vector<const T*>& from, int64_t features, T* out) {
+      for (int64_t k = 0; k < n; ++k) std::copy_n(from[chunk * kChunk + k], features, copy + k * features);
+      rows::transpose(n, features, copy, features, nullptr, out, kChunk);
+    };
+    transposed(before, s.H, to);
+    std::fill_n(to + s.H * kChunk, n, T(1));
+    if (width) transposed(inputs, width, to + (s.H + 1) * kChunk);
   }
 
-  void add(int64_t part, int64_t column, T* panel) const {
-    const int64_t at = column * kPanel, width = std::min(kPanel, 4 * s.H - at);
-    const bool in_place = !s.lengths && width == kPanel;  // no step is left out: d is what it is
-    for (int64_t chunk = part; chunk < chunks; chunk += parts) {
-      const int64_t n = steps_of(chunk);
-      const T* const* from = slopes.data() + chunk * kChunk;
-      if (!in_place) gather(n, width, from, at, panel);
-      gemm(s.H + 1, kPanel, n, kChunk, in_place ? 4 * s.H : kPanel, kPanel, true, turned_chunk(chunk),
-           in_place ? from[0] + at : panel, panel_of(part, column));
-    }
+  // Slopes are copied to where they are read again and again: steps lie 4H apart, often a multiple of the cache's sets.
+  void add(int64_t part, int64_t task, T* panel) const {
+    for (int64_t chunk = part; chunk < chunks; chunk += parts)
+      for (int64_t column = task * together; column < std::min(columns, (task + 1) * together); ++column) {
+        const int64_t at = column * kPanel, n = steps_of(chunk);
+        gather(n, std::min(kPanel, 4 * s.H - at), slopes.data() + chunk * kChunk, at, panel);
+        gemm(height, kPanel, n, kChunk, kPanel, kPanel, chunk != part, turned_chunk(chunk), panel,
+             panel_of(part, column));
+      }
   }
 
-  void write(int64_t column, T* d_weight, T* d_bias) const {
-    const int64_t at = column * kPanel, width = std::min(kPanel, 4 * s.H - at);
+  void write(int64_t column, T* d_weight, T* d_bias, T* d_input_weight) const {
+    const int64_t at = column * kPanel, wide = std::min(kPanel, 4 * s.H - at);
     T* sum = panel_of(0, column);
-    for (int64_t part = 1; part < parts; ++part) rows::add((s.H + 1) * kPanel, panel_of(part, column), sum);
-    if (d_weight) rows::transpose(s.H, width, sum, kPanel, nullptr, d_weight + at * s.H, s.H);
-    if (d_bias) std::copy_n(sum + s.H * kPanel, width, d_bias + at);
+    for (int64_t part = 1; part < parts; ++part) rows::add(height * kPanel, panel_of(part, column), sum);
+    if (d_weight) rows::transpose(s.H, wide, sum, kPanel, nullptr, d_weight + at * s.H, s.H);
+    if (d_bias) std::copy_n(sum + s.H * kPanel, wide, d_bias + at);
+    if (d_input_weight)
+      rows::transpose(width, wide, sum + (s.H + 1) * kPanel, kPanel, nullptr, d_input_weight + at * width, width);
   }
 
-  void run(T* d_weight, T* d_bias) const {
-    each_task(chunks, s.threads, [&] { return make_buffer<T>(kChunk * s.H); },
+  void run(T* d_weight, T* d_bias, T* d_input_weight) const {
+    each_task(chunks, s.threads, [&] { return make_buffer<T>(kChunk * std::max(s.H, width)); },
               [&](int64_t chunk, auto& copy) { turn(chunk, copy.get()); });
-    each_task(parts * columns, s.threads, [] { return make_buffer<T>(kChunk * kPanel); },
-              [&](int64_t task, auto& panel) { add(task / columns, task % columns, panel.get()); });
-    each_task(columns, s.threads, [] { return 0; }, [&](int64_t column, int) { write(column, d_weight, d_bias); });
+    each_task(parts * tasks(), s.threads, [] { return make_buffer<T>(kChunk * kPanel); },
+              [&](int64_t task, auto& panel) { add(task / tasks(), task % tasks(), panel.get()); });
+    each_task(columns, s.threads, [] { return 0; },
+              [&](int64_t column, int) { write(column, d_weight, d_bias, d_input_weight); });
   }
 };
 
+// Gradients in the order of the operators; those that are not wanted are empty.
+struct Gradients {
+  Tensor x, input_weight, weight, bias, h0, c0;
+};
+
 template <class T>
-void backward_of(const Shape& s, int64_t needs, const Tensor& weight, const OptTensor& h0, const OptTensor& c0,
+void backward_of(const Shape& s, const Source& source, const Tensor& weight, const OptTensor& h0, const OptTensor& c0,
                  const Tensor& h, const Tensor& c, const Tensor& activations, const OptTensor& g_h,
-                 const OptTensor& g_c, Tensor& d, Tensor& d_weight, Tensor& d_bias, Tensor& dh0, Tensor& dc0) {
-  const int64_t packed = 4 * s.H * s.padded;
-  Buffer<T> w = make_buffer<T>(s.G * packed);
-  for (int64_t g = 0; g < s.G; ++g)
-    pack_backward(s, weight.const_data_ptr<T>() + g * 4 * s.H * s.H, w.get() + g * packed);
+                 const OptTensor& g_c, Tensor& d, Gradients& found) {
+  auto out = [](Tensor& t) { return t.numel() ? t.mutable_data_ptr<T>() : nullptr; };
+  T *const dx = out(found.x), *const d_input_weight = out(found.input_weight), *const slopes = d.mutable_data_ptr<T>();
+  T *const d_weight = out(found.weight), *const d_bias = out(found.bias);
+  const int64_t width = source.x ? source.x->size(3) : 0, across = padded_units(width), height = 4 * s.H;
+  Buffer<T> w = make_buffer<T>(s.G * height * s.padded), projection = make_buffer<T>(dx ? s.G * height * across : 0);
+  for (int64_t g = 0; g < s.G; ++g) {
+    pack_backward(s, s.H, weight.const_data_ptr<T>() + g * height * s.H, w.get() + g * height * s.padded);
+    if (dx)
+      pack_backward(s, width, source.weight->const_data_ptr<T>() + g * height * width,
+                    projection.get() + g * height * across);
+  }
   const Buffer<T> zeros = make_zeros<T>(s.H);
-  auto out = [&](Tensor& t, int64_t bit) { return needs & bit ? t.mutable_data_ptr<T>() : nullptr; };
-  const T* states = h.const_data_ptr<T>();
-  T* slopes = d.mutable_data_ptr<T>();
-  const BackwardTask<T> task{s, w.get(), data<T>(c0), states, c.const_data_ptr<T>(), activations.const_data_ptr<T>(),
-                             data<T>(g_h), data<T>(g_c), slopes, out(dh0, kH0), out(dc0, kC0), zeros.get()};
+  const T* const states = h.const_data_ptr<T>();
+  const Projected<T> in{width, source.x ? source.x->const_data_ptr<T>() : nullptr, projection.get()};
+  const BackwardTask<T> task{s,           w.get(),      data<T>(c0),   states, c.const_data_ptr<T>(),
+                             activations.const_data_ptr<T>(),
+                             data<T>(g_h), data<T>(g_c), slopes,        out(found.h0), out(found.c0), zeros.get(), in, dx};
   const std::vector<Block> blocks = make_blocks(s);
   each_task(static_cast<int64_t>(blocks.size()), s.threads, [&] { return task.scratch(); },
             [&](int64_t k, auto& own) { task.run(blocks[k], own); });
-  if (!(needs & (kWeight | kBias))) return;
-  T *to_weight = out(d_weight, kWeight), *to_bias = out(d_bias, kBias);
+  if (!d_weight && !d_bias && !d_input_weight) return;
   for (int64_t g = 0; g < s.G; ++g)
-    WeightGradient<T>(s, g, states, data<T>(h0), slopes, zeros.get())
-        .run(to_weight ? to_weight + g * 4 * s.H * s.H : nullptr, to_bias ? to_bias + g * 4 * s.H : nullptr);
+    WeightGradient<T>(s, g, states, data<T>(h0), d_input_weight ? in : Projected<T>{}, slopes, zeros.get())
+        .run(d_weight ? d_weight + g * height * s.H : nullptr, d_bias ? d_bias + g * height : nullptr,
+             d_input_weight ? d_input_weight + g * height * width : nullptr);
 }
 
 // Whole sequences are allocated and written at every call: page by page, that can take as long as the arithmetic.
@@ -254,39 +336,79 @@ Tensor widened(const Tensor& t) { return t.scalar_type() == at::kDouble ? t : t.
 OptTensor widened(const OptTensor& t) { return t ? OptTensor(widened(*t)) : t; }
 const int64_t* values(const OptTensor& lengths) { return lengths ? lengths->const_data_ptr<int64_t>() : nullptr; }
 
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& gates, const Tensor& weight, const OptTensor& bias,
-                                           const OptTensor& h0, const OptTensor& c0, const OptTensor& lengths,
-                                           int64_t steps, bool keep) {
-  const Shape s(gates.size(0), gates.size(1), steps, weight.size(2), values(lengths));
-  const Tensor x = widened(gates), w = widened(weight);
-  Tensor h = allocated({s.G, s.B, s.T, s.H}, x), c = allocated({s.G, s.B, s.T, s.H}, x);
-  Tensor activations = keep ? allocated({s.G, s.B, s.T, 4 * s.H}, x) : at::empty({0}, x.options());
-  const auto run = x.scalar_type() == at::kDouble ? forward_of<double> : forward_of<float>;
-  run(s, gates.size(2), x, w, widened(bias), widened(h0), widened(c0), h, c, activations);
+using States = std::tuple<Tensor, Tensor, Tensor>;  // h, c and the activations
+
+States states_of(const Shape& s, const Source& source, const Tensor& like, const Tensor& weight, const OptTensor& bias,
+                 const OptTensor& h0, const OptTensor& c0, bool keep) {
+  Tensor h = allocated({s.G, s.B, s.T, s.H}, like), c = allocated({s.G, s.B, s.T, s.H}, like);
+  Tensor activations = keep ? allocated({s.G, s.B, s.T, 4 * s.H}, like) : at::empty({0}, like.options());
+  const auto run = like.scalar_type() == at::kDouble ? forward_of<double> : forward_of<float>;
+  run(s, source, widened(weight), widened(bias), widened(h0), widened(c0), h, c, activations);
   return {h, c, activations};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Tensor& weight, const OptTensor& h0, const OptTensor& c0, const OptTensor& lengths, const Tensor& h,
-    const Tensor& c, const Tensor& activations, const OptTensor& g_h, const OptTensor& g_c, int64_t inputs,
-    int64_t needs) {
+States scan_forward(const Tensor& gates, const Tensor& weight, const OptTensor& bias, const OptTensor& h0,
+                    const OptTensor& c0, const OptTensor& lengths, int64_t steps, bool keep) {
+  const Shape s(gates.size(0), gates.size(1), steps, weight.size(2), values(lengths));
+  const Tensor wide = widened(gates);
+  return states_of(s, {&wide, nullptr, nullptr, gates.size(2)}, wide, weight, bias, h0, c0, keep);
+}
+
+States forward(const Tensor& x, const Tensor& input_weight, const Tensor& weight, const OptTensor& bias,
+               const OptTensor& h0, const OptTensor& c0, const OptTensor& lengths, bool keep) {
+  const Shape s(x.size(0), x.size(1), x.size(2), weight.size(2), values(lengths));
+  const Tensor wide = widened(x), projection = widened(input_weight);
+  return states_of(s, {nullptr, &wide, &projection, s.T}, wide, weight, bias, h0, c0, keep);
+}
+
+// The gradients and those of the pre-activations of all steps.
+std::tuple<Gradients, Tensor> gradients_of(const Source& source, const Tensor& weight, const OptTensor& h0,
+                                           const OptTensor& c0, const OptTensor& lengths, const Tensor& h,
+                                           const Tensor& c, const Tensor& activations, const OptTensor& g_h,
+                                           const OptTensor& g_c, int64_t needs) {
   const Shape s(h.size(0), h.size(1), h.size(2), h.size(3), values(lengths));
+  const int64_t width = source.x ? source.x->size(3) : 0;
   auto wanted = [&](int64_t bit, at::IntArrayRef sizes) {
     return at::empty(needs & bit ? sizes : at::IntArrayRef{0}, h.options());
   };
   Tensor d = allocated({s.G, s.B, s.T, 4 * s.H}, h);
-  Tensor d_weight = wanted(kWeight, {s.G, 4 * s.H, s.H}), d_bias = wanted(kBias, {s.G, 4 * s.H});
-  Tensor dh0 = wanted(kH0, {s.G, s.B, s.H}), dc0 = wanted(kC0, {s.G, s.B, s.H});
+  Gradients found{needs & kX ? allocated({s.G, s.B, s.T, width}, h) : at::empty({0}, h.options()),
+                  wanted(kInputWeight, {s.G, 4 * s.H, width}),
+                  wanted(kWeight, {s.G, 4 * s.H, s.H}),
+                  wanted(kBias, {s.G, 4 * s.H}),
+                  wanted(kH0, {s.G, s.B, s.H}),
+                  wanted(kC0, {s.G, s.B, s.H})};
   const auto run = h.scalar_type() == at::kDouble ? backward_of<double> : backward_of<float>;
-  run(s, needs, widened(weight), widened(h0), widened(c0), h, c, activations, g_h, g_c, d, d_weight, d_bias, dh0, dc0);
-  if (inputs < s.T) d = d.narrow(2, 0, inputs).contiguous();
-  return {d, d_weight, d_bias, dh0, dc0};
+  run(s, source, widened(weight), widened(h0), widened(c0), h, c, activations, g_h, g_c, d, found);
+  return {found, d};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan_backward(
+    const Tensor& weight, const OptTensor& h0, const OptTensor& c0, const OptTensor& lengths, const Tensor& h,
+    const Tensor& c, const Tensor& activations, const OptTensor& g_h, const OptTensor& g_c, int64_t inputs,
+    int64_t needs) {
+  auto [found, d] = gradients_of({}, weight, h0, c0, lengths, h, c, activations, g_h, g_c,
+                                 needs & (kWeight | kBias | kH0 | kC0));
+  if (inputs < h.size(2)) d = d.narrow(2, 0, inputs).contiguous();
+  return {d, found.weight, found.bias, found.h0, found.c0};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& x, const Tensor& input_weight, const Tensor& weight, const OptTensor& h0, const OptTensor& c0,
+    const OptTensor& lengths, const Tensor& h, const Tensor& c, const Tensor& activations, const OptTensor& g_h,
+    const OptTensor& g_c, int64_t needs) {
+  const Tensor wide = widened(x), projection = widened(input_weight);
+  const auto found = std::get<0>(gradients_of({nullptr, &wide, &projection, x.size(2)}, weight, h0, c0, lengths, h, c,
+                                              activations, g_h, g_c, needs));
+  return {found.x, found.input_weight, found.weight, found.bias, found.h0, found.c0};
 }
 
 }  // namespace
 }  // namespace mk::lstm
 
 TORCH_LIBRARY_IMPL(mi_kernels_cpu, CPU, m) {
-  m.impl("lstm_scan_forward", &mk::lstm::forward);
-  m.impl("lstm_scan_backward", &mk::lstm::backward);
+  m.impl("lstm_scan_forward", &mk::lstm::scan_forward);
+  m.impl("lstm_scan_backward", &mk::lstm::scan_backward);
+  m.impl("lstm_forward", &mk::lstm::forward);
+  m.impl("lstm_backward", &mk::lstm::backward);
 }

@@ -16,18 +16,29 @@
 namespace mk::lstm {
 
 constexpr int64_t kRows = 64;  // of a block, at most: its states and one tile stay in the second-level cache
+constexpr int64_t kAhead = 128;  // rows, of all steps together, in one product with the weight of the input
+
+constexpr int64_t padded_units(int64_t n) { return (n + kUnits - 1) / kUnits * kUnits; }
 
 struct Shape {
   int64_t G, B, T, H, padded, panels, threads;
   const int64_t* lengths;  // [G, B], or null
 
   Shape(int64_t groups, int64_t batch, int64_t steps, int64_t hidden, const int64_t* lengths)
-      : G(groups), B(batch), T(steps), H(hidden), padded((hidden + kUnits - 1) / kUnits * kUnits),
+      : G(groups), B(batch), T(steps), H(hidden), padded(padded_units(hidden)),
         panels(padded / kUnits), threads(at::in_parallel_region() ? 1 : at::get_num_threads()), lengths(lengths) {}
 
   int64_t length(int64_t g, int64_t b) const {
     return lengths ? std::clamp<int64_t>(lengths[g * B + b], 0, T) : T;
   }
+};
+
+// An input x [G, B, T, width] that is projected on the way, instead of gates that were projected before.
+template <class T>
+struct Projected {
+  int64_t width = 0;
+  const T* x = nullptr;
+  const T* weight = nullptr;  // packed as the recurrent one
 };
 
 // Rows of one group that a thread takes through all steps by itself, the longest first: those still running at a step
@@ -82,14 +93,15 @@ void each_task(int64_t tasks, int64_t threads, Make&& make_scratch, F&& f) {
 // Brgemm kernels are generated for every number of rows: lengths would ask for all of them.
 inline int64_t rounded_rows(int64_t m, int64_t most) { return std::min(most, (m + 7) / 8 * 8); }
 
-// W [4H, H] as B of h W^T: a panel [H, kPanel] for every 16 units, padded units zero.
+// W [4H, width] as B of h W^T: a panel [width, kPanel] for every 16 units, padded units zero.
 template <class T>
-void pack_forward(const Shape& s, const T* weight, T* out) {
-  for (int64_t p = 0; p < s.panels; ++p, out += s.H * kPanel) {
+void pack_forward(const Shape& s, int64_t width, const T* weight, T* out) {
+  for (int64_t p = 0; p < s.panels; ++p, out += width * kPanel) {
     const int64_t units = std::min(kUnits, s.H - p * kUnits);
-    if (units < kUnits) std::fill_n(out, s.H * kPanel, T(0));
+    if (units < kUnits) std::fill_n(out, width * kPanel, T(0));
     for (int64_t gate = 0; gate < 4; ++gate)
-      rows::transpose(units, s.H, weight + (gate * s.H + p * kUnits) * s.H, s.H, nullptr, out + gate * kUnits, kPanel);
+      rows::transpose(units, width, weight + (gate * s.H + p * kUnits) * width, width, nullptr, out + gate * kUnits,
+                      kPanel);
   }
 }
 
@@ -102,14 +114,14 @@ void pack_bias(const Shape& s, const T* bias, T* out) {
       out[unit / kUnits * kPanel + gate * kUnits + unit % kUnits] = bias[gate * s.H + unit];
 }
 
-// W as B of d W: panels of kPanel columns (the last narrower), [4H, width].
+// W [4H, columns] as B of d W: panels of kPanel columns (the last narrower), [4H, width].
 template <class T>
-void pack_backward(const Shape& s, const T* weight, T* out) {
-  for (int64_t j = 0; j < s.padded; j += kPanel) {
-    const int64_t width = std::min(kPanel, s.padded - j), real = std::min(width, s.H - j);
+void pack_backward(const Shape& s, int64_t columns, const T* weight, T* out) {
+  for (int64_t j = 0; j < padded_units(columns); j += kPanel) {
+    const int64_t width = std::min(kPanel, padded_units(columns) - j), real = std::min(width, columns - j);
     T* to = out + j * 4 * s.H;
     for (int64_t k = 0; k < 4 * s.H; ++k, to += width) {
-      std::copy_n(weight + k * s.H + j, real, to);
+      std::copy_n(weight + k * columns + j, real, to);
       std::fill(to + real, to + width, T(0));
     }
   }

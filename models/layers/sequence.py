@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mi_kernels as mk
@@ -51,8 +50,7 @@ class LSTM(LSTMWeights):
     """
 
     def forward(self, values: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        gates = F.linear(values, self.weight_ih, self.bias_ih + self.bias_hh)
-        return mk.lstm_scan(gates, self.weight_hh, lengths=lengths)
+        return mk.lstm(values, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, lengths=lengths)
 
 
 class LSTMEncoder(nn.Module):

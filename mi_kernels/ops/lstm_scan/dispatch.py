@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...backends import backends, requested_backend, resolve
 from . import reference
-from .schema import library
+from .schema import NEED_INPUT_WEIGHT, NEED_X, library
 
 
 def _backend(device: torch.device, dtype: torch.dtype, requested: str) -> str:
@@ -72,6 +72,55 @@ def backward(
         return reference.backward(*problem)
 
 
+def _projects(x: Tensor, backend: str) -> bool:
+    """Whether the input is projected by the scan itself; where torch may multiply in 16 bits it is faster at that."""
+    short = x.dtype in (torch.bfloat16, torch.float16) or torch.get_float32_matmul_precision() == "medium"
+    return _backend(x.device, x.dtype, backend) == "cpu" and not short
+
+
+def lstm_forward(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    keep: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rest = (weight_hh, bias, h0, c0, lengths)
+    if _projects(x, backend):
+        return torch.ops.mi_kernels_cpu.lstm_forward(x, weight_ih, *rest, keep)
+    with torch.autocast(x.device.type, enabled=False):
+        gates = x @ weight_ih.mT.unsqueeze(-3)
+    return forward(gates, *rest, x.shape[2], keep, backend)
+
+
+def lstm_backward(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    h: Tensor,
+    c: Tensor,
+    activations: Tensor,
+    g_h: Tensor | None,
+    g_c: Tensor | None,
+    needs: int,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    rest = (weight_hh, h0, c0, lengths, h, c, activations, g_h, g_c)
+    if _projects(x, backend):
+        return torch.ops.mi_kernels_cpu.lstm_backward(x, weight_ih, *rest, needs)
+    d, *others = backward(*rest, x.shape[2], needs & ~(NEED_X | NEED_INPUT_WEIGHT), backend)
+    return *reference.through_projection(x, weight_ih, lengths, d, needs), *others
+
+
 for _key in ("CPU", "CUDA"):
+    library.impl("lstm_forward", lstm_forward, _key)
+    library.impl("lstm_backward", lstm_backward, _key)
     library.impl("lstm_scan_forward", forward, _key)
     library.impl("lstm_scan_backward", backward, _key)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .schema import NEED_BIAS, NEED_C0, NEED_H0, NEED_WEIGHT, wide
+from .schema import NEED_BIAS, NEED_C0, NEED_H0, NEED_INPUT_WEIGHT, NEED_WEIGHT, NEED_X, wide
 
 Optional = Tensor | None
 Gates = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -156,3 +156,16 @@ def backward(
         dh if needs & NEED_H0 else empty.clone(),
         dc if needs & NEED_C0 else empty.clone(),
     )
+
+
+def through_projection(
+    x: Tensor, weight: Tensor, lengths: Optional, d_gates: Tensor, needs: int
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of its weight from those of the gates, multiplied in the dtype of x."""
+    d = d_gates.to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        dx = (d @ weight.unsqueeze(-3)).to(d_gates.dtype) if needs & NEED_X else d_gates.new_empty(0)
+        if not needs & NEED_INPUT_WEIGHT:
+            return dx, d_gates.new_empty(0)
+        seen = x if lengths is None else x.where(valid_steps(lengths, x.shape[2]), 0)
+        return dx, (d.flatten(1, 2).mT @ seen.flatten(1, 2)).to(d_gates.dtype)

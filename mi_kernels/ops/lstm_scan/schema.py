@@ -16,6 +16,11 @@ With d_t the gradient of z_t, one sweep from the last step to the first:
     d_t = [dc g i (1 - i), dc c_{t-1} f (1 - f), dc i (1 - g^2), dh tanh(c_t) o (1 - o)]
     dW = sum_t d_t h_{t-1}^T, one matmul over all steps at the end;   dbias = sum_t d_t
 
+lstm_forward and lstm_backward take x [G, B, T, D] and the weight of the input, V [G, 4H, D], in place of the gates
+V x_t; the backward gives gradients of x, V, weight, bias, h0 and c0. What x holds beyond a row's length does not count.
+
+    dx_t = V^T d_t,   dV = sum_t d_t x_t^T
+
 Bits of `needs` say which gradients besides that of the gates are wanted; the others come back empty. `backend` "" is
 the automatic choice.
 """
@@ -25,7 +30,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NEED_WEIGHT, NEED_BIAS, NEED_H0, NEED_C0 = 1, 2, 4, 8
+NEED_WEIGHT, NEED_BIAS, NEED_H0, NEED_C0, NEED_X, NEED_INPUT_WEIGHT = 1, 2, 4, 8, 16, 32
 
 library = torch.library.Library("mi_kernels", "FRAGMENT")
 library.define(
@@ -37,6 +42,15 @@ library.define(
     "Tensor activations, Tensor? g_h, Tensor? g_c, SymInt inputs, int needs, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+library.define(
+    "lstm_forward(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor? h0, Tensor? c0, Tensor? lengths, "
+    "bool keep, str backend) -> (Tensor, Tensor, Tensor)"
+)
+library.define(
+    "lstm_backward(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? h0, Tensor? c0, Tensor? lengths, Tensor h, "
+    "Tensor c, Tensor activations, Tensor? g_h, Tensor? g_c, int needs, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
 
 
 def wide(t: Tensor) -> torch.dtype:
@@ -44,29 +58,46 @@ def wide(t: Tensor) -> torch.dtype:
     return torch.float64 if t.dtype == torch.float64 else torch.float32
 
 
+def _states(like: Tensor, steps: int, hidden: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """h, c and the activations of `like` [G, B, *, *]."""
+    groups, batch = like.shape[:2]
+    empty = lambda *shape: like.new_empty(shape, dtype=wide(like))  # noqa: E731
+    state = (groups, batch, steps, hidden)
+    return empty(*state), empty(*state), empty(groups, batch, steps, 4 * hidden) if keep else empty(0)
+
+
+def _gradients(h: Tensor, needs: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the recurrent weight, the bias, h0 and c0."""
+    groups, batch, _, hidden = h.shape
+    wanted = lambda bit, *shape: h.new_empty(shape if needs & bit else (0,))  # noqa: E731
+    return (
+        wanted(NEED_WEIGHT, groups, 4 * hidden, hidden),
+        wanted(NEED_BIAS, groups, 4 * hidden),
+        wanted(NEED_H0, groups, batch, hidden),
+        wanted(NEED_C0, groups, batch, hidden),
+    )
+
+
 @torch.library.register_fake("mi_kernels::lstm_scan_forward", lib=library)
 def _(gates, weight, bias, h0, c0, lengths, steps, keep, backend):
-    groups, batch, _, width = gates.shape
-    states = (groups, batch, steps, weight.shape[-1])
-    return (
-        gates.new_empty(states, dtype=wide(gates)),
-        gates.new_empty(states, dtype=wide(gates)),
-        gates.new_empty((groups, batch, steps, width) if keep else (0,), dtype=wide(gates)),
-    )
+    return _states(gates, steps, weight.shape[-1], keep)
 
 
 @torch.library.register_fake("mi_kernels::lstm_scan_backward", lib=library)
 def _(weight, h0, c0, lengths, h, c, activations, g_h, g_c, inputs, needs, backend):
     groups, batch, _, width = activations.shape
-    hidden = h.shape[-1]
+    return h.new_empty((groups, batch, inputs, width)), *_gradients(h, needs)
 
-    def wanted(bit: int, *shape: int) -> Tensor:
-        return h.new_empty(shape if needs & bit else (0,))
 
+@torch.library.register_fake("mi_kernels::lstm_forward", lib=library)
+def _(x, weight_ih, weight_hh, bias, h0, c0, lengths, keep, backend):
+    return _states(x, x.shape[2], weight_hh.shape[-1], keep)
+
+
+@torch.library.register_fake("mi_kernels::lstm_backward", lib=library)
+def _(x, weight_ih, weight_hh, h0, c0, lengths, h, c, activations, g_h, g_c, needs, backend):
     return (
-        h.new_empty((groups, batch, inputs, width)),
-        wanted(NEED_WEIGHT, groups, width, hidden),
-        wanted(NEED_BIAS, groups, width),
-        wanted(NEED_H0, groups, batch, hidden),
-        wanted(NEED_C0, groups, batch, hidden),
+        h.new_empty(x.shape if needs & NEED_X else (0,)),
+        h.new_empty(weight_ih.shape if needs & NEED_INPUT_WEIGHT else (0,)),
+        *_gradients(h, needs),
     )

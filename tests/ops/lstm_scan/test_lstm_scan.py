@@ -321,6 +321,171 @@ def test_nothing_is_kept_without_a_gradient(backend):
     assert not any(t.requires_grad for t in found)
 
 
+# --- with the projection of the input ---------------------------------------------------------------------------------
+
+
+def draw_layer(batch, steps, features, hidden, dtype=torch.float64, lead=()) -> list[Tensor]:
+    """x, weight_ih, weight_hh, both biases, h0 and c0, as leaves."""
+    shapes = [(batch, steps, features), (4 * hidden, features), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,)]
+    shapes += [(batch, hidden), (batch, hidden)]
+    scales = (1.0, features**-0.5, hidden**-0.5, 0.3, 0.3, 0.5, 0.5)
+    drawn = [torch.randn(*lead, *shape, dtype=torch.float64) * s for shape, s in zip(shapes, scales, strict=True)]
+    return [t.to(dtype).requires_grad_() for t in drawn]
+
+
+def layer_by_cells(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths=None):
+    """The input is projected in fp64 and read only within the lengths."""
+    if lengths is not None:
+        x = x.where((torch.arange(x.shape[1]) < lengths[:, None]).unsqueeze(-1), 0)
+    return by_cells(x.double() @ weight_ih.double().T + bias_ih.double(), weight_hh, bias_hh, h0, c0, lengths)
+
+
+LAYERS = [(1, 1, 1, 1), (3, 5, 2, 3), (2, 4, 1, 17), (33, 3, 70, 16), (19, 40, 5, 20), (70, 9, 33, 6), (65, 6, 130, 40)]
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("shape", LAYERS)
+def test_a_layer_equals_lstm_cells_whatever_lies_beyond_the_lengths(backend, shape, ragged):
+    leaves = draw_layer(*shape)
+    lengths = torch.randint(0, shape[1] + 1, shape[:1]) if ragged else None
+    expected = layer_by_cells(*leaves, lengths)
+    wanted = gradients(expected, leaves)
+    with torch.no_grad():
+        for b, length in enumerate(lengths if ragged else ()):
+            leaves[0][b, length:] = torch.nan
+    found = mk.lstm(*leaves, lengths=lengths, backend=backend)
+    assert_close(found, expected)
+    assert_close(gradients(found, leaves), wanted)
+
+
+def test_a_layer_has_the_parameters_and_values_of_nn_lstm(backend):
+    module = nn.LSTM(5, 8, batch_first=True, dtype=torch.float64)
+    x = torch.randn(6, 9, 5, dtype=torch.float64, requires_grad=True)
+    found, expected = mk.lstm(x, *module.all_weights[0], backend=backend)[0], module(x)[0]
+    torch.testing.assert_close(found, expected)
+    leaves = [x, *module.parameters()]
+    assert_close(gradients([found], leaves), gradients([expected], leaves))
+
+
+def test_only_the_gradients_of_a_layer_that_are_wanted(backend):
+    leaves = draw_layer(5, 4, 6, 7)
+    expected = gradients(layer_by_cells(*leaves), leaves)
+    for k in range(len(leaves)):
+        problem = [t.detach().requires_grad_(j == k) for j, t in enumerate(leaves)]
+        (found,) = gradients(mk.lstm(*problem, backend=backend), [problem[k]])
+        torch.testing.assert_close(found, expected[k])
+
+
+def test_layers_in_groups_and_without_what_is_optional(backend):
+    leaves = draw_layer(5, 4, 3, 9, lead=(2,))
+    lengths = torch.randint(0, 5, (2, 5))
+    found = mk.lstm(*leaves, lengths=lengths, backend=backend)
+    each = [layer_by_cells(*(t[g] for t in leaves), lengths[g]) for g in range(2)]
+    expected = [torch.stack(part) for part in zip(*each, strict=True)]
+    assert_close(found, expected)
+    assert_close(gradients(found, leaves), gradients(expected, leaves))
+    bare = [t[0] for t in leaves]
+    zeroed = [*bare[:3], *(0 * t for t in bare[3:])]
+    assert_close(mk.lstm(*bare[:3], backend=backend), layer_by_cells(*zeroed))
+
+
+def test_a_layer_gradcheck_twice(backend):
+    leaves = draw_layer(3, 3, 2, 2)
+    lengths = torch.tensor([3, 0, 2])
+    run = lambda *a: mk.lstm(*a, lengths=lengths, backend=backend)  # noqa: E731
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves)
+    grouped = draw_layer(2, 2, 2, 1, lead=(2,))
+    assert torch.autograd.gradgradcheck(lambda *a: mk.lstm(*a, backend=backend)[1], grouped)
+
+
+def test_a_layer_in_fp32_is_as_accurate_as_cells(backend):
+    leaves = draw_layer(17, 30, 50, 40, torch.float32)
+    expected = layer_by_cells(*leaves)
+    found = mk.lstm(*leaves, backend=backend)
+    for a, b in zip([*found, *gradients(found, leaves)], [*expected, *gradients(expected, leaves)], strict=True):
+        assert a.dtype == torch.float32
+        assert error(a, b) < 2e-6
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_layer_on_short_inputs_rounds_the_gates_alone(backend, autocast):
+    leaves = draw_layer(17, 12, 30, 40, torch.bfloat16)
+    expected = layer_by_cells(*leaves)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = mk.lstm(*(t.float() if autocast else t for t in leaves), backend=backend)
+    for a, b in zip([*found, *gradients(found, leaves)], [*expected, *gradients(expected, leaves)], strict=True):
+        assert a.dtype == torch.bfloat16
+        assert error(a, b) < 4 * 2**-9
+
+
+def test_a_layer_at_medium_precision_and_at_the_highest_agree():
+    leaves = draw_layer(9, 8, 30, 24, torch.float32)
+    found = mk.lstm(*leaves)
+    wanted = gradients(found, leaves)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        again = mk.lstm(*leaves)
+        slopes = gradients(again, leaves)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    for a, b in zip([*again, *slopes], [*found, *wanted], strict=True):
+        assert error(a, b) < 2**-7
+
+
+def test_opcheck_accepts_the_operators_of_a_layer(backend):
+    x, weight_ih, weight_hh, bias, _, h0, c0 = (t.detach() for t in draw_layer(3, 4, 2, 5, torch.float32, lead=(2,)))
+    lengths = torch.tensor([[4, 2, 0], [1, 4, 3]])
+    ops, tests = torch.ops.mi_kernels, ("test_schema", "test_faketensor")
+    for rest in ((bias, h0, c0, lengths), (None, None, None, None)):
+        problem = (x, weight_ih, weight_hh, *rest)
+        for keep in (True, False):
+            torch.library.opcheck(ops.lstm_forward.default, (*problem, keep, backend), test_utils=tests)
+        h, c, activations = ops.lstm_forward(*problem, True, backend)
+        saved = (x, weight_ih, weight_hh, *rest[1:], h, c, activations)
+        for g_h, g_c, needs in ((h, c, 63), (None, c, 0), (h, None, 16), (h, None, 32)):
+            torch.library.opcheck(
+                ops.lstm_backward.default, (*saved, g_h, g_c, needs, backend), test_utils=tests
+            )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_layer_compiles_in_one_graph(backend, packed):
+    leaves = draw_layer(5, 4, 3, 6, torch.float32)
+    lengths = torch.tensor([4, 0, 3, 1, 2]) if packed else None
+    run = lambda *a: mk.lstm(*a, lengths=lengths, backend=backend)  # noqa: E731
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    found, expected = compiled(*leaves), run(*leaves)
+    assert_close(found, expected, 1e-6)
+    assert_close(gradients(found, leaves), gradients(expected, leaves), 1e-5)
+
+
+def test_a_layer_has_the_same_bits_twice_and_on_any_number_of_threads(backend):
+    leaves = draw_layer(75, 29, 37, 20, torch.float32)
+    lengths = torch.randint(0, 30, (75,))
+
+    def run():
+        found = mk.lstm(*leaves, lengths=lengths, backend=backend)
+        return *found, *gradients(found, leaves)
+
+    first, threads = run(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        second = run()
+    finally:
+        torch.set_num_threads(threads)
+    if backend == "cpu":
+        assert_close(first, second, 0)
+    assert_close(run(), run(), 0)
+
+
+def test_rows_of_a_layer_that_all_end_at_once_leave_no_gradient(backend):
+    leaves = draw_layer(3, 4, 2, 5)
+    h, c = mk.lstm(*leaves, lengths=torch.zeros(3, dtype=torch.int64), backend=backend)
+    assert not h.any() and not c.any()
+    assert not any(g.any() for g in gradients([h, c], leaves))
+
+
 # --- the autonomous mode --------------------------------------------------------------------------------------------
 
 
@@ -410,6 +575,25 @@ def test_bad_arguments_are_named(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"x": torch.zeros(2, 5)}, "x must have shape"),
+        ({"x": torch.zeros(2, 0, 5)}, "not be empty"),
+        ({"weight_ih": torch.zeros(12, 4)}, "weight_ih must have shape"),
+        ({"weight_hh": torch.zeros(12, 4)}, "weight_hh must have shape"),
+        ({"bias_ih": torch.zeros(3)}, "bias_ih must have shape"),
+        ({"bias_hh": torch.zeros(12).double()}, "bias_hh must have the dtype of x"),
+        ({"h0": torch.zeros(3, 3)}, "h0 must have shape"),
+        ({"lengths": torch.tensor([1, 5])}, "lengths must lie between 0 and T = 4, got 1 to 5"),
+    ],
+)
+def test_bad_arguments_of_a_layer_are_named(change, message):
+    arguments = {"x": torch.zeros(2, 4, 5), "weight_ih": torch.zeros(12, 5), "weight_hh": torch.zeros(12, 3)} | change
+    with pytest.raises(ValueError, match=message):
+        mk.lstm(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"code": torch.zeros(2, 4)}, "code must have shape"),
         ({"weight_ih": torch.zeros(12, 4)}, "weight_ih must have shape"),
         ({"bias_hh": torch.zeros(3)}, "bias_hh must have shape"),
@@ -434,6 +618,10 @@ def test_bad_arguments_of_a_decoder_are_named(change, message):
 def test_tensors_are_asked_for():
     with pytest.raises(TypeError, match="gates must be a tensor"):
         mk.lstm_scan([[1.0]], torch.zeros(4, 1))
+    with pytest.raises(TypeError, match="x must be a tensor"):
+        mk.lstm([[1.0]], torch.zeros(4, 1), torch.zeros(4, 1))
+    with pytest.raises(TypeError, match="weight_ih must be a tensor"):
+        mk.lstm(torch.zeros(1, 1, 1), None, torch.zeros(4, 1))
 
 
 def test_triton_named_does_not_fall_back():
