@@ -22,6 +22,14 @@ TORCH_LIBRARY(mi_kernels_cpu, m) {
       "Tensor? col_ids, int pairs, int positive_shift, float w_row, float w_col, float w_soft, float w_pos, "
       "bool soft_signed, bool normalize, int needs, int memory_budget) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
+      "dot_critic_row_losses(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
+      "Tensor? col_ids, int pairs, int positive_shift, bool symmetric, bool normalize, bool keep) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "dot_critic_row_losses_grad(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, "
+      "Tensor? row_ids, Tensor? col_ids, int pairs, int positive_shift, Tensor row_lse, Tensor col_lse, Tensor scores, "
+      "Tensor g, bool symmetric, bool normalize, int needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "mlp_critic_forward(Tensor u, Tensor v, Tensor[] weights, Tensor[] biases, str activation, str output, "
       "bool off_diagonal, int stats, float clip, bool keep) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");

@@ -3,7 +3,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <functional>
+#include <algorithm>
+#include <mutex>
 #include <optional>
 #include <tuple>
 
@@ -111,6 +112,20 @@ struct Units {
   }
 };
 
+// Those of the type of the call, where they are wanted.
+struct AnyUnits {
+  std::tuple<std::optional<Units<float>>, std::optional<Units<double>>> units;
+
+  AnyUnits(const Call& c, bool wanted) {
+    if (wanted && c.type == at::kDouble) std::get<1>(units).emplace(c);
+    if (wanted && c.type != at::kDouble) std::get<0>(units).emplace(c);
+  }
+  template <class T>
+  void enter(const Call& c, int64_t i, Group<T>& group, Gradients<T>& gradients) const {
+    if (const auto& own = std::get<std::optional<Units<T>>>(units)) own->enter(c, i, group, gradients);
+  }
+};
+
 template <class T>
 void to_lse(int64_t n, const T* top, const T* sum, T* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = sum[i] == T(0) ? minus_infinity<T>() : top[i] + std::log(sum[i]);
@@ -178,15 +193,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
     const OptTensor& row_ids, const OptTensor& col_ids, int64_t pairs, int64_t shift, double w_row, double w_col,
     double w_soft, double w_pos, bool soft_signed, bool normalize, int64_t needs, int64_t budget) {
   const Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
-  std::tuple<std::optional<Units<float>>, std::optional<Units<double>>> units;
-  if (normalize && c.type == at::kDouble) std::get<1>(units).emplace(c);
-  if (normalize && c.type != at::kDouble) std::get<0>(units).emplace(c);
+  const AnyUnits units(c, normalize);
   Outputs out(c, needs);
   Tensor value = at::empty({c.G}, c.x.options());
   c.each_group([&]<class T, class E>(int64_t i, int64_t threads) {
     Group<T> group = c.group<T>(i);
     Gradients<T> gradients = out.group<T>(c, i);
-    if (const auto& own = std::get<std::optional<Units<T>>>(units)) own->enter(c, i, group, gradients);
+    units.enter(c, i, group, gradients);
     Problem<T, E> problem(group, threads, needs);
     T* result = value.mutable_data_ptr<T>() + i;
     if (w_row != 0 && w_col == 0 && w_soft == 0 && needs && problem.panel_bytes() <= kPanelLimit) {
@@ -247,6 +260,69 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
   return {value, out.x, out.y, out.scale, out.row_bias, out.col_bias};
 }
 
+// The losses of the rows apart, row_lse_i - S_i,pos(i) (symmetric: its mean with the column's), the log-sum-exps, and the
+// scores where they are small enough to be kept: their shape says in which order, which the gradient checks.
+std::tuple<Tensor, Tensor, Tensor, Tensor> row_losses(
+    const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a, const OptTensor& b,
+    const OptTensor& row_ids, const OptTensor& col_ids, int64_t pairs, int64_t shift, bool symmetric, bool normalize,
+    bool keep) {
+  const Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
+  const AnyUnits units(c, normalize);
+  Tensor losses = c.empty(true, {c.G, c.B}), row = c.empty(true, {c.G, c.B}), col = c.empty(symmetric, {c.G, c.N}),
+         scores = c.empty(false, {});
+  std::once_flag allocated;
+  c.each_group([&]<class T, class E>(int64_t i, int64_t threads) {
+    Group<T> group = c.group<T>(i);
+    Gradients<T> none;
+    units.enter(c, i, group, none);
+    Problem<T, E> problem(group, threads, 0);
+    const auto order = problem.stored_shape();
+    if (keep && problem.stored_elements() * static_cast<int64_t>(sizeof(T)) <= kAlwaysKept / c.G)
+      std::call_once(allocated, [&] { scores = at::empty({c.G, order[0], order[1], order[2], order[3]}, c.x.options()); });
+    std::vector<T> row_top(c.B), row_sum(c.B), col_top(c.N), col_sum(c.N), positive(c.B);
+    problem.statistics(row_top.data(), row_sum.data(), symmetric ? col_top.data() : nullptr, col_sum.data(), nullptr,
+                       false, kUnclipped<T>, group_of<T>(scores, i, problem.stored_elements()), positive.data());
+    to_lse(c.B, row_top.data(), row_sum.data(), group_of<T>(row, i, c.B));
+    if (symmetric) to_lse(c.N, col_top.data(), col_sum.data(), group_of<T>(col, i, c.N));
+    T* const out = group_of<T>(losses, i, c.B);
+    // close once a critic is trained: subtract before the logarithm is added
+    auto above = [&](const std::vector<T>& top, const std::vector<T>& sum, int64_t k) {
+      return std::log(sum[k]) + (top[k] - positive[k]);
+    };
+    for (int64_t k = 0; k < c.B; ++k)
+      out[k] = symmetric ? (above(row_top, row_sum, k) + above(col_top, col_sum, k)) / 2 : above(row_top, row_sum, k);
+  });
+  return {losses, row, col, scores};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> row_losses_grad(
+    const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a, const OptTensor& b,
+    const OptTensor& row_ids, const OptTensor& col_ids, int64_t pairs, int64_t shift, const Tensor& row,
+    const Tensor& col, const Tensor& scores, const Tensor& g, bool symmetric, bool normalize, int64_t needs) {
+  const Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
+  const AnyUnits units(c, normalize);
+  Outputs out(c, needs);
+  c.each_group([&]<class T, class E>(int64_t i, int64_t threads) {
+    Group<T> group = c.group<T>(i);
+    Gradients<T> gradients = out.group<T>(c, i);
+    units.enter(c, i, group, gradients);
+    Problem<T, E> problem(group, threads, needs);
+    const T* const slopes = g.const_data_ptr<T>() + i * c.B;
+    std::vector<T> share(c.B), positive(c.B);
+    for (int64_t k = 0; k < c.B; ++k) share[k] = symmetric ? slopes[k] / 2 : slopes[k], positive[k] = -slopes[k];
+    Weights<T> weights;
+    weights.row_lse = row.const_data_ptr<T>() + i * c.B, weights.g_row = share.data();
+    if (symmetric) weights.col_lse = col.const_data_ptr<T>() + i * c.N, weights.g_col = share.data();
+    weights.g_pos = positive.data();
+    const auto order = problem.stored_shape();  // another one under another number of threads
+    const bool kept = scores.dim() == 5 && std::equal(order.begin(), order.end(), scores.sizes().begin() + 1);
+    const T* const stored = kept ? scores.const_data_ptr<T>() + i * problem.stored_elements() : nullptr;
+    problem.gradient(weights, gradients, nullptr, stored, nullptr);
+  });
+  out.cast(c);
+  return {out.x, out.y, out.scale, out.row_bias, out.col_bias};
+}
+
 }  // namespace
 }  // namespace mk
 
@@ -254,4 +330,6 @@ TORCH_LIBRARY_IMPL(mi_kernels_cpu, CPU, m) {
   m.impl("dot_critic_stats", &mk::stats);
   m.impl("dot_critic_grad", &mk::grad);
   m.impl("dot_critic_loss", &mk::loss);
+  m.impl("dot_critic_row_losses", &mk::row_losses);
+  m.impl("dot_critic_row_losses_grad", &mk::row_losses_grad);
 }

@@ -8,6 +8,7 @@
 
 #include <ATen/Parallel.h>
 
+#include <array>
 #include <type_traits>
 #include <vector>
 
@@ -239,6 +240,7 @@ class Problem {
   }
 
   int64_t stored_elements() const { return panels_ * blocks_ * m_ * kBlock; }
+  std::array<int64_t, 4> stored_shape() const { return {panels_, blocks_, m_, kBlock}; }
   int64_t panel_bytes() const { return blocks_ * m_ * kBlock * static_cast<int64_t>(sizeof(T)); }
 
  private:

@@ -204,5 +204,9 @@ def row_losses(
     prepared: Prepared, *, symmetric: bool = False, normalize: bool = False, backend: str | None = None
 ) -> Tensor:
     """row_lse_i - S_i,pos(i) for every row, [*, B]; symmetric averages it with the positive column's. `normalize` as in
-    `loss`. 4N FLOP: the gradients have to wait for what every row counts, and form the scores again."""
-    return autograd.RowLosses.apply(*prepared.problem, (symmetric, normalize, backend or ""))
+    `loss`. 4N FLOP: the gradients have to wait for what every row counts, and form the scores again; 3N on a CPU where
+    4 MiB hold them."""
+    settings = (symmetric, normalize, backend or "")
+    if not torch.is_grad_enabled():
+        return autograd.row_losses_value(prepared.problem, settings)
+    return autograd.RowLosses.apply(*prepared.problem, settings)

@@ -136,43 +136,31 @@ class RowLosses(torch.autograd.Function):
     def forward(ctx, *arguments):
         problem: dispatch.Problem = arguments[:9]
         symmetric, normalize, backend = arguments[9]
-        run = torch.ops.mi_kernels.dot_critic_stats
-        unit = _unit(flat(problem)) if normalize else flat(problem)
-        row, col, _ = run(*unit, ROW_LSE | COL_LSE if symmetric else ROW_LSE, math.inf, backend)
-        ctx.save_for_backward(*problem[:7], *unit[:2], row, col)
+        losses, *known = dispatch.run_row_losses(flat(problem), symmetric, normalize, True, backend)
+        ctx.save_for_backward(*problem[:7], *known)
         ctx.settings = (problem[7:], arguments[9])
-        return reshaped(_row_losses(unit, row, col, symmetric), problem[0].shape[:-1])
+        return reshaped(losses, problem[0].shape[:-1])
 
     @staticmethod
     def backward(ctx, g):
         rest, (symmetric, normalize, backend) = ctx.settings
-        *tensors, x, y, row, col = ctx.saved_tensors
-        problem: dispatch.Problem = (*tensors, *rest)
+        saved = ctx.saved_tensors
+        problem: dispatch.Problem = (*saved[:7], *rest)
         if torch.is_grad_enabled():
             full = dispatch.normalized(flat(problem)) if normalize else flat(problem)
             stats = reference.stats(*full, ROW_LSE | COL_LSE if symmetric else ROW_LSE)
-            losses = _row_losses(full, stats[0], stats[1], symmetric).reshape(g.shape)
+            losses = dispatch.compose_row_losses(full, stats[0], stats[1], symmetric).reshape(g.shape)
             return *_differentiable(problem, (losses,), (g,)), *(None,) * 5
         needs = handover.needs(ctx.needs_input_grad, GRADIENTS)
-        g = g.reshape(row.shape).to(row.dtype).contiguous()
-        half = g / 2 if symmetric else g
-        found = torch.ops.mi_kernels.dot_critic_grad(
-            *(x, y, *problem[2:]),
-            *(row, col if symmetric else None, half, half if symmetric else None, None, -g, False),
-            *(needs, backend),
+        slopes = g.reshape(saved[7].shape).to(saved[7].dtype).contiguous()
+        found = dispatch.run_row_losses_grad(
+            flat(problem), saved[7:], slopes, symmetric, normalize, needs, backend
         )
-        if normalize:
-            raw = flat(problem)
-            through = dispatch.through_normalization
-            found = (through(raw[0], found[0]), through(raw[1], found[1]), *found[2:])
         return *_shaped(found, problem, needs), *(None,) * 5
 
 
-def _unit(problem: dispatch.Problem) -> dispatch.Problem:
-    """Rows of unit length in the dtype that was given: 16-bit rows stay 16-bit tiles."""
-    unit = dispatch.normalized(problem)
-    return (unit[0].to(problem[0].dtype), unit[1].to(problem[1].dtype), *problem[2:])
-
-
-def _row_losses(problem: dispatch.Problem, row: Tensor, col: Tensor, symmetric: bool) -> Tensor:
-    return ((row + col) / 2 if symmetric else row) - dispatch.positive_scores(problem)
+def row_losses_value(problem: dispatch.Problem, settings: tuple) -> Tensor:
+    """The losses of the rows [*, B] alone, where autograd does not record."""
+    symmetric, normalize, backend = settings
+    losses = dispatch.run_row_losses(flat(problem), symmetric, normalize, False, backend)[0]
+    return reshaped(losses, problem[0].shape[:-1])

@@ -164,6 +164,55 @@ def run_loss(
     return loss, *run_grad(problem, weights, needs, backend)
 
 
+def compose_row_losses(problem: Problem, row: Tensor, col: Tensor, symmetric: bool) -> Tensor:
+    """row_lse_i - S_i,pos(i), or its mean with the column's, [G, B]."""
+    return ((row + col) / 2 if symmetric else row) - positive_scores(problem)
+
+
+def _units(problem: Problem) -> Problem:
+    """Rows of unit length in the dtype that was given: 16-bit rows stay 16-bit tiles."""
+    unit = normalized(problem)
+    return (unit[0].to(problem[0].dtype), unit[1].to(problem[1].dtype), *problem[2:])
+
+
+def run_row_losses(
+    problem: Problem, symmetric: bool, normalize: bool, keep: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The losses, the LSEs of rows and of columns, and what is kept for the gradient besides them."""
+    # the extension takes rows apart itself; a graph that is compiled needs operators with shape functions
+    if not torch.compiler.is_compiling() and resolve("dot_critic", problem[0].device, backend or None) == "cpu":
+        return torch.ops.mi_kernels_cpu.dot_critic_row_losses(*problem, symmetric, normalize, keep)
+    unit = _units(problem) if normalize else problem
+    wanted = ROW_LSE | COL_LSE if symmetric else ROW_LSE
+    row, col, _ = torch.ops.mi_kernels.dot_critic_stats(*unit, wanted, math.inf, backend)
+    return compose_row_losses(unit, row, col, symmetric), row, col, None
+
+
+def run_row_losses_grad(
+    problem: Problem,
+    known: tuple[Tensor, Tensor, Tensor | None],
+    g: Tensor,
+    symmetric: bool,
+    normalize: bool,
+    needs: int,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    """Gradients of the five float inputs under slopes g [G, B], from what `run_row_losses` returned."""
+    row, col, kept = known
+    if kept is not None:
+        return torch.ops.mi_kernels_cpu.dot_critic_row_losses_grad(
+            *problem, row, col, kept, g, symmetric, normalize, needs
+        )
+    unit = _units(problem) if normalize else problem
+    half = g / 2 if symmetric else g
+    weights = (row, col if symmetric else None, half, half if symmetric else None, None, -g, False)
+    found = torch.ops.mi_kernels.dot_critic_grad(*unit, *weights, needs, backend)
+    if not normalize:
+        return found
+    dx, dy = (through_normalization(t, d) for t, d in zip(problem[:2], found[:2], strict=True))
+    return dx, dy, *found[2:]
+
+
 def _stats_op(x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift, stats, clip, backend):
     return run_stats((x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift), stats, clip, backend)
 

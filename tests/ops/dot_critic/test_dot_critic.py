@@ -354,6 +354,37 @@ def test_going_back_twice_gives_the_same_gradients_whatever_happened_to_the_firs
     assert all(g.count_nonzero() for g in want)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("groups", "rows"), [(1, 40), (3, 37), (1, 1100)])
+def test_losses_of_rows_whether_or_not_their_scores_are_kept(backend, symmetric, groups, rows):
+    t, ids = draw(groups, rows, rows, 6, torch.float32)
+    names = ("x", "y", "scale", "row_bias", "col_bias")
+    leaves = [t[name] for name in names]
+    slopes = torch.linspace(-1, 2, groups * rows).reshape(groups, rows)
+    prepared = api.prepare(*leaves[:3], row_bias=t["row_bias"], col_bias=t["col_bias"], positive_shift=0)
+    found = api.row_losses(prepared, symmetric=symmetric, normalize=True, backend=backend)
+    with torch.no_grad():
+        value = api.row_losses(prepared, symmetric=symmetric, normalize=True, backend=backend)
+    unit = {k: v.double() for k, v in t.items()}
+    unit["x"], unit["y"] = (torch.nn.functional.normalize(unit[k], dim=-1) for k in "xy")
+    scores, _ = oracle_scores(unit, ids, "all", 0)
+    lse = scores.logsumexp(2)
+    if symmetric:
+        lse = (lse + scores.logsumexp(1)) / 2
+    wanted = lse - scores.diagonal(0, 1, 2)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(value, found.detach())
+    threads = torch.get_num_threads()
+    want = torch.autograd.grad(wanted, leaves, slopes.double())
+    try:
+        for count in (threads, 1):  # kept in another order than the gradient's under another number of threads
+            torch.set_num_threads(count)
+            for g, w in zip(torch.autograd.grad(found, leaves, slopes, retain_graph=True), want, strict=True):
+                torch.testing.assert_close(g, w, rtol=1e-3, atol=1e-4)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_losses_and_gradients_may_be_changed_in_place(backend):
     t, _ = draw(1, 8, 8, 4, torch.float32)
     x, y = t["x"][0].detach().requires_grad_(), t["y"][0].detach().requires_grad_()
