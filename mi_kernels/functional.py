@@ -246,7 +246,8 @@ def sup_con(
     features [B, V, D] (V views; the caller normalises, as SupContrast has it), labels [B] integers. contrast_mode "all"
     takes every view as an anchor, "one" only the first. Scaled by temperature / base_temperature. An anchor without
     any positive makes the original 0/0; here it contributes nothing and does not count in the mean (0 if none is
-    left). Cost 4N with N = 2 (B V)^2 D, O(B V D) memory: the positives enter through sums over classes.
+    left). Cost 4N with N = 2 (B V)^2 D, on a CPU 3N where every anchor has a positive; O(B V D) memory: the positives
+    enter through sums over classes.
     """
     items = positives.check_views(features, labels, base_temperature, contrast_mode)
     features = features.flatten(2)
@@ -256,14 +257,12 @@ def sup_con(
     contrast = features.transpose(0, 1).flatten(0, 1)
     anchors = contrast if contrast_mode == "all" else contrast[:items]
     classes = torch.unique(labels.reshape(-1).to(features.device), return_inverse=True)[1]
-    rows, valid = positives.class_rows(
+    loss = positives.class_mean(
         anchors,
         contrast,
         classes.repeat(anchors.shape[0] // items),
         classes.repeat(views),
-        own=torch.arange(anchors.shape[0], device=features.device),
-        aligned=True,
         scale=_temperature(temperature),
         backend=backend,
     )
-    return temperature / base_temperature * (rows.sum() / valid.sum().clamp(min=1))
+    return temperature / base_temperature * loss

@@ -8,6 +8,8 @@ from torch import Tensor
 from .ops.dot_critic import api
 from .ops.dot_critic.primitives import accumulate_dtype
 
+_NONE = 1e-6  # a weight up to which an anchor has no positive
+
 
 def check_views(features: Tensor, labels: Tensor | None, base_temperature: float, contrast_mode: str) -> int:
     """The number of items; raises ValueError naming the argument."""
@@ -42,15 +44,53 @@ def class_rows(
     anchors [A, D], contrast [C, D]; classes count from 0; own [A] is the column that is the anchor itself, `aligned`
     says that own_i is i. A row without a positive is 0 and False.
     """
+    towards, weight = _of_classes(anchors, contrast, row_class, col_class, own, aligned)
+    return weighted_rows(anchors, contrast, towards, weight, own=own, aligned=aligned, scale=scale, backend=backend)
+
+
+def class_mean(
+    anchors: Tensor,
+    contrast: Tensor,
+    row_class: Tensor,
+    col_class: Tensor,
+    *,
+    every: bool = False,
+    scale: float | Tensor,
+    backend: str | None = None,
+) -> Tensor:
+    """The mean of class_rows over the rows that exist, or over `every` row; column i is anchor i itself."""
+    own = torch.arange(anchors.shape[0], device=anchors.device)
+    towards, weight = _of_classes(anchors, contrast, row_class, col_class, own, True)
+    compiled = torch.compiler.is_compiling()
+    if anchors.device.type == "cpu" and not compiled and bool((weight > _NONE).all()):
+        # Where all rows count alike, their gradients can be computed with the value: 3N instead of 4N.
+        prepared = api.prepare(anchors, contrast, scale, pairs="off_diagonal")
+        mean = api.loss(prepared, w_row=1 / anchors.shape[0], backend=backend)
+        return mean - _positive(anchors, towards, scale, weight).mean()
+    rows, valid = weighted_rows(
+        anchors, contrast, towards, weight, own=own, aligned=True, scale=scale, backend=backend
+    )
+    return rows.mean() if every else rows.sum() / valid.sum().clamp(min=1)
+
+
+def _of_classes(
+    anchors: Tensor, contrast: Tensor, row_class: Tensor, col_class: Tensor, own: Tensor | None, aligned: bool
+) -> tuple[Tensor, Tensor]:
+    """The sum of an anchor's positives, [A, D], and their number, [A]."""
     wide = accumulate_dtype(anchors.dtype)
     number = int(torch.maximum(row_class.max(), col_class.max())) + 1
     sums = torch.zeros(number, contrast.shape[1], dtype=wide, device=anchors.device)
-    sums = sums.index_add(0, col_class, contrast.to(wide))
-    towards = sums[row_class]
+    towards = sums.index_add(0, col_class, contrast.to(wide)).index_select(0, row_class)
     weight = torch.bincount(col_class, minlength=number)[row_class].to(wide)
-    if own is not None:
-        towards, weight = towards - contrast[own].to(wide), weight - 1
-    return weighted_rows(anchors, contrast, towards, weight, own=own, aligned=aligned, scale=scale, backend=backend)
+    if own is None:
+        return towards, weight
+    itself = contrast[: anchors.shape[0]] if aligned else contrast.index_select(0, own)
+    return towards - itself.to(wide), weight - 1
+
+
+def _positive(anchors: Tensor, towards: Tensor, scale: float | Tensor, weight: Tensor) -> Tensor:
+    """The mean score of an anchor's positives, [A]."""
+    return (anchors.to(towards.dtype) * towards).sum(-1) * scale / weight
 
 
 def weighted_rows(
@@ -65,9 +105,8 @@ def weighted_rows(
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """class_rows from towards_i = sum_p m_ip contrast_p [A, D] and weight_i = sum_p m_ip [A]."""
-    wide = accumulate_dtype(anchors.dtype)
-    valid = weight > 1e-6
-    positive = (anchors.to(wide) * towards).sum(-1) * scale / torch.where(valid, weight, 1)
+    valid = weight > _NONE
+    positive = _positive(anchors, towards, scale, torch.where(valid, weight, 1))
     if own is None or aligned:
         pairs = "off_diagonal" if aligned else "all"
         found = api.statistics(anchors, contrast, scale, pairs=pairs, backend=backend)

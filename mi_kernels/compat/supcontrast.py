@@ -47,9 +47,8 @@ class SupConLoss(nn.Module):
                 classes = own[:items]
             else:
                 classes = torch.unique(labels.reshape(-1).to(features.device), return_inverse=True)[1]
-            rows, _ = positives.class_rows(
-                anchors, contrast, classes.repeat(repeats), classes.repeat(views), own=own, aligned=True, scale=scale
-            )
+            groups = (classes.repeat(repeats), classes.repeat(views))
+            loss = positives.class_mean(anchors, contrast, *groups, every=True, scale=scale)
         else:
             if mask.shape != (items, items):
                 raise ValueError(f"mask must have shape {(items, items)}, got {tuple(mask.shape)}")
@@ -59,4 +58,5 @@ class SupConLoss(nn.Module):
             towards = towards - diagonal.repeat(repeats)[:, None] * anchors
             weight = (views * mask.sum(1) - diagonal).repeat(repeats)
             rows, _ = positives.weighted_rows(anchors, contrast, towards, weight, own=own, aligned=True, scale=scale)
-        return self.temperature / self.base_temperature * rows.mean()
+            loss = rows.mean()
+        return self.temperature / self.base_temperature * loss
