@@ -6,46 +6,12 @@ scales. N below is 2 B^2 D FLOP; forward and backward together cost 3N one-sided
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import positives
+from . import contrastive, positives
 from .ops.dot_critic import api
-from .ops.dot_critic.primitives import accumulate_dtype
-
-
-def _temperature(value: float | Tensor) -> float | Tensor:
-    """1 / temperature. A tensor on the CPU is checked; reading one on a GPU would stall the device."""
-    if isinstance(value, Tensor):
-        if value.device.type == "cpu" and not torch.compiler.is_compiling():
-            low = float(value.detach().min())
-            if not (low > 0 and math.isfinite(float(value.detach().max()))):
-                raise ValueError(f"temperature must be positive and finite, got {value.detach().tolist()}")
-        return value.reciprocal()
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"temperature must be positive and finite, got {value}")
-    return 1.0 / value
-
-
-def _reduce(rows: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return rows
-    return rows.mean() if reduction == "mean" else rows.sum()
-
-
-def _over_groups(losses: Tensor) -> Tensor:
-    """One number from the losses of the groups, [*]."""
-    return losses.sum() if losses.dim() else losses
-
-
-def _same_shape(name: str, a: Tensor, other: str, b: Tensor) -> None:
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        raise TypeError(f"{name} and {other} must be tensors, got {type(a).__name__} and {type(b).__name__}")
-    if a.shape != b.shape:
-        raise ValueError(f"{name} {tuple(a.shape)} and {other} {tuple(b.shape)} must have one shape")
 
 
 def info_nce(
@@ -79,8 +45,8 @@ def info_nce(
         raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
     if negative_mode not in ("unpaired", "paired"):
         raise ValueError(f"negative_mode must be 'unpaired' or 'paired', got {negative_mode!r}")
-    _same_shape("query", query, "positive_key", positive_key)
-    scale = _temperature(temperature)
+    contrastive.check_same_shape("query", query, "positive_key", positive_key)
+    scale = contrastive.inverse_temperature(temperature)
     if negative_keys is not None:
         if symmetric or query_ids is not None or key_ids is not None:
             raise ValueError("negative_keys cannot be combined with symmetric, query_ids or key_ids")
@@ -88,8 +54,8 @@ def info_nce(
             query, positive_key, negative_keys = (
                 F.normalize(t, dim=-1) for t in (query, positive_key, negative_keys)
             )
-        rows = _explicit_negatives(query, positive_key, negative_keys, scale, negative_mode, backend)
-        return _reduce(rows, reduction)
+        rows = contrastive.explicit_negatives(query, positive_key, negative_keys, scale, negative_mode, backend)
+        return contrastive.reduced(rows, reduction)
     if query_ids is None and key_ids is not None:
         raise ValueError("key_ids was given without query_ids")
     key_ids = query_ids if key_ids is None else key_ids
@@ -106,7 +72,7 @@ def info_nce(
         return api.row_losses(prepared, symmetric=symmetric, normalize=normalize, backend=backend)
     count = query.shape[:-1].numel() if reduction == "mean" else 1
     w = 0.5 / count if symmetric else 1.0 / count
-    return _over_groups(
+    return contrastive.over_groups(
         api.loss(
             prepared,
             w_row=w,
@@ -117,28 +83,6 @@ def info_nce(
             backend=backend,
         )
     )
-
-
-def _explicit_negatives(
-    query: Tensor, positive_key: Tensor, negatives: Tensor, scale: float | Tensor, mode: str, backend: str | None
-) -> Tensor:
-    wide = accumulate_dtype(query.dtype)
-    factor = scale[..., None] if isinstance(scale, Tensor) and scale.dim() else scale
-    positive = (query.to(wide) * positive_key.to(wide)).sum(-1) * factor
-    if mode == "unpaired":
-        if negatives.dim() != query.dim():
-            raise ValueError(f"negative_keys must have shape [*, M, D] when unpaired, got {tuple(negatives.shape)}")
-        if not negatives.shape[-2]:
-            return positive * 0  # a memory bank before its first batch: the positive is the only candidate
-        lse = api.statistics(query, negatives, scale, backend=backend).row_lse
-    else:
-        fits = negatives.shape[:-2] == query.shape[:-1] and negatives.shape[-1] == query.shape[-1]
-        if negatives.dim() != query.dim() + 1 or not fits:
-            raise ValueError(f"negative_keys must have shape [*, B, M, D] when paired, got {tuple(negatives.shape)}")
-        scores = torch.matmul(negatives.to(wide), query.to(wide)[..., None]).squeeze(-1)
-        lse = (scores * (factor[..., None] if isinstance(factor, Tensor) and factor.dim() else factor)).logsumexp(-1)
-    assert lse is not None
-    return F.softplus(lse - positive)
 
 
 def clip_loss(
@@ -156,11 +100,11 @@ def clip_loss(
     exponentiated one); logit_bias cancels in both softmaxes and is accepted for its signature. Cost 4N, or 3N where
     memory_budget bytes hold the scores; O(B D) memory otherwise. Raises ValueError naming the argument.
     """
-    _same_shape("image_features", image_features, "text_features", text_features)
-    bias = _bias_rows(logit_bias, image_features)
+    contrastive.check_same_shape("image_features", image_features, "text_features", text_features)
+    bias = contrastive.bias_rows(logit_bias, image_features)
     prepared = api.prepare(image_features, text_features, logit_scale, row_bias=bias, positive_shift=0)
     count = image_features.shape[:-1].numel()
-    return _over_groups(
+    return contrastive.over_groups(
         api.loss(
             prepared,
             w_row=0.5 / count,
@@ -170,22 +114,6 @@ def clip_loss(
             backend=backend,
         )
     )
-
-
-def _bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
-    """A logit bias, one number or one a group [*], for every row [*, B]."""
-    if bias is None:
-        return None
-    dtype = accumulate_dtype(features.dtype)
-    if isinstance(bias, Tensor):
-        rows = bias.to(features.device, dtype)
-    else:  # filled on the device: a copy from the host would make a GPU wait
-        rows = torch.full((), float(bias), dtype=dtype, device=features.device)
-    groups = features.shape[:-2]
-    if rows.numel() != 1 and rows.shape != groups:
-        raise ValueError(f"logit_bias must be one number or have shape {tuple(groups)}, got {tuple(rows.shape)}")
-    rows = rows.reshape(()) if rows.numel() == 1 else rows[..., None]
-    return rows.expand(features.shape[:-1])
 
 
 def siglip_loss(
@@ -202,12 +130,12 @@ def siglip_loss(
     Features [*, B, D], normalised by the caller; logit_scale multiplies and logit_bias is added. negative_only treats
     every pair as negative (open_clip's use for features of another rank). Cost 3N, O(B D) memory.
     """
-    _same_shape("image_features", image_features, "text_features", text_features)
-    bias = _bias_rows(logit_bias, image_features)
+    contrastive.check_same_shape("image_features", image_features, "text_features", text_features)
+    bias = contrastive.bias_rows(logit_bias, image_features)
     prepared = api.prepare(
         image_features, text_features, logit_scale, row_bias=bias, positive_shift=-1 if negative_only else 0
     )
-    return _over_groups(
+    return contrastive.over_groups(
         api.loss(
             prepared, w_soft=1.0 / image_features.shape[:-1].numel(), soft_signed=not negative_only, backend=backend
         )
@@ -220,16 +148,7 @@ def nt_xent(out0: Tensor, out1: Tensor, temperature: float | Tensor = 0.5, *, ba
     out0, out1 [*, B, D], two views of the same items; normalised here. Mean over the 2B anchors. Cost 3N with
     N = 8 B^2 D, O(B D) memory.
     """
-    return _nt_xent(out0, out1, _temperature(temperature), backend)
-
-
-def _nt_xent(out0: Tensor, out1: Tensor, scale: float | Tensor, backend: str | None = None) -> Tensor:
-    """nt_xent whose scale, 1 / temperature, may have either sign."""
-    _same_shape("out0", out0, "out1", out1)
-    views = torch.cat([out0, out1], dim=-2)
-    prepared = api.prepare(views, views, scale, pairs="off_diagonal", positive_shift=out0.shape[-2])
-    w = 1.0 / views.shape[:-1].numel()
-    return _over_groups(api.loss(prepared, w_row=w, w_pos=w, normalize=True, backend=backend))
+    return contrastive.nt_xent_scaled(out0, out1, contrastive.inverse_temperature(temperature), backend)
 
 
 def sup_con(
@@ -262,7 +181,7 @@ def sup_con(
         contrast,
         classes.repeat(anchors.shape[0] // items),
         classes.repeat(views),
-        scale=_temperature(temperature),
+        scale=contrastive.inverse_temperature(temperature),
         backend=backend,
     )
     return temperature / base_temperature * loss

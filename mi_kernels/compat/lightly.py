@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import distributed, functional
+from .. import contrastive, distributed
 from ..memory_bank import ring_slots
 from ..ops.dot_critic import api
 from ..ops.dot_critic.primitives import accumulate_dtype
@@ -121,17 +121,17 @@ class NTXentLoss(nn.Module):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         scale = 1 / self.temperature
-        functional._same_shape("out0", out0, "out1", out1)
+        contrastive.check_same_shape("out0", out0, "out1", out1)
         if not self.memory_bank.size[0]:
             if self.gather_distributed:
                 return distributed.nt_xent_scaled(out0, out1, scale)
-            return functional._nt_xent(out0, out1, scale)
+            return contrastive.nt_xent_scaled(out0, out1, scale)
         if out0.dim() != 2 or not out0.shape[0]:
             raise ValueError(f"out0 must have shape [N, D] with N >= 1, got {tuple(out0.shape)}")
         out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
         _, negatives = self.memory_bank(out1, update=out0.requires_grad)
         negatives = negatives.mT.to(out0)
-        return functional._explicit_negatives(out0, out1, negatives, scale, "unpaired", None).mean()
+        return contrastive.explicit_negatives(out0, out1, negatives, scale, "unpaired", None).mean()
 
 
 def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5) -> Tensor:
@@ -160,7 +160,7 @@ class DCLLoss(nn.Module):
         self.gather_distributed = gather_distributed
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        functional._same_shape("out0", out0, "out1", out1)
+        contrastive.check_same_shape("out0", out0, "out1", out1)
         if out0.dim() != 2:
             raise ValueError(f"out0 must have shape [N, D], got {tuple(out0.shape)}")
         out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)

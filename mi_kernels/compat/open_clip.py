@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import distributed, functional
+from .. import contrastive, distributed, functional
 from ..ops.dot_critic import api
 from ..ops.dot_critic.primitives import accumulate_dtype
 
@@ -128,13 +128,13 @@ class ClipLoss(nn.Module):
         logit_scale: float | Tensor,
         logit_bias: Tensor | None = None,
     ) -> Tensor:
-        functional._same_shape("image_features", image_features, "text_features", text_features)
+        contrastive.check_same_shape("image_features", image_features, "text_features", text_features)
         if self.world_size == 1:
             return functional.clip_loss(image_features, text_features, logit_scale, logit_bias)
         images, texts = self._gathered(image_features, text_features)
         if not self.local_loss:
             return functional.clip_loss(images, texts, logit_scale, logit_bias)
-        bias = functional._bias_rows(logit_bias, image_features)
+        bias = contrastive.bias_rows(logit_bias, image_features)
         first = self.rank * image_features.shape[0]
         forth = distributed.cross_entropy_rows(image_features, texts, logit_scale, first, row_bias=bias)
         return (forth + distributed.cross_entropy_rows(text_features, images, logit_scale, first, row_bias=bias)) / 2
@@ -237,20 +237,21 @@ class DistillClipLoss(ClipLoss):
         output_dict: bool = False,
     ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
         """The dist_ arguments are the teacher's: features [B, D'] of any width."""
-        functional._same_shape("dist_image_features", dist_image_features, "dist_text_features", dist_text_features)
+        names = ("dist_image_features", "dist_text_features")
+        contrastive.check_same_shape(names[0], dist_image_features, names[1], dist_text_features)
         if dist_image_features.shape[0] != image_features.shape[0]:
             raise ValueError(
                 f"dist_image_features must hold {image_features.shape[0]} rows, got {tuple(dist_image_features.shape)}"
             )
-        contrastive = self._contrastive(image_features, text_features, logit_scale)
+        loss = self._contrastive(image_features, text_features, logit_scale)
         student = self._sides(image_features, text_features)
         teacher = self._sides(dist_image_features, dist_text_features)
         forth = _distill_rows(*student[:2], logit_scale, *teacher[:2], dist_logit_scale)
         back = _distill_rows(*student[2:], logit_scale, *teacher[2:], dist_logit_scale)
         distill = (forth + back) / 2
         if output_dict:
-            return {"contrastive_loss": contrastive, "distill_loss": distill}
-        return contrastive, distill
+            return {"contrastive_loss": loss, "distill_loss": distill}
+        return loss, distill
 
 
 class SigLipLoss(nn.Module):

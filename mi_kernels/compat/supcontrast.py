@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import functional, positives
+from .. import contrastive, positives
 from ..ops.dot_critic.primitives import accumulate_dtype
 
 __all__ = ["SupConLoss"]
@@ -40,7 +40,7 @@ class SupConLoss(nn.Module):
         contrast = features.transpose(0, 1).flatten(0, 1)
         anchors = contrast if self.contrast_mode == "all" else contrast[:items]
         own = torch.arange(anchors.shape[0], device=features.device)
-        scale = functional._temperature(self.temperature)
+        scale = contrastive.inverse_temperature(self.temperature)
         repeats = anchors.shape[0] // items
         if mask is None:
             if labels is None:
