@@ -172,10 +172,11 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const __grid_const
     const int i = at.row + 32 * r + lane;
     if (i >= p.n_q) continue;
     const int64_t row = static_cast<int64_t>(at.item) * p.n_q + i;
-    const bool alive = i < at.end_q && top[r] > -MK_INFINITY;
+    const bool seen = i < at.end_q && min(at.end_k, last[r] + 1) > 0;  // some key, if only one whose score is NaN
+    const bool alive = seen && top[r] > -MK_INFINITY;
     float factor = drops ? p.keep : 1.0f;
     if (!sparse && alive) factor /= sum[r];
-    if (!alive) clear(out[r]);
+    if (!seen) clear(out[r]);
     store_row(p.out, row * call.EV, out[r], factor, call.EV, call.type);
     p.stat[row] = !alive ? MK_INFINITY : sparse ? top[r] : (top[r] + log2f(sum[r])) * (1.0f / kLog2e);
   }

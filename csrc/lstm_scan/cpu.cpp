@@ -116,7 +116,9 @@ void forward_of(const Shape& s, const Source& source, const Tensor& weight, cons
   Buffer<T> projection = make_buffer<T>(s.G * panel * width);
   for (int64_t g = 0; g < s.G; ++g) {
     pack_forward(s, s.H, weight.const_data_ptr<T>() + g * rows * s.H, w.get() + g * panel * s.H);
-    if (width) pack_forward(s, width, source.weight->const_data_ptr<T>() + g * rows * width, projection.get() + g * panel * width);
+    if (width)
+      pack_forward(s, width, source.weight->const_data_ptr<T>() + g * rows * width,
+                   projection.get() + g * panel * width);
     pack_bias(s, bias ? bias->const_data_ptr<T>() + g * rows : nullptr, b.get() + g * panel);
   }
   const Buffer<T> zeros = make_zeros<T>(8 * s.H);
@@ -208,8 +210,8 @@ struct BackwardTask {
   }
 };
 
-// dW^T = sum over rows and steps of [h_before, 1, x] d^T for one group, [H + 1 + width, 4H]: the gradients of the recurrent
-// weight, of the bias and of the input's weight in one matmul.
+// dW^T = sum over rows and steps of [h_before, 1, x] d^T for one group, [H + 1 + width, 4H]: the gradients of the
+// recurrent weight, of the bias and of the input's weight in one matmul.
 template <class T>
 struct WeightGradient {
   const Shape& s;

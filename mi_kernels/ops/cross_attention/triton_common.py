@@ -157,7 +157,7 @@ def kept(b_r1, b_r2, o_j, drop_below):
 def weights(b_s, b_stat, m, SPARSE: tl.constexpr):
     """p from scores in units of the normalizer (see `unit`) and their row's statistic."""
     if SPARSE:
-        return tl.where(m, tl.maximum(b_s - b_stat, 0.0), 0.0)
+        return tl.where(m, tl.maximum(b_s - b_stat, 0.0, propagate_nan=tl.PropagateNan.ALL), 0.0)
     else:
         return tl.where(m, tl.exp2(b_s - b_stat), 0.0)
 

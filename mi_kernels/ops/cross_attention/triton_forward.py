@@ -154,7 +154,7 @@ def forward_kernel(
         o_j = i_j + tl.arange(0, BN)
         b_s = masked_scores(b_q, queries, keys, o_i, o_j, E, offset, b_scale, ACC, PRECISION, BM, BN, BE)
         if SPARSE:
-            b_p = weights(b_s, b_max[:, None], b_s > -float("inf"), SPARSE)  # [BM, BN]
+            b_p = weights(b_s, b_max[:, None], b_s != -float("inf"), SPARSE)  # [BM, BN]
         else:
             b_new = tl.maximum(b_max, tl.max(b_s, 1))
             b_ref = tl.where(b_new == -float("inf"), 0.0, b_new)  # -inf - -inf would be NaN
@@ -168,7 +168,8 @@ def forward_kernel(
         b_v = load_rows(values, o_j, o_v, EV)  # [BN, BV]
         b_out = mma(rounded(b_p, b_v.dtype, PRECISION), b_v, b_out, ACC, PRECISION)
 
-    alive = (b_max > -float("inf")) & (o_i < end_q)
+    seen = (o_i < end_q) & (tl.minimum(end_k, o_i + offset + 1) > 0)  # some key, if only one whose score is NaN
+    alive = seen & (b_max > -float("inf"))
     if not SPARSE:
         b_out = b_out / tl.where(b_sum > 0.0, b_sum, 1.0)[:, None]
         b_max = (b_max + tl.log2(tl.where(b_sum > 0.0, b_sum, 1.0))) / unit(SPARSE)
@@ -177,7 +178,7 @@ def forward_kernel(
     o_row = i_bh.to(tl.int64) * n_q + o_i
     m_row = o_i < n_q
     p_o = pick(p_out, i_pair, 0, N)
-    b_out = rounded(tl.where(alive[:, None], b_out, 0.0), p_o.dtype.element_ty, PRECISION)
+    b_out = rounded(tl.where(seen[:, None], b_out, 0.0), p_o.dtype.element_ty, PRECISION)
     tl.store(p_o + o_row[:, None] * EV + o_v[None, :], b_out, mask=m_row[:, None] & (o_v < EV)[None, :])
     if i_local % n_blocks == 0:
         tl.store(pick(p_stat, i_pair, 0, N) + o_row, tl.where(alive, b_max, float("inf")), mask=m_row)

@@ -121,3 +121,18 @@ def failures(case: Case, seed: int, forward: Callable, backward: Callable) -> li
             if name != "stat" and a[name].dtype != case.dtype:
                 found.append(f"pair {i}, {name}: dtype {a[name].dtype}")
     return found
+
+
+def hidden_nans(sparse: bool, forward: Callable) -> list[str]:
+    """A NaN in a key shows in the rows that see it, one in a query in its row, though no other score is left there."""
+    case = Case(pairs=(Pair(B=2, Tk=40, offset=3, lengths="k"),), sparse=sparse)
+    sides, seeds = inputs(case, 0)
+    q, k, v, _, n_q, n_k = sides
+    run = lambda: forward(q, k, v, n_q, n_k, *rules(case), torch.cat(seeds), sparse)[0]  # noqa: E731
+    clean = run().clone()
+    q[0][0, 1, 5, 2] = k[0][0, 0, 9, 1] = float("nan")
+    out = run()
+    shows = torch.zeros(out.shape[:3], dtype=torch.bool)
+    shows[0, 1, 5] = shows[0, 0, 6:] = True
+    found = [] if torch.equal(out[shows].isnan(), torch.ones_like(out[shows], dtype=torch.bool)) else ["hides a NaN"]
+    return found if torch.equal(out[~shows], clean[~shows]) else [*found, "a NaN shows where it is not seen"]

@@ -212,6 +212,12 @@ def test_a_nan_among_the_keys_shows_where_it_is_seen(normalizer, size, backend):
     assert out[0, 1, 20:].isnan().all()
     out[0, 1, 20:] = clean[0, 1, 20:]
     torch.testing.assert_close(out, clean)
+    q[1, 2, 7, 0] = torch.nan  # no other score is left in this row
+    again = mk.cross_attention(q, k, v, causal_offset=0, normalizer=normalizer, backend=backend)
+    assert again[1, 2, 7].isnan().all()
+    again[1, 2, 7] = clean[1, 2, 7]
+    torch.testing.assert_close(again[1], clean[1])
+    q[1, 2, 7, 0] = 0.0
     k[0, 1, 20, 0] = torch.inf  # scores of +inf and -inf
     towards = mk.cross_attention(q, k, v, normalizer=normalizer, backend=backend)[0, 1, q[0, 1, :, 0] > 0]
     assert not towards.isfinite().any()

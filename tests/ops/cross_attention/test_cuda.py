@@ -11,7 +11,7 @@ import torch
 from mi_kernels.ops.cross_attention import cuda
 from tests.cuda_emulator import build
 from tests.cuda_emulator.operators import poisoned
-from tests.ops.cross_attention.cases import Case, Pair, failures, inputs, measured
+from tests.ops.cross_attention.cases import Case, Pair, failures, hidden_nans, inputs, measured
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="the CUDA emulator needs g++")
 BOTH = (False, True)
@@ -44,6 +44,12 @@ def schedule() -> Iterator[ctypes._CFuncPtr]:
 def test_outputs_and_gradients_match_the_fp64_definition(schedule, n: int) -> None:
     schedule(0, 0)
     assert failures(CASES[n], n, cuda.forward, cuda.backward) == []
+
+
+@pytest.mark.parametrize("sparse", BOTH)
+def test_a_nan_shows_in_the_rows_that_see_it(schedule, sparse: bool) -> None:
+    schedule(0, 0)
+    assert hidden_nans(sparse, cuda.forward) == []
 
 
 @pytest.mark.parametrize("n", range(0, len(CASES), 5))

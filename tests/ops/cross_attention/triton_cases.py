@@ -10,7 +10,7 @@ import torch
 
 import mi_kernels as mk
 from mi_kernels.ops.cross_attention import triton_backward, triton_forward
-from tests.ops.cross_attention.cases import Case, Pair, distance, failures
+from tests.ops.cross_attention.cases import Case, Pair, distance, failures, hidden_nans
 
 BOTH = (False, True)
 THREE = (
@@ -63,6 +63,10 @@ def main() -> int:
         for line in failures(case, seed, triton_forward.forward, triton_backward.backward):
             bad += 1
             print(f"{case}: {line}")
+    for sparse in BOTH:
+        for line in hidden_nans(sparse, triton_forward.forward):
+            bad += 1
+            print(f"sparse={sparse}: {line}")
     for line in public_failures():
         bad += 1
         print(f"mk.cross_attention_grouped: {line}")
