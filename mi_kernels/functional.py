@@ -36,9 +36,9 @@ def info_nce(
     temperature: number, 0-d tensor or [*], may be learnable. query_ids, key_ids [*, B]: equal ids are not negatives of
     each other (key_ids defaults to query_ids). symmetric averages both directions, as CLIP does. reduction: "none"
     [*, B], "mean" or "sum". memory_budget bytes may hold scores: the symmetric loss then costs 3N instead of 4N
-    (on a CPU 4 MiB always may).
+    (on a CPU 16 MiB always may).
 
-    Cost 3N one-sided, 4N symmetric (N = 2 B^2 D FLOP; one N more for reduction="none"), O(B D) memory.
+    Cost 3N one-sided, 4N symmetric or with reduction="none" (N = 2 B^2 D FLOP; 3N with scores kept), O(B D) memory.
     Raises ValueError or TypeError naming the argument; RuntimeError if a named backend cannot run.
     """
     if reduction not in ("none", "mean", "sum"):

@@ -186,7 +186,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> grad(
 // A panel that outgrows the last-level cache is read back from memory; recomputing it costs less.
 constexpr int64_t kPanelLimit = 16 << 20;
 // Scores this small are kept between the two passes whatever the caller's budget: a constant, not a B x B cost.
-constexpr int64_t kAlwaysKept = 4 << 20;
+constexpr int64_t kAlwaysKept = 16 << 20;
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
     const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a, const OptTensor& b,
@@ -213,21 +213,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
     if (w_soft != 0) weights.g_soft = g_soft.data();
     if (w_pos != 0) weights.g_pos = g_pos.data();
     T* positives = shift >= 0 ? positive.data() : nullptr;
-    Buffer<T> stored;
+    Tensor kept;  // a tensor's memory is used again by the next call; a buffer of this size would be faulted in anew
+    T* stored = nullptr;
     std::vector<T> row_lse(c.B), col_lse(c.N);
     const bool lse = w_row != 0 || w_col != 0;
     if (lse) {
       if (needs && problem.stored_elements() * static_cast<int64_t>(sizeof(T)) <= std::max(budget, kAlwaysKept) / c.G)
-        stored = make_buffer<T>(problem.stored_elements());
+        kept = at::empty({problem.stored_elements()}, c.x.options()), stored = kept.mutable_data_ptr<T>();
       problem.statistics(w_row != 0 ? row_top.data() : nullptr, row_sum.data(), w_col != 0 ? col_top.data() : nullptr,
-                         col_sum.data(), nullptr, false, kUnclipped<T>, stored.get(), positives);
+                         col_sum.data(), nullptr, false, kUnclipped<T>, stored, positives);
       to_lse(c.B, row_top.data(), row_sum.data(), row_lse.data());
       to_lse(c.N, col_top.data(), col_sum.data(), col_lse.data());
       if (w_row != 0) weights.row_lse = row_lse.data(), weights.g_row = g_row.data();
       if (w_col != 0) weights.col_lse = col_lse.data(), weights.g_col = g_col.data();
     }
     if (needs) {
-      problem.gradient(weights, gradients, w_soft != 0 ? soft.data() : nullptr, stored.get(), lse ? nullptr : positives);
+      problem.gradient(weights, gradients, w_soft != 0 ? soft.data() : nullptr, stored, lse ? nullptr : positives);
     } else if (w_soft != 0) {
       problem.statistics(nullptr, nullptr, nullptr, nullptr, soft.data(), soft_signed, kUnclipped<T>, nullptr,
                          lse ? nullptr : positives);

@@ -205,7 +205,7 @@ def row_losses(
 ) -> Tensor:
     """row_lse_i - S_i,pos(i) for every row, [*, B]; symmetric averages it with the positive column's. `normalize` as in
     `loss`. 4N FLOP: the gradients have to wait for what every row counts, and form the scores again; 3N on a CPU where
-    4 MiB hold them."""
+    16 MiB hold them."""
     settings = (symmetric, normalize, backend or "")
     if not torch.is_grad_enabled():
         return autograd.row_losses_value(prepared.problem, settings)
