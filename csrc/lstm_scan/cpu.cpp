@@ -20,6 +20,7 @@ enum Needs : int64_t { kWeight = 1, kBias = 2, kH0 = 4, kC0 = 8, kX = 16, kInput
 constexpr int64_t kChunk = 256;  // steps of rows that one matmul of dW sums over
 constexpr int64_t kTasks = 16;   // of dW at least, where there are steps enough
 constexpr int64_t kChunks = 8;   // of a task that shares its columns with others: their sums are added up in the end
+constexpr int64_t kWindow = 16 << 20;  // bytes of slopes at a time, in the last-level cache
 constexpr int64_t kSum = 1 << 19;  // bytes of dW that a task adds to: they stay in the second-level cache
 
 template <class T>
@@ -139,42 +140,52 @@ void forward_of(const Shape& s, const Source& source, const Tensor& weight, cons
             [&](int64_t k, auto& own) { task.run(blocks[k], own); });
 }
 
+// Slopes of the pre-activations, [G, B, steps, 4H], from step `first` on.
+template <class T>
+struct Slopes {
+  T* data;
+  int64_t first, steps, width;
+  T* at(int64_t row, int64_t t) const { return data + (row * steps + t - first) * width; }
+};
+
 template <class T>
 struct BackwardTask {
   const Shape& s;
   const T *weight, *c0, *h, *c, *activations, *g_h, *g_c;  // the weight is packed
-  T *d, *dh0, *dc0;
+  T *dh0, *dc0;
   const T* zeros;  // H of them: a slope or a state that is not there
   Projected<T> in;  // x is not read here
   T* dx;
 
   struct Scratch {
-    Buffer<T> dh, dc, d, tile;
+    Buffer<T> d, tile;
   };
   Scratch scratch() const {
-    return {make_buffer<T>(kRows * s.padded), make_buffer<T>(kRows * s.padded),
-            make_zeros<T>((dx ? kAhead : kRows) * 4 * s.H), make_buffer<T>(dx ? kAhead * kPanel : 0)};
+    return {make_zeros<T>((dx ? kAhead : kRows) * 4 * s.H), make_buffer<T>(dx ? kAhead * kPanel : 0)};
   }
+  struct State {  // W^T d and dc f of the step behind those that have been run, for the rows of a block
+    T *dh, *dc;
+  };
 
-  void run(const Block& block, Scratch& own) const {
+  // Steps [first, last), the ones behind them done. Rows that end early join later, with nothing behind them.
+  void run(const Block& block, const State& state, const Slopes<T>& d, int64_t first, int64_t last, Scratch& own) const {
     const int64_t H = s.H, rows = static_cast<int64_t>(block.rows.size());
-    // rows that end early join later, with nothing behind them
-    std::fill_n(own.dh.get(), rows * s.padded, T(0));
-    std::fill_n(own.dc.get(), rows * s.padded, T(0));
     // several steps at a time where their slopes go back to x in one product
     const int64_t ahead = dx && rows ? kAhead / rows : 1;
-    for (int64_t until = block.longest(), from; until > 0; until = from) {
-      from = std::max<int64_t>(0, until - ahead);
+    for (int64_t until = std::min(last, block.longest()), from; until > first; until = from) {
+      from = std::max(first, until - ahead);
       const int64_t stride = rounded_rows(block.running(from), rows);
-      for (int64_t t = until - 1; t >= from; --t) step(block, t, own.d.get() + (t - from) * stride * 4 * H, own);
+      for (int64_t t = until - 1; t >= from; --t) step(block, t, state, d, own.d.get() + (t - from) * stride * 4 * H);
       if (dx) project(block, from, until, stride, own);
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t row = block.g * s.B + block.rows[r], length = block.lengths[r];
-      std::fill_n(d + (row * s.T + length) * 4 * H, (s.T - length) * 4 * H, T(0));
+  }
+
+  void finish(const Block& block, const State& state) const {
+    for (int64_t r = 0; r < static_cast<int64_t>(block.rows.size()); ++r) {
+      const int64_t H = s.H, row = block.g * s.B + block.rows[r], length = block.lengths[r];
       if (dx) std::fill_n(dx + (row * s.T + length) * in.width, (s.T - length) * in.width, T(0));
-      if (dh0) std::copy_n(own.dh.get() + r * s.padded, H, dh0 + row * H);
-      if (dc0) std::copy_n(own.dc.get() + r * s.padded, H, dc0 + row * H);
+      if (dh0) std::copy_n(state.dh + r * s.padded, H, dh0 + row * H);
+      if (dc0) std::copy_n(state.dc + r * s.padded, H, dc0 + row * H);
     }
   }
 
@@ -191,14 +202,14 @@ struct BackwardTask {
   }
 
   // The slopes of the step's pre-activations go to `slopes`, one row below the other.
-  void step(const Block& block, int64_t t, T* slopes, Scratch& own) const {
+  void step(const Block& block, int64_t t, const State& state, const Slopes<T>& d, T* slopes) const {
     const int64_t H = s.H, m = block.running(t), most = static_cast<int64_t>(block.rows.size());
     for (int64_t r = 0; r < m; ++r) {
       const int64_t row = block.g * s.B + block.rows[r], now = (row * s.T + t) * H;
       const T* before = t > 0 ? c + now - H : (c0 ? c0 + row * H : zeros);
       backward_cell(H, BackwardRow<T>{activations + 4 * now, c + now, before, g_h ? g_h + now : zeros,
-                                      g_c ? g_c + now : zeros, own.dh.get() + r * s.padded,
-                                      own.dc.get() + r * s.padded, slopes + r * 4 * H, d + 4 * now, t > 1});
+                                      g_c ? g_c + now : zeros, state.dh + r * s.padded, state.dc + r * s.padded,
+                                      slopes + r * 4 * H, d.at(row, t), t > std::max<int64_t>(1, d.first)});
     }
     if (t == 0 && !dh0) return;
     // rounding up computes rows that have not joined yet: nothing comes back to them
@@ -206,41 +217,38 @@ struct BackwardTask {
     std::fill(slopes + m * 4 * H, slopes + m_rounded * 4 * H, T(0));
     for (int64_t j = 0; j < s.padded; j += kPanel)
       gemm(m_rounded, std::min(kPanel, s.padded - j), 4 * H, 4 * H, std::min(kPanel, s.padded - j), s.padded, false,
-           slopes, weight + (block.g * s.padded + j) * 4 * H, own.dh.get() + j);
+           slopes, weight + (block.g * s.padded + j) * 4 * H, state.dh + j);
   }
 };
 
 // dW^T = sum over rows and steps of [h_before, 1, x] d^T for one group, [H + 1 + width, 4H]: the gradients of the
-// recurrent weight, of the bias and of the input's weight in one matmul.
+// recurrent weight, of the bias and of the input's weight in one matmul. Steps come a window at a time.
 template <class T>
 struct WeightGradient {
   const Shape& s;
-  int64_t height, width;  // of [h, 1, x], and of x
-  std::vector<const T*> before, inputs, slopes;  // of every step that was run: h_{t-1}, x_t and d_t
-  int64_t chunks = 0, parts = 1, columns = 0, together = 1;  // columns of a task, which share a chunk of [h, 1, x]
+  int64_t g;
+  const T *h, *h0, *zeros;
+  Projected<T> in;
+  int64_t height = s.H + 1 + in.width, columns = (4 * s.H + kPanel - 1) / kPanel;
+  int64_t parts = 1, together = 1;  // columns of a task, which share a chunk of [h, 1, x]
   Buffer<T> turned, partial;
+  std::vector<uint8_t> begun;  // whether a panel of a part holds a sum
+  std::vector<const T*> before = {}, inputs = {}, slopes = {};  // of every step of the window: h_{t-1}, x_t and d_t
 
-  WeightGradient(const Shape& s, int64_t g, const T* h, const T* h0, const Projected<T>& in, const T* d, const T* zeros)
-      : s(s), height(s.H + 1 + in.width), width(in.width) {
-    before.reserve(s.B * s.T), slopes.reserve(s.B * s.T);
-    for (int64_t b = 0; b < s.B; ++b)
-      for (int64_t t = 0; t < s.length(g, b); ++t) {
-        const int64_t row = g * s.B + b, now = row * s.T + t;
-        before.push_back(t ? h + (now - 1) * s.H : (h0 ? h0 + row * s.H : zeros));
-        if (width) inputs.push_back(in.x + now * width);
-        slopes.push_back(d + now * 4 * s.H);
-      }
-    chunks = (static_cast<int64_t>(before.size()) + kChunk - 1) / kChunk;
-    columns = (4 * s.H + kPanel - 1) / kPanel;
+  WeightGradient(const Shape& s, int64_t g, const T* h, const T* h0, const T* zeros, const Projected<T>& in, int64_t window)
+      : s(s), g(g), h(h), h0(h0), zeros(zeros), in(in) {
+    const int64_t most = (s.B * window + kChunk - 1) / kChunk;  // chunks of a window
     const int64_t fit = std::max<int64_t>(1, kSum / (height * kPanel * static_cast<int64_t>(sizeof(T))));
-    const int64_t most = std::max<int64_t>(1, chunks / kChunks);
-    const int64_t groups = std::clamp((kTasks + most - 1) / most, (columns + fit - 1) / fit, columns);
+    const int64_t shares = std::max<int64_t>(1, most / kChunks);
+    const int64_t groups = std::clamp((kTasks + shares - 1) / shares, (columns + fit - 1) / fit, columns);
     together = (columns + groups - 1) / groups;
-    parts = std::clamp<int64_t>(kTasks / tasks(), 1, most);
-    turned = make_buffer<T>(chunks * kChunk * height);
-    partial = chunks ? make_buffer<T>(parts * columns * height * kPanel) : make_zeros<T>(columns * height * kPanel);
+    parts = std::clamp<int64_t>(kTasks / tasks(), 1, shares);
+    turned = make_buffer<T>(most * kChunk * height);
+    partial = make_buffer<T>(parts * columns * height * kPanel);
+    begun.assign(parts * columns, 0);
   }
 
+  int64_t chunks() const { return (static_cast<int64_t>(before.size()) + kChunk - 1) / kChunk; }
   int64_t steps_of(int64_t chunk) const {
     return std::min(kChunk, static_cast<int64_t>(before.size()) - chunk * kChunk);
   }
@@ -257,37 +265,50 @@ struct WeightGradient {
     };
     transposed(before, s.H, to);
     std::fill_n(to + s.H * kChunk, n, T(1));
-    if (width) transposed(inputs, width, to + (s.H + 1) * kChunk);
+    if (in.width) transposed(inputs, in.width, to + (s.H + 1) * kChunk);
   }
 
   // Slopes are copied to where they are read again and again: steps lie 4H apart, often a multiple of the cache's sets.
-  void add(int64_t part, int64_t task, T* panel) const {
-    for (int64_t chunk = part; chunk < chunks; chunk += parts)
+  void sum(int64_t part, int64_t task, T* panel) {
+    for (int64_t chunk = part; chunk < chunks(); chunk += parts)
       for (int64_t column = task * together; column < std::min(columns, (task + 1) * together); ++column) {
         const int64_t at = column * kPanel, n = steps_of(chunk);
+        uint8_t& adds = begun[part * columns + column];
         gather(n, std::min(kPanel, 4 * s.H - at), slopes.data() + chunk * kChunk, at, panel);
-        gemm(height, kPanel, n, kChunk, kPanel, kPanel, chunk != part, turned_chunk(chunk), panel,
-             panel_of(part, column));
+        gemm(height, kPanel, n, kChunk, kPanel, kPanel, adds, turned_chunk(chunk), panel, panel_of(part, column));
+        adds = 1;
       }
   }
 
-  void write(int64_t column, T* d_weight, T* d_bias, T* d_input_weight) const {
-    const int64_t at = column * kPanel, wide = std::min(kPanel, 4 * s.H - at);
-    T* sum = panel_of(0, column);
-    for (int64_t part = 1; part < parts; ++part) rows::add(height * kPanel, panel_of(part, column), sum);
-    if (d_weight) rows::transpose(s.H, wide, sum, kPanel, nullptr, d_weight + at * s.H, s.H);
-    if (d_bias) std::copy_n(sum + s.H * kPanel, wide, d_bias + at);
-    if (d_input_weight)
-      rows::transpose(width, wide, sum + (s.H + 1) * kPanel, kPanel, nullptr, d_input_weight + at * width, width);
-  }
-
-  void run(T* d_weight, T* d_bias, T* d_input_weight) const {
-    each_task(chunks, s.threads, [&] { return make_buffer<T>(kChunk * std::max(s.H, width)); },
+  void add(const Slopes<T>& d, int64_t first, int64_t last) {
+    before.clear(), inputs.clear(), slopes.clear();
+    for (int64_t b = 0; b < s.B; ++b)
+      for (int64_t t = first; t < std::min(last, s.length(g, b)); ++t) {
+        const int64_t row = g * s.B + b, now = row * s.T + t;
+        before.push_back(t ? h + (now - 1) * s.H : (h0 ? h0 + row * s.H : zeros));
+        if (in.width) inputs.push_back(in.x + now * in.width);
+        slopes.push_back(d.at(row, t));
+      }
+    each_task(chunks(), s.threads, [&] { return make_buffer<T>(kChunk * std::max(s.H, in.width)); },
               [&](int64_t chunk, auto& copy) { turn(chunk, copy.get()); });
     each_task(parts * tasks(), s.threads, [] { return make_buffer<T>(kChunk * kPanel); },
-              [&](int64_t task, auto& panel) { add(task / tasks(), task % tasks(), panel.get()); });
+              [&](int64_t task, auto& panel) { sum(task / tasks(), task % tasks(), panel.get()); });
+  }
+
+  void write_column(int64_t column, T* d_weight, T* d_bias, T* d_input_weight) const {
+    const int64_t at = column * kPanel, wide = std::min(kPanel, 4 * s.H - at);
+    T* total = panel_of(0, column);
+    if (!begun[column]) std::fill_n(total, height * kPanel, T(0));
+    for (int64_t part = 1; part < parts; ++part)
+      if (begun[part * columns + column]) rows::add(height * kPanel, panel_of(part, column), total);
+    if (d_weight) rows::transpose(s.H, wide, total, kPanel, nullptr, d_weight + at * s.H, s.H);
+    if (d_bias) std::copy_n(total + s.H * kPanel, wide, d_bias + at);
+    if (d_input_weight)
+      rows::transpose(in.width, wide, total + (s.H + 1) * kPanel, kPanel, nullptr, d_input_weight + at * in.width, in.width);
+  }
+  void write(T* d_weight, T* d_bias, T* d_input_weight) const {
     each_task(columns, s.threads, [] { return 0; },
-              [&](int64_t column, int) { write(column, d_weight, d_bias, d_input_weight); });
+              [&](int64_t column, int) { write_column(column, d_weight, d_bias, d_input_weight); });
   }
 };
 
@@ -300,8 +321,9 @@ template <class T>
 void backward_of(const Shape& s, const Source& source, const Tensor& weight, const OptTensor& h0, const OptTensor& c0,
                  const Tensor& h, const Tensor& c, const Tensor& activations, const OptTensor& g_h,
                  const OptTensor& g_c, Tensor& d, Gradients& found) {
+  const bool whole = d.numel();  // the slopes of all steps are asked for
   auto out = [](Tensor& t) { return t.numel() ? t.mutable_data_ptr<T>() : nullptr; };
-  T *const dx = out(found.x), *const d_input_weight = out(found.input_weight), *const slopes = d.mutable_data_ptr<T>();
+  T *const dx = out(found.x), *const d_input_weight = out(found.input_weight);
   T *const d_weight = out(found.weight), *const d_bias = out(found.bias);
   const int64_t width = source.x ? source.x->size(3) : 0, across = padded_units(width), height = 4 * s.H;
   Buffer<T> w = make_buffer<T>(s.G * height * s.padded), projection = make_buffer<T>(dx ? s.G * height * across : 0);
@@ -314,17 +336,40 @@ void backward_of(const Shape& s, const Source& source, const Tensor& weight, con
   const Buffer<T> zeros = make_zeros<T>(s.H);
   const T* const states = h.const_data_ptr<T>();
   const Projected<T> in{width, source.x ? source.x->const_data_ptr<T>() : nullptr, projection.get()};
-  const BackwardTask<T> task{s,           w.get(),      data<T>(c0),   states, c.const_data_ptr<T>(),
+  const BackwardTask<T> task{s,           w.get(),       data<T>(c0),   states,      c.const_data_ptr<T>(),
                              activations.const_data_ptr<T>(),
-                             data<T>(g_h), data<T>(g_c), slopes,        out(found.h0), out(found.c0), zeros.get(), in, dx};
+                             data<T>(g_h), data<T>(g_c), out(found.h0), out(found.c0), zeros.get(), in, dx};
   const std::vector<Block> blocks = make_blocks(s);
-  each_task(static_cast<int64_t>(blocks.size()), s.threads, [&] { return task.scratch(); },
-            [&](int64_t k, auto& own) { task.run(blocks[k], own); });
-  if (!d_weight && !d_bias && !d_input_weight) return;
-  for (int64_t g = 0; g < s.G; ++g)
-    WeightGradient<T>(s, g, states, data<T>(h0), d_input_weight ? in : Projected<T>{}, slopes, zeros.get())
-        .run(d_weight ? d_weight + g * height * s.H : nullptr, d_bias ? d_bias + g * height : nullptr,
-             d_input_weight ? d_input_weight + g * height * width : nullptr);
+  std::vector<typename BackwardTask<T>::State> state;
+  Buffer<T> dh = make_zeros<T>(s.G * s.B * s.padded), dc = make_zeros<T>(s.G * s.B * s.padded);
+  for (int64_t at = 0; const Block& block : blocks) {
+    state.push_back({dh.get() + at * s.padded, dc.get() + at * s.padded});
+    at += static_cast<int64_t>(block.rows.size());
+  }
+  // Fresh memory costs more than arithmetic: slopes and turned states live for a window of steps, and stay in cache.
+  const int64_t window = std::clamp<int64_t>(kWindow / (s.G * s.B * height * static_cast<int64_t>(sizeof(T))), 1, s.T);
+  Buffer<T> some = make_buffer<T>(whole ? 0 : s.G * s.B * window * height);
+  std::vector<WeightGradient<T>> weights;
+  if (d_weight || d_bias || d_input_weight)
+    for (int64_t g = 0; g < s.G; ++g)
+      weights.emplace_back(s, g, states, data<T>(h0), zeros.get(), d_input_weight ? in : Projected<T>{}, window);
+  for (int64_t last = s.T, first; last > 0; last = first) {
+    first = std::max<int64_t>(0, last - window);
+    const Slopes<T> slopes = whole ? Slopes<T>{d.mutable_data_ptr<T>(), 0, s.T, height}
+                                   : Slopes<T>{some.get(), first, window, height};
+    each_task(static_cast<int64_t>(blocks.size()), s.threads, [&] { return task.scratch(); },
+              [&](int64_t k, auto& own) { task.run(blocks[k], state[k], slopes, first, last, own); });
+    for (auto& weight_gradient : weights) weight_gradient.add(slopes, first, last);
+  }
+  for (size_t k = 0; k < blocks.size(); ++k) task.finish(blocks[k], state[k]);
+  if (whole && s.lengths)
+    for (int64_t row = 0; row < s.G * s.B; ++row) {
+      const int64_t length = s.length(row / s.B, row % s.B);
+      std::fill_n(d.mutable_data_ptr<T>() + (row * s.T + length) * height, (s.T - length) * height, T(0));
+    }
+  for (int64_t g = 0; g < static_cast<int64_t>(weights.size()); ++g)
+    weights[g].write(d_weight ? d_weight + g * height * s.H : nullptr, d_bias ? d_bias + g * height : nullptr,
+                     d_input_weight ? d_input_weight + g * height * width : nullptr);
 }
 
 // Whole sequences are allocated and written at every call: page by page, that can take as long as the arithmetic.
@@ -363,7 +408,7 @@ States forward(const Tensor& x, const Tensor& input_weight, const Tensor& weight
   return states_of(s, {nullptr, &wide, &projection, s.T}, wide, weight, bias, h0, c0, keep);
 }
 
-// The gradients and those of the pre-activations of all steps.
+// The gradients and, without an input to project, those of the pre-activations of all steps.
 std::tuple<Gradients, Tensor> gradients_of(const Source& source, const Tensor& weight, const OptTensor& h0,
                                            const OptTensor& c0, const OptTensor& lengths, const Tensor& h,
                                            const Tensor& c, const Tensor& activations, const OptTensor& g_h,
@@ -373,7 +418,7 @@ std::tuple<Gradients, Tensor> gradients_of(const Source& source, const Tensor& w
   auto wanted = [&](int64_t bit, at::IntArrayRef sizes) {
     return at::empty(needs & bit ? sizes : at::IntArrayRef{0}, h.options());
   };
-  Tensor d = allocated({s.G, s.B, s.T, 4 * s.H}, h);
+  Tensor d = source.x ? at::empty({0}, h.options()) : allocated({s.G, s.B, s.T, 4 * s.H}, h);
   Gradients found{needs & kX ? allocated({s.G, s.B, s.T, width}, h) : at::empty({0}, h.options()),
                   wanted(kInputWeight, {s.G, 4 * s.H, width}),
                   wanted(kWeight, {s.G, 4 * s.H, s.H}),
