@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from . import problems
+from . import problems, sequences
 from .problem import Case
 
 _BF16 = torch.bfloat16
@@ -51,6 +51,23 @@ def _mmd(batch: int, depth: int) -> Case:
     return Case("MMD", f"B={batch}", {"B": batch, "D": depth, "dtype": "float32"}, make, seconds=4.0)
 
 
+def _attention(
+    batch: int, heads: int, size: int, steps: tuple[int, ...], dtype: torch.dtype, ragged: bool = False
+) -> Case:
+    make = partial(
+        sequences.attention, batch=batch, heads=heads, size=size, steps=steps, dtype=dtype, ragged=ragged
+    )
+    kind = str(dtype).removeprefix("torch.")
+    size_of = {"B": batch, "heads": heads, "E": size, "T": list(steps), "ragged": ragged, "dtype": kind}
+    return Case("attention", f"E={size}{' ragged' if ragged else ''}", size_of, make, seconds=6.0)
+
+
+def _lstm(batch: int, steps: int, hidden: int) -> Case:
+    make = partial(sequences.lstm, batch=batch, steps=steps, hidden=hidden)
+    size = {"B": batch, "T": steps, "D": hidden, "H": hidden, "dtype": "float32"}
+    return Case("LSTM", f"B={batch} T={steps} H={hidden}", size, make, seconds=4.0)
+
+
 def cases(quick: bool = False) -> list[Case]:
     if quick:
         return [
@@ -61,6 +78,9 @@ def cases(quick: bool = False) -> list[Case]:
             _concat(9, 4, 16, 2),
             _club(40, 6, torch.float32),
             _mmd(20, 5),
+            _attention(2, 2, 4, (5, 7, 9), torch.float32, ragged=True),
+            _attention(2, 2, 20, (9,), torch.float32),
+            _lstm(3, 4, 8),
         ]
     return [
         _info_nce(32768, 512, False),
@@ -68,6 +88,10 @@ def cases(quick: bool = False) -> list[Case]:
         _siglip(65536, 768),
         _concat(4096, 128, 512, None),
         _concat(256, 128, 512, 6),
+        _attention(32, 10, 4, (50, 375, 500), torch.float32),
+        _attention(32, 10, 4, (50, 375, 500), torch.float32, ragged=True),
+        _attention(8, 8, 64, (2048,), _BF16),
+        *(_lstm(*size) for size in ((32, 20, 128), (128, 100, 128), (32, 400, 256))),
         *(_info_nce(b, 512, s) for b in (256, 1024, 2048, 4096, 16384, 131072) for s in (False, True)),
         _club(65536, 512, _BF16),
         _club(8192, 256, torch.float32),

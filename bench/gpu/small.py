@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,14 @@ def problems(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[],
     x, y, z = new(2, 37, 21), new(2, 37, 21), new(2, 37, 21)
     critic = mk.ConcatCritic(21, 21, hidden_dims=(19, 33)).to(device, dtype)
     ids = torch.arange(37, device=device).expand(2, 37) // 2
+    lengths = torch.tensor([20, 37], device=device)
+    weights = new(36, 21), new(36, 9)
+
+    def attend(size: int, normalizer: str) -> Tensor:
+        q, k, v = (t[:, None, :, :size] for t in (x, y, z))
+        options = {"key_lengths": lengths, "causal_offset": 3, "dropout_p": 0.2, "seed": 1}
+        return mk.cross_attention(q, k, v, normalizer=normalizer, **options).square().sum()
+
     return {
         "one-sided": lambda: mk.info_nce(x, y),
         "symmetric": lambda: mk.info_nce(x, y, symmetric=True),
@@ -35,6 +44,13 @@ def problems(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[],
         "club": lambda: gaussian_club(x, z, y).sum(),
         "mmd": lambda: mk.mmd(x, y).sum(),
         "hsic": lambda: mk.hsic(x, y).sum(),
+        **{
+            f"attention, {normalizer}, {size}": partial(attend, size, normalizer)
+            for normalizer in ("softmax", "sparsemax")
+            for size in (5, 21)
+        },
+        "lstm": lambda: sum(t.sum() for t in mk.lstm(x, *weights, lengths=lengths)),
+        "lstm_decode": lambda: mk.lstm_decode(x[0, :, :9], weights[1], weights[1], None, None, 6).sum(),
     }
 
 
