@@ -28,7 +28,7 @@ def _energy(*outputs: Tensor) -> Tensor:
 def attention(
     device: torch.device, batch: int, heads: int, size: int, steps: tuple[int, ...], dtype: torch.dtype, ragged: bool
 ) -> Problem:
-    """All directed pairs between sequences of `steps` steps, or self-attention of one; `ragged`: lengths of half of T."""
+    """All directed pairs between sequences of `steps`, or self-attention of one; `ragged`: key lengths of half of T."""
     drawn = cpu_attention.directed(batch, heads, size, steps, half=ragged)
     masks = [None if m is None else m.to(device) for m in drawn.masks()]
     sides = [[t.detach().to(device, dtype).requires_grad_() for t in side] for side in drawn[:3]]

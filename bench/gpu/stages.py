@@ -26,7 +26,8 @@ from models.provenance import describe
 ROOT = Path(__file__).resolve().parents[2]
 RIVALS = ("liger-kernel", "cut-cross-entropy", "siglip-kernel", "inf-cl", "triton")
 # Compiled kernels on the device, with the cases that the interpreter runs elsewhere.
-KERNEL_CASES = tuple(f"tests.ops.{op}.triton_cases" for op in ("dot_critic", "mlp_critic", "club", "rbf", "cross_attention"))
+_OPS = ("dot_critic", "mlp_critic", "club", "rbf", "cross_attention")
+KERNEL_CASES = tuple(f"tests.ops.{op}.triton_cases" for op in _OPS)
 KERNEL_CASES += ("tests.ops.dot_critic.triton_loss_cases",)
 Result = dict[str, Any]
 

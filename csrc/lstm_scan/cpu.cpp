@@ -235,7 +235,8 @@ struct WeightGradient {
   std::vector<uint8_t> begun;  // whether a panel of a part holds a sum
   std::vector<const T*> before = {}, inputs = {}, slopes = {};  // of every step of the window: h_{t-1}, x_t and d_t
 
-  WeightGradient(const Shape& s, int64_t g, const T* h, const T* h0, const T* zeros, const Projected<T>& in, int64_t window)
+  WeightGradient(const Shape& s, int64_t g, const T* h, const T* h0, const T* zeros, const Projected<T>& in,
+                 int64_t window)
       : s(s), g(g), h(h), h0(h0), zeros(zeros), in(in) {
     const int64_t most = (s.B * window + kChunk - 1) / kChunk;  // chunks of a window
     const int64_t fit = std::max<int64_t>(1, kSum / (height * kPanel * static_cast<int64_t>(sizeof(T))));
@@ -304,7 +305,8 @@ struct WeightGradient {
     if (d_weight) rows::transpose(s.H, wide, total, kPanel, nullptr, d_weight + at * s.H, s.H);
     if (d_bias) std::copy_n(total + s.H * kPanel, wide, d_bias + at);
     if (d_input_weight)
-      rows::transpose(in.width, wide, total + (s.H + 1) * kPanel, kPanel, nullptr, d_input_weight + at * in.width, in.width);
+      rows::transpose(in.width, wide, total + (s.H + 1) * kPanel, kPanel, nullptr, d_input_weight + at * in.width,
+                      in.width);
   }
   void write(T* d_weight, T* d_bias, T* d_input_weight) const {
     each_task(columns, s.threads, [] { return 0; },
