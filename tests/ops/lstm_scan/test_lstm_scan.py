@@ -258,12 +258,12 @@ def test_compiles_in_one_graph(backend, packed):
     assert_close(gradients(found, leaves), gradients(expected, leaves), 1e-5)
 
 
-def test_the_bits_are_the_same_twice_and_on_any_number_of_threads(backend):
-    leaves = draw(75, 9, 20, torch.float32)
-    lengths = torch.randint(0, 10, (75,))
+def assert_same_bits(operator, leaves, steps, backend):
+    """Twice, and on a CPU on any number of threads."""
+    lengths = torch.randint(0, steps + 1, (75,))
 
     def run():
-        found = mk.lstm_scan(*leaves, lengths=lengths, backend=backend)
+        found = operator(*leaves, lengths=lengths, backend=backend)
         return *found, *gradients(found, leaves)
 
     first, threads = run(), torch.get_num_threads()
@@ -275,6 +275,10 @@ def test_the_bits_are_the_same_twice_and_on_any_number_of_threads(backend):
     if backend == "cpu":
         assert_close(first, second, 0)
     assert_close(run(), run(), 0)
+
+
+def test_the_bits_are_the_same_twice_and_on_any_number_of_threads(backend):
+    assert_same_bits(mk.lstm_scan, draw(75, 9, 20, torch.float32), 9, backend)
 
 
 def test_permuting_the_batch_changes_nothing(backend):
@@ -461,22 +465,22 @@ def test_a_layer_compiles_in_one_graph(backend, packed):
 
 
 def test_a_layer_has_the_same_bits_twice_and_on_any_number_of_threads(backend):
-    leaves = draw_layer(75, 29, 37, 20, torch.float32)
-    lengths = torch.randint(0, 30, (75,))
+    assert_same_bits(mk.lstm, draw_layer(75, 29, 37, 20, torch.float32), 29, backend)
 
-    def run():
-        found = mk.lstm(*leaves, lengths=lengths, backend=backend)
-        return *found, *gradients(found, leaves)
 
-    first, threads = run(), torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        second = run()
-    finally:
-        torch.set_num_threads(threads)
-    if backend == "cpu":
-        assert_close(first, second, 0)
-    assert_close(run(), run(), 0)
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("projected", [False, True])
+def test_sequences_of_more_than_16_mib_of_slopes(projected, ragged):
+    if backends()["cpu"] != "available":
+        pytest.skip(backends()["cpu"])
+    operator = mk.lstm if projected else mk.lstm_scan
+    leaves = draw_layer(80, 70, 24, 200, torch.float32) if projected else draw(80, 70, 200, torch.float32)
+    lengths = torch.randint(0, 71, (80,)) if ragged else None
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    expected = operator(*wide, lengths=lengths, backend="reference")
+    found = operator(*leaves, lengths=lengths, backend="cpu")
+    for a, b in zip([*found, *gradients(found, leaves)], [*expected, *gradients(expected, wide)], strict=True):
+        assert error(a, b) < 2e-6
 
 
 def test_rows_of_a_layer_that_all_end_at_once_leave_no_gradient(backend):
