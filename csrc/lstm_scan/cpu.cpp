@@ -1,7 +1,8 @@
 // LSTM scan on a CPU (mi_kernels/ops/lstm_scan/schema.py has the formulas). A thread takes a block of rows through all
 // steps by itself: no barrier, the packed weight stays in its cache, and the gates of 16 units are turned into h and c
-// as soon as their tile of W h is there. 8 H^2 FLOP per row and step forward, 16 H^2 backward, half of them in one
-// matmul over all steps at the end. Every row's arithmetic is its own: bits depend on neither threads nor blocks.
+// as soon as their tile of W h is there; backward, threads meet after every window of steps to sum up the weights'
+// gradients. 8 H^2 FLOP per row and step forward, 16 H^2 backward, with an input of D features 8 D H and 16 D H more.
+// Every row's arithmetic is its own: bits depend on neither threads nor blocks.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -151,7 +152,7 @@ struct Slopes {
 template <class T>
 struct BackwardTask {
   const Shape& s;
-  const T *weight, *c0, *h, *c, *activations, *g_h, *g_c;  // the weight is packed
+  const T *weight, *c0, *c, *activations, *g_h, *g_c;  // the weight is packed
   T *dh0, *dc0;
   const T* zeros;  // H of them: a slope or a state that is not there
   Projected<T> in;  // x is not read here
@@ -180,9 +181,11 @@ struct BackwardTask {
     }
   }
 
-  void finish(const Block& block, const State& state) const {
+  // What lies beyond the lengths, in `d` too where it holds all steps, and the slopes of the initial states.
+  void finish(const Block& block, const State& state, T* d) const {
     for (int64_t r = 0; r < static_cast<int64_t>(block.rows.size()); ++r) {
       const int64_t H = s.H, row = block.g * s.B + block.rows[r], length = block.lengths[r];
+      if (d) std::fill_n(d + (row * s.T + length) * 4 * H, (s.T - length) * 4 * H, T(0));
       if (dx) std::fill_n(dx + (row * s.T + length) * in.width, (s.T - length) * in.width, T(0));
       if (dh0) std::copy_n(state.dh + r * s.padded, H, dh0 + row * H);
       if (dc0) std::copy_n(state.dc + r * s.padded, H, dc0 + row * H);
@@ -314,18 +317,17 @@ struct WeightGradient {
   }
 };
 
-// Gradients in the order of the operators; those that are not wanted are empty.
+// Those that are not wanted are empty.
 struct Gradients {
-  Tensor x, input_weight, weight, bias, h0, c0;
+  Tensor gates, x, input_weight, weight, bias, h0, c0;
 };
 
 template <class T>
 void backward_of(const Shape& s, const Source& source, const Tensor& weight, const OptTensor& h0, const OptTensor& c0,
                  const Tensor& h, const Tensor& c, const Tensor& activations, const OptTensor& g_h,
-                 const OptTensor& g_c, Tensor& d, Gradients& found) {
-  const bool whole = d.numel();  // the slopes of all steps are asked for
+                 const OptTensor& g_c, Gradients& found) {
   auto out = [](Tensor& t) { return t.numel() ? t.mutable_data_ptr<T>() : nullptr; };
-  T *const dx = out(found.x), *const d_input_weight = out(found.input_weight);
+  T *const d_gates = out(found.gates), *const dx = out(found.x), *const d_input_weight = out(found.input_weight);
   T *const d_weight = out(found.weight), *const d_bias = out(found.bias);
   const int64_t width = source.x ? source.x->size(3) : 0, across = padded_units(width), height = 4 * s.H;
   Buffer<T> w = make_buffer<T>(s.G * height * s.padded), projection = make_buffer<T>(dx ? s.G * height * across : 0);
@@ -338,7 +340,7 @@ void backward_of(const Shape& s, const Source& source, const Tensor& weight, con
   const Buffer<T> zeros = make_zeros<T>(s.H);
   const T* const states = h.const_data_ptr<T>();
   const Projected<T> in{width, source.x ? source.x->const_data_ptr<T>() : nullptr, projection.get()};
-  const BackwardTask<T> task{s,           w.get(),       data<T>(c0),   states,      c.const_data_ptr<T>(),
+  const BackwardTask<T> task{s,           w.get(),      data<T>(c0),   c.const_data_ptr<T>(),
                              activations.const_data_ptr<T>(),
                              data<T>(g_h), data<T>(g_c), out(found.h0), out(found.c0), zeros.get(), in, dx};
   const std::vector<Block> blocks = make_blocks(s);
@@ -350,25 +352,21 @@ void backward_of(const Shape& s, const Source& source, const Tensor& weight, con
   }
   // Fresh memory costs more than arithmetic: slopes and turned states live for a window of steps, and stay in cache.
   const int64_t window = std::clamp<int64_t>(kWindow / (s.G * s.B * height * static_cast<int64_t>(sizeof(T))), 1, s.T);
-  Buffer<T> some = make_buffer<T>(whole ? 0 : s.G * s.B * window * height);
+  Buffer<T> some = make_buffer<T>(d_gates ? 0 : s.G * s.B * window * height);
   std::vector<WeightGradient<T>> weights;
   if (d_weight || d_bias || d_input_weight)
     for (int64_t g = 0; g < s.G; ++g)
       weights.emplace_back(s, g, states, data<T>(h0), zeros.get(), d_input_weight ? in : Projected<T>{}, window);
   for (int64_t last = s.T, first; last > 0; last = first) {
     first = std::max<int64_t>(0, last - window);
-    const Slopes<T> slopes = whole ? Slopes<T>{d.mutable_data_ptr<T>(), 0, s.T, height}
-                                   : Slopes<T>{some.get(), first, window, height};
+    const Slopes<T> slopes = d_gates ? Slopes<T>{d_gates, 0, s.T, height}
+                                     : Slopes<T>{some.get(), first, window, height};
     each_task(static_cast<int64_t>(blocks.size()), s.threads, [&] { return task.scratch(); },
               [&](int64_t k, auto& own) { task.run(blocks[k], state[k], slopes, first, last, own); });
     for (auto& weight_gradient : weights) weight_gradient.add(slopes, first, last);
   }
-  for (size_t k = 0; k < blocks.size(); ++k) task.finish(blocks[k], state[k]);
-  if (whole && s.lengths)
-    for (int64_t row = 0; row < s.G * s.B; ++row) {
-      const int64_t length = s.length(row / s.B, row % s.B);
-      std::fill_n(d.mutable_data_ptr<T>() + (row * s.T + length) * height, (s.T - length) * height, T(0));
-    }
+  each_task(static_cast<int64_t>(blocks.size()), s.threads, [] { return 0; },
+            [&](int64_t k, int) { task.finish(blocks[k], state[k], d_gates); });
   for (int64_t g = 0; g < static_cast<int64_t>(weights.size()); ++g)
     weights[g].write(d_weight ? d_weight + g * height * s.H : nullptr, d_bias ? d_bias + g * height : nullptr,
                      d_input_weight ? d_input_weight + g * height * width : nullptr);
@@ -410,36 +408,37 @@ States forward(const Tensor& x, const Tensor& input_weight, const Tensor& weight
   return states_of(s, {nullptr, &wide, &projection, s.T}, wide, weight, bias, h0, c0, keep);
 }
 
-// The gradients and, without an input to project, those of the pre-activations of all steps.
-std::tuple<Gradients, Tensor> gradients_of(const Source& source, const Tensor& weight, const OptTensor& h0,
-                                           const OptTensor& c0, const OptTensor& lengths, const Tensor& h,
-                                           const Tensor& c, const Tensor& activations, const OptTensor& g_h,
-                                           const OptTensor& g_c, int64_t needs) {
+// Without an input to project, the gradient of the gates is among them.
+Gradients gradients_of(const Source& source, const Tensor& weight, const OptTensor& h0, const OptTensor& c0,
+                       const OptTensor& lengths, const Tensor& h, const Tensor& c, const Tensor& activations,
+                       const OptTensor& g_h, const OptTensor& g_c, int64_t needs) {
   const Shape s(h.size(0), h.size(1), h.size(2), h.size(3), values(lengths));
   const int64_t width = source.x ? source.x->size(3) : 0;
+  auto sequence = [&](bool wanted, int64_t features) {
+    return wanted ? allocated({s.G, s.B, s.T, features}, h) : at::empty({0}, h.options());
+  };
   auto wanted = [&](int64_t bit, at::IntArrayRef sizes) {
     return at::empty(needs & bit ? sizes : at::IntArrayRef{0}, h.options());
   };
-  Tensor d = source.x ? at::empty({0}, h.options()) : allocated({s.G, s.B, s.T, 4 * s.H}, h);
-  Gradients found{needs & kX ? allocated({s.G, s.B, s.T, width}, h) : at::empty({0}, h.options()),
-                  wanted(kInputWeight, {s.G, 4 * s.H, width}),
+  Gradients found{sequence(!source.x, 4 * s.H),
+                  sequence(source.x && needs & kX, width),
+                  wanted(source.x ? kInputWeight : 0, {s.G, 4 * s.H, width}),
                   wanted(kWeight, {s.G, 4 * s.H, s.H}),
                   wanted(kBias, {s.G, 4 * s.H}),
                   wanted(kH0, {s.G, s.B, s.H}),
                   wanted(kC0, {s.G, s.B, s.H})};
   const auto run = h.scalar_type() == at::kDouble ? backward_of<double> : backward_of<float>;
-  run(s, source, widened(weight), widened(h0), widened(c0), h, c, activations, g_h, g_c, d, found);
-  return {found, d};
+  run(s, source, widened(weight), widened(h0), widened(c0), h, c, activations, g_h, g_c, found);
+  return found;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan_backward(
     const Tensor& weight, const OptTensor& h0, const OptTensor& c0, const OptTensor& lengths, const Tensor& h,
     const Tensor& c, const Tensor& activations, const OptTensor& g_h, const OptTensor& g_c, int64_t inputs,
     int64_t needs) {
-  auto [found, d] = gradients_of({}, weight, h0, c0, lengths, h, c, activations, g_h, g_c,
-                                 needs & (kWeight | kBias | kH0 | kC0));
-  if (inputs < h.size(2)) d = d.narrow(2, 0, inputs).contiguous();
-  return {d, found.weight, found.bias, found.h0, found.c0};
+  Gradients found = gradients_of({}, weight, h0, c0, lengths, h, c, activations, g_h, g_c, needs);
+  if (inputs < h.size(2)) found.gates = found.gates.narrow(2, 0, inputs).contiguous();
+  return {found.gates, found.weight, found.bias, found.h0, found.c0};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
@@ -447,8 +446,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const OptTensor& lengths, const Tensor& h, const Tensor& c, const Tensor& activations, const OptTensor& g_h,
     const OptTensor& g_c, int64_t needs) {
   const Tensor wide = widened(x), projection = widened(input_weight);
-  const auto found = std::get<0>(gradients_of({nullptr, &wide, &projection, x.size(2)}, weight, h0, c0, lengths, h, c,
-                                              activations, g_h, g_c, needs));
+  const Gradients found = gradients_of({nullptr, &wide, &projection, x.size(2)}, weight, h0, c0, lengths, h, c,
+                                       activations, g_h, g_c, needs);
   return {found.x, found.input_weight, found.weight, found.bias, found.h0, found.c0};
 }
 

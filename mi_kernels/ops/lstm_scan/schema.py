@@ -14,7 +14,7 @@ With d_t the gradient of z_t, one sweep from the last step to the first:
 
     dh = g_h,t + W^T d_{t+1},   dc = g_c,t + f_{t+1} dc_{t+1} + dh o (1 - tanh^2 c_t)
     d_t = [dc g i (1 - i), dc c_{t-1} f (1 - f), dc i (1 - g^2), dh tanh(c_t) o (1 - o)]
-    dW = sum_t d_t h_{t-1}^T, one matmul over all steps at the end;   dbias = sum_t d_t
+    dW = sum_t d_t h_{t-1}^T, a matmul over many steps at a time;   dbias = sum_t d_t
 
 lstm_forward and lstm_backward take x [G, B, T, D] and the weight of the input, V [G, 4H, D], in place of the gates
 V x_t; the backward gives gradients of x, V, weight, bias, h0 and c0. What x holds beyond a row's length does not count.
