@@ -26,6 +26,7 @@ def inverse_temperature(value: float | Tensor) -> float | Tensor:
 
 
 def reduced(rows: Tensor, reduction: str) -> Tensor:
+    """Losses of rows as they are ("none"), their "mean" or their "sum"."""
     if reduction == "none":
         return rows
     return rows.mean() if reduction == "mean" else rows.sum()
@@ -46,6 +47,7 @@ def check_same_shape(name: str, a: Tensor, other: str, b: Tensor) -> None:
 def explicit_negatives(
     query: Tensor, positive_key: Tensor, negatives: Tensor, scale: float | Tensor, mode: str, backend: str | None
 ) -> Tensor:
+    """Losses of rows [*, B] against their positive and negatives given apart, [*, M, D] or, "paired", [*, B, M, D]."""
     wide = accumulate_dtype(query.dtype)
     factor = scale[..., None] if isinstance(scale, Tensor) and scale.dim() else scale
     positive = (query.to(wide) * positive_key.to(wide)).sum(-1) * factor

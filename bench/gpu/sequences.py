@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 
 import torch
@@ -12,12 +11,11 @@ import mi_kernels as mk
 from bench import attention as cpu_attention
 from bench import lstm as cpu_lstm
 from bench.attention import Attend, Pairs
+from mi_kernels.ops.cross_attention.cuda import MOST_FEATURES
 
 from . import exact
 from .problem import Problem
 from .problems import backends
-
-NARROW = 16  # the widest heads of the CUDA C++ kernels
 
 
 def _energy(*outputs: Tensor) -> Tensor:
@@ -54,8 +52,8 @@ def attention(
     )
     for name in [None, *backends(device)]:
         label = "mi_kernels" if name is None else f"mi_kernels {name}"
-        if name == "cuda" and size > NARROW:
-            problem.absent[label] = f"its heads have at most {NARROW} features"
+        if name == "cuda" and size > MOST_FEATURES:
+            problem.absent[label] = f"its heads have at most {MOST_FEATURES} features"
             continue
         problem.contenders[label] = partial(energy, partial(cpu_attention.ours, backend=name))
     problem.contenders["SDPA"] = partial(energy, cpu_attention.sdpa)
@@ -71,14 +69,11 @@ def lstm(device: torch.device, batch: int, steps: int, hidden: int) -> Problem:
     module = cpu_lstm.module_of(cell)
 
     def formula(*leaves: Tensor) -> Tensor:
-        wide = copy.deepcopy(cell).double()
-        with torch.no_grad():
-            state = dict(zip(dict(cell.named_parameters()), leaves[1:], strict=True))
-        run = partial(torch.func.functional_call, wide, state)
+        parameters = dict(zip(dict(cell.named_parameters()), leaves[1:], strict=True))
         h = c = leaves[0].new_zeros(batch, hidden)
         states = []
         for t in range(steps):
-            h, c = run((leaves[0][:, t], (h, c)))
+            h, c = torch.func.functional_call(cell, parameters, (leaves[0][:, t], (h, c)))
             states.append(h)
         return torch.stack(states, 1).square().mean()
 
