@@ -180,6 +180,7 @@ class Tiles {  // of one or two samples, one after the other
     const int64_t p = pair.p, q = pair.q, n = rows(p);
     T* slopes = pair.s;
     if (pair.direct) return add_differences(pair, w);
+    if (p == q) leave_out_own(pair, w);
     if (tiles_[p].gradient)
       for (int64_t b = 0; b < dblocks_; ++b)
         gemm(n, kBlock, kBlock, w.started, slopes, zp_.get() + (q * dblocks_ + b) * kBlock * kBlock,
@@ -263,6 +264,15 @@ class Tiles {  // of one or two samples, one after the other
   void pack_as_given(int64_t q, T* out) const {  // [D][kBlock], zeros beyond the rows
     if (rows(q) < kBlock) std::fill_n(out, D * kBlock, T(0));
     rows::transpose(rows(q), D, tiles_[q].at, D, nullptr, out, kBlock);
+  }
+
+  // A row has no slope along itself: s_i z_i - W_ii z_i would leave the rounding of a far row.
+  void leave_out_own(const Pair& pair, Work& w) const {
+    for (int64_t i = 0; i < rows(pair.p); ++i) {
+      T& own = pair.s[i * kBlock + i];
+      row_sum(pair, w)[i] -= own, col_sum(pair, w)[i] -= own;
+      own = T(0);
+    }
   }
 
   void add_differences(const Pair& pair, Work& w) const {

@@ -60,8 +60,10 @@ class CLUB(GaussianConditional):
 
 def _partners(shape: torch.Size, negatives: str, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """For every i of [*, B] the index of its negative; an independent draw in every group."""
-    where = generator.device if generator is not None else device
-    order = torch.rand(shape, device=where, generator=generator).argsort(-1).to(device)
+    if generator is None:  # torch.compile does not take generator=None beside a symbolic shape
+        order = torch.rand(shape, device=device).argsort(-1)
+    else:
+        order = torch.rand(shape, device=generator.device, generator=generator).argsort(-1).to(device)
     if negatives == "all":
         return order
     # order_k -> order_k+1 is a single random cycle: nobody is its own partner, and every other index is equally likely

@@ -62,7 +62,7 @@ def median_distance(*samples: Tensor) -> Tensor:
 
 def _bandwidths(given: Bandwidth, groups: torch.Size, like: Tensor) -> Tensor:
     """Bandwidths [G, K] from one (number, 0-d tensor or [*]) or a sequence of K."""
-    several = given if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+    several = given if isinstance(given, Sequence) and not isinstance(given, str | bytes) else (given,)
     if len(several) == 0:
         raise ValueError("bandwidth must hold at least one number, got an empty sequence")
     return torch.stack([_column(s, groups, like) for s in several], -1)
@@ -76,7 +76,8 @@ def _column(s: object, groups: torch.Size, like: Tensor) -> Tensor:
         limits = torch.finfo(like.dtype)
         if not limits.tiny <= s <= limits.max:  # type: ignore[operator]
             raise ValueError(f"bandwidth must be within the range of {like.dtype}, got {s}")
-        return like.new_full((groups.numel(),), s)  # type: ignore[call-overload, no-any-return]
+        value = s if isinstance(s, float | int | torch.SymFloat | torch.SymInt) else float(s)  # type: ignore[arg-type]
+        return like.new_full((groups.numel(),), value)  # type: ignore[arg-type]
     if s.is_complex() or s.dtype == torch.bool:
         raise TypeError(f"bandwidth must be {accepted}, got {described(s)}")
     if s.numel() != 1 and s.shape != groups:
@@ -185,7 +186,7 @@ def hsic(
     groups = x.shape[:-2]
     dtype = torch.promote_types(accumulate_dtype(x.dtype), accumulate_dtype(y.dtype))
     a, b = _flat(x, dtype), _flat(y, dtype)
-    pair = bandwidth if isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str) else (bandwidth, bandwidth)
+    pair = bandwidth if isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str | bytes) else (bandwidth, bandwidth)
     if len(pair) != 2:
         raise ValueError(f"bandwidth must be one for both or a pair, got {len(pair)} of them")
     sx, sy = (

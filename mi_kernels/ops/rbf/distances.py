@@ -86,6 +86,12 @@ def _any_near(a: Points, b: Points, norms: Tensor, distance: Tensor, own: Tensor
     return bool((near if own is None else near & ~own).any())
 
 
+def without_own(weight: Tensor, first: int) -> Tensor:
+    """Weights [*, rows, N] with 0 where a row meets itself, in place: rounding a far row would leave something there."""
+    weight.diagonal(first, -2, -1).zero_()
+    return weight
+
+
 def pull(weight: Tensor, a: Points, b: Points, direct: bool) -> Tensor:
     """sum_j weight_ij (a_i - b_j), [*, rows, D]; `direct` as `squared` said. A weight of 0 adds 0 whatever the distance."""
     if not direct:
@@ -132,10 +138,13 @@ class Apart(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs[:2])
         ctx.save_for_forward(*inputs[:2])
+        ctx.own = inputs[2]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
         a, b = ctx.saved_tensors
+        if ctx.own:
+            g = g.masked_fill(_own(g, 0), 0)
         return 2 * Pull.apply(g, a, b), 2 * Pull.apply(g.mT, b, a), None
 
     @staticmethod

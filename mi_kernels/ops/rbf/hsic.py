@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
-from .distances import Points, apart, points, pull, squared, units
+from .distances import Points, apart, points, pull, squared, units, without_own
 from .reference import of_bandwidth
 from .schema import NEED_BANDWIDTH, NEED_BANDWIDTH_Y, NEED_X, NEED_Y
 
@@ -63,7 +63,8 @@ class _Side:
     def add(self, part: slice, of_exponent: Tensor, own: Points, distance: Tensor, direct: bool) -> None:
         """Adds the gradients under dL/d(-gamma r^2) of these rows; the matrix is symmetric, so a row's is doubled."""
         self.dgamma -= (of_exponent * distance).sum((-2, -1))
-        self.gradient[:, part] += pull(-4 * self.gamma[:, None, None] * of_exponent, own, self.points, direct)
+        slope = without_own(-4 * self.gamma[:, None, None] * of_exponent, part.start)
+        self.gradient[:, part] += pull(slope, own, self.points, direct)
 
 
 def _parts(batch: int, rows: int) -> Iterator[slice]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
-from .distances import Points, apart, points, pull, squared, units
+from .distances import Points, apart, points, pull, squared, units, without_own
 from .schema import NEED_BANDWIDTH, NEED_X, NEED_Y
 
 
@@ -56,6 +56,8 @@ class _Totals:
                 kernel = e.add_(1)
                 self.dgamma[:, k] -= (kernel * distance).sum((-2, -1)) * (weight / kernels)
                 slope.addcmul_(g.expand_as(kernel), kernel, value=-2 * weight / kernels)
+            if same:
+                without_own(slope, first)
             da[:, part] += pull(slope, own, b, direct)
             db += pull(slope.mT, b, own, direct)
 

@@ -50,13 +50,19 @@ def distance_tile(b_dot, b_own_norm, b_oth_norm, o_own, o_oth, EPS: tl.constexpr
 
 
 @triton.jit
+def without_own(b_slope, o_own, o_oth):
+    """Slopes with 0 where a row meets itself: s_i z_i - W_ii z_i would leave the rounding of a far row."""
+    return tl.where(o_own[:, None] == o_oth[None, :], 0.0, b_slope)
+
+
+@triton.jit
 def any_near(b_dot, b_own_norm, b_oth_norm, o_own, o_oth):
     """1 if a pair of the tile is too near for inner products, else 0."""
-    b_norms = b_own_norm[:, None] + b_oth_norm[None, :]
-    b_d = b_norms - 2.0 * b_dot
-    m_near = (b_norms > _SAFE_NORMS) & (b_d < _NEAR * b_norms) & (o_own[:, None] != o_oth[None, :])
-    m_near = m_near | (b_norms > _LARGEST_NORMS) | (b_norms != b_norms)
-    return tl.max(tl.max(m_near.to(tl.int32), 1), 0)
+    b_own = tl.where(b_own_norm <= _LARGEST_NORMS, b_own_norm, float("nan"))
+    b_oth = tl.where(b_oth_norm <= _LARGEST_NORMS, b_oth_norm, float("nan"))
+    b_norms = b_own[:, None] + b_oth[None, :]
+    m_far = (b_norms <= _SAFE_NORMS) | (b_norms - 2.0 * b_dot >= _NEAR * b_norms) | (o_own[:, None] == o_oth[None, :])
+    return 1 - tl.min(tl.min(m_far.to(tl.int32), 1), 0)
 
 
 @triton.jit
@@ -118,6 +124,11 @@ def tiling(dtype: torch.dtype, D: int, interpreted: bool, gradient: bool) -> Til
 def constants(dtype: torch.dtype) -> dict[str, float | int]:
     """EPS and TERMS of a launch."""
     return {"EPS": 4 * torch.finfo(dtype).eps, "TERMS": 18 if dtype == torch.float64 else 10}
+
+
+def direct_rows(t: Tiling) -> int:
+    """Rows of a DIRECT program: half a marked tile, so that registers suffice."""
+    return t.BM // 2
 
 
 def marks(groups: int, rows: int, columns: int, t: Tiling, like: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from ..common.triton import device_guard, dot_tile, load_tile, load_vector, mma
 from .schema import NEED_BANDWIDTH, NEED_BANDWIDTH_Y, NEED_X, NEED_Y
 from .triton_common import (
     INTERPRETED, Tiling, about_mean, add_along_differences, any_near, check, chunks, constants, difference_tile,
-    distance_tile, expm1, marks, place, split, tiling,
+    direct_rows, distance_tile, expm1, marks, place, split, tiling, without_own,
 )  # fmt: skip
 
 SUMS = tl.constexpr(5)
@@ -80,7 +80,7 @@ def slopes(b_rx, b_ry, m, p_own_mean, p_mean, p_g, o_own, o_oth, n_own, n, TERMS
 def hsic_kernel(
     p_x, p_y, p_x_norm, p_y_norm, p_x_given, p_y_given, p_x_scale, p_y_scale, p_near, p_sums, n, DX, DY, n_splits,
     n_slots, EPS: tl.constexpr, TERMS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    DIRECT: tl.constexpr,
+    MARKED: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
     """Row sums of E, F, EF, EE and FF over a range of columns: [G, n_slots, SUMS, n], the last slot by DIRECT."""
     ACC: tl.constexpr = p_x_norm.dtype.element_ty
@@ -90,7 +90,7 @@ def hsic_kernel(
     p_y += i_g * n * DY
     p_x_norm += i_g * n
     p_y_norm += i_g * n
-    p_near += (i_g * tl.cdiv(n, BM) + i_own // BM) * tl.cdiv(n, BN)
+    p_near += (i_g * tl.cdiv(n, MARKED) + i_own // MARKED) * tl.cdiv(n, BN)
     b_e1 = tl.zeros([BM], dtype=tl.float64)
     b_f1 = tl.zeros([BM], dtype=tl.float64)
     b_ef = tl.zeros([BM], dtype=tl.float64)
@@ -138,7 +138,7 @@ def hsic_grad_kernel(
     p_slope_x, p_slope_y, p_sums, p_dx, p_dy,
     n, DX, DY, first, n_own, n_splits, n_slots,
     EPS: tl.constexpr, TERMS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
-    DIRECT: tl.constexpr,
+    MARKED: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
     """Rows first .. first + n_own against a range of columns. p_sums [G, n_slots, 4, n_own]: row sums of the slopes of x
     and of y, and what the rows add to the gradients of both bandwidths, the last slot by DIRECT; p_slope_x, p_slope_y
@@ -157,7 +157,7 @@ def hsic_grad_kernel(
     p_y_norm += i_g * n
     p_own_mean += i_g * 4 * n
     p_mean += i_g * 4 * n
-    p_near += (i_g * tl.cdiv(n_own, BM) + i_own // BM) * tl.cdiv(n, BN)
+    p_near += (i_g * tl.cdiv(n_own, MARKED) + i_own // MARKED) * tl.cdiv(n, BN)
     b_sx = tl.zeros([BM], dtype=ACC)
     b_sy = tl.zeros([BM], dtype=ACC)
     b_dwx = tl.zeros([BM], dtype=tl.float64)
@@ -194,8 +194,8 @@ def hsic_grad_kernel(
             b_ax, b_ay = slopes(b_rx, b_ry, m, p_own_mean, p_mean, p_g, o_own, o_oth, n_end, n, TERMS)
             b_dwx += tl.sum(b_ax * b_rx, 1).to(tl.float64)
             b_dwy += tl.sum(b_ay * b_ry, 1).to(tl.float64)
-            b_ax *= -2.0 * scale_x
-            b_ay *= -2.0 * scale_y
+            b_ax = without_own(b_ax * (-2.0 * scale_x), o_own, o_oth)
+            b_ay = without_own(b_ay * (-2.0 * scale_y), o_own, o_oth)
             b_sx += tl.sum(b_ax, 1)
             b_sy += tl.sum(b_ay, 1)
             o_slope = (i_g * n_own + o_chunk[:, None]) * n + o_oth[None, :]
@@ -225,9 +225,10 @@ def hsic_grad_kernel(
             tl.store(p_dy + o_row * DY + o_o[None, :], b_dy, mask=m_own[:, None] & (o_o < DY)[None, :])
 
 
-def _settings(t: Tiling, dtype: torch.dtype) -> dict:
-    settings = {"BM": t.BM, "BN": t.BN, "BK": t.BK, "num_warps": t.num_warps, "num_stages": t.num_stages}
-    return {**settings, **constants(dtype), "enable_fp_fusion": True}
+def _settings(t: Tiling, dtype: torch.dtype, direct: bool) -> dict:
+    BM = direct_rows(t) if direct else t.BM
+    settings = {"BM": BM, "BN": t.BN, "BK": t.BK, "num_warps": t.num_warps, "num_stages": t.num_stages}
+    return {**settings, **constants(dtype), "MARKED": t.BM, "DIRECT": direct, "enable_fp_fusion": True}
 
 
 class _Pair:
@@ -255,8 +256,9 @@ def forward(
     near = marks(p.G, p.B, p.B, t, x)
     with device_guard(x):
         for direct, ranges in ((False, splits), (True, 1)):
-            hsic_kernel[(p.G * ranges * triton.cdiv(p.B, t.BM),)](
-                *p.arguments, near, sums, p.B, p.DX, p.DY, ranges, splits + 1, DIRECT=direct, **_settings(t, p.dtype)
+            settings = _settings(t, p.dtype, direct)
+            hsic_kernel[(p.G * ranges * triton.cdiv(p.B, settings["BM"]),)](
+                *p.arguments, near, sums, p.B, p.DX, p.DY, ranges, splits + 1, **settings
             )
     found = sums.sum(1)
     return found[:, 2:].sum(-1), found[:, :2].contiguous()
@@ -313,10 +315,10 @@ def _chunk(
     sums, near = new(splits + 1, 4, count, dtype=torch.float64), marks(p.G, count, p.B, t, p.about[0])
 
     def launch(ranges: int, slopes: tuple, out: tuple, direct: bool) -> None:
-        hsic_grad_kernel[(p.G * ranges * triton.cdiv(count, t.BM),)](
-            *constant, near, *slopes, sums, *out, p.B, p.DX, p.DY, first, count, ranges, splits + 1,
-            BO=t.BO, DIRECT=direct, **_settings(t, p.dtype),
-        )  # fmt: skip
+        settings = _settings(t, p.dtype, direct)
+        hsic_grad_kernel[(p.G * ranges * triton.cdiv(count, settings["BM"]),)](
+            *constant, near, *slopes, sums, *out, p.B, p.DX, p.DY, first, count, ranges, splits + 1, BO=t.BO, **settings
+        )
 
     launch(splits, slopes, out if fused else (None, None), False)
     part = slice(first, first + count)

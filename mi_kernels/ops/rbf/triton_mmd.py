@@ -24,7 +24,7 @@ from ..common.triton import device_guard, dot_tile, load_tile, load_vector, mma
 from .schema import NEED_BANDWIDTH, NEED_X, NEED_Y
 from .triton_common import (
     INTERPRETED, Tiling, about_mean, add_along_differences, any_near, check, chunks, constants, difference_tile,
-    distance_tile, expm1, marks, place, split, tiling,
+    direct_rows, distance_tile, expm1, marks, place, split, tiling, without_own,
 )  # fmt: skip
 
 
@@ -57,12 +57,12 @@ def mmd_kernel(
     p_z, p_norm, p_given, p_width, p_scale, p_near, p_sums, p_dwidth, p_slope, p_slope_sum, p_dz,
     n, n_x, D, K, first, n_own, n_splits, n_slots, xx, xx_low, yy, yy_low, xy, xy_low,
     EPS: tl.constexpr, TERMS: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    BO: tl.constexpr, DIRECT: tl.constexpr,
+    BO: tl.constexpr, MARKED: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
     """Rows first .. first + n_own of z against a range of columns. p_sums [G, n_slots, 2, n_own]: sums of e over the
     columns of x and of y; p_dwidth [G, n_slots, n_own, KP]; p_slope [G, n_own, n] and its row sums, or p_dz [G, n, D].
     Without either, columns up to the own row are left out and the others count twice. DIRECT adds to p_dz, and writes
-    the last slot of the sums; the ranges of columns have a slot each before it."""
+    the last slot of the sums; the ranges of columns have a slot each before it. MARKED: rows of a tile that is marked."""
     ACC: tl.constexpr = p_norm.dtype.element_ty
     HALF: tl.constexpr = (p_slope is None) and (p_dz is None)
     WANT_WIDTH: tl.constexpr = p_dwidth is not None
@@ -75,7 +75,7 @@ def mmd_kernel(
     p_norm += i_g * n
     p_width += i_g * K
     scale = tl.load(p_scale + i_g)
-    p_near += (i_g * tl.cdiv(n_own, BM) + i_own // BM) * tl.cdiv(n, BN)
+    p_near += (i_g * tl.cdiv(n_own, MARKED) + i_own // MARKED) * tl.cdiv(n, BN)
     b_own_norm = load_vector(p_norm, o_own, n_end, 0.0)  # [BM]
     own_x = o_own < n_x
     b_zero = tl.zeros([BM], dtype=ACC)
@@ -130,6 +130,7 @@ def mmd_kernel(
             b_sum_y += tl.sum(tl.where(m_x, 0.0, b_e), 1).to(tl.float64)
             if not HALF:
                 b_slope = b_slope * b_weight * (-4.0 / K) * scale
+                b_slope = without_own(b_slope, o_own, o_oth)
                 b_slope_sum += tl.sum(b_slope, 1)
             if p_slope is not None:
                 p_tile = p_slope + (i_g * n_own + o_chunk[:, None]) * n + o_oth[None, :]
@@ -187,10 +188,11 @@ class _Sums:
         halves = [part for w in self.weights for part in _two_floats(w)]
 
         def launch(splits: int, slope: torch.Tensor | None, out: torch.Tensor | None, direct: bool) -> None:
-            mmd_kernel[(G * splits * triton.cdiv(rows, t.BM),)](
+            BM = direct_rows(t) if direct else t.BM
+            mmd_kernel[(G * splits * triton.cdiv(rows, BM),)](
                 self.z, self.norm, self.given, self.width, self.scale, near, sums, dwidth, slope, slope_sum, out,
                 n, self.n_x, D, K, first, rows, splits, sums.shape[1], *halves, KP=KP, **constants(self.z.dtype),
-                BM=t.BM, BN=t.BN, BK=t.BK, BO=t.BO, DIRECT=direct,
+                BM=BM, BN=t.BN, BK=t.BK, BO=t.BO, MARKED=t.BM, DIRECT=direct,
                 num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True,
             )  # fmt: skip
 
