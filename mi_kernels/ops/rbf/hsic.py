@@ -52,7 +52,8 @@ class _Side:
         self.scale, gamma = units(self.bandwidth[:, None])
         self.gamma = gamma[:, 0]
         (self.points,) = points(self.scale, t.to(dtype))
-        self.gradient, self.dgamma = torch.zeros_like(self.points.given), torch.zeros_like(self.gamma)
+        self.gradient = torch.zeros_like(self.points.given)
+        self.dgamma = torch.zeros_like(self.gamma, dtype=torch.float64)
 
     def tile(self, part: slice) -> tuple[Points, Tensor, Tensor, bool]:
         """These rows, their distances from all, e, and whether differences were taken."""
@@ -62,7 +63,7 @@ class _Side:
 
     def add(self, part: slice, of_exponent: Tensor, own: Points, distance: Tensor, direct: bool) -> None:
         """Adds the gradients under dL/d(-gamma r^2) of these rows; the matrix is symmetric, so a row's is doubled."""
-        self.dgamma -= (of_exponent * distance).sum((-2, -1))
+        self.dgamma -= (of_exponent * distance).sum((-2, -1), dtype=torch.float64)
         slope = without_own(-4 * self.gamma[:, None, None] * of_exponent, part.start)
         self.gradient[:, part] += pull(slope, own, self.points, direct)
 

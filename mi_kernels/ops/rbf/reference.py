@@ -38,7 +38,8 @@ class _Totals:
     def __init__(self, x: Points, y: Points, gamma: Tensor, rows: int | None):
         self.gamma, self.rows = gamma, rows
         self.value = gamma.new_zeros(gamma.shape[:1], dtype=torch.float64)
-        self.dx, self.dy, self.dgamma = (torch.zeros_like(t) for t in (x.given, y.given, gamma))
+        self.dx, self.dy = torch.zeros_like(x.given), torch.zeros_like(y.given)
+        self.dgamma = torch.zeros_like(gamma, dtype=torch.float64)
 
     def add(self, a: Points, b: Points, weight: float, da: Tensor, db: Tensor, same: bool) -> None:
         """Adds weight * sum of e over the pairs of a and b, and its gradients; `same`: b is a."""
@@ -54,7 +55,7 @@ class _Totals:
                 e = (-g * distance).expm1_()
                 self.value += e.sum((-2, -1), dtype=torch.float64) * (weight / kernels)
                 kernel = e.add_(1)
-                self.dgamma[:, k] -= (kernel * distance).sum((-2, -1)) * (weight / kernels)
+                self.dgamma[:, k] -= (kernel * distance).sum((-2, -1), dtype=torch.float64) * (weight / kernels)
                 slope.addcmul_(g.expand_as(kernel), kernel, value=-2 * weight / kernels)
             if same:
                 without_own(slope, first)
