@@ -1,7 +1,7 @@
 """Distances between distributions by a Gaussian kernel: squared MMD, MMD to a standard normal, and HSIC.
 
-The kernel is k(a, b) = exp(-|a - b|^2 / (2 s^2)) with bandwidth s. All three sum k - 1, because the ones cancel exactly:
-near their null the values stay accurate in fp32. No B x B tensor is stored.
+The kernel is k(a, b) = exp(-|a - b|^2 / (2 s^2)) with bandwidth s. All three sum k - 1, because the ones cancel: near
+their null the values stay accurate in fp32. No B x B tensor is stored.
 
 Distances come from inner products about the common mean, in units of the bandwidth. Where samples spread so far that
 products lose the distance between two near rows (an outlier, clusters far apart), tiles that hold such pairs take it
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -60,9 +61,13 @@ def median_distance(*samples: Tensor) -> Tensor:
     return median.median_distance(torch.cat([_subsample(t.detach().to(accumulate_dtype(t.dtype))) for t in samples], 1))
 
 
+def _is_sequence(bandwidth: Bandwidth) -> TypeGuard[Sequence[float | Tensor]]:
+    return isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str | bytes)
+
+
 def _bandwidths(given: Bandwidth, groups: torch.Size, like: Tensor) -> Tensor:
     """Bandwidths [G, K] from one (number, 0-d tensor or [*]) or a sequence of K."""
-    several = given if isinstance(given, Sequence) and not isinstance(given, str | bytes) else (given,)
+    several = given if _is_sequence(given) else (given,)
     if len(several) == 0:
         raise ValueError("bandwidth must hold at least one number, got an empty sequence")
     return torch.stack([_column(s, groups, like) for s in several], -1)
@@ -105,9 +110,9 @@ def mmd(
     rounding) or "unbiased" (may be negative; needs two rows of each).
 
     fp32 out (fp64 for fp64), summed as k - 1 in fp64. Differentiable twice in x, y and a tensor bandwidth; the
-    gradients are computed with the value. Cost forward and backward, with M = 2 B N D FLOP and B = N: 6M compiled, where
-    the symmetric sums are halved, 7M in plain torch, and several times that for tiles that need differences of rows;
-    O((B + N) D) memory. Raises ValueError or TypeError naming the argument.
+    gradients are computed with the value. Cost forward and backward, with M = 2 B N D FLOP and B = N: 6M compiled,
+    where the symmetric sums are halved, 7M in plain torch, and several times that for tiles that need differences of
+    rows; O((B + N) D) memory. Raises ValueError or TypeError naming the argument.
     """
     _check("x", x)
     _check("y", y, x)
@@ -186,7 +191,7 @@ def hsic(
     groups = x.shape[:-2]
     dtype = torch.promote_types(accumulate_dtype(x.dtype), accumulate_dtype(y.dtype))
     a, b = _flat(x, dtype), _flat(y, dtype)
-    pair = bandwidth if isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str | bytes) else (bandwidth, bandwidth)
+    pair = bandwidth if _is_sequence(bandwidth) else (bandwidth, bandwidth)
     if len(pair) != 2:
         raise ValueError(f"bandwidth must be one for both or a pair, got {len(pair)} of them")
     sx, sy = (

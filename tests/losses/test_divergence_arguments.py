@@ -24,11 +24,13 @@ BAD_SAMPLES = [
     torch.zeros(0, 3), torch.zeros(5, 0), torch.zeros(2, 5, 3, 7), torch.zeros(5, 3, device="meta"),
 ]  # fmt: skip
 BAD_BANDWIDTHS = [
-    0, 0.0, -1.0, float("nan"), float("inf"), 1e-60, 1e60, 1j, "1", True, b"1", {}, object(), [], [1.0, -1.0], ["1", "2"],
-    [1.0, None, 2.0], np.ones(3), torch.ones(3), torch.zeros(()), torch.tensor(-1.0), torch.tensor(float("nan")),
-    torch.tensor(1j), torch.tensor(True), torch.tensor(float("inf")),
+    0, 0.0, -1.0, float("nan"), float("inf"), 1e-60, 1e60, 1j, "1", True, b"1", {}, object(), [], [1.0, -1.0],
+    ["1", "2"], [1.0, None, 2.0], np.ones(3), torch.ones(3), torch.zeros(()), torch.tensor(-1.0),
+    torch.tensor(float("nan")), torch.tensor(1j), torch.tensor(True), torch.tensor(float("inf")),
 ]  # fmt: skip
-GOOD_BANDWIDTHS = [None, 1, 2.5, np.float32(1.5), np.float64(2), torch.tensor(2.0), torch.tensor(2), torch.ones(1).double()]
+GOOD_BANDWIDTHS = [
+    None, 1, 2.5, np.float32(1.5), np.float64(2), torch.tensor(2.0), torch.tensor(2), torch.ones(1).double(),
+]  # fmt: skip
 
 
 def choices(name: str) -> list[object]:

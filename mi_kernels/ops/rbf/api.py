@@ -69,7 +69,7 @@ def mmd(
     if transforms.active():
         run = partial(_grouped, lambda *t: _MMDFunction.apply(*t, *settings))
         return transforms.apply(_operator(run, partial(_mmd_formula, settings[:3])), *problem)[0]
-    if not torch.is_grad_enabled():  # needs_input_grad ignores no_grad: the function would compute gradients nobody uses
+    if not torch.is_grad_enabled():  # needs_input_grad ignores no_grad: apply would compute gradients nobody uses
         return _mmd_and_gradients(*problem, settings, 0)[0]
     return _MMDFunction.apply(*problem, *settings)
 
@@ -95,7 +95,8 @@ class _HSICFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        *problem, rows = ctx.saved_tensors
+        x, y, sx, sy, rows = ctx.saved_tensors
+        problem = (x, y, sx, sy)
         if torch.is_grad_enabled():
             return *differentiable_gradients(_hsic_formula, problem, ctx.needs_input_grad[:4], (g,)), None
         bits = (NEED_X, NEED_Y, NEED_BANDWIDTH, NEED_BANDWIDTH_Y)
@@ -103,7 +104,7 @@ class _HSICFunction(torch.autograd.Function):
         run = torch.ops.mi_kernels.rbf_hsic_grad if torch.compiler.is_compiling() else dispatch.hsic_backward
 
         def under(slope: Tensor) -> Gradients:
-            found = run(*problem, rows, slope.contiguous(), wanted, ctx.backend)
+            found = run(x, y, sx, sy, rows, slope.contiguous(), wanted, ctx.backend)
             return tuple(t if wanted & bit else None for t, bit in zip(found, bits, strict=True))
 
         return *(_under_batched(under, g, rows) if batched(g) else under(g)), None
@@ -116,7 +117,8 @@ def _under_batched(under: Callable[[Tensor], Gradients], g: Tensor, like: Tensor
         slope = like.new_zeros(like.shape[0], 3)
         slope[:, k] = 1
         found = scaled(under(slope), [g[:, k]] * 4)
-        total = [None if t is None else t + s for t, s in zip(found, total, strict=True)] if total else found
+        sums = zip(found, total or [None] * 4, strict=True)
+        total = [t if t is None or s is None else t + s for t, s in sums]
     return total
 
 

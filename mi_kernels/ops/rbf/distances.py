@@ -30,13 +30,15 @@ class Points(NamedTuple):
     norms: Tensor
 
     def rows(self, part: slice) -> Points:
-        return Points(*(t[..., part, :] for t in self[:2]), self.norms[..., part])
+        return Points(self.given[..., part, :], self.about[..., part, :], self.norms[..., part])
 
 
 def units(bandwidth: Tensor) -> tuple[Tensor, Tensor]:
-    """(1 / unit [*], gamma [*, K] of samples in that unit) of bandwidths [*, K]. The unit is a power of two between half
-    the smallest bandwidth and that, so that no digit is lost, and squares neither overflow nor vanish. 0, infinity and
-    NaN give NaN."""
+    """(1 / unit [*], gamma [*, K] of samples in that unit) of bandwidths [*, K].
+
+    The unit is the largest power of two up to the smallest bandwidth: no digit is lost, and squares neither overflow
+    nor vanish. Bandwidths of 0, infinity and NaN give NaN.
+    """
     smallest = bandwidth.detach().amin(-1)
     scale = 2 * smallest.frexp().mantissa / smallest
     return scale, 0.5 / (bandwidth * scale[..., None]).square()
@@ -87,13 +89,13 @@ def _any_near(a: Points, b: Points, norms: Tensor, distance: Tensor, own: Tensor
 
 
 def without_own(weight: Tensor, first: int) -> Tensor:
-    """Weights [*, rows, N] with 0 where a row meets itself, in place: rounding a far row would leave something there."""
+    """Weights [*, rows, N] with 0 where a row meets itself, in place: a far row would leave its rounding there."""
     weight.diagonal(first, -2, -1).zero_()
     return weight
 
 
 def pull(weight: Tensor, a: Points, b: Points, direct: bool) -> Tensor:
-    """sum_j weight_ij (a_i - b_j), [*, rows, D]; `direct` as `squared` said. A weight of 0 adds 0 whatever the distance."""
+    """sum_j weight_ij (a_i - b_j), [*, rows, D]; `direct` as `squared` said. A weight of 0 adds 0 at any distance."""
     if not direct:
         return weight.sum(-1, keepdim=True) * a.about - weight @ b.about
     out = torch.empty_like(a.given)
@@ -132,7 +134,8 @@ class Apart(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, own: bool) -> Tensor:
-        return squared(*about_mean(a, b), 0 if own else None)[0]
+        of_a, of_b = about_mean(a, b)
+        return squared(of_a, of_b, 0 if own else None)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

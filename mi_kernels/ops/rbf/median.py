@@ -68,7 +68,7 @@ class _Constant(torch.autograd.Function):
 
 
 def median_distance(rows: Tensor) -> Tensor:
-    """Median distance between distinct rows [G, n, D], [G]; 1 where it is 0. A constant: no gradient flows through it."""
+    """Median distance between distinct rows [G, n, D], [G]; 1 where it is 0. A constant: gradients stop here."""
     if torch.compiler.is_compiling():
         found: Tensor = torch.ops.mi_kernels.rbf_median(rows.detach())
     elif transforms.active():

@@ -1,13 +1,13 @@
 """Tile primitives and launch settings that the Gaussian kernel sums in Triton share.
 
 A program owns BM rows of the samples and walks over a range of columns, BN a step; all samples are fp32 or fp64, about
-their mean and in units of the smallest bandwidth. A tile of inner products becomes a tile of squared distances, and that
-e = expm1(-gamma r^2); none of them leaves the program, except where features are wider than BO: there slopes go to a
-buffer of CHUNK_BYTES, which a matmul reads.
+their mean and in units of the smallest bandwidth. A tile of inner products becomes a tile of squared distances, and
+that e = expm1(-gamma r^2); none of them leaves the program, except where features are wider than BO: there slopes go to
+a buffer of CHUNK_BYTES, which a matmul reads.
 
 Every kernel is launched twice. The first launch leaves out tiles that hold pairs too near for inner products
-(distances.py) and marks them; the second, DIRECT, computes these from differences of the rows as they were given. Nothing
-is read on the host, and where no tile is marked the second launch reads the marks and ends.
+(distances.py) and marks them; the second, DIRECT, computes these from differences of the rows as they were given.
+Nothing is read on the host, and where no tile is marked the second launch reads the marks and ends.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def difference_tile(p, scale, o_own, o_oth, n_own, n, D, ACC: tl.constexpr, BM: 
 
 @triton.jit
 def add_along_differences(b_slope, p, p_out, scale, o_own, o_oth, n_own, n, D):
-    """Adds sum_j slope_ij scale (own_i - oth_j) to the rows of p_out [n, D]; a slope of 0 adds 0 whatever the distance."""
+    """Adds sum_j slope_ij scale (own_i - oth_j) to the rows of p_out [n, D]; a slope of 0 adds 0 at any distance."""
     for d in range(0, D):
         o_row = o_own.to(tl.int64) * D
         b_own = load_vector(p + d, o_row, n_own.to(tl.int64) * D, 0.0)  # [BM]

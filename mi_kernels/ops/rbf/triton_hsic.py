@@ -21,8 +21,23 @@ from ..common.dtypes import accumulate_dtype
 from ..common.triton import device_guard, dot_tile, load_tile, load_vector, mma
 from .schema import NEED_BANDWIDTH, NEED_BANDWIDTH_Y, NEED_X, NEED_Y
 from .triton_common import (
-    INTERPRETED, Tiling, about_mean, add_along_differences, any_near, check, chunks, constants, difference_tile,
-    direct_rows, distance_tile, expm1, marks, place, split, tiling, without_own,
+    INTERPRETED,
+    Tiling,
+    about_mean,
+    add_along_differences,
+    any_near,
+    check,
+    chunks,
+    constants,
+    difference_tile,
+    direct_rows,
+    distance_tile,
+    expm1,
+    marks,
+    place,
+    split,
+    tiling,
+    without_own,
 )  # fmt: skip
 
 SUMS = tl.constexpr(5)
@@ -140,8 +155,8 @@ def hsic_grad_kernel(
     EPS: tl.constexpr, TERMS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
     MARKED: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
-    """Rows first .. first + n_own against a range of columns. p_sums [G, n_slots, 4, n_own]: row sums of the slopes of x
-    and of y, and what the rows add to the gradients of both bandwidths, the last slot by DIRECT; p_slope_x, p_slope_y
+    """Rows first .. first + n_own against a range of columns. p_sums [G, n_slots, 4, n_own]: row sums of the slopes of
+    x and of y, and what the rows add to the gradients of both bandwidths, the last slot by DIRECT; p_slope_x, p_slope_y
     [G, n_own, n], or p_dx, p_dy, to which DIRECT adds."""
     ACC: tl.constexpr = p_x_norm.dtype.element_ty
     i_g, i_split, i_own, begin, end = place(n_own, n_splits, n, BM, BN)
@@ -273,7 +288,7 @@ def backward(
     g: torch.Tensor,
     needs: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, y and both bandwidths under g [G, 3], empty where `needs` does not ask; row sums from `forward`."""
+    """Gradients of x, y and bandwidths under g [G, 3], empty where `needs` does not ask; row sums from `forward`."""
     check("rbf_hsic", INTERPRETED, x, y)
     p = _Pair(x, y, sx, sy)
     means = rows / p.B

@@ -1,8 +1,8 @@
 """Sums of a Gaussian kernel over pairs in Triton, with their gradients in the same pass (schema.py has the formulas).
 
 x and y are one sequence z of n = B + N rows; a pair's weight goes by the sides of its two rows. With r_ij^2 the squared
-distance in units of the smallest bandwidth, K kernels of precisions gamma_k there, and weights that count a pair in both
-orders,
+distance in units of the smallest bandwidth, K kernels of precisions gamma_k in that unit, and weights that count a pair
+in both orders,
 
     dz_i = s_i z_i - sum_j W_ij z_j,   W_ij = -4 weight_ij mean_k gamma_k exp(-gamma_k r_ij^2),   s_i = sum_j W_ij
 
@@ -23,8 +23,23 @@ from ..common.dtypes import accumulate_dtype
 from ..common.triton import device_guard, dot_tile, load_tile, load_vector, mma
 from .schema import NEED_BANDWIDTH, NEED_X, NEED_Y
 from .triton_common import (
-    INTERPRETED, Tiling, about_mean, add_along_differences, any_near, check, chunks, constants, difference_tile,
-    direct_rows, distance_tile, expm1, marks, place, split, tiling, without_own,
+    INTERPRETED,
+    Tiling,
+    about_mean,
+    add_along_differences,
+    any_near,
+    check,
+    chunks,
+    constants,
+    difference_tile,
+    direct_rows,
+    distance_tile,
+    expm1,
+    marks,
+    place,
+    split,
+    tiling,
+    without_own,
 )  # fmt: skip
 
 
@@ -35,12 +50,11 @@ def precision(s, scale):
 
 
 @triton.jit
-def kernels_of(b_r, b_weight, p_width, scale, K, o_kp, ACC: tl.constexpr, TERMS: tl.constexpr, KP: tl.constexpr,
+def kernels_of(b_r, b_weight, b_of_gamma, p_width, scale, K, o_kp, ACC: tl.constexpr, TERMS: tl.constexpr,
                WANT_WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
-    """Sums over the kernels of e and of gamma k: [BM, BN] each, and of weight k r^2 by kernel: [BM, KP]."""
+    """Sums over the kernels of e and of gamma k: [BM, BN] each; adds those of weight k r^2 to b_of_gamma [BM, KP]."""
     b_e = tl.zeros([BM, BN], dtype=ACC)
     b_slope = tl.zeros([BM, BN], dtype=ACC)
-    b_of_gamma = tl.zeros([BM, KP], dtype=tl.float64)
     for k in range(K):
         gamma = precision(tl.load(p_width + k), scale)
         b_k = expm1(-gamma * b_r, TERMS)
@@ -62,7 +76,7 @@ def mmd_kernel(
     """Rows first .. first + n_own of z against a range of columns. p_sums [G, n_slots, 2, n_own]: sums of e over the
     columns of x and of y; p_dwidth [G, n_slots, n_own, KP]; p_slope [G, n_own, n] and its row sums, or p_dz [G, n, D].
     Without either, columns up to the own row are left out and the others count twice. DIRECT adds to p_dz, and writes
-    the last slot of the sums; the ranges of columns have a slot each before it. MARKED: rows of a tile that is marked."""
+    the last slot of the sums; the ranges of columns have a slot each before it. MARKED: rows of a marked tile."""
     ACC: tl.constexpr = p_norm.dtype.element_ty
     HALF: tl.constexpr = (p_slope is None) and (p_dz is None)
     WANT_WIDTH: tl.constexpr = p_dwidth is not None
@@ -101,10 +115,9 @@ def mmd_kernel(
             if tl.load(p_near + i // BN) != 0:
                 b_r = difference_tile(p_given, scale, o_own, o_oth, n_end, n, D, ACC, BM, BN)
                 b_weight = tl.where(m_x, b_to_x[:, None], b_to_y[:, None]) * b_count
-                b_e, b_slope, b_more = kernels_of(
-                    b_r, b_weight, p_width, scale, K, o_kp, ACC, TERMS, KP, WANT_WIDTH, BM, BN
+                b_e, b_slope, b_of_gamma = kernels_of(
+                    b_r, b_weight, b_of_gamma, p_width, scale, K, o_kp, ACC, TERMS, WANT_WIDTH, BM, BN
                 )
-                b_of_gamma += b_more
                 b_e *= b_count
                 b_sum_x += tl.sum(tl.where(m_x, b_e, 0.0), 1).to(tl.float64)
                 b_sum_y += tl.sum(tl.where(m_x, 0.0, b_e), 1).to(tl.float64)
@@ -120,11 +133,9 @@ def mmd_kernel(
             b_r = tl.where(near != 0, 0.0, b_r)
             b_count = tl.where(near != 0, 0.0, b_count)
             b_weight = tl.where(m_x, b_to_x[:, None], b_to_y[:, None]) * b_count
-            b_e, b_slope, b_more = kernels_of(
-                b_r, b_weight, p_width, scale, K, o_kp, ACC, TERMS, KP, WANT_WIDTH, BM, BN
+            b_e, b_slope, b_of_gamma = kernels_of(
+                b_r, b_weight, b_of_gamma, p_width, scale, K, o_kp, ACC, TERMS, WANT_WIDTH, BM, BN
             )
-            if WANT_WIDTH:
-                b_of_gamma += b_more
             b_e *= b_count
             b_sum_x += tl.sum(tl.where(m_x, b_e, 0.0), 1).to(tl.float64)
             b_sum_y += tl.sum(tl.where(m_x, 0.0, b_e), 1).to(tl.float64)
@@ -188,12 +199,12 @@ class _Sums:
         halves = [part for w in self.weights for part in _two_floats(w)]
 
         def launch(splits: int, slope: torch.Tensor | None, out: torch.Tensor | None, direct: bool) -> None:
-            BM = direct_rows(t) if direct else t.BM
+            BM, warps = (direct_rows(t), t.num_warps // 2) if direct else (t.BM, t.num_warps)
             mmd_kernel[(G * splits * triton.cdiv(rows, BM),)](
                 self.z, self.norm, self.given, self.width, self.scale, near, sums, dwidth, slope, slope_sum, out,
                 n, self.n_x, D, K, first, rows, splits, sums.shape[1], *halves, KP=KP, **constants(self.z.dtype),
                 BM=BM, BN=t.BN, BK=t.BK, BO=t.BO, MARKED=t.BM, DIRECT=direct,
-                num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True,
+                num_warps=warps, num_stages=t.num_stages, enable_fp_fusion=True,
             )  # fmt: skip
 
         launch(splits, slope, dz if fused else None, False)

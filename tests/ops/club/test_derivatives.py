@@ -1,4 +1,4 @@
-"""First gradients under create_graph, torch.func and batches of slopes of the CLUB bound; the mean's remainder in fp64."""
+"""First gradients under create_graph, torch.func and batches of slopes of the CLUB bound; large means in fp64."""
 
 from __future__ import annotations
 

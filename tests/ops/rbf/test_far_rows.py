@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import mi_kernels as mk
-from mi_kernels.ops.rbf import distances, dispatch
+from mi_kernels.ops.rbf import dispatch, distances
 
 BACKENDS = ["reference", "chunked", "cpu"]
 
