@@ -23,6 +23,7 @@ from ..ops.dot_critic.schema import (
     ALL,
     COL_LSE,
     GRADIENTS,
+    NEED_ROW_BIAS,
     NEED_SCALE,
     NEED_X,
     NEED_Y,
@@ -138,18 +139,9 @@ def _members(classes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return column, position[column]
 
 
-def _block_stats(
-    x: Tensor, y: Tensor, scale: Tensor, ids: tuple[Tensor, Tensor] | None, columns: Columns, owner: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    pairs, shift, stats = columns.pairs(owner, ids is not None)
-    row_ids, col_ids = ids or (None, None)
-    problem = (x, y, scale, None, None, row_ids, col_ids, pairs, shift)
-    return torch.ops.mi_kernels.dot_critic_stats(*problem, stats, math.inf, columns.backend)
-
-
 class _Statistics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, scale, row_ids, col_ids, classes, columns: Columns):
+    def forward(ctx, x, y, scale, bias, row_ids, col_ids, classes, columns: Columns):
         wide = accumulate_dtype(x.dtype)
         rows, wide_scale = x.to(wide), scale.to(wide)
         row = rows.new_full(x.shape[:2] if columns.stats & ROW_LSE else (0,), -torch.inf)
@@ -163,8 +155,9 @@ class _Statistics(torch.autograd.Function):
             part = None
             if x.shape[1] and block.shape[1]:
                 block = block.to(wide)
-                both = (row_ids, ids[0]) if row_ids is not None else None
-                part = _block_stats(rows, block, wide_scale, both, columns, owner)
+                pairs, shift, stats = columns.pairs(owner, row_ids is not None)
+                problem = (rows, block, wide_scale, bias, None, row_ids, None if row_ids is None else ids[0])
+                part = torch.ops.mi_kernels.dot_critic_stats(*problem, pairs, shift, stats, math.inf, columns.backend)
                 if number:
                     column, position = _members(classes, ids[0][0])
                     sums.index_add_(0, position, block[0, column])
@@ -177,7 +170,7 @@ class _Statistics(torch.autograd.Function):
                 col = collected.here()[0]
                 collected.leave([col if part is None else torch.logaddexp(col, part[1])], owner)
         col = collected.here()[0] if columns.stats & COL_LSE else rows.new_empty(0)
-        ctx.save_for_backward(x, y, scale, row_ids, col_ids, classes, row, col)
+        ctx.save_for_backward(x, y, scale, bias, row_ids, col_ids, classes, row, col)
         ctx.columns = columns
         ctx.mark_non_differentiable(counts)
         return row, col, soft, sums, counts
@@ -186,12 +179,15 @@ class _Statistics(torch.autograd.Function):
     def backward(ctx, g_row, g_col, g_soft, g_sums, _):
         if torch.is_grad_enabled():
             raise RuntimeError("schedule='ring' has no second derivatives: use schedule='gather'")
-        x, y, scale, row_ids, col_ids, classes, row, col = ctx.saved_tensors
+        x, y, scale, bias, row_ids, col_ids, classes, row, col = ctx.saved_tensors
         columns: Columns = ctx.columns
         wide = accumulate_dtype(x.dtype)
         rows, wide_scale = x.to(wide), scale.to(wide)
         needs = NEED_X | NEED_Y | (NEED_SCALE if ctx.needs_input_grad[2] else 0)
-        dx, dscale = torch.zeros_like(rows), torch.zeros_like(wide_scale)
+        needs |= NEED_ROW_BIAS if ctx.needs_input_grad[3] else 0
+        # of x, scale and bias: what stays on this rank
+        at_home = {NEED_X: torch.zeros_like(rows), NEED_SCALE: torch.zeros_like(wide_scale)}
+        at_home[NEED_ROW_BIAS] = rows.new_zeros(x.shape[:2])
         g_row = g_row.contiguous() if columns.stats & ROW_LSE else None
         g_soft = g_soft.contiguous() if columns.stats & SOFTPLUS else None
         of_columns = [col, g_col.contiguous()] if columns.stats & COL_LSE else []
@@ -202,7 +198,7 @@ class _Statistics(torch.autograd.Function):
             dy = None
             if x.shape[1] and block.shape[1]:
                 pairs, shift, stats = columns.pairs(owner, row_ids is not None)
-                problem = (rows, block.to(wide), wide_scale, None, None)
+                problem = (rows, block.to(wide), wide_scale, bias, None)
                 ids = (row_ids, rest[-1]) if row_ids is not None else (None, None)
                 its_lse, its_g = (rest[0], rest[1]) if of_columns else (None, None)
                 known = (row if g_row is not None else None, its_lse, g_row, its_g, g_soft, None, bool(stats & SIGNED))
@@ -210,18 +206,19 @@ class _Statistics(torch.autograd.Function):
                     *problem, *ids, pairs, shift, *known, needs, columns.backend
                 )
                 gradients = dict(zip(GRADIENTS, found, strict=True))
-                dx += gradients[NEED_X]
                 dy = gradients[NEED_Y]
+                for need, sum_here in at_home.items():
+                    if needs & need:
+                        sum_here += gradients[need]
                 if classes is not None and classes.shape[0]:
                     column, position = _members(classes, rest[-1][0])
                     dy[0].index_add_(0, column, g_sums[position])
-                if needs & NEED_SCALE:
-                    dscale += gradients[NEED_SCALE]
             total = collected.here()[0]
             collected.leave([total if dy is None else total + dy], owner)
         home = collected.here()[0]
-        scale_gradient = dscale.to(scale.dtype) if needs & NEED_SCALE else None
-        return dx.to(x.dtype), home.to(y.dtype), scale_gradient, None, None, None, None
+        of_scale = at_home[NEED_SCALE].to(scale.dtype) if needs & NEED_SCALE else None
+        of_bias = at_home[NEED_ROW_BIAS] if needs & NEED_ROW_BIAS else None
+        return at_home[NEED_X].to(x.dtype), home.to(y.dtype), of_scale, of_bias, None, None, None, None
 
 
 def statistics(
@@ -230,6 +227,7 @@ def statistics(
     scale: float | Tensor,
     columns: Columns,
     *,
+    row_bias: Tensor | None = None,
     row_ids: Tensor | None = None,
     col_ids: Tensor | None = None,
     classes: Tensor | None = None,
@@ -237,10 +235,10 @@ def statistics(
     """Statistics of this rank's rows x [*, A, D] against the columns y [*, B, D] of all ranks.
 
     Row LSEs over the columns of all ranks, column LSEs over the rows of all ranks, row sums of softplus whose own pair
-    (i, i) has its sign turned: those of columns.stats. scale: a number, a 0-d tensor or [*]. row_ids [*, A] and col_ids
-    [*, B]: pairs of equal ids are left out, but for the own pair. classes [C], sorted, with col_ids that are labels:
-    the sum and the number of the columns of each class. Differentiable once in x, y and scale; gradients are the sum
-    over the ranks' losses. W - 1 transfers of B D numbers forward, 2 W - 1 backward; O((A + B) D) memory.
+    (i, i) has its sign turned: those of columns.stats. scale: a number, a 0-d tensor or [*]; row_bias [*, A]. row_ids
+    [*, A] and col_ids [*, B]: pairs of equal ids are left out, but for the own pair. classes [C], sorted, with col_ids
+    that are labels and no row_ids: the sum and the number of the columns of each class. Differentiable once in x, y,
+    scale and row_bias; gradients are the sum over the ranks' losses. W - 1 transfers of B D numbers forward, 2 W - 1 backward; O((A + B) D) memory.
     """
     wide = accumulate_dtype(x.dtype)
     groups = x.shape[:-2]
@@ -254,7 +252,8 @@ def statistics(
     integers = (
         None if t is None else flatten(t.long().expand(like.shape[:-1])) for t, like in ((row_ids, x), (col_ids, y))
     )
-    row, col, soft, sums, counts = _Statistics.apply(flatten(x), flatten(y), flat, *integers, classes, columns)
+    bias = None if row_bias is None else flatten(row_bias.to(wide)).contiguous()
+    row, col, soft, sums, counts = _Statistics.apply(flatten(x), flatten(y), flat, bias, *integers, classes, columns)
     return Found(
         row.reshape(x.shape[:-1]) if columns.stats & ROW_LSE else None,
         col.reshape(y.shape[:-1]) if columns.stats & COL_LSE else None,
