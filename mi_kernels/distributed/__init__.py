@@ -20,7 +20,8 @@ plain losses.
 """
 
 from .exchange import gather, rank_and_size
-from .losses import clip_loss, cross_entropy_rows, info_nce, nt_xent, nt_xent_scaled, siglip_loss, sup_con
+from .losses import clip_loss, cross_entropy_rows, info_nce, nt_xent, nt_xent_scaled, siglip_loss
+from .supcon import sup_con
 
 __all__ = [
     "clip_loss",

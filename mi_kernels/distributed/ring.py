@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..ops.common.dtypes import accumulate_dtype
 from ..ops.dot_critic.schema import (
     ALL,
     COL_LSE,
@@ -47,6 +46,7 @@ class Columns(NamedTuple):
     stats: int  # ROW_LSE | COL_LSE | SOFTPLUS
     off_diagonal: bool  # row i is column i of this rank: no row is scored against itself
     backend: str
+    dtype: torch.dtype  # in which columns travel: that of the caller's features, which loses nothing
 
     def pairs(self, owner: int, ids: bool) -> tuple[int, int, int]:
         """pairs, positive_shift and stats of the operators for the columns of a rank."""
@@ -142,21 +142,20 @@ def _members(classes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 class _Statistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, scale, bias, row_ids, col_ids, classes, columns: Columns):
-        wide = accumulate_dtype(x.dtype)
-        rows, wide_scale = x.to(wide), scale.to(wide)
-        row = rows.new_full(x.shape[:2] if columns.stats & ROW_LSE else (0,), -torch.inf)
-        soft = rows.new_zeros(x.shape[:2] if columns.stats & SOFTPLUS else (0,))
+        row = x.new_full(x.shape[:2] if columns.stats & ROW_LSE else (0,), -torch.inf)
+        soft = x.new_zeros(x.shape[:2] if columns.stats & SOFTPLUS else (0,))
         number = 0 if classes is None else classes.shape[0]
-        sums, counts = rows.new_zeros(number, x.shape[2]), rows.new_zeros(number)
+        sums, counts = x.new_zeros(number, x.shape[2]), x.new_zeros(number)
         neighbours = _Neighbours(columns)
-        start = [rows.new_full(y.shape[:2], -torch.inf)] if columns.stats & COL_LSE else []
+        start = [x.new_full(y.shape[:2], -torch.inf)] if columns.stats & COL_LSE else []
         collected = _Collected(neighbours, start)
-        for owner, (block, *ids) in neighbours.visits([y] if col_ids is None else [y, col_ids]):
+        sent = y.to(columns.dtype)
+        for owner, (block, *ids) in neighbours.visits([sent] if col_ids is None else [sent, col_ids]):
             part = None
             if x.shape[1] and block.shape[1]:
-                block = block.to(wide)
+                block = block.to(x.dtype)
                 pairs, shift, stats = columns.pairs(owner, row_ids is not None)
-                problem = (rows, block, wide_scale, bias, None, row_ids, None if row_ids is None else ids[0])
+                problem = (x, block, scale, bias, None, row_ids, None if row_ids is None else ids[0])
                 part = torch.ops.mi_kernels.dot_critic_stats(*problem, pairs, shift, stats, math.inf, columns.backend)
                 if number:
                     column, position = _members(classes, ids[0][0])
@@ -169,7 +168,7 @@ class _Statistics(torch.autograd.Function):
             if columns.stats & COL_LSE:
                 col = collected.here()[0]
                 collected.leave([col if part is None else torch.logaddexp(col, part[1])], owner)
-        col = collected.here()[0] if columns.stats & COL_LSE else rows.new_empty(0)
+        col = collected.here()[0] if columns.stats & COL_LSE else x.new_empty(0)
         ctx.save_for_backward(x, y, scale, bias, row_ids, col_ids, classes, row, col)
         ctx.columns = columns
         ctx.mark_non_differentiable(counts)
@@ -181,24 +180,22 @@ class _Statistics(torch.autograd.Function):
             raise RuntimeError("schedule='ring' has no second derivatives: use schedule='gather'")
         x, y, scale, bias, row_ids, col_ids, classes, row, col = ctx.saved_tensors
         columns: Columns = ctx.columns
-        wide = accumulate_dtype(x.dtype)
-        rows, wide_scale = x.to(wide), scale.to(wide)
         needs = NEED_X | NEED_Y | (NEED_SCALE if ctx.needs_input_grad[2] else 0)
         needs |= NEED_ROW_BIAS if ctx.needs_input_grad[3] else 0
         # of x, scale and bias: what stays on this rank
-        at_home = {NEED_X: torch.zeros_like(rows), NEED_SCALE: torch.zeros_like(wide_scale)}
-        at_home[NEED_ROW_BIAS] = rows.new_zeros(x.shape[:2])
+        at_home = {NEED_X: torch.zeros_like(x), NEED_SCALE: torch.zeros_like(scale)}
+        at_home[NEED_ROW_BIAS] = x.new_zeros(x.shape[:2])
         g_row = g_row.contiguous() if columns.stats & ROW_LSE else None
         g_soft = g_soft.contiguous() if columns.stats & SOFTPLUS else None
         of_columns = [col, g_col.contiguous()] if columns.stats & COL_LSE else []
         neighbours = _Neighbours(columns)
-        collected = _Collected(neighbours, [torch.zeros_like(y, dtype=wide)])
-        travelling = [y, *of_columns, *([] if col_ids is None else [col_ids])]
+        collected = _Collected(neighbours, [torch.zeros_like(y)])
+        travelling = [y.to(columns.dtype), *of_columns, *([] if col_ids is None else [col_ids])]
         for owner, (block, *rest) in neighbours.visits(travelling):
             dy = None
             if x.shape[1] and block.shape[1]:
                 pairs, shift, stats = columns.pairs(owner, row_ids is not None)
-                problem = (rows, block.to(wide), wide_scale, bias, None)
+                problem = (x, block.to(x.dtype), scale, bias, None)
                 ids = (row_ids, rest[-1]) if row_ids is not None else (None, None)
                 its_lse, its_g = (rest[0], rest[1]) if of_columns else (None, None)
                 known = (row if g_row is not None else None, its_lse, g_row, its_g, g_soft, None, bool(stats & SIGNED))
@@ -216,9 +213,9 @@ class _Statistics(torch.autograd.Function):
             total = collected.here()[0]
             collected.leave([total if dy is None else total + dy], owner)
         home = collected.here()[0]
-        of_scale = at_home[NEED_SCALE].to(scale.dtype) if needs & NEED_SCALE else None
+        of_scale = at_home[NEED_SCALE] if needs & NEED_SCALE else None
         of_bias = at_home[NEED_ROW_BIAS] if needs & NEED_ROW_BIAS else None
-        return at_home[NEED_X].to(x.dtype), home.to(y.dtype), of_scale, of_bias, None, None, None, None
+        return at_home[NEED_X], home, of_scale, of_bias, None, None, None, None
 
 
 def statistics(
@@ -232,27 +229,27 @@ def statistics(
     col_ids: Tensor | None = None,
     classes: Tensor | None = None,
 ) -> Found:
-    """Statistics of this rank's rows x [*, A, D] against the columns y [*, B, D] of all ranks.
+    """Statistics of this rank's rows x [*, A, D] against the columns y [*, B, D] of all ranks, both fp32 or fp64.
 
     Row LSEs over the columns of all ranks, column LSEs over the rows of all ranks, row sums of softplus whose own pair
     (i, i) has its sign turned: those of columns.stats. scale: a number, a 0-d tensor or [*]; row_bias [*, A]. row_ids
     [*, A] and col_ids [*, B]: pairs of equal ids are left out, but for the own pair. classes [C], sorted, with col_ids
     that are labels and no row_ids: the sum and the number of the columns of each class. Differentiable once in x, y,
-    scale and row_bias; gradients are the sum over the ranks' losses. W - 1 transfers of B D numbers forward, 2 W - 1 backward; O((A + B) D) memory.
+    scale and row_bias; gradients are the sum over the ranks' losses. W - 1 transfers of B D numbers forward, 2 W - 1
+    backward; O((A + B) D) memory.
     """
-    wide = accumulate_dtype(x.dtype)
     groups = x.shape[:-2]
     if not isinstance(scale, Tensor):
-        flat = torch.full((groups.numel(),), float(scale), dtype=wide, device=x.device)
+        flat = torch.full((groups.numel(),), float(scale), dtype=x.dtype, device=x.device)
     elif scale.numel() == 1 or scale.shape == groups:
-        flat = scale.to(x.device).reshape(-1).expand(groups.numel())
+        flat = scale.to(x.device, x.dtype).reshape(-1).expand(groups.numel())
     else:
         raise ValueError(f"scale must be one number or have shape {tuple(groups)}, got {tuple(scale.shape)}")
-    flatten = lambda t: t.reshape(groups.numel(), *t.shape[len(groups) :])  # noqa: E731
+    flatten = lambda t: t.reshape(groups.numel(), *t.shape[len(groups) :]).contiguous()  # noqa: E731
     integers = (
         None if t is None else flatten(t.long().expand(like.shape[:-1])) for t, like in ((row_ids, x), (col_ids, y))
     )
-    bias = None if row_bias is None else flatten(row_bias.to(wide)).contiguous()
+    bias = None if row_bias is None else flatten(row_bias.to(x.dtype))
     row, col, soft, sums, counts = _Statistics.apply(flatten(x), flatten(y), flat, bias, *integers, classes, columns)
     return Found(
         row.reshape(x.shape[:-1]) if columns.stats & ROW_LSE else None,

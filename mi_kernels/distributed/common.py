@@ -1,0 +1,50 @@
+"""What the distributed losses share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops.common.dtypes import accumulate_dtype
+from .exchange import Ranks, meet
+
+
+def met(features: Tensor, name: str, schedule: str, group: Any, dim: int = -2) -> Ranks:
+    """The rows of every rank, after the checks that need no exchange."""
+    if schedule not in ("gather", "ring"):
+        raise ValueError(f"schedule must be 'gather' or 'ring', got {schedule!r}")
+    if features.dim() < 2:
+        raise ValueError(f"{name} must have shape [*, batch, features], got {tuple(features.shape)}")
+    if not features.is_floating_point():
+        raise ValueError(f"{name} must be floating point, got {features.dtype}")
+    return meet(features, dim=dim, group=group, name=name)
+
+
+def check_same_dtype(name: str, a: Tensor, other: str, b: Tensor, schedule: str) -> None:
+    if schedule == "ring" and a.dtype != b.dtype:
+        raise ValueError(f"{name} and {other} must have one dtype, got {a.dtype} and {b.dtype}")
+
+
+def wide(*features: Tensor) -> list[Tensor]:
+    """Features in the accumulation type. A ring widens once, before all that uses them, so that gradients that cancel
+    are not rounded apart."""
+    return [t.to(accumulate_dtype(t.dtype)) for t in features]
+
+
+def idle(*gathered: Tensor) -> Tensor:
+    """0 for a rank without rows. It keeps the graph: this rank must take part in the collectives of the backward."""
+    return torch.stack([t.narrow(0, 0, 0).sum().to(accumulate_dtype(t.dtype)) for t in gathered]).sum()
+
+
+def pair_scores(x: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:
+    """scale <x_i, y_i>, [*, B]."""
+    dtype = accumulate_dtype(x.dtype)
+    factor = scale[..., None] if isinstance(scale, Tensor) and scale.dim() else scale
+    return (x.to(dtype) * y.to(dtype)).sum(-1) * factor
+
+
+def mean_over_ranks(rows: Tensor, ranks: Ranks) -> Tensor:
+    """The sum of losses [*, B], weighted so that its mean over the ranks is the mean over the rows of all ranks."""
+    return rows.sum() * (ranks.weight / max(1, rows.shape[:-1].numel()))
