@@ -181,7 +181,8 @@ def test_half_precision_is_not_floored():
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("classes", [2, 256])
-def test_no_scores_are_stored(name, classes):
+def test_no_scores_are_stored(name, classes, monkeypatch):
+    monkeypatch.setattr(base, "_BLOCK_BYTES", 8 * 512 * 8)
     embeddings, labels = draw(512, 4), torch.arange(512) % classes
     # 8 rows' worth of pairs at most, where 512 x 512 scores would be 262144.
     assert largest_saved(lambda: getattr(losses, name)()(embeddings, labels)) < 512 * 32
