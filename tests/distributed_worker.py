@@ -19,7 +19,8 @@ import torch.nn.functional as F
 import mi_kernels as mk
 from mi_kernels.compat import lightly, open_clip
 from mi_kernels.compat.pytorch_metric_learning import losses
-from mi_kernels.compat.pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+from mi_kernels.compat.pytorch_metric_learning.utils import distributed as of_losses
+from mi_kernels.compat.pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
 from tests.compat.originals import original
 
 ITEMS, WIDTH = 5, 4
@@ -100,9 +101,48 @@ def wrapped_losses(losses, wrapper, t: dict[str, torch.Tensor]) -> dict[str, tor
             if not efficient:
                 both = {"ref_emb": t["y"], "ref_labels": t["labels"].clone()}
                 found[f"wrapped {name} reference"] = wrap(t["x"], t["labels"], **both)
-        memory = wrapper(losses.CrossBatchMemory(getattr(losses, name)(0.2), WIDTH, 16))
+        # Two batches of all ranks fit: the original's memories differ from rank to rank once they wrap around.
+        memory = wrapper(losses.CrossBatchMemory(getattr(losses, name)(0.2), WIDTH, 24))
         found[f"wrapped {name} memory"] = memory(t["x"], t["labels"]) + memory(t["y"], t["labels"])
     return found
+
+
+def hard_pairs(emb, labels, ref_emb=None, ref_labels=None) -> tuple[torch.Tensor, ...]:
+    """A miner: positives that are not close and negatives that are not far."""
+    own = ref_emb is None
+    ref_emb, ref_labels = (emb, labels) if own else (ref_emb, ref_labels)
+    scores = F.normalize(emb.detach(), dim=1) @ F.normalize(ref_emb.detach(), dim=1).T
+    same = labels[:, None] == ref_labels
+    positive = same & (scores < 0.9)
+    if own:
+        positive.fill_diagonal_(False)
+    return *torch.where(positive), *torch.where(~same & (scores > -0.3))
+
+
+def mined_losses(t: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Losses over the pairs that a miner finds among the rows of all ranks."""
+    found = {}
+    both = {"ref_emb": t["y"], "ref_labels": t["labels"].clone()}
+    for efficient in (False, True):
+        miner = DistributedMinerWrapper(hard_pairs, efficient)
+        loss = DistributedLossWrapper(losses.NTXentLoss(0.2), efficient)
+        found[f"mined {efficient}"] = loss(t["x"], t["labels"], miner(t["x"], t["labels"]))
+        found[f"mined {efficient} without labels"] = loss(t["x"], None, miner(t["x"], t["labels"]))
+        found[f"mined {efficient} reference"] = loss(t["x"], t["labels"], miner(t["x"], t["labels"], **both), **both)
+    memory = DistributedLossWrapper(losses.CrossBatchMemory(losses.NTXentLoss(0.2), WIDTH, 24))
+    pairs = DistributedMinerWrapper(hard_pairs)(t["x"], t["labels"])
+    found["mined memory"] = memory(t["y"], t["labels"]) + memory(t["x"], t["labels"], pairs)
+    return found
+
+
+def kept_memory(t: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """What a memory that wraps around holds after three batches: two whole ones, one of marked rows."""
+    memory = losses.CrossBatchMemory(losses.SupConLoss(0.2), WIDTH, 16)
+    wrapped = DistributedLossWrapper(memory)
+    wrapped(t["x"], t["labels"])
+    wrapped(t["y"], t["labels"] + 10)
+    wrapped(t["x"], t["labels"] + 20, enqueue_mask=t["labels"] > 1)
+    return [memory.embedding_memory, memory.label_memory]
 
 
 def with_gradients(losses, t: dict[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
@@ -201,6 +241,12 @@ def two_ranks(rank: int) -> dict[str, object]:
     found |= with_gradients(wrapped_losses(losses, DistributedLossWrapper, t), t)
     bank = lightly.NTXentLoss(0.2, (world * ITEMS + 1, WIDTH), gather_distributed=True).double()
     bank(t["x"], t["y"])
+    for sizes in SHARDS[world]:
+        own = shard(everything(world), rank, sizes)
+        found |= {f"{name} {sizes}": value for name, value in with_gradients(mined_losses(own), own).items()}
+        found[f"memory {sizes}"] = kept_memory(own)
+        all_emb, all_labels, _ = of_losses.gather(own["x"], own["labels"])
+        found[f"gathered {sizes}"] = [all_emb.detach(), all_labels, of_losses.all_gather(own["x"])]
     found["bank"] = [bank.memory_bank.bank]
     found["second"] = second(t, "gather")
     found["second of a ring"] = message(second, t, "ring")

@@ -259,6 +259,91 @@ def test_wrapper_equals_one_process(ranks, name):
             torch.testing.assert_close(got, want[k], rtol=1e-9, atol=1e-11)
 
 
+def whole_reference(t):
+    return {"ref_emb": t["y"], "ref_labels": t["labels"]}
+
+
+@pytest.mark.parametrize("sizes", worker.SHARDS[WORLD], ids=str)
+@pytest.mark.parametrize("kind", ["", " without labels", " reference", " memory"])
+def test_mined_pairs_equal_one_process(ranks, kind, sizes):
+    """Miners count this rank's rows first; a memory holds the rows in the order of the ranks."""
+    t = whole()
+    loss = worker.losses.NTXentLoss(0.2)
+    both = whole_reference(t) if kind == " reference" else {}
+    pairs = worker.hard_pairs(t["x"], t["labels"], **both)
+    if kind == " memory":
+        memory = worker.losses.CrossBatchMemory(loss, worker.WIDTH, 24)
+        want = gradients(memory(t["y"], t["labels"]) + memory(t["x"], t["labels"], pairs), t)
+    else:
+        want = gradients(loss(t["x"], t["labels"], pairs, **both), t)
+    values = [rank[f"mined{kind if kind == ' memory' else ' False' + kind} {sizes}"] for rank in ranks]
+    for value in values:
+        torch.testing.assert_close(value[0], WORLD * want[0])
+    for k in (1, 2):
+        torch.testing.assert_close(torch.cat([v[k] for v in values]) / WORLD, want[k], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("sizes", worker.SHARDS[WORLD], ids=str)
+@pytest.mark.parametrize("kind", ["", " without labels", " reference"])
+def test_mined_pairs_of_this_ranks_anchors(ranks, kind, sizes):
+    t = whole()
+    first = 0
+    for rank, rows in zip(ranks, sizes, strict=True):
+        mine = torch.arange(first, first + rows)
+        order = torch.cat([mine, torch.arange(first), torch.arange(first + rows, sum(sizes))])
+        first += rows
+        ref, ref_labels = (t["y"] if kind == " reference" else t["x"])[order], t["labels"][order]
+        pairs = worker.hard_pairs(t["x"][mine], t["labels"][mine], ref, ref_labels)
+        keep = pairs[0] != pairs[1]  # the anchor itself, or its row of the reference, as the original has it
+        pairs = (pairs[0][keep], pairs[1][keep], *pairs[2:])
+        want = worker.losses.NTXentLoss(0.2)(t["x"][mine], None, pairs, ref)
+        torch.testing.assert_close(rank[f"mined True{kind} {sizes}"][0], WORLD * want)
+
+
+@pytest.mark.parametrize("sizes", worker.SHARDS[WORLD], ids=str)
+def test_every_rank_keeps_one_memory(ranks, sizes):
+    t = whole()
+    kept = t["labels"] > 1
+    rows = torch.cat([t["x"], t["y"], t["x"][kept]]).detach()
+    labels = torch.cat([t["labels"], t["labels"] + 10, t["labels"][kept] + 20])
+    memory, memory_labels = torch.zeros(16, worker.WIDTH, dtype=torch.float64), torch.zeros(16, dtype=torch.long)
+    for k, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        memory[k % 16], memory_labels[k % 16] = row, label
+    for rank in ranks:
+        assert torch.equal(rank[f"memory {sizes}"][0], memory)
+        assert torch.equal(rank[f"memory {sizes}"][1], memory_labels)
+
+
+def test_gathered_rows_have_the_own_ones_first(ranks):
+    t = whole()
+    for sizes in worker.SHARDS[WORLD]:
+        parts, labels = t["x"].detach().split(sizes), t["labels"].split(sizes)
+        for rank in range(WORLD):
+            rows, classes, others = ranks[rank][f"gathered {sizes}"]
+            assert torch.equal(rows, torch.cat([parts[rank], parts[1 - rank]])) and torch.equal(others, parts[1 - rank])
+            assert torch.equal(classes, torch.cat([labels[rank], labels[1 - rank]]))
+
+
+def test_utilities_without_a_process_group():
+    t, utilities = whole(), worker.of_losses
+    assert not utilities.is_distributed() and utilities.all_gather(t["x"]) is None
+    assert utilities.all_gather_embeddings_and_labels(t["x"], t["labels"]) == (None, None)
+    all_emb, all_labels, labels = utilities.gather(t["x"], t["labels"])
+    assert all_emb is t["x"] and torch.equal(all_labels, labels) and torch.equal(labels, t["labels"])
+    assert utilities.gather_emb_and_ref(t["x"], None, t["y"])[2] is t["y"]
+    assert utilities.gather_enqueue_mask(None, torch.device("cpu")) is None
+    want = worker.hard_pairs(t["x"], t["labels"])
+    for got in (
+        utilities.DistributedMinerWrapper(worker.hard_pairs)(t["x"], t["labels"]),
+        utilities.get_indices_tuple(t["labels"], t["labels"], t["x"], t["x"], worker.hard_pairs),
+    ):
+        assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+    with pytest.raises(TypeError, match="miner"):
+        utilities.DistributedMinerWrapper(None)
+    with pytest.raises(TypeError, match="loss"):
+        worker.DistributedLossWrapper(0.1)
+
+
 def test_wrapper_without_a_process_group_warns():
     t = whole()
     for efficient in (False, True):
