@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..ops.common.dtypes import accumulate_dtype
@@ -33,9 +32,10 @@ def wide(*features: Tensor) -> list[Tensor]:
     return [t.to(accumulate_dtype(t.dtype)) for t in features]
 
 
-def idle(*gathered: Tensor) -> Tensor:
-    """0 for a rank without rows. It keeps the graph: this rank must take part in the collectives of the backward."""
-    return torch.stack([t.narrow(0, 0, 0).sum().to(accumulate_dtype(t.dtype)) for t in gathered]).sum()
+def idle(*used: Any) -> Tensor:
+    """0 for a rank without rows. It keeps the graph of what a loss uses: this rank must take part in the collectives of
+    the backward, and its temperature needs a gradient as those of the other ranks."""
+    return sum(t.reshape(-1)[:0].sum().to(accumulate_dtype(t.dtype)) for t in used if isinstance(t, Tensor))  # type: ignore[return-value]
 
 
 def pair_scores(x: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:

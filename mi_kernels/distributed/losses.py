@@ -33,7 +33,7 @@ def cross_entropy_rows(
     """weight (default: 1 / B) times the sum over the rows [*, B, D] of -log softmax at column (i + positive_shift) mod
     N, averaged over the groups. 3N FLOP, O((B + N) D)."""
     if not rows.shape[-2]:
-        return idle(rows, columns)
+        return idle(rows, columns, scale, row_bias)
     prepared = api.prepare(
         rows,
         columns,
@@ -157,7 +157,7 @@ def siglip_loss(
         return mean_over_ranks(found.row_softplus, ranks)
     texts = gather_rows(text_features, ranks, dim=-2, group=group)
     if not image_features.shape[-2]:
-        return idle(image_features, texts)
+        return idle(image_features, texts, logit_scale, bias)
     prepared = api.prepare(image_features, texts, logit_scale, row_bias=bias, positive_shift=ranks.first)
     w = ranks.weight / image_features.shape[:-2].numel()
     return common.over_groups(api.loss(prepared, w_soft=w, soft_signed=True, backend=backend))

@@ -65,7 +65,7 @@ def sup_con(
                 backend=backend,
             )
         else:
-            rows, valid = idle(features, every), own
+            rows, valid = idle(features, every, scale), own
     number = valid.sum()
     dist.all_reduce(number, group=group)
     return temperature / base_temperature * rows.sum() * size / number.clamp(min=1)
