@@ -81,6 +81,7 @@ def info_nce(
         stats = ring.ROW_LSE | (ring.COL_LSE if symmetric else 0)
         columns = ring.Columns(ranks, group, stats, False, backend or "", dtype)
         found = ring.statistics(query, positive_key, scale, columns, row_ids=query_ids, col_ids=key_ids)
+        assert found.row_lse is not None
         lse = found.row_lse if found.col_lse is None else (found.row_lse + found.col_lse) / 2
         return mean_over_ranks(lse - pair_scores(query, positive_key, scale), ranks)
 
@@ -152,7 +153,8 @@ def siglip_loss(
     ranks = met(image_features, "image_features", schedule, group)
     if schedule == "ring" and len(ranks.sizes) > 1:
         columns = ring.Columns(ranks, group, ring.SOFTPLUS, False, backend or "", text_features.dtype)
-        found = ring.statistics(*wide(image_features, text_features), logit_scale, columns, row_bias=bias)
+        images, texts = wide(image_features, text_features)
+        found = ring.statistics(images, texts, logit_scale, columns, row_bias=bias)
         assert found.row_softplus is not None
         return mean_over_ranks(found.row_softplus, ranks)
     texts = gather_rows(text_features, ranks, dim=-2, group=group)

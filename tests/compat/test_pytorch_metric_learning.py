@@ -21,7 +21,7 @@ NAMES = ["NTXentLoss", "SupConLoss"]
 def path(request, monkeypatch):
     """Small batches store their scores; large ones, here all, do not, and lists of pairs go through in many blocks."""
     if request.param == "fused":
-        monkeypatch.setattr(losses, "_SMALL", 0)
+        monkeypatch.setattr(losses, "_SMALL", dict.fromkeys(NAMES, 0))
         monkeypatch.setattr(base, "_BLOCK_BYTES", 8 * 40)
 
 
@@ -98,7 +98,7 @@ def test_labels(name, oracle, ref, path):
 
 
 def test_many_positives_are_summed_in_blocks(monkeypatch):
-    monkeypatch.setattr(losses, "_SMALL", 0)
+    monkeypatch.setattr(losses, "_SMALL", dict.fromkeys(NAMES, 0))
     monkeypatch.setattr(base, "_BLOCK_BYTES", 8 * 40 * 7)
     embeddings, labels = draw(40, 4), torch.arange(40) % 2
     want = formula("NTXentLoss", embeddings, labels, 0.2)
@@ -210,7 +210,7 @@ def test_one_positive_of_each_row_among_the_references(name, extra, path):
 @pytest.mark.parametrize("name", NAMES)
 def test_twins_cost_no_pairs(name, monkeypatch):
     """Labels of two views take the kernel of nt_xent, whatever their order."""
-    monkeypatch.setattr(losses, "_SMALL", 0)
+    monkeypatch.setattr(losses, "_SMALL", dict.fromkeys(NAMES, 0))
     monkeypatch.setattr(large, "negatives_log_sum", None)
     for pattern in ("twins", "twins in any order"):
         embeddings, labels = draw(12, 4), PATTERNS[pattern]

@@ -15,7 +15,7 @@ from ...ops.common.dtypes import accumulate_dtype
 from . import original
 from .pairs import Pairs, all_pairs, as_pairs
 
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 2 << 20
 _INNER_PRODUCT = ("forward", "compute_mat", "normalize", "maybe_normalize")
 
 
@@ -95,7 +95,7 @@ class PairLoss(original.BaseMetricLossFunction):
     """Both losses: the inputs' checks, which path runs, and the reduction."""
 
     # the reducer whose result a loss can compute without the losses apart
-    own_reducer: type = original.MeanReducer
+    own_reducer: Any = original.MeanReducer
 
     def __init__(self, temperature: float, **kwargs: Any):
         super().__init__(**kwargs)
@@ -183,7 +183,9 @@ class PairLoss(original.BaseMetricLossFunction):
         shape = (embeddings.shape[0], ref_emb.shape[0])
         if not _is_inner_product(distance):
             if not any(True for _ in distance.parameters()):  # a distance that learns has a type of its own
-                embeddings, ref_emb = wide(embeddings), wide(ref_emb) if ref_emb is not embeddings else None
+                same = ref_emb is embeddings
+                embeddings = wide(embeddings)
+                ref_emb = embeddings if same else wide(ref_emb)
             matrix = wide(distance(embeddings, ref_emb))
             return Scores(None, (matrix if distance.is_inverted else -matrix) * scale, scale, shape)
         x = wide(embeddings)
@@ -199,7 +201,7 @@ class PairLoss(original.BaseMetricLossFunction):
         reducer: Any = self.reducer
         if type(reducer) is original.MultipleReducers and "loss" in reducer.reducers:
             reducer = reducer.reducers["loss"]
-        return (
+        return bool(
             type(reducer) is self.own_reducer
             and not reducer.collect_stats
             and not (reducer._forward_hooks or reducer._forward_pre_hooks)

@@ -34,8 +34,9 @@ def nt_xent_pairs(scores: Tensor, rest: Tensor, anchor: Tensor, positive: Tensor
 
 def weighted_log_sum(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """log_sum over listed pairs, which count as often as they are listed."""
-    counts = torch.zeros_like(scores)
-    counts.index_put_((rows, columns), counts.new_ones(()), accumulate=True)
+    place = rows * scores.shape[1] + columns
+    counts = scores.new_zeros(scores.numel())
+    counts = counts.scatter_add_(0, place, counts.new_ones(()).expand(place.shape)).view(scores.shape)
     return log_sum(scores + counts.clamp(min=1).log(), counts > 0)
 
 

@@ -37,8 +37,18 @@ from .support import SELF_SUPERVISED, check_support, refuse
 
 __all__ = ["CrossBatchMemory", "NTXentLoss", "SelfSupervisedLoss", "SupConLoss"]
 
-# Up to so many scores storing them is quicker than any kernel that does not.
-_SMALL = 1 << 16
+# Up to so many scores storing them is quicker than a kernel that does not.
+_SMALL = {"NTXentLoss": 1 << 12, "SupConLoss": 1 << 11}
+
+
+def _stored(scores: Scores, labels: Tensor, own: Tensor | None, loss: str) -> bool:
+    """Whether the loss is computed from stored scores: a distance's own, or few that are not those of two views, one
+    after the other, which have a kernel of their own."""
+    if scores.features is None:
+        return True
+    half = labels.shape[0] // 2
+    two_views = own is not None and torch.equal(labels[:half], labels[half:])
+    return scores.shape[0] * scores.shape[1] <= _SMALL[loss] and not two_views
 
 
 class NTXentLoss(PairLoss):
@@ -68,7 +78,7 @@ class NTXentLoss(PairLoss):
     def _labelled(
         self, scores: Scores, labels: Tensor, ref_labels: Tensor, own: Tensor | None
     ) -> dict[str, dict[str, Any]]:
-        if scores.features is None or scores.shape[0] * scores.shape[1] <= _SMALL:
+        if _stored(scores, labels, own, "NTXentLoss"):
             s = scores.rows(slice(None))
             positive, negative = dense.label_masks(labels, ref_labels, own)
             number = int(positive.sum())
@@ -79,6 +89,7 @@ class NTXentLoss(PairLoss):
                 return already_reduced(dense.nt_xent_sum(s, rest, positive) / number)
             pairs = torch.where(positive)
             return sub_loss(dense.nt_xent_pairs(s, rest, *pairs), pairs, "pos_pair")
+        assert scores.features is not None
         x, y = scores.features
         classes = large.Classes.of(labels, ref_labels, own)
         number = int(classes.positives.sum())
@@ -134,13 +145,14 @@ class SupConLoss(PairLoss):
     def _labelled(
         self, scores: Scores, labels: Tensor, ref_labels: Tensor, own: Tensor | None
     ) -> dict[str, dict[str, Any]]:
-        if scores.features is None or scores.shape[0] * scores.shape[1] <= _SMALL:
+        if _stored(scores, labels, own, "SupConLoss"):
             positive, negative = dense.label_masks(labels, ref_labels, own)
             positives, negatives = positive.sum(1), negative.sum(1)
             if not bool(positives.any()) or not bool(negatives.any()):
                 return self.zero_losses()
             losses = dense.sup_con_rows(scores.rows(slice(None)), positive, negative)
             return self._rows(losses, _counted(positives, negatives))
+        assert scores.features is not None
         x, y = scores.features
         classes = large.Classes.of(labels, ref_labels, own)
         if not bool((classes.positives > 0).any()) or not bool((classes.negatives > 0).any()):

@@ -72,7 +72,8 @@ def gather(emb: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None, T
     others, other_labels = all_gather_embeddings_and_labels(emb, labels)
     if others is None:
         return emb, labels, labels
-    return torch.cat([emb, others]), None if labels is None else torch.cat([labels, other_labels]), labels
+    all_labels = None if labels is None or other_labels is None else torch.cat([labels, other_labels])
+    return torch.cat([emb, others]), all_labels, labels
 
 
 def gather_emb_and_ref(
