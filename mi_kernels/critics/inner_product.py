@@ -13,7 +13,7 @@ from ..ops.common.dtypes import accumulate_dtype
 from ..ops.common.rows import unit_rows
 from ..ops.common.statistics import Statistics, check_pairing, check_request
 from ..ops.dot_critic import api as dot_critic
-from .base import Critic, check_activation, check_alike, check_positive, check_width
+from .base import Critic, check_activation, check_alike, check_hidden, check_positive, check_width
 from .layers import MLP
 
 
@@ -146,6 +146,7 @@ class SeparableCritic(InnerProductCritic):
     ):
         super().__init__()
         check_positive(x_dim=x_dim, y_dim=y_dim, embed_dim=embed_dim)
+        check_hidden(hidden_dims)
         check_activation(activation)
         self.x_dim, self.y_dim = x_dim, y_dim
         self.x_encoder = MLP([x_dim, *hidden_dims, embed_dim], activation)

@@ -12,9 +12,13 @@ from ..ops.common.rows import unit_rows, widened
 from ..ops.dot_critic import api
 
 
-def inverse_temperature(value: float | Tensor) -> float | Tensor:
-    """1 / temperature. A tensor on the CPU is checked; reading one on a GPU would stall the device."""
+def inverse_temperature(value: float | Tensor, groups: torch.Size | None = None) -> float | Tensor:
+    """1 / temperature: a number, one element, or one a group. Its values are checked on a CPU; a GPU would stall."""
     if isinstance(value, Tensor):
+        if groups is not None and value.numel() != 1 and value.shape != groups:
+            raise ValueError(
+                f"temperature must be a number, a 0-d tensor or have shape {tuple(groups)}, got {tuple(value.shape)}"
+            )
         positive_values("temperature", value)
         return value.reciprocal()
     check_number("temperature", value, positive=True)
@@ -38,6 +42,8 @@ def check_same_shape(name: str, a: Tensor, other: str, b: Tensor) -> None:
     check_samples(other, b)
     if a.shape != b.shape:
         raise ValueError(f"{name} {tuple(a.shape)} and {other} {tuple(b.shape)} must have one shape")
+    if a.dtype != b.dtype and not torch.is_autocast_enabled(a.device.type):
+        raise ValueError(f"{name} and {other} must have one dtype, got {a.dtype} and {b.dtype}")
 
 
 def explicit_negatives(
@@ -57,12 +63,18 @@ def explicit_negatives(
     check_tensor("negative_keys", negatives)
     if negatives.dtype not in FLOATS:
         raise ValueError(f"negative_keys must be float64, float32, bfloat16 or float16, got {negatives.dtype}")
+    if negatives.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+        raise ValueError(f"negative_keys must have the dtype of query, {query.dtype}, got {negatives.dtype}")
+    if negatives.device != query.device:
+        raise ValueError(f"negative_keys must be on the device of query, {query.device}, got {negatives.device}")
     prepared = unit_rows if normalize else widened
     query, positive_key, negatives = prepared(query), prepared(positive_key), prepared(negatives)
     factor = scale[..., None] if isinstance(scale, Tensor) and scale.dim() else scale
     positive = (query * positive_key).sum(-1) * factor
     if mode == "unpaired":
-        if negatives.dim() != query.dim():
+        if negatives.dim() != query.dim() or negatives.shape[:-2] + negatives.shape[-1:] != (
+            query.shape[:-2] + query.shape[-1:]
+        ):
             raise ValueError(f"negative_keys must have shape [*, M, D] when unpaired, got {tuple(negatives.shape)}")
         if not negatives.shape[-2]:
             return positive * 0  # a memory bank before its first batch: the positive is the only candidate
@@ -83,9 +95,12 @@ def bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
         return None
     dtype = accumulate_dtype(features.dtype)
     if isinstance(bias, Tensor):
+        if bias.is_complex() or bias.dtype == torch.bool:
+            raise ValueError(f"logit_bias must be real, got {bias.dtype}")
         rows = bias.to(features.device, dtype)
     else:  # filled on the device: a copy from the host would make a GPU wait
         check_number("logit_bias", bias)
+        bias = float(bias) if type(bias) is int else bias
         rows = torch.full((), bias, dtype=dtype, device=features.device)
     groups = features.shape[:-2]
     if rows.numel() != 1 and rows.shape != groups:

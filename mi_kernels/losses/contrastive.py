@@ -12,7 +12,7 @@ from ..ops.common.checks import check_choice, check_integer
 from ..ops.dot_critic import api
 from . import common
 
-PAIR = ("image_features", "text_features")
+PAIR = ("image_features", "text_features", "logit_scale", "row_ids", "col_ids")
 
 
 def info_nce(
@@ -46,7 +46,7 @@ def info_nce(
     check_choice("negative_mode", negative_mode, ("unpaired", "paired"))
     check_integer("memory_budget", memory_budget)
     common.check_same_shape("query", query, "positive_key", positive_key)
-    scale = common.inverse_temperature(temperature)
+    scale = common.inverse_temperature(temperature, query.shape[:-2])
     if negative_keys is not None:
         if symmetric or query_ids is not None or key_ids is not None:
             raise ValueError("negative_keys cannot be combined with symmetric, query_ids or key_ids")
@@ -65,7 +65,7 @@ def info_nce(
         col_ids=key_ids,
         positive_shift=0,
         pairs="all" if query_ids is None else "unequal_ids_or_positive",
-        names=("query", "positive_key"),
+        names=("query", "positive_key", "temperature", "query_ids", "key_ids"),
     )
     if reduction == "none":
         return api.row_losses(prepared, symmetric=symmetric, normalize=normalize, backend=backend)
@@ -147,4 +147,5 @@ def nt_xent(out0: Tensor, out1: Tensor, temperature: float | Tensor = 0.5, *, ba
     out0, out1 [*, B, D], two views of the same items; normalised here. Mean over the 2B anchors. Cost 3N with
     N = 8 B^2 D, O(B D) memory.
     """
-    return common.nt_xent_scaled(out0, out1, common.inverse_temperature(temperature), backend)
+    common.check_same_shape("out0", out0, "out1", out1)
+    return common.nt_xent_scaled(out0, out1, common.inverse_temperature(temperature, out0.shape[:-2]), backend)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops.common import transforms
+from ..ops.common.checks import FLOATS, check_choice, check_number, check_tensor
 from ..ops.common.rows import widened
 from ..ops.dot_critic import api
 from . import common
@@ -20,12 +21,19 @@ def check_views(features: Tensor, labels: Tensor | None, base_temperature: float
         raise ValueError(f"features must have shape [B, views, D], got {shape}")
     if 0 in features.shape:
         raise ValueError(f"features must not be empty, got shape {tuple(features.shape)}")
-    if contrast_mode not in ("all", "one"):
-        raise ValueError(f"contrast_mode must be 'all' or 'one', got {contrast_mode!r}")
-    if not base_temperature > 0:
-        raise ValueError(f"base_temperature must be positive, got {base_temperature}")
+    if features.dtype not in FLOATS:
+        raise ValueError(f"features must be float64, float32, bfloat16 or float16, got {features.dtype}")
+    check_choice("contrast_mode", contrast_mode, ("all", "one"))
+    check_number("base_temperature", base_temperature, positive=True)
     items = features.shape[0]
-    if labels is not None and labels.numel() != items:
+    if labels is None:
+        return items
+    check_tensor("labels", labels)
+    if labels.is_complex():
+        raise ValueError(f"labels must be real, got {labels.dtype}")
+    if labels.is_floating_point() and _readable(labels) and bool(labels.isnan().any()):
+        raise ValueError("labels must not be NaN: NaN equals no label, not even itself")
+    if labels.numel() != items:
         raise ValueError(f"labels must hold {items} entries, one an item, got shape {tuple(labels.shape)}")
     return items
 
@@ -48,12 +56,13 @@ def sup_con(
     enter through sums over classes.
     """
     items = check_views(features, labels, base_temperature, contrast_mode)
+    scale = common.inverse_temperature(temperature, torch.Size(()))
     features = features.flatten(2)
     views = features.shape[1]
     contrast = features.transpose(0, 1).flatten(0, 1)
     anchors = contrast if contrast_mode == "all" else contrast[:items]
     if labels is None and contrast_mode == "all" and views == 2:  # one positive an anchor: a loss of one node
-        loss = pair_mean(contrast, scale=common.inverse_temperature(temperature), backend=backend)
+        loss = pair_mean(contrast, scale=scale, backend=backend)
         return temperature / base_temperature * loss
     device = features.device
     classes = torch.arange(items, device=device) if labels is None else class_indices(labels.to(device))
@@ -62,7 +71,7 @@ def sup_con(
         contrast,
         classes.repeat(anchors.shape[0] // items),
         classes.repeat(views),
-        scale=common.inverse_temperature(temperature),
+        scale=scale,
         backend=backend,
     )
     return temperature / base_temperature * loss

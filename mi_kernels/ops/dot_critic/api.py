@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..common import transforms
-from ..common.checks import check_choice, check_number, check_samples, check_tensor
+from ..common.checks import backend_name, check_choice, check_number, check_samples, check_tensor
 from ..common.dtypes import accumulate_dtype
 from ..common.statistics import Statistics
 from . import autograd, dispatch  # noqa: F401  (dispatch registers the operators)
@@ -48,18 +48,21 @@ def _vector(name: str, t: Tensor, shape: tuple[int, ...], like: Tensor, ids: boo
     return (t.long() if ids else t.to(accumulate_dtype(like.dtype))).contiguous()
 
 
-def _scale(scale: Tensor | float, shape: torch.Size, like: Tensor) -> Tensor:
+def _scale(name: str, scale: Tensor | float, shape: torch.Size, like: Tensor) -> Tensor:
     """[G] in the accumulation type, from a number, a one-element tensor or [*]."""
     dtype = accumulate_dtype(like.dtype)
     if not isinstance(scale, Tensor):
-        check_number("scale", scale)
+        check_number(name, scale)
+        scale = float(scale) if type(scale) is int else scale  # a symbolic number stays one
         return torch.full((shape.numel(),), scale, dtype=dtype, device=like.device)
     if scale.is_complex():
-        raise ValueError(f"scale must be real, got {scale.dtype}")
+        raise ValueError(f"{name} must be real, got {scale.dtype}")
     if scale.device != like.device and scale.dim():
-        raise ValueError(f"scale is on {scale.device}, x is on {like.device}")
+        raise ValueError(f"{name} is on {scale.device}, x is on {like.device}")
     if scale.numel() != 1 and scale.shape != shape:
-        raise ValueError(f"scale must be a number, a 0-d tensor or have shape {tuple(shape)}, got {tuple(scale.shape)}")
+        raise ValueError(
+            f"{name} must be a number, a 0-d tensor or have shape {tuple(shape)}, got {tuple(scale.shape)}"
+        )
     return scale.reshape(-1).to(like.device, dtype).expand(shape.numel()).contiguous()
 
 
@@ -75,13 +78,13 @@ def prepare(
     pairs: str = "all",
     positive_shift: int = -1,
     tiles: torch.dtype | None = None,
-    names: tuple[str, str] = ("x", "y"),
+    names: tuple[str, ...] = ("x", "y", "scale", "row_ids", "col_ids"),
 ) -> Prepared:
     """Checks the inputs and brings them to the operators' form. Raises ValueError or TypeError naming the argument.
 
     `tiles`: the dtype in which products are taken, for x and y that were widened from it (`critics` and the supervised
-    losses widen their features once, so that all paths meet in fp32 before the gradient is rounded). `names` of x and
-    y in messages.
+    losses widen their features once, so that all paths meet in fp32 before the gradient is rounded). `names`: what the
+    caller calls x, y, scale, row_ids and col_ids, for messages.
     """
     check_samples(names[0], x)
     check_samples(names[1], y)
@@ -109,11 +112,11 @@ def prepare(
     problem = Problem(
         x,
         y,
-        _scale(scale, shape, x),
+        _scale(names[2], scale, shape, x),
         None if row_bias is None else _vector("row_bias", row_bias, rows, x),
         None if col_bias is None else _vector("col_bias", col_bias, columns, x),
-        None if row_ids is None else _vector("row_ids", row_ids, rows, x, ids=True),
-        None if col_ids is None else _vector("col_ids", col_ids, columns, x, ids=True),
+        None if row_ids is None else _vector(names[3], row_ids, rows, x, ids=True),
+        None if col_ids is None else _vector(names[4], col_ids, columns, x, ids=True),
         PAIRS[pairs],
         positive_shift,
     )
@@ -205,9 +208,9 @@ def statistics(
     )
     bits = sum(_STATS[name] for name in names)
     if clip is None:
-        found = _statistics(prepared, bits, backend or "")
+        found = _statistics(prepared, bits, backend_name(backend))
     else:
-        found = _clipped(prepared, bits, clip, backend or "")
+        found = _clipped(prepared, bits, clip, backend_name(backend))
     shaped = (t.reshape(*prepared.shape, t.shape[-1]) for t in found)
     named = dict(zip((*_STATS, "positive"), shaped, strict=False))
     return Statistics(**{name: t for name, t in named.items() if name in stats})
@@ -232,7 +235,7 @@ def loss(
     scores), N = 2 B N D FLOP; without, N.
     """
     weights = Weights(w_row, w_col, w_soft, w_pos, soft_signed)
-    settings = LossSettings(weights, normalize, memory_budget, backend or "", prepared.tiles)
+    settings = LossSettings(weights, normalize, memory_budget, backend_name(backend), prepared.tiles)
     if transforms.active():
         return _operator(
             prepared.problem,
@@ -250,7 +253,7 @@ def row_losses(
     """row_lse_i - S_i,pos(i) for every row, [*, B]; symmetric averages it with the positive column's. `normalize` as in
     `loss`. 4N FLOP, since the gradients need every row's slope first and form the scores again; 3N on a CPU where 16
     MiB hold the scores."""
-    settings = RowSettings(symmetric, normalize, backend or "")
+    settings = RowSettings(symmetric, normalize, backend_name(backend))
     if transforms.active():
         return _operator(
             prepared.problem,
