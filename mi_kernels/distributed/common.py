@@ -6,24 +6,28 @@ from typing import Any
 
 from torch import Tensor
 
+from ..losses import common
+from ..ops.common.checks import FLOATS, check_choice, check_tensor
 from ..ops.common.dtypes import accumulate_dtype
 from .exchange import Ranks, meet
 
 
 def met(features: Tensor, name: str, schedule: str, group: Any, dim: int = -2) -> Ranks:
     """The rows of every rank, after the checks that need no exchange."""
-    if schedule not in ("gather", "ring"):
-        raise ValueError(f"schedule must be 'gather' or 'ring', got {schedule!r}")
+    check_choice("schedule", schedule, ("gather", "ring"))
+    check_tensor(name, features)
     if features.dim() < 2:
         raise ValueError(f"{name} must have shape [*, batch, features], got {tuple(features.shape)}")
-    if not features.is_floating_point():
-        raise ValueError(f"{name} must be floating point, got {features.dtype}")
+    if features.dtype not in FLOATS:
+        raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {features.dtype}")
     return meet(features, dim=dim, group=group, name=name)
 
 
-def check_same_dtype(name: str, a: Tensor, other: str, b: Tensor, schedule: str) -> None:
-    if schedule == "ring" and a.dtype != b.dtype:
-        raise ValueError(f"{name} and {other} must have one dtype, got {a.dtype} and {b.dtype}")
+def check_pair(name: str, a: Tensor, other: str, b: Tensor) -> None:
+    """The checks of the plain losses; a rank may have no rows."""
+    if all(isinstance(t, Tensor) and t.dim() > 1 and t.shape[-2] == 0 for t in (a, b)):
+        a, b = (t.new_zeros(*t.shape[:-2], 1, t.shape[-1]) for t in (a, b))
+    common.check_same_shape(name, a, other, b)
 
 
 def wide(*features: Tensor) -> list[Tensor]:

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..losses import common
+from ..ops.common.checks import backend_name
 from ..ops.common.dtypes import accumulate_dtype
 from ..ops.dot_critic import api
 from . import ring
-from .common import check_same_dtype, idle, mean_over_ranks, met, pair_scores, wide
+from .common import check_pair, idle, mean_over_ranks, met, pair_scores, wide
 from .exchange import Ranks, gather_rows
 
 
@@ -66,11 +67,10 @@ def info_nce(
     Ids [*, B] mean the same on every rank. A rank's FLOP, N = 2 B^2 D: 3 N W, twice that symmetric; as a ring 4 N W
     both ways. Raises as mk.info_nce.
     """
-    common.check_same_shape("query", query, "positive_key", positive_key)
-    check_same_dtype("query", query, "positive_key", positive_key, schedule)
+    check_pair("query", query, "positive_key", positive_key)
     if query_ids is None and key_ids is not None:
         raise ValueError("key_ids was given without query_ids")
-    scale = common.inverse_temperature(temperature)
+    scale = common.inverse_temperature(temperature, query.shape[:-2])
     ranks = met(query, "query", schedule, group)
     key_ids = query_ids if key_ids is None else key_ids
     if schedule == "ring" and len(ranks.sizes) > 1:
@@ -79,7 +79,7 @@ def info_nce(
         if normalize:
             query, positive_key, dtype = F.normalize(query, dim=-1), F.normalize(positive_key, dim=-1), query.dtype
         stats = ring.ROW_LSE | (ring.COL_LSE if symmetric else 0)
-        columns = ring.Columns(ranks, group, stats, False, backend or "", dtype)
+        columns = ring.Columns(ranks, group, stats, False, backend_name(backend), dtype)
         found = ring.statistics(query, positive_key, scale, columns, row_ids=query_ids, col_ids=key_ids)
         assert found.row_lse is not None
         lse = found.row_lse if found.col_lse is None else (found.row_lse + found.col_lse) / 2
@@ -116,12 +116,13 @@ def clip_loss(
     backend: str | None = None,
 ) -> Tensor:
     """mk.clip_loss over the pairs of all ranks. 6 N W FLOP a rank and O(W B D) memory; as a ring 4 N W and O(B D)."""
-    common.check_same_shape("image_features", image_features, "text_features", text_features)
-    check_same_dtype("image_features", image_features, "text_features", text_features, schedule)
+    check_pair("image_features", image_features, "text_features", text_features)
     bias = common.bias_rows(logit_bias, image_features)
     ranks = met(image_features, "image_features", schedule, group)
     if schedule == "ring" and len(ranks.sizes) > 1:
-        columns = ring.Columns(ranks, group, ring.ROW_LSE | ring.COL_LSE, False, backend or "", text_features.dtype)
+        columns = ring.Columns(
+            ranks, group, ring.ROW_LSE | ring.COL_LSE, False, backend_name(backend), text_features.dtype
+        )
         image_features, text_features = wide(image_features, text_features)
         found = ring.statistics(image_features, text_features, logit_scale, columns)
         assert found.row_lse is not None and found.col_lse is not None
@@ -147,12 +148,11 @@ def siglip_loss(
 ) -> Tensor:
     """mk.siglip_loss of this rank's images against the texts of all ranks, over B. 3 N W FLOP and O(W B D) memory; as a
     ring 4 N W and O(B D)."""
-    common.check_same_shape("image_features", image_features, "text_features", text_features)
-    check_same_dtype("image_features", image_features, "text_features", text_features, schedule)
+    check_pair("image_features", image_features, "text_features", text_features)
     bias = common.bias_rows(logit_bias, image_features)
     ranks = met(image_features, "image_features", schedule, group)
     if schedule == "ring" and len(ranks.sizes) > 1:
-        columns = ring.Columns(ranks, group, ring.SOFTPLUS, False, backend or "", text_features.dtype)
+        columns = ring.Columns(ranks, group, ring.SOFTPLUS, False, backend_name(backend), text_features.dtype)
         images, texts = wide(image_features, text_features)
         found = ring.statistics(images, texts, logit_scale, columns, row_bias=bias)
         assert found.row_softplus is not None
@@ -190,15 +190,14 @@ def nt_xent_scaled(
     backend: str | None = None,
 ) -> Tensor:
     """nt_xent whose scale, 1 / temperature, may have either sign."""
-    common.check_same_shape("out0", out0, "out1", out1)
-    check_same_dtype("out0", out0, "out1", out1, schedule)
+    check_pair("out0", out0, "out1", out1)
     ranks = met(out0, "out0", schedule, group)
     if len(ranks.sizes) == 1:
         return common.nt_xent_scaled(out0, out1, scale, backend)
     if schedule == "ring":
         views = F.normalize(torch.cat(wide(out0, out1), dim=-2), dim=-1)
         both = Ranks(ranks.rank, tuple(2 * n for n in ranks.sizes))
-        columns = ring.Columns(both, group, ring.ROW_LSE, True, backend or "", views.dtype)
+        columns = ring.Columns(both, group, ring.ROW_LSE, True, backend_name(backend), views.dtype)
         found = ring.statistics(views, views, scale, columns)
         assert found.row_lse is not None
         items = out0.shape[-2]

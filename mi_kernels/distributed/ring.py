@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..ops.common.checks import check_number
 from ..ops.dot_critic.schema import (
     ALL,
     COL_LSE,
@@ -240,6 +241,7 @@ def statistics(
     """
     groups = x.shape[:-2]
     if not isinstance(scale, Tensor):
+        check_number("scale", scale)
         flat = torch.full((groups.numel(),), float(scale), dtype=x.dtype, device=x.device)
     elif scale.numel() == 1 or scale.shape == groups:
         flat = scale.to(x.device, x.dtype).reshape(-1).expand(groups.numel())

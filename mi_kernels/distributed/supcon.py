@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..losses import common, supcon
+from ..ops.common.checks import backend_name
 from . import ring
 from .common import idle, met, wide
 from .exchange import Ranks, gather_rows, rank_and_size
@@ -48,7 +49,7 @@ def sup_con(
     scale = common.inverse_temperature(temperature)
     if schedule == "ring":
         every_view = Ranks(ranks.rank, tuple(n * views for n in ranks.sizes))
-        columns = ring.Columns(every_view, group, ring.ROW_LSE, True, backend or "", features.dtype)
+        columns = ring.Columns(every_view, group, ring.ROW_LSE, True, backend_name(backend), features.dtype)
         rows, valid = _sup_con_ring(features, mine, anchored, scale, columns)
     else:
         every = gather_rows(features, ranks, group=group)

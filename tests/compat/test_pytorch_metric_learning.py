@@ -563,6 +563,7 @@ def test_bad_input_is_named():
         ((embeddings, LABELS, None, embeddings[:, :3], LABELS), "ref_emb"),
         ((embeddings.long(), LABELS), "embeddings"),
         ((embeddings, LABELS + 0j), "labels"),
+        ((embeddings, LABELS * torch.nan), "labels"),
         ((embeddings,), "labels"),
         ((embeddings, None, (LABELS, LABELS)), "indices_tuple"),
     ):

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ...losses import common
 from ...ops.common.dtypes import accumulate_dtype
@@ -34,10 +33,38 @@ def check_inputs(name: str, embeddings: Tensor, label_name: str, labels: Tensor 
         raise ValueError(f"{label_name} must have shape {tuple(embeddings.shape[:1])}, got {tuple(labels.shape)}")
     if labels.is_complex():
         raise ValueError(f"{label_name} must hold integers, got {labels.dtype}")
+    if labels.is_floating_point() and labels.device.type == "cpu" and bool(labels.isnan().any()):
+        raise ValueError(f"{label_name} must not be NaN: NaN equals no label, not even itself")
 
 
 def wide(t: Tensor) -> Tensor:
     return t.to(accumulate_dtype(t.dtype))
+
+
+class _Again(torch.autograd.Function):
+    """function(*tensors), computed again in the backward instead of kept. (torch.utils.checkpoint imports the compiler:
+    seconds and 150 MiB.)"""
+
+    @staticmethod
+    def forward(ctx, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*tensors)
+        return function(*tensors)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        twice = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Aliases: one saved tensor may have been made from another.
+            wanted = ctx.needs_input_grad[1:]
+            again = [
+                t.view_as(t) if twice else t.detach().requires_grad_(w)
+                for t, w in zip(ctx.saved_tensors, wanted, strict=True)
+            ]
+            value = ctx.function(*again)
+        inputs = [t for t, w in zip(again, wanted, strict=True) if w]
+        found = iter(torch.autograd.grad(value, inputs, g, create_graph=twice, allow_unused=True))
+        return None, *(next(found) if w else None for w in wanted)
 
 
 class Scores(NamedTuple):
@@ -48,33 +75,30 @@ class Scores(NamedTuple):
     scale: float | Tensor
     shape: tuple[int, int]
 
-    def rows(self, block: slice) -> Tensor:
+    def whole(self) -> Tensor:
         if self.features is None:
             assert self.matrix is not None
-            return self.matrix[block]
-        x, y = self.features
-        return x[block] @ y.mT * self.scale
+            return self.matrix
+        return self.features[0] @ self.features[1].mT * self.scale
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return (self.features or (self.matrix,))[0].dtype  # type: ignore[union-attr]
-
-    def blocks(self) -> list[slice]:
-        """Rows at a time whose scores may be stored: all of a matrix, which is stored already."""
+    def over_blocks(self, function: Callable[..., Tensor], *by_row: Tensor) -> Iterator[Tensor]:
+        """function(scores [b, N], first row, *by_row [b]) of blocks of b rows, which keep nothing for the backward but
+        their features where there are several. A matrix is one block: it is stored already."""
         rows, columns = self.shape
-        if self.features is None or not rows:
-            return [slice(0, rows)]
-        step = max(1, _BLOCK_BYTES // (self.dtype.itemsize * max(1, columns)))
-        return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
+        if self.features is not None:
+            x, y = self.features
+            step = max(1, _BLOCK_BYTES // (x.element_size() * max(1, columns)))
+            if step < rows:
+                scale = torch.as_tensor(self.scale, dtype=x.dtype, device=x.device)
+                parts = zip(*(t.split(step) for t in (x, *by_row)), strict=True)
+                for first, (part, *beside) in zip(range(0, rows, step), parts, strict=True):
 
-    def over_blocks(self, function: Callable[[slice], Tensor]) -> Iterator[Tensor]:
-        """function(block) of every block. Where there are several, the backward computes each again."""
-        blocks = self.blocks()
-        for block in blocks:
-            if len(blocks) == 1:
-                yield function(block)
-            else:
-                yield checkpoint(function, block, use_reentrant=False, preserve_rng_state=False)
+                    def block(part: Tensor, y: Tensor, scale: Tensor, *beside: Tensor, first: int = first) -> Tensor:
+                        return function(part @ y.mT * scale, first, *beside)
+
+                    yield _Again.apply(block, part, y, scale, *beside)
+                return
+        yield function(self.whole(), 0, *by_row)
 
 
 def _is_inner_product(distance: Any) -> bool:
@@ -238,11 +262,11 @@ class Lists(NamedTuple):
         order = torch.argsort(rows, stable=True)
         return cls(rows[order], columns[order], order)
 
-    def within(self, block: slice) -> tuple[Tensor, Tensor]:
-        """Rows, counted from the block's first, and columns."""
-        ends = torch.searchsorted(self.rows, self.rows.new_tensor([block.start, block.stop]))
+    def within(self, first: int, rows: int) -> tuple[Tensor, Tensor]:
+        """The pairs of a block of rows: rows, counted from the block's first, and columns."""
+        ends = torch.searchsorted(self.rows, self.rows.new_tensor([first, first + rows]))
         part = slice(*ends.tolist())
-        return self.rows[part] - block.start, self.columns[part]
+        return self.rows[part] - first, self.columns[part]
 
     def as_given(self, values: Tensor) -> Tensor:
         """Values of the pairs in their first order."""

@@ -66,9 +66,9 @@ class NTXentLoss(PairLoss):
     def _of_pairs(self, scores: Scores, pairs: Pairs) -> dict[str, dict[str, Any]]:
         positive, negative = Lists.of(*pairs[:2]), Lists.of(*pairs[2:])
 
-        def block(rows: slice) -> Tensor:
-            s = scores.rows(rows)
-            return dense.nt_xent_pairs(s, dense.weighted_log_sum(s, *negative.within(rows)), *positive.within(rows))
+        def block(s: Tensor, first: int) -> Tensor:
+            rest = dense.weighted_log_sum(s, *negative.within(first, s.shape[0]))
+            return dense.nt_xent_pairs(s, rest, *positive.within(first, s.shape[0]))
 
         losses = positive.as_given(torch.cat(list(scores.over_blocks(block))))
         if self._reduces_itself():
@@ -79,7 +79,7 @@ class NTXentLoss(PairLoss):
         self, scores: Scores, labels: Tensor, ref_labels: Tensor, own: Tensor | None
     ) -> dict[str, dict[str, Any]]:
         if _stored(scores, labels, own, "NTXentLoss"):
-            s = scores.rows(slice(None))
+            s = scores.whole()
             positive, negative = dense.label_masks(labels, ref_labels, own)
             number = int(positive.sum())
             if not number or not bool(negative.any()):
@@ -111,12 +111,12 @@ class NTXentLoss(PairLoss):
 def _blocked_sum(scores: Scores, rest: Tensor, classes: large.Classes) -> Tensor:
     """Sum of log(1 + exp(rest_a - S_ap)) over the positive pairs, in row blocks."""
 
-    def block(rows: slice) -> Tensor:
+    def block(s: Tensor, first: int, rest: Tensor) -> Tensor:
+        rows = slice(first, first + s.shape[0])
         own = None if classes.own is None else classes.own[rows]
-        positive = dense.label_masks(classes.row[rows], classes.column, own)[0]
-        return dense.nt_xent_sum(scores.rows(rows), rest[rows], positive)
+        return dense.nt_xent_sum(s, rest, dense.label_masks(classes.row[rows], classes.column, own)[0])
 
-    return torch.stack(list(scores.over_blocks(block))).sum()
+    return torch.stack(list(scores.over_blocks(block, rest))).sum()
 
 
 class SupConLoss(PairLoss):
@@ -132,9 +132,8 @@ class SupConLoss(PairLoss):
     def _of_pairs(self, scores: Scores, pairs: Pairs) -> dict[str, dict[str, Any]]:
         positive, negative = Lists.of(*pairs[:2]), Lists.of(*pairs[2:])
 
-        def block(rows: slice) -> Tensor:
-            s = scores.rows(rows)
-            p, n = dense.listed_mask(s, *positive.within(rows)), dense.listed_mask(s, *negative.within(rows))
+        def block(s: Tensor, first: int) -> Tensor:
+            p, n = (dense.listed_mask(s, *pairs.within(first, s.shape[0])) for pairs in (positive, negative))
             if bool((p & n).any()):
                 raise ValueError("indices_tuple must not name a pair as positive and as negative")
             return torch.stack([dense.sup_con_rows(s, p, n), _counted(p.sum(1), n.sum(1)).to(s.dtype)])
@@ -150,7 +149,7 @@ class SupConLoss(PairLoss):
             positives, negatives = positive.sum(1), negative.sum(1)
             if not bool(positives.any()) or not bool(negatives.any()):
                 return self.zero_losses()
-            losses = dense.sup_con_rows(scores.rows(slice(None)), positive, negative)
+            losses = dense.sup_con_rows(scores.whole(), positive, negative)
             return self._rows(losses, _counted(positives, negatives))
         assert scores.features is not None
         x, y = scores.features
