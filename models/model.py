@@ -41,8 +41,8 @@ class Phase(NamedTuple):
     steps: per batch.
     fixed: computes, once per batch and without gradient, what the phase holds fixed (features of frozen encoders).
     fresh: every step draws a batch of its own from the training rows, instead of the one that is at hand.
-    usable: the rows that the loss can use, by default those that have every modality. A batch with fewer than two of them
-        is skipped.
+    usable: the rows that the loss can use, by default those that have every modality. A batch with fewer than two of
+        them is skipped.
     """
 
     name: str
@@ -83,8 +83,8 @@ def needs_classes(name: str, target: Target) -> None:
     """Raises ValueError unless the data has class labels."""
     if not target.is_classes:
         raise ValueError(
-            f"{name} needs class labels, the data has a target of {target.kind!r}; data.threshold makes two classes of a "
-            "regression target"
+            f"{name} needs class labels, the data has a target of {target.kind!r}; data.threshold makes two classes "
+            "of a regression target"
         )
 
 

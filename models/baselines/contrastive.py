@@ -24,8 +24,8 @@ from models.model import Loss, Model, Phase, needs_classes
 
 @dataclass(frozen=True)
 class Settings:
-    """temperature: of all losses. head_layers: hidden layers - 1 of the heads. projection: their width, 0 for as wide as
-    the encoders."""
+    """temperature: of all losses. head_layers: hidden layers - 1 of the heads. projection: their width, 0 for the
+    encoders'."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     temperature: float = 0.1

@@ -43,7 +43,7 @@ class Supervised(Model):
     """``inlet`` prepares the inputs of ``net``, whose head speaks for the model.
 
     Terms: "cross_entropy" in nats, or "l1" / "mse" of the target in units of its deviation over the training rows; the
-    head predicts that standardised target, ``predict`` the target itself. Rows without a label are left out of the loss.
+    head predicts that standardised target, ``predict`` the target itself. The loss leaves out rows without a label.
     """
 
     headline = "head"

@@ -118,9 +118,7 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _dropped(
-    batch: Batch, config: CorruptionConfig, seed: int, epoch: int, keep_one: bool
-) -> Mapping[str, Tensor]:
+def _dropped(batch: Batch, config: CorruptionConfig, seed: int, epoch: int, keep_one: bool) -> Mapping[str, Tensor]:
     here, gone = [], []
     for index, (name, x) in enumerate(batch.inputs.items()):
         here.append(x.mask().cpu())
@@ -157,7 +155,7 @@ def _fewer_frames(x: Inputs, rate: float, draw: _Draws) -> Inputs:
     inside = torch.arange(steps, device=lengths.device) < lengths[:, None]
     kept = inside & (draw.uniform("frames", steps).to(lengths.device) >= rate)
     kept[:, 0] |= inside[:, 0] & ~kept.any(1)
-    order = (~kept).to(torch.uint8).argsort(1, stable=True)  # kept frames first, in their order
+    order = (~kept).to(torch.uint8).argsort(stable=True, dim=1)  # kept frames first, in their order
     index = order.reshape(*order.shape, *[1] * (x.values.dim() - 2)).expand_as(x.values)
     left = kept.sum(1)
     moved = Inputs(x.values.gather(1, index), left, x.present)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -10,129 +9,116 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
-from models.data import PairedData
-from models.encoders import segment_statistics
-from models.factorcl import _FactorCL
-from models.runs import Model
+from models.batch import Inputs, Target
+from models.data.dataset import Dataset, Modality
+from models.evaluation.metrics import better, primary, score
+from models.layers.encoders import segment_statistics
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+RIDGES = (1.0, 10.0, 100.0, 1000.0)
 Parts = dict[str, np.ndarray]
 
 
-@torch.no_grad()
-def representations(model: Model, data: PairedData, batch_size: int = 256) -> Parts:
-    """Representations [N, *] of every row: "encoder", and for FactorCL "full", "S", "U1", "U2" as well."""
-    model.eval()
-    chunks: dict[str, list[torch.Tensor]] = {}
-    for rows in torch.arange(len(data)).split(batch_size):
-        batch = data.batch(rows)
-        parts = {"encoder": torch.cat(model.encode(batch.x1, batch.x2), 1)}
-        if isinstance(model, _FactorCL):
-            s1, u1, s2, u2 = model.factors(batch.x1, batch.x2)
-            parts |= {"full": torch.cat([s1, u1, s2, u2], 1), "S": torch.cat([s1, s2], 1), "U1": u1, "U2": u2}
-        for name, value in parts.items():
-            chunks.setdefault(name, []).append(value)
-    return {name: torch.cat(values).numpy() for name, values in chunks.items()}
+class Probe:
+    """Logistic regression (classes) or ridge regression on standardised features, fitted on labelled training rows.
 
-
-def input_features(data: PairedData, segments: int = 4) -> Parts:
-    """What a linear model sees without an encoder, [N, *]: "x1", "x2" and both as "input".
-
-    Vectors as they are; of sequences the mean and deviation of each of ``segments`` equal parts.
+    Its strength is the first of the best on the validation rows; ``valid`` is the primary metric there.
     """
-    parts: Parts = {}
-    for name, modality in (("x1", data.first), ("x2", data.second)):
-        chunks = []
-        for rows in torch.arange(len(data)).split(256):
-            values, lengths = modality.take(rows)
-            chunks.append(values if lengths is None else segment_statistics(values, lengths, segments))
-        parts[name] = torch.cat(chunks).numpy()
+
+    def __init__(
+        self, features: np.ndarray, data: Dataset, strengths: Iterable[float] | None = None, max_iter: int = 300
+    ):
+        self.target = data.target
+        if data.labels is None:
+            raise ValueError(f"data {data.name!r} has no labels to fit a probe on")
+        labels = data.labels
+        train, valid = data.labelled_rows("train"), data.labelled_rows("valid")
+        metric, best = primary(data.target), None
+        if len(labels[train].unique()) < 2:
+            raise ValueError(f"data {data.name!r} has one class only in its train rows")
+        for strength in strengths or (STRENGTHS if data.target.is_classes else RIDGES):
+            model = _linear(data.target, strength, max_iter)
+            # These products are small: a second BLAS thread, waiting beside torch's, made them fifty times slower.
+            with warnings.catch_warnings(), threadpool_limits(1):
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                model.fit(features[train.numpy()], labels[train].numpy())
+            value = score(_predicted(model, features[valid.numpy()], data.target), labels[valid], data.target)[metric]
+            if best is None or better(metric, value, best[0]):
+                best = value, strength, model
+        if best is None:
+            raise ValueError("strengths must hold at least one value")
+        self.valid, self.strength, self.model = best
+
+    def predict(self, features: np.ndarray) -> Tensor:
+        """Scores [N, C] of classes, or values [N, K]."""
+        return _predicted(self.model, features, self.target)
+
+    def result(self, features: np.ndarray, labels: Tensor) -> dict[str, Any]:
+        found = score(self.predict(features), labels, self.target)
+        return {"test": found, "valid": self.valid, "strength": self.strength}
+
+
+def _linear(target: Target, strength: float, max_iter: int) -> Any:
+    model = LogisticRegression(C=strength, max_iter=max_iter) if target.is_classes else Ridge(alpha=strength)
+    return make_pipeline(StandardScaler(), model)
+
+
+def _predicted(model: Any, features: np.ndarray, target: Target) -> Tensor:
+    if not target.is_classes:
+        return torch.from_numpy(np.asarray(model.predict(features))).reshape(len(features), -1)
+    scores = torch.full((len(features), target.size), -1.0, dtype=torch.float64)
+    # A class without a training row is never predicted.
+    scores[:, torch.from_numpy(model.classes_)] = torch.from_numpy(model.predict_proba(features)).double()
+    return scores
+
+
+def probe(features: np.ndarray, data: Dataset, split: str = "test") -> dict[str, Any]:
+    """A probe on features [N, *], scored on a split: {"test": {metric: value}, "valid": value, "strength": value}."""
+    rows = data.labelled_rows(split)
+    assert data.labels is not None
+    return Probe(features, data).result(features[rows.numpy()], data.labels[rows])
+
+
+def input_features(data: Dataset, segments: int = 4) -> Parts:
+    """What a linear model sees without an encoder, [N, *]: every modality by name, and all of them as "input".
+
+    Vectors as they are; of sequences (and of embedded tokens) the mean and deviation of each of ``segments`` equal
+    parts; of other tokens the share of each of the 2,000 most frequent ones. A missing modality is zero.
+    """
+    parts = {modality.name: _pooled(modality, segments) for modality in data.modalities}
+    if len(parts) == 1:
+        return {"input": next(iter(parts.values()))}
     return parts | {"input": np.concatenate(list(parts.values()), 1)}
 
 
-def _fit_probe(
-    features: np.ndarray, data: PairedData, strengths: Iterable[float], max_iter: int
-) -> tuple[float, float, Any]:
-    """Logistic regression on standardised features of train rows: (accuracy on valid, its best C, the model)."""
-    y = data.y.numpy()
-    train, valid = data.rows("train").numpy(), data.rows("valid").numpy()
-    best: tuple[float, float, Any] | None = None
-    for strength in strengths:
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=max_iter))
-        # These products are small: a second BLAS thread, waiting beside torch's, made them fifty times slower.
-        with warnings.catch_warnings(), threadpool_limits(1):
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(features[train], y[train])
-        score = float(model.score(features[valid], y[valid]))
-        if best is None or score > best[0]:
-            best = score, strength, model
-    if best is None:
-        raise ValueError("strengths must hold at least one value")
-    return best
+def _pooled(modality: Modality, segments: int, frequent: int = 2000) -> np.ndarray:
+    chunks = []
+    common = None
+    if modality.is_tokens and modality.table is None:
+        common = modality.values.bincount(minlength=modality.vocabulary).argsort(descending=True)[:frequent]
+    for rows in torch.arange(len(modality)).split(256):
+        x = modality.take(rows)
+        if common is not None:
+            chunks.append(_shares(x, common, modality.vocabulary))
+        elif modality.is_sequence:
+            values = x.values if modality.table is None else modality.table[x.values]
+            assert x.lengths is not None
+            here = (x.lengths > 0)[:, None]
+            found = segment_statistics(values, x.lengths.clamp(min=1), 1 if modality.is_tokens else segments)
+            chunks.append(found * here)
+        else:
+            chunks.append(x.values)
+    return torch.cat(chunks).numpy()
 
 
-def probe(
-    features: np.ndarray, data: PairedData, strengths: Iterable[float] = STRENGTHS, max_iter: int = 300
-) -> dict[str, float]:
-    """Accuracy of logistic regression: fitted on train, its C chosen on valid, scored once on test."""
-    valid, strength, model = _fit_probe(features, data, strengths, max_iter)
-    test = data.rows("test").numpy()
-    return {"test": float(model.score(features[test], data.y.numpy()[test])), "valid": valid, "C": strength}
-
-
-def headline(parts: Iterable[str]) -> str:
-    """The representation that stands for a model: FactorCL's heads (arXiv 2306.05268, D.1), a baseline's encoders."""
-    return "full" if "full" in parts else "encoder"
-
-
-def validation_accuracy(model: Model, data: PairedData, max_iter: int = 300) -> float:
-    """The probe's accuracy on the validation rows, for choices between settings; test rows are not scored."""
-    parts = representations(model, data)
-    return _fit_probe(parts[headline(parts)], data, STRENGTHS, max_iter)[0]
-
-
-def evaluate(model: Model, data: PairedData) -> dict[str, dict[str, float]]:
-    """A probe on each representation of the model."""
-    return {name: probe(features, data) for name, features in representations(model, data).items()}
-
-
-def majority(data: PairedData) -> float:
-    """Test accuracy of the most frequent training class."""
-    y = data.y[data.rows("train")]
-    return float((data.y[data.rows("test")] == y.mode().values).float().mean())
-
-
-def summarise(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and sample deviation of test accuracy over seeds, per model and representation.
-
-    ``results``: one entry per run with "model", "seed" and "probe" as ``evaluate`` returns it.
-    """
-    scores: dict[tuple[str, str], list[float]] = {}
-    for run in results:
-        for part, score in run["probe"].items():
-            scores.setdefault((run["model"], part), []).append(score["test"])
-    return [
-        {
-            "model": model,
-            "representation": part,
-            "mean": statistics.fmean(values),
-            "seeds": len(values),
-            "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
-        }
-        for (model, part), values in scores.items()
-    ]
-
-
-def table(summary: list[dict[str, Any]]) -> str:
-    """The summary as aligned text."""
-    lines = [f"{'model':14} {'representation':15} {'test accuracy':>15}  seeds"]
-    lines += [
-        f"{row['model']:14} {row['representation']:15} {row['mean']:7.3f} ± {row['deviation']:.3f}  {row['seeds']:>5}"
-        for row in summary
-    ]
-    return "\n".join(lines)
+def _shares(x: Inputs, common: Tensor, vocabulary: int) -> Tensor:
+    assert x.lengths is not None
+    inside = torch.arange(x.values.shape[1]) < x.lengths[:, None]
+    counts = torch.zeros(len(x.values), vocabulary).scatter_add_(1, x.values, inside.float())
+    return counts[:, common] / x.lengths[:, None].clamp(min=1)

@@ -89,7 +89,7 @@ class Settings:
     head_layers: hidden layers - 1 of every head: the public synthetic code has 1, its code for real data 0.
     inner_steps: steps of the CLUB critics per batch.
     inner_batch: they see the "same" batch as the outer step (most of the public code), or a "fresh" one drawn from the
-        training rows (Algorithm 3; the synthetic code draws it from all rows, test rows included, which is not offered).
+        training rows (Algorithm 3; the synthetic code draws it from all rows, which is not offered).
     critic_lr: of the CLUB critics; None for the training's.
     """
 

@@ -32,9 +32,7 @@ class Inlet(nn.Module):
             )
         self.names = tuple(modality.name for modality in modalities)
         self.stride, self.align = stride, align
-        self.embeddings = nn.ModuleList(
-            [Embedding(m, embedding) if m.is_tokens else nn.Identity() for m in modalities]
-        )
+        self.embeddings = nn.ModuleList([Embedding(m, embedding) if m.is_tokens else nn.Identity() for m in modalities])
         self.dims = tuple(m.dim or embedding for m in modalities)
 
     def forward(self, inputs: Mapping[str, Inputs]) -> list[Inputs]:

@@ -1,7 +1,7 @@
 """Files that survive a kill: written beside, flushed to the disk, then renamed; and read without unpickling anything.
 
 A run's folder holds ``last.ckpt`` (weights, optimisers, progress) and the one before it, ``previous.ckpt``; and
-``weights.safetensors``, the weights that are used afterwards. At any moment each name is a whole file or does not exist.
+``weights.safetensors``, the weights that are used afterwards. Each name is a whole file at any moment, or none.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ class TrainingConfig:
     seed: weights, batches, dropout, noise and drawn splits. lr, weight_decay: AdamW's, where a phase names no others.
     schedule: of all step sizes after ``warmup`` steps that rise linearly: "constant", or "cosine" / "linear" to zero.
     clip: largest norm of a phase's gradient, 0 for none. precision: "16" scales its losses; see Lightning.
-    validate: epochs between two looks at the validation rows; 0 for about twenty a run, since a look can cost as much as
-        an epoch. patience: looks without a lower validation loss before training stops, 0 for no early stopping.
+    validate: epochs between two looks at the validation rows; 0 for about twenty a run, since a look can cost as much
+        as an epoch. patience: looks without a lower validation loss before training stops, 0 for no early stopping.
     select: the weights that are kept, of the "last" epoch or of the "best" validation loss.
-    augmentation: views of the modalities after the first keep what the first refers to ("unique"), or not ("independent").
+    augmentation: "unique" views of all modalities but the first keep what the first refers to; or "independent".
     input_noise: deviation of normal noise on the inputs of every training batch.
     corruption: modalities and frames that training batches lose; see CorruptionConfig.
     accelerator, devices: Lightning's. threads: of torch in training, 0 for its own choice; the last digits of sums hang

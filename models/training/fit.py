@@ -46,10 +46,10 @@ def fit(
     progress: bool = True,
     callbacks: Iterable[Callback] = (),
 ) -> Training:
-    """Trains, and leaves config.yaml, run.json, last.ckpt, weights.safetensors, logs/ (CSV) and tensorboard/ in ``out``.
+    """Trains; leaves config.yaml, run.json, last.ckpt, weights.safetensors, logs/ (CSV) and tensorboard/ in ``out``.
 
-    resume: goes on from last.ckpt (True or "last") or from the one before it ("previous"), on the same data and with the
-    same settings but for ``epochs``. progress: a bar on a terminal, otherwise one line an epoch.
+    resume: goes on from last.ckpt (True or "last") or from the one before it ("previous"), on the same data and with
+    the same settings but for ``epochs``. progress: a bar on a terminal, otherwise one line an epoch.
     Raises ValueError when settings or data differ from those of the run that is resumed, or for a damaged checkpoint.
     """
     checkpoint = _start(config, data, out, resume)
@@ -122,8 +122,12 @@ class Lines(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         seconds = time.monotonic() - self.started
         shown = ("loss", "valid_loss")
-        values = [f"{name} {float(trainer.callback_metrics[name]):.4f}" for name in shown if name in trainer.callback_metrics]
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(values)}  {seconds:.1f} s", flush=True)
+        values = [
+            f"{name} {float(trainer.callback_metrics[name]):.4f}" for name in shown if name in trainer.callback_metrics
+        ]
+        print(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(values)}  {seconds:.1f} s", flush=True
+        )
 
 
 def _trainer_options(config: RunConfig, out: Path, progress: bool, callbacks: Iterable[Callback]) -> dict[str, Any]:
@@ -162,7 +166,9 @@ def load_run(out: Path, data: Dataset) -> tuple[RunConfig, Model]:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{out / WEIGHTS} does not fit the settings beside it: {str(error).splitlines()[1].strip()}") from error
+        raise ValueError(
+            f"{out / WEIGHTS} does not fit the settings beside it: {str(error).splitlines()[1].strip()}"
+        ) from error
     return config, model.eval()
 
 

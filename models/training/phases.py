@@ -53,13 +53,18 @@ class Training(LightningModule):
         self.total_steps = total_steps
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        return [torch.optim.AdamW(phase.parameters, **self._settings(phase)) for phase in self.phases]
+        # Without weight decay AdamW is Adam.
+        return [
+            torch.optim.AdamW(phase.parameters, lr=self._lr(phase), weight_decay=self._decay(phase))
+            for phase in self.phases
+        ]
 
-    def _settings(self, phase: Phase) -> dict[str, float]:
-        """Without weight decay AdamW is Adam."""
-        own = phase.optimizer
-        lr = self.config.lr if own.lr is None else own.lr
-        return {"lr": lr, "weight_decay": self.config.weight_decay if own.weight_decay is None else own.weight_decay}
+    def _lr(self, phase: Phase) -> float:
+        return self.config.lr if phase.optimizer.lr is None else phase.optimizer.lr
+
+    def _decay(self, phase: Phase) -> float:
+        own = phase.optimizer.weight_decay
+        return self.config.weight_decay if own is None else own
 
     def generator(self, draw: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.config.seed * 1_000_003 + draw)
@@ -114,10 +119,10 @@ class Training(LightningModule):
         mine = {id(parameter) for parameter in phase.parameters}
         found = None
         with frozen(parameter for parameter in self.model.parameters() if id(parameter) not in mine):
-            source = None if phase.fresh else self._source(phase, batch)
+            source = None if phase.fresh else self.source(phase, batch)
             for _ in range(phase.steps):
                 if phase.fresh:
-                    source = self._source(phase, self.fresh(generator))
+                    source = self.source(phase, self.fresh(generator))
                 if source is None:
                     continue
                 optimizer.zero_grad()
@@ -129,7 +134,7 @@ class Training(LightningModule):
         return found
 
     @staticmethod
-    def _source(phase: Phase, batch: Batch) -> Any:
+    def source(phase: Phase, batch: Batch) -> Any:
         """What the phase's loss reads, or None for a batch with fewer than two usable rows."""
         batch = phase.usable(batch)
         if batch.size < 2:
@@ -145,7 +150,7 @@ class Training(LightningModule):
             return
         factor = scheduled(self.config, int(self.batches_seen), self.total_steps)
         for group in optimizer.param_groups:
-            group["lr"] = self._settings(phase)["lr"] * factor
+            group["lr"] = self._lr(phase) * factor
 
     def _check(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
@@ -153,10 +158,10 @@ class Training(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         batch = self.prepared(batch, self.generator(-1 - batch_idx), training=False)
-        source = self._source(self.phases[0], batch)
+        source = self.source(self.phases[0], batch)
         if source is not None:
             loss = self.phases[0].loss(source)
-            self.log("valid_loss", loss.total, prog_bar=True, batch_size=source.size)
+            self.log("valid_loss", loss.total, prog_bar=True, batch_size=batch.size)
 
 
 def scheduled(config: TrainingConfig, step: int, total: int | None) -> float:
