@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..ops.club.api import NEGATIVES, gaussian_club
 from ..ops.common import transforms
-from ..ops.common.checks import check_choice, described
+from ..ops.common.checks import check_choice, check_tensor
 from .density import LOGVAR_BOUND, GaussianConditional, check_samples, check_widths, network, wide
 
 
@@ -163,10 +163,10 @@ class CLUBCategorical(nn.Module):
     def _logits(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [*, B, C] and labels as indices [*, B, 1], checked."""
         check_samples("x", x, self.x_dim)
-        if not isinstance(labels, Tensor):
-            raise TypeError(f"labels must be a tensor of integers, got {described(labels)}")
+        check_tensor("labels", labels)
         if labels.is_floating_point() or labels.is_complex() or labels.shape != x.shape[:-1]:
-            raise ValueError(f"labels must be integers of shape {tuple(x.shape[:-1])}, got {described(labels)}")
+            given = f"{labels.dtype} {tuple(labels.shape)}"
+            raise ValueError(f"labels must be integers of shape {tuple(x.shape[:-1])}, got {given}")
         if labels.device != x.device:
             raise ValueError(f"labels are on {labels.device}, x is on {x.device}")
         if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not transforms.active():

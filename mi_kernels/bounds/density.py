@@ -29,7 +29,7 @@ def check_samples(name: str, t: Tensor, width: int) -> None:
 def check_widths(**widths: int | None) -> None:
     for name, width in widths.items():
         if width is not None:
-            checks.check_width(name, width)
+            checks.check_integer(name, width, 1)
 
 
 def network(in_dim: int, hidden_dim: int | None, out_dim: int, groups: int | None) -> nn.Module:
@@ -73,7 +73,7 @@ class GaussianConditional(nn.Module):
         super().__init__()
         check_widths(x_dim=x_dim, y_dim=y_dim, hidden_dim=hidden_dim, groups=groups)
         if logvar_bound is not None:
-            checks.check_positive("logvar_bound", logvar_bound, "a positive number or None")
+            checks.check_number("logvar_bound", logvar_bound, positive=True)
         self.x_dim, self.y_dim, self.logvar_bound, self.backend = x_dim, y_dim, logvar_bound, backend
         self.p_mu = network(x_dim, hidden_dim, y_dim, groups)
         self.p_logvar = network(x_dim, hidden_dim, y_dim, groups)
@@ -201,6 +201,6 @@ class BarberAgakov(GaussianConditional):
                 raise ValueError(f"entropy must be a number or have shape {tuple(found.shape)}, got {tuple(h.shape)}")
             if h.is_complex():
                 raise TypeError(f"entropy must be real, got {h.dtype}")
-        elif not checks.is_number(h):
-            raise TypeError(f"entropy must be a number, a tensor or a function of y, got {checks.described(h)}")
+        else:
+            checks.check_number("entropy", h)
         return found + h

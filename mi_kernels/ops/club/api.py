@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..common import transforms
 from ..common.autograd import batched, differentiable_gradients, needs, scaled
-from ..common.checks import check_choice, check_samples
+from ..common.checks import backend_name, check_choice, check_samples
 from . import dispatch, reference
 from .schema import NEED_LOGVAR, NEED_MU, NEED_Y
 
@@ -94,5 +94,5 @@ def gaussian_club(
         _check("logvar", logvar, mu)
         dtype = torch.promote_types(dtype, logvar.dtype)
     cast = lambda t: t if t.dtype == dtype else t.to(dtype)  # noqa: E731
-    value = _bound(cast(mu), None if logvar is None else cast(logvar), cast(y), backend or "")
+    value = _bound(cast(mu), None if logvar is None else cast(logvar), cast(y), backend_name(backend))
     return value * (batch / (batch - 1)) if negatives == "others" else value

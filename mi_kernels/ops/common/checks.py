@@ -1,10 +1,10 @@
-"""Checks that operators share."""
+"""Validators that operators, losses and bounds share: one sentence on the argument, what it is, what it may be."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from numbers import Integral, Number, Real
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,45 +12,62 @@ from torch import Tensor
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def check_samples(name: str, t: Tensor) -> None:
-    """A tensor [*, batch, features] of a known dtype that is not empty; TypeError or ValueError naming it otherwise."""
+def check_tensor(name: str, t: Any) -> None:
+    """TypeError unless t is a tensor."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+
+
+def check_samples(name: str, t: Any) -> None:
+    """A tensor [*, batch, features] of a known dtype that is not empty; TypeError or ValueError naming it otherwise."""
+    check_tensor(name, t)
     if t.dim() < 2 or t.numel() == 0:
         raise ValueError(f"{name} must have shape [*, batch, features] and not be empty, got {tuple(t.shape)}")
     if t.dtype not in FLOATS:
         raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
 
 
-def is_number(value: object) -> bool:
-    """A real number of Python's or NumPy's, or the symbol of one under torch.compile; True and False are none."""
-    return isinstance(value, Real | torch.SymFloat | torch.SymInt) and not isinstance(value, bool)
+def check_number(name: str, value: Any, *, positive: bool = False) -> None:
+    """A finite real number (symbolic ones of torch.compile included), above 0 if `positive`."""
+    if type(value) is not float:
+        symbolic = isinstance(value, torch.SymFloat | torch.SymInt)
+        if isinstance(value, bool) or not (symbolic or isinstance(value, Real)):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not -math.inf < value < math.inf or (positive and not value > 0):
+        raise ValueError(f"{name} must be {'positive and ' if positive else ''}finite, got {value}")
 
 
-def described(value: object) -> str:
-    """What an error says was given."""
-    if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)} of {value.dtype}"
-    return f"{value!r}" if isinstance(value, str | Number | None) else f"a {type(value).__name__}"
+def check_integer(name: str, value: Any, least: int = 0) -> None:
+    """An integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def check_positive(name: str, value: object, accepted: str = "a positive number") -> None:
-    """A positive, finite number; TypeError or ValueError naming it otherwise. Works on symbolic numbers."""
-    if not is_number(value):
-        raise TypeError(f"{name} must be {accepted}, got {described(value)}")
-    if not 0 < value < math.inf:  # type: ignore[operator]
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+def backend_name(backend: Any) -> str:
+    """The operators' form of a `backend` argument: "" for None, the automatic choice."""
+    if backend is None:
+        return ""
+    if not isinstance(backend, str):
+        raise ValueError(f"backend must be the name of a backend or None, got {backend!r}")
+    return backend
 
 
-def check_width(name: str, value: object) -> None:
-    """A number of features or units: an integer of at least 1; TypeError or ValueError naming it otherwise."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer of at least 1, got {described(value)}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
+    """One of the names that are accepted."""
+    if not isinstance(value, str) or value not in accepted:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """One of the strings; ValueError naming it otherwise."""
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {described(value)}")
+def positive_values(name: str, t: Tensor) -> None:
+    """ValueError unless every entry of t is positive and finite. Looks at CPU tensors alone: GPUs would stall."""
+    if t.is_complex() or t.dtype == torch.bool:
+        raise ValueError(f"{name} must be real, got {t.dtype}")
+    if t.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(t.shape)}")
+    if t.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(t):
+        return
+    low, high = (float(bound) for bound in t.detach().aminmax())
+    if not (low > 0 and high < math.inf):
+        raise ValueError(f"{name} must be positive and finite, got {t.detach().tolist()}")

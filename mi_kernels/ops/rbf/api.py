@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..common import transforms
 from ..common.autograd import batched, differentiable_gradients, needs, scaled, times
+from ..common.checks import backend_name
 from . import dispatch, reference
 from . import hsic as hsic_formulas
 from .schema import NEED_BANDWIDTH, NEED_BANDWIDTH_Y, NEED_X, NEED_Y
@@ -43,7 +44,7 @@ class _MMDFunction(torch.autograd.Function):
             return *scaled(kept, [g] * 3), *(None,) * 4
         gradients = ctx.gradients or _mmd_and_gradients(x, y, bandwidth, ctx.settings, ctx.wanted)[1]
         ctx.gradients = None
-        return *times(gradients, [g] * 3), *(None,) * 4
+        return *(scaled if batched(g) else times)(gradients, [g] * 3), *(None,) * 4
 
 
 def _mmd_formula(weights: Sequence[float], x: Tensor, y: Tensor, bandwidth: Tensor) -> tuple[Tensor]:
@@ -65,7 +66,7 @@ def mmd(
 ) -> Tensor:
     """The weighted kernel sums of schema.py, [G] in fp64. x [G, B, D], y [G, N, D], bandwidth [G, K]."""
     problem = (x, y, bandwidth.contiguous())
-    settings = (w_xx, w_yy, w_xy, backend or "")
+    settings = (w_xx, w_yy, w_xy, backend_name(backend))
     if transforms.active():
         run = partial(_grouped, lambda *t: _MMDFunction.apply(*t, *settings))
         return transforms.apply(_operator(run, partial(_mmd_formula, settings[:3])), *problem)[0]
@@ -129,7 +130,8 @@ def _hsic_formula(*problem: Tensor) -> tuple[Tensor]:
 def hsic(x: Tensor, y: Tensor, sx: Tensor, sy: Tensor, backend: str | None = None) -> Tensor:
     """HSIC(x, y), HSIC(x, x) and HSIC(y, y), biased, [G, 3] in fp64; x [G, B, Dx], y [G, B, Dy], bandwidths [G]."""
     problem = (x.contiguous(), y.contiguous(), sx.contiguous(), sy.contiguous())
+    name = backend_name(backend)
     if transforms.active():
-        run = partial(_grouped, lambda *t: _HSICFunction.apply(*t, backend or ""))
+        run = partial(_grouped, lambda *t: _HSICFunction.apply(*t, name))
         return transforms.apply(_operator(run, _hsic_formula), *problem)[0]
-    return _HSICFunction.apply(*problem, backend or "")
+    return _HSICFunction.apply(*problem, name)
