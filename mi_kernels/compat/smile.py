@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._mlp import mlp, pair_scores
+from ._mlp import mlp, numpy_when_used, pair_scores, star_modules
 
 __all__ = [
     "ConcatCritic",
@@ -40,6 +41,11 @@ __all__ = [
     "smile_lower_bound",
     "tuba_lower_bound",
 ]
+__all__ += star_modules("F", "nn", "np", "torch")  # the original's two files bring them with their stars
+
+
+def __getattr__(name: str) -> ModuleType:
+    return numpy_when_used(__name__, name)
 
 
 def _size(scores: Tensor, least: int = 1) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.common.dtypes import accumulate_dtype
@@ -25,13 +24,6 @@ def inverse_temperature(value: float | Tensor) -> float | Tensor:
     return 1.0 / value
 
 
-def reduced(rows: Tensor, reduction: str) -> Tensor:
-    """Losses of rows as they are ("none"), their "mean" or their "sum"."""
-    if reduction == "none":
-        return rows
-    return rows.mean() if reduction == "mean" else rows.sum()
-
-
 def over_groups(losses: Tensor) -> Tensor:
     """One number from the losses of the groups, [*]."""
     return losses.sum() if losses.dim() else losses
@@ -42,29 +34,6 @@ def check_same_shape(name: str, a: Tensor, other: str, b: Tensor) -> None:
         raise TypeError(f"{name} and {other} must be tensors, got {type(a).__name__} and {type(b).__name__}")
     if a.shape != b.shape:
         raise ValueError(f"{name} {tuple(a.shape)} and {other} {tuple(b.shape)} must have one shape")
-
-
-def explicit_negatives(
-    query: Tensor, positive_key: Tensor, negatives: Tensor, scale: float | Tensor, mode: str, backend: str | None
-) -> Tensor:
-    """Losses of rows [*, B] against their positive and negatives given apart, [*, M, D] or, "paired", [*, B, M, D]."""
-    wide = accumulate_dtype(query.dtype)
-    factor = scale[..., None] if isinstance(scale, Tensor) and scale.dim() else scale
-    positive = (query.to(wide) * positive_key.to(wide)).sum(-1) * factor
-    if mode == "unpaired":
-        if negatives.dim() != query.dim():
-            raise ValueError(f"negative_keys must have shape [*, M, D] when unpaired, got {tuple(negatives.shape)}")
-        if not negatives.shape[-2]:
-            return positive * 0  # a memory bank before its first batch: the positive is the only candidate
-        lse = api.statistics(query, negatives, scale, backend=backend).row_lse
-    else:
-        fits = negatives.shape[:-2] == query.shape[:-1] and negatives.shape[-1] == query.shape[-1]
-        if negatives.dim() != query.dim() + 1 or not fits:
-            raise ValueError(f"negative_keys must have shape [*, B, M, D] when paired, got {tuple(negatives.shape)}")
-        scores = torch.matmul(negatives.to(wide), query.to(wide)[..., None]).squeeze(-1)
-        lse = (scores * (factor[..., None] if isinstance(factor, Tensor) and factor.dim() else factor)).logsumexp(-1)
-    assert lse is not None
-    return F.softplus(lse - positive)
 
 
 def bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:

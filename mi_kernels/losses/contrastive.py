@@ -6,11 +6,10 @@ scales. N below is 2 B^2 D FLOP; forward and backward together cost 3N one-sided
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.dot_critic import api
-from . import common
+from . import common, negatives
 
 
 def info_nce(
@@ -49,12 +48,9 @@ def info_nce(
     if negative_keys is not None:
         if symmetric or query_ids is not None or key_ids is not None:
             raise ValueError("negative_keys cannot be combined with symmetric, query_ids or key_ids")
-        if normalize:
-            query, positive_key, negative_keys = (
-                F.normalize(t, dim=-1) for t in (query, positive_key, negative_keys)
-            )
-        rows = common.explicit_negatives(query, positive_key, negative_keys, scale, negative_mode, backend)
-        return common.reduced(rows, reduction)
+        return negatives.explicit_negatives(
+            query, positive_key, negative_keys, scale, reduction, negative_mode, normalize=normalize, backend=backend
+        )
     if query_ids is None and key_ids is not None:
         raise ValueError("key_ids was given without query_ids")
     key_ids = query_ids if key_ids is None else key_ids

@@ -9,7 +9,7 @@ from ..ops.common.dtypes import accumulate_dtype
 from ..ops.dot_critic import api
 from . import common
 
-_NONE = 1e-6  # a weight up to which an anchor has no positive
+NONE = 1e-6  # a weight up to which an anchor has no positive
 
 
 def check_views(features: Tensor, labels: Tensor | None, base_temperature: float, contrast_mode: str) -> int:
@@ -99,12 +99,27 @@ def class_mean(
     """The mean of class_rows over the rows that exist, or over `every` row; column i is anchor i itself."""
     own = torch.arange(anchors.shape[0], device=anchors.device)
     towards, weight = _of_classes(anchors, contrast, row_class, col_class, own, True)
+    return weighted_mean(anchors, contrast, towards, weight, every=every, scale=scale, backend=backend)
+
+
+def weighted_mean(
+    anchors: Tensor,
+    contrast: Tensor,
+    towards: Tensor,
+    weight: Tensor,
+    *,
+    every: bool,
+    scale: float | Tensor,
+    backend: str | None = None,
+) -> Tensor:
+    """class_mean from towards_i = sum_p m_ip contrast_p [A, D] and weight_i = sum_p m_ip [A]; column i is anchor i."""
     compiled = torch.compiler.is_compiling()
-    if anchors.device.type == "cpu" and not compiled and bool((weight > _NONE).all()):
+    if anchors.device.type == "cpu" and not compiled and bool((weight > NONE).all()):
         # Where all rows count alike, their gradients can be computed with the value: 3N instead of 4N.
         prepared = api.prepare(anchors, contrast, scale, pairs="off_diagonal")
         mean = api.loss(prepared, w_row=1 / anchors.shape[0], backend=backend)
         return mean - _positive(anchors, towards, scale, weight).mean()
+    own = torch.arange(anchors.shape[0], device=anchors.device)
     rows, valid = weighted_rows(
         anchors, contrast, towards, weight, own=own, aligned=True, scale=scale, backend=backend
     )
@@ -143,7 +158,7 @@ def weighted_rows(
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """class_rows from towards_i = sum_p m_ip contrast_p [A, D] and weight_i = sum_p m_ip [A]."""
-    valid = weight > _NONE
+    valid = weight > NONE
     positive = _positive(anchors, towards, scale, torch.where(valid, weight, 1))
     if own is None or aligned:
         pairs = "off_diagonal" if aligned else "all"

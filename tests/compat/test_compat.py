@@ -24,7 +24,19 @@ LIBRARIES = {
     ],
     "info_nce": ["InfoNCE", "info_nce"],
     "lightly": ["DCLLoss", "MemoryBankModule", "NTXentLoss"],
-    "open_clip": ["ClipLoss", "CoCaLoss", "DistillClipLoss", "SigLipLoss", "gather_features"],
+    "open_clip": [
+        "ClipLoss",
+        "CoCaLoss",
+        "DistillClipLoss",
+        "GenLipLoss",
+        "SigLipLoss",
+        "fused_linear_cross_entropy",
+        "gather_features",
+        "neighbour_exchange",
+        "neighbour_exchange_bidir",
+        "neighbour_exchange_bidir_with_grad",
+        "neighbour_exchange_with_grad",
+    ],
     "pytorch_metric_learning": ["losses", "utils"],
     "pytorch_metric_learning.losses": ["CrossBatchMemory", "NTXentLoss", "SelfSupervisedLoss", "SupConLoss"],
     "pytorch_metric_learning.utils.distributed": ["DistributedLossWrapper"],
@@ -62,6 +74,21 @@ assert not [name for name in originals if name in sys.modules]
     root = Path(mk.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("library", "names"),
+    [
+        ("club", "CLUB MINE log_sum_exp np math torch nn"),
+        ("factorcl", "InfoNCECritic mlp np torch nn"),
+        ("smile", "ConcatCritic np torch F nn"),
+    ],
+)
+def test_stars_bring_what_the_originals_scripts_use(library, names):
+    space = {}
+    exec(f"from mi_kernels.compat.{library} import *", space)
+    assert [name for name in names.split() if name not in space] == []
+    assert space["np"].__name__ == "numpy" and space["torch"] is torch
 
 
 def compiled_cases():

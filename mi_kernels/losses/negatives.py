@@ -1,0 +1,226 @@
+"""Losses of queries against a positive and candidates given apart: a memory bank, mined negatives.
+
+Row i is -log softmax of the positive among itself and the candidates, softplus(lse_j(S_ij) - S_i,pos). Everything is
+relative to the positive score, so that a loss near zero keeps its digits.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops.common.dtypes import accumulate_dtype
+from ..ops.dot_critic import api
+
+_SMALL = 1 << 16  # up to so many scores on a CPU, plain torch costs less than the fixed part of what is faster beyond
+_PANEL = 1 << 22  # scores held at a time on a CPU: 16 MiB in fp32
+_NEVER = 40.0  # F.softplus returns its argument beyond a threshold; past 40 that is exact in fp64 too
+
+_Scale = float | Tensor
+
+
+def unit_rows(t: Tensor) -> Tensor:
+    """t with rows of length 1, in the accumulation type: in fp16 the guard against zero rows would itself be zero."""
+    return F.normalize(t.to(accumulate_dtype(t.dtype)), dim=-1)
+
+
+def shared_negatives(
+    query: Tensor,
+    positive_key: Tensor,
+    negatives: Tensor,
+    scale: _Scale,
+    reduction: str,
+    *,
+    kernel_dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Losses of rows [*, B] against negatives [*, M, D] that all queries share, reduced ("none", "mean", "sum").
+
+    Arguments are in the accumulation type; kernel_dtype is the type in which kernels may take the features. On a CPU
+    3N FLOP with N = 2 B M D (4N for reduction "none" when the negatives need a gradient), elsewhere 4N; O((B + M) D)
+    memory besides a panel of at most 16 MiB of scores.
+    """
+    if not negatives.shape[-2]:  # a memory bank before its first batch: the positive is the only candidate
+        rows = (query * positive_key).sum(-1) * 0
+        return rows if reduction == "none" else rows.mean() if reduction == "mean" else rows.sum()
+    scores = query.shape[:-1].numel() * negatives.shape[-2]
+    if query.device.type == "cpu" and backend is None and (scores <= _SMALL or _transformed()):
+        return _formula(query, positive_key, negatives, scale, reduction)
+    if query.device.type == "cpu" and backend is None and not torch.compiler.is_compiling():
+        factor = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=query.dtype)
+        return _SharedNegatives.apply(query, positive_key, negatives, factor, reduction, torch.is_grad_enabled())
+    kernel_dtype = kernel_dtype or query.dtype
+    positive = (query * positive_key).sum(-1) * _beside(scale, 1)
+    found = api.statistics(
+        query.to(kernel_dtype), negatives.to(kernel_dtype), scale, row_bias=-positive, backend=backend
+    )
+    assert found.row_lse is not None
+    return _reduced(F.softplus(found.row_lse, threshold=_NEVER), reduction)
+
+
+def explicit_negatives(
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor,
+    scale: _Scale,
+    reduction: str,
+    mode: str,
+    *,
+    normalize: bool,
+    backend: str | None = None,
+) -> Tensor:
+    """Losses against negatives [*, M, D] ("unpaired") or [*, B, M, D] ("paired"); raises naming negative_keys."""
+    if not isinstance(negative_keys, Tensor):
+        raise TypeError(f"negative_keys must be a tensor, got {type(negative_keys).__name__}")
+    groups, dim = query.shape[:-2], query.shape[-1]
+    leading = groups if mode == "unpaired" else query.shape[:-1]
+    if negative_keys.shape[:-2] != leading or negative_keys.shape[-1:] != (dim,):
+        shape = ", ".join([*(str(n) for n in leading), "M", str(dim)])
+        raise ValueError(f"negative_keys must have shape [{shape}] when {mode}, got {tuple(negative_keys.shape)}")
+    short = query.dtype
+    wide = accumulate_dtype(short)
+    if mode == "unpaired" and normalize and query.shape[:-1].numel() * negative_keys.shape[-2] <= _SMALL:
+        # One node normalises all: at this size nodes are what costs.
+        sizes = [query.shape[-2], query.shape[-2], negative_keys.shape[-2]]
+        parts = unit_rows(torch.cat([query, positive_key, negative_keys], -2)).split(sizes, -2)
+        return shared_negatives(*parts, scale, reduction, kernel_dtype=short, backend=backend)
+    query, positive_key = (unit_rows(t) if normalize else t.to(wide) for t in (query, positive_key))
+    if mode == "paired":
+        return paired_negatives(query, positive_key, negative_keys.to(wide), scale, reduction, normalize=normalize)
+    candidates = unit_rows(negative_keys) if normalize else negative_keys.to(wide)
+    return shared_negatives(query, positive_key, candidates, scale, reduction, kernel_dtype=short, backend=backend)
+
+
+def paired_negatives(
+    query: Tensor, positive_key: Tensor, negatives: Tensor, scale: _Scale, reduction: str, *, normalize: bool = False
+) -> Tensor:
+    """Losses of rows [*, B] against negatives [*, B, M, D], a set for each query. `normalize` divides the scores by the
+    negatives' lengths, so that no scaled copy of them is made."""
+    scores = torch.matmul(negatives, query[..., None]).squeeze(-1)
+    if normalize:
+        scores = scores / torch.linalg.vector_norm(negatives, dim=-1).clamp_min(1e-12)
+    positive = (query * positive_key).sum(-1, keepdim=True)
+    relative = (scores - positive) * _beside(scale, 2)
+    return _reduced(F.softplus(relative.logsumexp(-1), threshold=_NEVER), reduction)
+
+
+def _reduced(rows: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return rows
+    return rows.mean() if reduction == "mean" else rows.sum()
+
+
+def _beside(scale: _Scale, dims: int) -> _Scale:
+    """A scale [*] shaped to multiply [*, ...] with `dims` more dimensions."""
+    if isinstance(scale, Tensor) and scale.dim():
+        return scale.reshape(*scale.shape, *(1,) * dims)
+    return scale
+
+
+def _factor(scale: Tensor, like: Tensor) -> _Scale:
+    """A number where the scale is one, else [*, 1]."""
+    return scale.to(like.dtype)[..., None] if scale.dim() else scale.item()
+
+
+def _transformed() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _formula(query: Tensor, positive_key: Tensor, negatives: Tensor, scale: _Scale, reduction: str) -> Tensor:
+    """The definition, scores materialised."""
+    positive = (query * positive_key).sum(-1, keepdim=True)
+    logits = torch.cat([positive, query @ negatives.mT], -1) * _beside(scale, 2)
+    logits = logits.flatten(0, -2)
+    target = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
+    rows = F.cross_entropy(logits, target, reduction=reduction)
+    return rows.reshape(query.shape[:-1]) if reduction == "none" else rows
+
+
+class _SharedNegatives(torch.autograd.Function):
+    """Panels of rows whose scores stay in cache. With r_i = lse_j(S_ij) - S_i,pos, p = softmax_j S_ij, s the scale:
+    d row_i / d q_i = sigmoid(r_i) s (sum_j p_ij n_j - k_i), d / d k_i = -sigmoid(r_i) s q_i,
+    d / d n_j = sum_i sigmoid(r_i) s p_ij q_i, d / d s = sigmoid(r_i) <q_i, sum_j p_ij n_j - k_i>."""
+
+    @staticmethod
+    def forward(ctx, query, positive_key, negatives, scale, reduction, recording):
+        # needs_input_grad ignores no_grad, hence `recording`.
+        needs = ctx.needs_input_grad
+        rows, slopes, away, by_negative = _panels(
+            query,
+            positive_key,
+            negatives,
+            _factor(scale, query),
+            recording and any(needs),
+            recording and needs[2] and reduction != "none",
+            None,
+        )
+        ctx.save_for_backward(query, positive_key, negatives, scale, slopes, away, by_negative)
+        ctx.reduction = reduction
+        return _reduced(rows, reduction)
+
+    @staticmethod
+    def backward(ctx, g):
+        query, positive_key, negatives, scale, slopes, away, by_negative = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return *_differentiable((query, positive_key, negatives, scale), needs, ctx.reduction, g), None, None
+        if ctx.reduction == "mean":
+            g = g / query.shape[:-1].numel()
+        factor = _factor(scale, query)
+        weight = slopes * g * factor  # [*, B]
+        found: list[Tensor | None] = [None, None, None, None]
+        if needs[0]:
+            found[0] = weight[..., None] * away
+        if needs[1]:
+            found[1] = -weight[..., None] * query
+        if needs[2]:
+            if by_negative is not None:
+                found[2] = by_negative * g
+            else:
+                found[2] = _panels(query, positive_key, negatives, factor, False, True, g)[3]
+        if needs[3]:
+            by_row = slopes * g * (query * away).sum(-1)
+            found[3] = by_row.sum(-1).to(scale.dtype) if scale.dim() else by_row.sum().to(scale.dtype)
+        return *found, None, None
+
+
+def _panels(query, positive_key, negatives, factor, toward_query: bool, toward_negatives: bool, g: Tensor | None):
+    """Rows [*, B]; sigmoid(r) [*, B] and sum_j p_ij n_j - k_i [*, B, D], where toward_query; sum_i g_i d row_i / d n_j
+    [*, M, D], where toward_negatives."""
+    with torch.no_grad():
+        positive = (query * positive_key).sum(-1)
+        groups, size, columns = query.shape[:-2], query.shape[-2], negatives.shape[-2]
+        step = max(1, _PANEL // max(1, columns * groups.numel()))
+        rows, slopes = query.new_empty(query.shape[:-1]), query.new_empty(query.shape[:-1])
+        away = torch.empty_like(query, memory_format=torch.contiguous_format) if toward_query else None
+        by_negative = None
+        for first in range(0, size, step):
+            part = slice(first, first + step)
+            own = query[..., part, :]
+            scores = own @ negatives.mT
+            scores.sub_(positive[..., part, None]).mul_(factor[..., None] if isinstance(factor, Tensor) else factor)
+            top = scores.amax(-1, keepdim=True)
+            total = scores.sub_(top).exp_().sum(-1)
+            relative = total.log() + top.squeeze(-1)
+            rows[..., part] = F.softplus(relative, threshold=_NEVER)
+            slopes[..., part] = slope = relative.sigmoid()
+            if away is not None:
+                mean = (scores @ negatives).div_(total[..., None])
+                away[..., part, :] = mean.sub_(positive_key[..., part, :])
+            if toward_negatives:
+                weight = slope / total * factor
+                if g is not None:
+                    weight = weight * (g[..., part] if g.dim() else g)
+                found = scores.mT @ (own * weight[..., None])
+                by_negative = found if by_negative is None else by_negative.add_(found)
+        return rows, slopes, away, by_negative
+
+
+def _differentiable(inputs, needs, reduction: str, g: Tensor) -> list[Tensor | None]:
+    """Gradients as a formula of aliases of the inputs: one input may depend on another."""
+    with torch.enable_grad():
+        aliases = [t.view_as(t) for t in inputs]
+        wanted = [t for t, needed in zip(aliases, needs, strict=False) if needed]
+        found = iter(torch.autograd.grad(_formula(*aliases, reduction), wanted, g, create_graph=True))
+    return [next(found) if needed else None for needed in needs[: len(inputs)]]
