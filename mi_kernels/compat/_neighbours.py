@@ -1,4 +1,4 @@
-"""open_clip's exchanges of features between neighbouring ranks, for code that imports them; our losses gather instead."""
+"""open_clip's exchanges of features between neighbouring ranks, for code that calls them; our losses gather."""
 
 from __future__ import annotations
 

@@ -103,6 +103,8 @@ def compiled_cases():
         "dcl": (compat.lightly.DCLLoss(), x, y),
         "sup_con": (compat.supcontrast.SupConLoss(), features),
         "club": (compat.club.CLUB(4, 4, 8), x, y),
+        "club_categorical": (compat.club.CLUBForCategorical(4, 3, 8), x, torch.tensor([0, 2, 1, 1, 0, 2])),
+        "info_nce_negatives": (compat.info_nce.InfoNCE(), x, y, features[:, 0]),
         "club_info_nce": (compat.club.InfoNCE(4, 4, 8), x, y),
         "leave_one_out": (compat.club.L1OutUB(4, 4, 8), x, y),
         "factorcl": (compat.factorcl.InfoNCECritic(4, 4, 8, 1, "relu"), x, y),
