@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .. import distributed
 from ..losses import common, negatives
 from ..memory_bank import ring_slots
+from ..ops.common.rows import unit_rows
 from ..ops.dot_critic import api
 
 __all__ = ["DCLLoss", "DCLWLoss", "MemoryBankModule", "NTXentLoss", "negative_mises_fisher_weights"]
@@ -174,9 +175,9 @@ class NTXentLoss(nn.Module):
             if self.gather_distributed:
                 return distributed.nt_xent_scaled(out0, out1, scale)
             return common.nt_xent_scaled(out0, out1, scale)
-        query, key = negatives.unit_rows(out0), negatives.unit_rows(out1)
+        query, key = unit_rows(out0), unit_rows(out1)
         _, bank = self.memory_bank(key, update=out0.requires_grad)
-        return negatives.shared_negatives(query, key, bank.mT.to(query), scale, "mean", kernel_dtype=out0.dtype)
+        return negatives.shared_negatives(query, key, bank.mT.to(query), scale, "mean")
 
 
 def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5) -> Tensor:
@@ -207,7 +208,7 @@ class DCLLoss(nn.Module):
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         _check_outputs(out0, out1)
         short = out0.dtype  # what the kernels take; what leaves a positive is kept in the accumulation type
-        out0, out1 = negatives.unit_rows(out0), negatives.unit_rows(out1)
+        out0, out1 = unit_rows(out0), unit_rows(out1)
         rank, views0, views1 = 0, out0, out1
         if self.gather_distributed:
             rank = distributed.rank_and_size()[0]

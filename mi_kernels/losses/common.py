@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from ..ops.common.checks import check_number, check_samples, positive_values
 from ..ops.common.dtypes import accumulate_dtype
 from ..ops.dot_critic import api
 
 
-def inverse_temperature(value: float | Tensor) -> float | Tensor:
-    """1 / temperature. A tensor on the CPU is checked; reading one on a GPU would stall the device."""
+def inverse_temperature(value: float | Tensor, groups: torch.Size | None = None) -> float | Tensor:
+    """1 / temperature: a number, one element, or one a group. Its values are checked on a CPU; a GPU would stall."""
     if isinstance(value, Tensor):
-        if value.device.type == "cpu" and not torch.compiler.is_compiling():
-            low = float(value.detach().min())
-            if not (low > 0 and math.isfinite(float(value.detach().max()))):
-                raise ValueError(f"temperature must be positive and finite, got {value.detach().tolist()}")
+        if groups is not None and value.numel() != 1 and value.shape != groups:
+            raise ValueError(
+                f"temperature must be a number, a 0-d tensor or have shape {tuple(groups)}, got {tuple(value.shape)}"
+            )
+        positive_values("temperature", value)
         return value.reciprocal()
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"temperature must be positive and finite, got {value}")
+    check_number("temperature", value, positive=True)
     return 1.0 / value
 
 
@@ -30,10 +29,12 @@ def over_groups(losses: Tensor) -> Tensor:
 
 
 def check_same_shape(name: str, a: Tensor, other: str, b: Tensor) -> None:
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        raise TypeError(f"{name} and {other} must be tensors, got {type(a).__name__} and {type(b).__name__}")
+    check_samples(name, a)
+    check_samples(other, b)
     if a.shape != b.shape:
         raise ValueError(f"{name} {tuple(a.shape)} and {other} {tuple(b.shape)} must have one shape")
+    if a.dtype != b.dtype and not torch.is_autocast_enabled(a.device.type):
+        raise ValueError(f"{name} and {other} must have one dtype, got {a.dtype} and {b.dtype}")
 
 
 def bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
@@ -42,9 +43,13 @@ def bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
         return None
     dtype = accumulate_dtype(features.dtype)
     if isinstance(bias, Tensor):
+        if bias.is_complex() or bias.dtype == torch.bool:
+            raise ValueError(f"logit_bias must be real, got {bias.dtype}")
         rows = bias.to(features.device, dtype)
     else:  # filled on the device: a copy from the host would make a GPU wait
-        rows = torch.full((), float(bias), dtype=dtype, device=features.device)
+        check_number("logit_bias", bias)
+        bias = float(bias) if type(bias) is int else bias
+        rows = torch.full((), bias, dtype=dtype, device=features.device)
     groups = features.shape[:-2]
     if rows.numel() != 1 and rows.shape != groups:
         raise ValueError(f"logit_bias must be one number or have shape {tuple(groups)}, got {tuple(rows.shape)}")

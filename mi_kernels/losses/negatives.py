@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.common.dtypes import accumulate_dtype
+from ..ops.common.checks import FLOATS, check_tensor
+from ..ops.common.rows import unit_rows, widened
 from ..ops.dot_critic import api
 
 _SMALL = 1 << 16  # up to so many scores on a CPU, plain torch costs less than the fixed part of what is faster beyond
@@ -20,11 +21,6 @@ _NEVER = 40.0  # F.softplus returns its argument beyond a threshold; past 40 tha
 _Scale = float | Tensor
 
 
-def unit_rows(t: Tensor) -> Tensor:
-    """t with rows of length 1, in the accumulation type: in fp16 the guard against zero rows would itself be zero."""
-    return F.normalize(t.to(accumulate_dtype(t.dtype)), dim=-1)
-
-
 def shared_negatives(
     query: Tensor,
     positive_key: Tensor,
@@ -32,13 +28,12 @@ def shared_negatives(
     scale: _Scale,
     reduction: str,
     *,
-    kernel_dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Losses of rows [*, B] against negatives [*, M, D] that all queries share, reduced ("none", "mean", "sum").
 
-    Arguments are in the accumulation type; kernel_dtype is the type in which kernels may take the features. On a CPU
-    3N FLOP with N = 2 B M D (4N for reduction "none" when the negatives need a gradient), elsewhere 4N; O((B + M) D)
+    Arguments are in the accumulation type: a negative may be as near as the positive, and in 16-bit tiles the gradients
+    of the two would be rounded before they cancel. On a CPU 3N FLOP with N = 2 B M D (4N for reduction "none" when the negatives need a gradient), elsewhere 4N; O((B + M) D)
     memory besides a panel of at most 16 MiB of scores.
     """
     if not negatives.shape[-2]:  # a memory bank before its first batch: the positive is the only candidate
@@ -50,11 +45,8 @@ def shared_negatives(
     if query.device.type == "cpu" and backend is None and not torch.compiler.is_compiling():
         factor = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=query.dtype)
         return _SharedNegatives.apply(query, positive_key, negatives, factor, reduction, torch.is_grad_enabled())
-    kernel_dtype = kernel_dtype or query.dtype
     positive = (query * positive_key).sum(-1) * _beside(scale, 1)
-    found = api.statistics(
-        query.to(kernel_dtype), negatives.to(kernel_dtype), scale, row_bias=-positive, backend=backend
-    )
+    found = api.statistics(query, negatives, scale, row_bias=-positive, backend=backend)
     assert found.row_lse is not None
     return _reduced(F.softplus(found.row_lse, threshold=_NEVER), reduction)
 
@@ -68,41 +60,82 @@ def explicit_negatives(
     mode: str,
     *,
     normalize: bool,
+    mask: Tensor | None = None,
+    in_batch: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Losses against negatives [*, M, D] ("unpaired") or [*, B, M, D] ("paired"); raises naming negative_keys."""
-    if not isinstance(negative_keys, Tensor):
-        raise TypeError(f"negative_keys must be a tensor, got {type(negative_keys).__name__}")
+    """Losses against negatives [*, M, D] ("unpaired", without in_batch) or [*, B, M, D] ("paired")."""
+    check_negatives(query, negative_keys, mode, mask)
+    if mode == "unpaired" and normalize and query.shape[:-1].numel() * negative_keys.shape[-2] <= _SMALL:
+        # One node normalises all: at this size nodes are what costs.
+        sizes = [query.shape[-2], query.shape[-2], negative_keys.shape[-2]]
+        parts = unit_rows(torch.cat([query, positive_key, negative_keys], -2)).split(sizes, -2)
+        return shared_negatives(*parts, scale, reduction, backend=backend)
+    prepared = unit_rows if normalize else widened
+    query, positive_key = prepared(query), prepared(positive_key)
+    if mode == "unpaired":
+        return shared_negatives(query, positive_key, prepared(negative_keys), scale, reduction, backend=backend)
+    options = {"mask": mask, "normalize": normalize, "in_batch": in_batch, "backend": backend}
+    return paired_negatives(query, positive_key, widened(negative_keys), scale, reduction, **options)
+
+
+def check_negatives(query: Tensor, negative_keys: Tensor, mode: str, mask: Tensor | None) -> None:
+    """Raises TypeError or ValueError naming negative_keys or negative_mask."""
+    check_tensor("negative_keys", negative_keys)
+    if negative_keys.dtype not in FLOATS:
+        raise ValueError(f"negative_keys must be float64, float32, bfloat16 or float16, got {negative_keys.dtype}")
+    if negative_keys.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+        raise ValueError(f"negative_keys must have the dtype of query, {query.dtype}, got {negative_keys.dtype}")
+    if negative_keys.device != query.device:
+        raise ValueError(f"negative_keys must be on the device of query, {query.device}, got {negative_keys.device}")
     groups, dim = query.shape[:-2], query.shape[-1]
     leading = groups if mode == "unpaired" else query.shape[:-1]
     if negative_keys.shape[:-2] != leading or negative_keys.shape[-1:] != (dim,):
         shape = ", ".join([*(str(n) for n in leading), "M", str(dim)])
         raise ValueError(f"negative_keys must have shape [{shape}] when {mode}, got {tuple(negative_keys.shape)}")
-    short = query.dtype
-    wide = accumulate_dtype(short)
-    if mode == "unpaired" and normalize and query.shape[:-1].numel() * negative_keys.shape[-2] <= _SMALL:
-        # One node normalises all: at this size nodes are what costs.
-        sizes = [query.shape[-2], query.shape[-2], negative_keys.shape[-2]]
-        parts = unit_rows(torch.cat([query, positive_key, negative_keys], -2)).split(sizes, -2)
-        return shared_negatives(*parts, scale, reduction, kernel_dtype=short, backend=backend)
-    query, positive_key = (unit_rows(t) if normalize else t.to(wide) for t in (query, positive_key))
-    if mode == "paired":
-        return paired_negatives(query, positive_key, negative_keys.to(wide), scale, reduction, normalize=normalize)
-    candidates = unit_rows(negative_keys) if normalize else negative_keys.to(wide)
-    return shared_negatives(query, positive_key, candidates, scale, reduction, kernel_dtype=short, backend=backend)
+    if mask is None:
+        return
+    check_tensor("negative_mask", mask)
+    if mode != "paired" or mask.dtype != torch.bool or mask.shape != negative_keys.shape[:-1]:
+        raise ValueError(
+            f"negative_mask must be boolean of shape {tuple(negative_keys.shape[:-1])} with negative_mode='paired', "
+            f"got {mask.dtype} {tuple(mask.shape)} with {mode!r}"
+        )
 
 
 def paired_negatives(
-    query: Tensor, positive_key: Tensor, negatives: Tensor, scale: _Scale, reduction: str, *, normalize: bool = False
+    query: Tensor,
+    positive_key: Tensor,
+    negatives: Tensor,
+    scale: _Scale,
+    reduction: str,
+    *,
+    mask: Tensor | None = None,
+    normalize: bool = False,
+    in_batch: bool = False,
+    backend: str | None = None,
 ) -> Tensor:
-    """Losses of rows [*, B] against negatives [*, B, M, D], a set for each query. `normalize` divides the scores by the
-    negatives' lengths, so that no scaled copy of them is made."""
+    """Losses of rows [*, B] against negatives [*, B, M, D], a set for each query, of which mask [*, B, M] names those
+    that exist; with in_batch also against the other positive keys. `normalize` divides the scores by the negatives'
+    lengths, so that no scaled copy of them is made. O(B M) scores besides the negatives."""
     scores = torch.matmul(negatives, query[..., None]).squeeze(-1)
     if normalize:
-        scores = scores / torch.linalg.vector_norm(negatives, dim=-1).clamp_min(1e-12)
+        lengths = torch.linalg.vector_norm(negatives, dim=-1)
+        scores = scores / lengths.masked_fill(lengths == 0, torch.inf)
     positive = (query * positive_key).sum(-1, keepdim=True)
     relative = (scores - positive) * _beside(scale, 2)
-    return _reduced(F.softplus(relative.logsumexp(-1), threshold=_NEVER), reduction)
+    if mask is not None:
+        # Finite: a query without any negative has loss 0 and no NaN in its gradient.
+        relative = relative.masked_fill(~mask, torch.finfo(relative.dtype).min / 2)
+    log_sum = relative.logsumexp(-1)
+    if in_batch and query.shape[-2] > 1:
+        shift = -positive.squeeze(-1) * _beside(scale, 1)
+        found = api.statistics(
+            query, positive_key, scale, row_bias=shift, pairs="off_diagonal", backend=backend
+        )
+        assert found.row_lse is not None
+        log_sum = torch.logaddexp(log_sum, found.row_lse)
+    return _reduced(F.softplus(log_sum, threshold=_NEVER), reduction)
 
 
 def _reduced(rows: Tensor, reduction: str) -> Tensor:
