@@ -33,8 +33,8 @@ def shared_negatives(
     """Losses of rows [*, B] against negatives [*, M, D] that all queries share, reduced ("none", "mean", "sum").
 
     Arguments are in the accumulation type: a negative may be as near as the positive, and in 16-bit tiles the gradients
-    of the two would be rounded before they cancel. On a CPU 3N FLOP with N = 2 B M D (4N for reduction "none" when the negatives need a gradient), elsewhere 4N; O((B + M) D)
-    memory besides a panel of at most 16 MiB of scores.
+    of the two would be rounded before they cancel. On a CPU 3N FLOP with N = 2 B M D (4N for reduction "none" when the
+    negatives need a gradient), elsewhere 4N; O((B + M) D) memory besides a panel of at most 16 MiB of scores.
     """
     if not negatives.shape[-2]:  # a memory bank before its first batch: the positive is the only candidate
         rows = (query * positive_key).sum(-1) * 0

@@ -42,6 +42,7 @@ LIBRARIES = {
     "pytorch_metric_learning.utils.distributed": ["DistributedLossWrapper"],
     "smile": ["ConcatCritic", "SeparableCritic", "estimate_mutual_information", "smile_lower_bound"],
     "supcontrast": ["SupConLoss"],
+    "torch_nn": ["InfoNCELoss", "info_nce_loss"],
 }
 
 

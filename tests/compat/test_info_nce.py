@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mi_kernels.compat import torch_nn
 from mi_kernels.compat.info_nce import InfoNCE, info_nce, normalize, transpose
 from mi_kernels.losses import negatives as negatives_module
 from tests.compat.originals import draw, largest_saved, original, parameters, same
@@ -173,3 +174,14 @@ def test_wrong_types_are_named():
     for arguments, name in ((([1.0], draw(3, 2)), "query"), ((draw(3, 2), draw(3, 2), [1.0]), "negative_keys")):
         with pytest.raises(TypeError, match=name):
             info_nce(*arguments)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("negatives", [None, "unpaired"])
+def test_as_pytorchs_proposal_spells_it(reduction, negatives):
+    query, key, rest = inputs(negatives)
+    want = formula(query, key, rest, 0.07, reduction, "unpaired")
+    got = torch_nn.InfoNCELoss(reduction=reduction)(query, key, rest)
+    same(got.sum(), want.sum(), [t for t in (query, key, rest) if t is not None])
+    assert torch.equal(got, torch_nn.info_nce_loss(query, key, rest, reduction=reduction))
+    assert parameters(torch_nn.info_nce_loss)[:3] == ["query", "positive_key", "negative_keys=None"]
