@@ -106,7 +106,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs = ctx.needs_input_grad[: len(inputs)]
         if torch.is_grad_enabled():
             aliases = [t.view_as(t) for t in inputs]
-            total = _formula(*(aliases if ctx.has_bias else [*aliases, None]), target, ctx.ignore_index)
+            bias = aliases[2] if ctx.has_bias else None
+            total = _formula(aliases[0], aliases[1], bias, target, ctx.ignore_index)
             wanted = [t for t, needed in zip(aliases, needs, strict=True) if needed]
             found = iter(torch.autograd.grad(total, wanted, g, create_graph=True))
             gradients = [next(found) if needed else None for needed in needs]

@@ -47,10 +47,11 @@ def pair_statistics(
     *,
     temperature: float = 1.0,
     output: str = "identity",
+    pairs: str = "all",
 ) -> Statistics:
     """Statistics of S[i, j] = network([x_i, y_j]) / temperature without keeping S."""
     weights, biases, activation = _layers(network, temperature)
-    return mlp_critic.statistics(x, y, weights, biases, activation=activation, output=output, stats=stats)
+    return mlp_critic.statistics(x, y, weights, biases, activation=activation, output=output, stats=stats, pairs=pairs)
 
 
 def check_pair(x_samples: Tensor, y_samples: Tensor, *, more_dimensions: bool = False) -> None:

@@ -56,9 +56,17 @@ def info_nce(
         if symmetric or query_ids is not None or key_ids is not None:
             raise ValueError("negative_keys cannot be combined with symmetric, query_ids or key_ids")
         if negative_mode == "paired" or not in_batch:
-            options = {"normalize": normalize, "mask": negative_mask, "in_batch": in_batch, "backend": backend}
             return negatives.explicit_negatives(
-                query, positive_key, negative_keys, scale, reduction, negative_mode, **options
+                query,
+                positive_key,
+                negative_keys,
+                scale,
+                reduction,
+                negative_mode,
+                normalize=normalize,
+                mask=negative_mask,
+                in_batch=in_batch,
+                backend=backend,
             )
         negatives.check_negatives(query, negative_keys, negative_mode, negative_mask)
         positive_key = torch.cat([positive_key, negative_keys], dim=-2)

@@ -69,14 +69,23 @@ def explicit_negatives(
     if mode == "unpaired" and normalize and query.shape[:-1].numel() * negative_keys.shape[-2] <= _SMALL:
         # One node normalises all: at this size nodes are what costs.
         sizes = [query.shape[-2], query.shape[-2], negative_keys.shape[-2]]
-        parts = unit_rows(torch.cat([query, positive_key, negative_keys], -2)).split(sizes, -2)
-        return shared_negatives(*parts, scale, reduction, backend=backend)
+        q, k, n = unit_rows(torch.cat([query, positive_key, negative_keys], -2)).split(sizes, -2)
+        return shared_negatives(q, k, n, scale, reduction, backend=backend)
     prepared = unit_rows if normalize else widened
     query, positive_key = prepared(query), prepared(positive_key)
     if mode == "unpaired":
         return shared_negatives(query, positive_key, prepared(negative_keys), scale, reduction, backend=backend)
-    options = {"mask": mask, "normalize": normalize, "in_batch": in_batch, "backend": backend}
-    return paired_negatives(query, positive_key, widened(negative_keys), scale, reduction, **options)
+    return paired_negatives(
+        query,
+        positive_key,
+        widened(negative_keys),
+        scale,
+        reduction,
+        mask=mask,
+        normalize=normalize,
+        in_batch=in_batch,
+        backend=backend,
+    )
 
 
 def check_negatives(query: Tensor, negative_keys: Tensor, mode: str, mask: Tensor | None) -> None:
@@ -253,7 +262,8 @@ def _panels(query, positive_key, negatives, factor, toward_query: bool, toward_n
 def _differentiable(inputs, needs, reduction: str, g: Tensor) -> list[Tensor | None]:
     """Gradients as a formula of aliases of the inputs: one input may depend on another."""
     with torch.enable_grad():
-        aliases = [t.view_as(t) for t in inputs]
+        query, positive_key, negatives, scale = aliases = [t.view_as(t) for t in inputs]
         wanted = [t for t, needed in zip(aliases, needs, strict=False) if needed]
-        found = iter(torch.autograd.grad(_formula(*aliases, reduction), wanted, g, create_graph=True))
+        value = _formula(query, positive_key, negatives, scale, reduction)
+        found = iter(torch.autograd.grad(value, wanted, g, create_graph=True))
     return [next(found) if needed else None for needed in needs[: len(inputs)]]
