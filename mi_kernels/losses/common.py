@@ -29,12 +29,10 @@ def over_groups(losses: Tensor) -> Tensor:
 
 
 def check_same_shape(name: str, a: Tensor, other: str, b: Tensor) -> None:
-    check_samples(name, a)
-    check_samples(other, b)
+    check_tensor(name, a)
+    check_tensor(other, b)
     if a.shape != b.shape:
         raise ValueError(f"{name} {tuple(a.shape)} and {other} {tuple(b.shape)} must have one shape")
-    if a.dtype != b.dtype and not torch.is_autocast_enabled(a.device.type):
-        raise ValueError(f"{name} and {other} must have one dtype, got {a.dtype} and {b.dtype}")
 
 
 def bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
@@ -60,6 +58,8 @@ def bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
 def nt_xent_scaled(out0: Tensor, out1: Tensor, scale: float | Tensor, backend: str | None = None) -> Tensor:
     """nt_xent whose scale, 1 / temperature, may have either sign."""
     check_same_shape("out0", out0, "out1", out1)
+    check_samples("out0", out0)
+    check_samples("out1", out1)
     views = torch.cat([out0, out1], dim=-2)
     prepared = api.prepare(views, views, scale, pairs="off_diagonal", positive_shift=out0.shape[-2])
     w = 1.0 / views.shape[:-1].numel()

@@ -68,7 +68,7 @@ def info_nce(
                 in_batch=in_batch,
                 backend=backend,
             )
-        negatives.check_negatives(query, negative_keys, negative_mode, negative_mask)
+        negatives.check_negatives(query, positive_key, negative_keys, negative_mode, negative_mask)
         positive_key = torch.cat([positive_key, negative_keys], dim=-2)
     elif in_batch or negative_mask is not None:
         raise ValueError("in_batch and negative_mask need negative_keys")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.common.checks import FLOATS, check_tensor
+from ..ops.common.checks import FLOATS, check_samples, check_tensor
 from ..ops.common.rows import unit_rows, widened
 from ..ops.dot_critic import api
 
@@ -65,7 +65,7 @@ def explicit_negatives(
     backend: str | None = None,
 ) -> Tensor:
     """Losses against negatives [*, M, D] ("unpaired", without in_batch) or [*, B, M, D] ("paired")."""
-    check_negatives(query, negative_keys, mode, mask)
+    check_negatives(query, positive_key, negative_keys, mode, mask)
     if mode == "unpaired" and normalize and query.shape[:-1].numel() * negative_keys.shape[-2] <= _SMALL:
         # One node normalises all: at this size nodes are what costs.
         sizes = [query.shape[-2], query.shape[-2], negative_keys.shape[-2]]
@@ -88,8 +88,14 @@ def explicit_negatives(
     )
 
 
-def check_negatives(query: Tensor, negative_keys: Tensor, mode: str, mask: Tensor | None) -> None:
-    """Raises TypeError or ValueError naming negative_keys or negative_mask."""
+def check_negatives(
+    query: Tensor, positive_key: Tensor, negative_keys: Tensor, mode: str, mask: Tensor | None
+) -> None:
+    """Raises TypeError or ValueError naming the argument."""
+    check_samples("query", query)
+    check_samples("positive_key", positive_key)
+    if positive_key.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+        raise ValueError(f"query and positive_key must have one dtype, got {query.dtype} and {positive_key.dtype}")
     check_tensor("negative_keys", negative_keys)
     if negative_keys.dtype not in FLOATS:
         raise ValueError(f"negative_keys must be float64, float32, bfloat16 or float16, got {negative_keys.dtype}")

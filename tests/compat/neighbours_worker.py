@@ -1,4 +1,4 @@
-"""One rank of test_open_clip_ranks.py: `python -m tests.compat.neighbours_worker RANK WORLD STORE`; it asserts itself."""
+"""One rank of test_open_clip_ranks.py: `python -m tests.compat.neighbours_worker RANK WORLD STORE`; asserts inside."""
 
 import sys
 
