@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops.common.checks import check_number, check_tensor, positive_values
+from ..ops.common.checks import check_number, check_samples, check_tensor, positive_values
 from ..ops.common.dtypes import accumulate_dtype
 from ..ops.dot_critic import api
 
