@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import distributed
 from ..losses import common, contrastive
 from ..ops.common.dtypes import accumulate_dtype
+from ..ops.common.rows import widened
 from ..ops.dot_critic import api
 from ._captions import GenLipLoss, fused_linear_cross_entropy
 from ._distillation import expected_score, from_scores
@@ -272,7 +273,9 @@ class DistillClipLoss(ClipLoss):
             raise ValueError(
                 f"dist_image_features must hold {image_features.shape[0]} rows, got {tuple(dist_image_features.shape)}"
             )
-        student, teacher = (image_features, text_features), (dist_image_features, dist_text_features)
+        # Widened once: the gradients of the three terms below cancel where the student has learnt the teacher.
+        student = widened(image_features), widened(text_features)
+        teacher = (dist_image_features, dist_text_features)
         if self.world_size == 1 and _held(*student):
             loss, distill = from_scores(*student, logit_scale, *teacher, dist_logit_scale)
         else:

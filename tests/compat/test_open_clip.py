@@ -286,6 +286,21 @@ def test_no_scores_are_stored(name):
     assert largest_saved(lambda: loss(image, text, 10.0, None)) < 512 * 16
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_distilled_gradients_in_16_bits_near_the_teacher(dtype):
+    """The gradient is a small difference of large ones; only what is returned may be rounded to 16 bits."""
+    image, text = (t.detach().to(dtype) for t in pair(300, 16))
+    teacher = (image + 0.02 * draw(300, 16, seed=2).detach()).to(dtype), text
+
+    def gradient(kind):
+        inputs = image.clone().to(kind).requires_grad_(), text.clone().to(kind).requires_grad_()
+        _, loss = open_clip.DistillClipLoss()(*inputs, 10.0, teacher[0].to(kind), teacher[1].to(kind), 10.0)
+        return torch.autograd.grad(1e4 * loss, inputs)  # as a loss scale: fp16 has no smaller numbers
+
+    for got, want in zip(gradient(dtype), gradient(torch.float64), strict=True):
+        assert (got.double() - want).norm() < 2 * torch.finfo(dtype).eps * want.norm()
+
+
 def test_distill_loss_stores_no_scores():
     image, text = pair(512, 4)
     teacher = draw(512, 3, seed=2, unit=True).detach(), draw(512, 3, seed=3, unit=True).detach()
