@@ -252,8 +252,10 @@ class DistillClipLoss(ClipLoss):
     def _positive(self, student: tuple[Tensor, Tensor]) -> Tensor:
         """The mean inner product of the pairs that the contrastive loss is over."""
         images, texts = student if self.world_size == 1 or self.local_loss else self._gathered(*student)
-        wide = accumulate_dtype(images.dtype)
-        return (images.to(wide) * texts.to(wide)).sum() / images.shape[0]
+        if self.world_size > 1 and self.local_loss and not self.gather_with_grad:
+            # The columns are the gathered features, without a gradient: each direction moves its rows alone.
+            return ((images * texts.detach()).sum() + (images.detach() * texts).sum()) / (2 * images.shape[0])
+        return (images * texts).sum() / images.shape[0]
 
     def forward(  # type: ignore[override]
         self,
