@@ -6,11 +6,13 @@ import importlib
 import importlib.util
 from types import ModuleType
 
+import torch
 from torch import Tensor, nn
 
 from ..ops.common.statistics import Statistics
 from ..ops.mlp_critic import api as mlp_critic
 
+_FEW = 32 * 32  # so few pairs cost less joined than with the first layer split
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
@@ -35,6 +37,9 @@ def _layers(network: nn.Sequential, temperature: float) -> tuple[list[Tensor], l
 
 def pair_scores(network: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
     """S[i, j] = network([x_i, y_j]), [B, N], materialised."""
+    if x.shape[0] * y.shape[0] <= _FEW and x.dtype == y.dtype:
+        rows, columns = x[:, None].expand(-1, y.shape[0], -1), y.expand(x.shape[0], -1, -1)
+        return network(torch.cat([rows, columns], -1)).squeeze(-1)
     weights, biases, activation = _layers(network, 1.0)
     return mlp_critic.scores(x, y, weights, biases, activation=activation)
 

@@ -48,12 +48,13 @@ __all__ = [
 ]
 
 
-_HELD = 256 * 256
+_HELD = 256 * 256  # scores of SigLipLoss and DistillClipLoss
+_FEW = 32 * 32  # scores of ClipLoss, whose operator has less to prepare
 
 
-def _held(rows: Tensor, columns: Tensor) -> bool:
+def _held(rows: Tensor, columns: Tensor, limit: int = _HELD) -> bool:
     """Whether all scores are held: on a CPU, up to 256 KiB of them cost less than the fixed part of the operators."""
-    return rows.device.type == "cpu" and rows.dim() == columns.dim() == 2 and rows.shape[0] * columns.shape[0] <= _HELD
+    return rows.device.type == "cpu" and rows.dim() == columns.dim() == 2 and rows.shape[0] * columns.shape[0] <= limit
 
 
 def _check_world(rank: int, world_size: int, use_horovod: bool = False) -> None:
@@ -164,6 +165,11 @@ class ClipLoss(nn.Module):
         logit_bias: Tensor | None = None,
     ) -> Tensor:
         common.check_same_shape("image_features", image_features, "text_features", text_features)
+        if self.world_size == 1 and _held(image_features, text_features, _FEW):
+            logits = logit_scale * widened(image_features) @ widened(text_features).mT
+            logits = logits if logit_bias is None else logits + logit_bias
+            labels = torch.arange(len(logits), device=logits.device)
+            return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.mT, labels)) / 2
         if self.world_size == 1:
             return contrastive.clip_loss(image_features, text_features, logit_scale, logit_bias)
         images, texts = self._gathered(image_features, text_features)

@@ -82,9 +82,10 @@ def test_signatures():
     assert parameters(open_clip.gather_features) == ["image_features", "text_features", *gather]
 
 
+@pytest.mark.parametrize("items", [7, 40])
 @pytest.mark.parametrize("oracle", ["formula", "original"])
-def test_clip_loss(oracle):
-    image, text = pair()
+def test_clip_loss(oracle, items):
+    image, text = pair(items)
     scale = scalar(14.3)
     want = clip(image, text, scale) if oracle == "formula" else theirs().ClipLoss()(image, text, scale)
     loss = open_clip.ClipLoss(cache_labels=True)
@@ -93,8 +94,9 @@ def test_clip_loss(oracle):
     assert loss.state_dict() == {}
 
 
-def test_logit_bias_takes_part_and_cancels():
-    image, text = pair()
+@pytest.mark.parametrize("items", [7, 40])
+def test_logit_bias_takes_part_and_cancels(items):
+    image, text = pair(items)
     bias = scalar(-10.0)
     loss = open_clip.ClipLoss()(image, text, 14.3, bias)
     torch.testing.assert_close(loss, clip(image, text, 14.3))
