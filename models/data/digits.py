@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from models.data.base import Modality, PairedData, stratified_split
+from models.batch import Target
+from models.data.dataset import Dataset, Modality
+from models.data.splits import stratified_split
 
 
-def load_digits(seed: int = 0) -> PairedData:
+def load_digits(seed: int = 0) -> Dataset:
     """1,797 images; halves [N, 32] scaled to [0, 1]; 60/20/20 stratified split drawn by seed."""
     from sklearn.datasets import load_digits as load
 
@@ -18,4 +20,4 @@ def load_digits(seed: int = 0) -> PairedData:
         for name, part in (("left", pixels[:, :, :4]), ("right", pixels[:, :, 4:]))
     ]
     split = torch.from_numpy(stratified_split(y, seed))
-    return PairedData("digits", halves[0], halves[1], torch.tensor(y, dtype=torch.long), split, 10)
+    return Dataset("digits", tuple(halves), torch.tensor(y, dtype=torch.long), Target.classes(10), split)

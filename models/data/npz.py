@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.data.base import Modality, PairedData, stratified_split
+from models.batch import Target
+from models.data.dataset import Dataset, Modality
+from models.data.splits import stratified_split
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
@@ -63,8 +65,8 @@ def _check_offsets(offsets: np.ndarray, values: np.ndarray, name: str) -> None:
         raise ValueError(f"off_{name} must be integers [N + 1], got {offsets.dtype} {offsets.shape}")
     if offsets[0] != 0 or offsets[-1] != len(values):
         raise ValueError(f"off_{name} must run from 0 to {len(values)}, it runs from {offsets[0]} to {offsets[-1]}")
-    if (np.diff(offsets.astype(np.int64)) < 1).any():
-        raise ValueError(f"off_{name} must increase: every sequence needs at least one frame")
+    if (np.diff(offsets.astype(np.int64)) < 0).any():
+        raise ValueError(f"off_{name} must not decrease")
 
 
 def labels(y: np.ndarray) -> tuple[torch.Tensor, int]:
@@ -90,8 +92,8 @@ def splits(arrays: dict[str, np.ndarray], y: np.ndarray, seed: int) -> torch.Ten
     return torch.from_numpy(split.astype(np.int64))
 
 
-def load_npz(path: str | Path, seed: int = 0, modalities: tuple[str, str] | None = None) -> PairedData:
-    """Two modalities of a file (the first two in file order unless named), standardised on its training rows.
+def load_npz(path: str | Path, seed: int = 0) -> Dataset:
+    """Every modality of a file, in file order.
 
     Raises FileNotFoundError, or ValueError that names the key that is missing or malformed.
     """
@@ -99,20 +101,16 @@ def load_npz(path: str | Path, seed: int = 0, modalities: tuple[str, str] | None
     if "y" not in arrays:
         raise ValueError(f"{path} has no labels y; it has {', '.join(sorted(arrays)) or 'no arrays'}")
     y, num_classes = labels(arrays["y"])
-    if modalities is None:
-        found = [
-            key
-            for key, value in arrays.items()
-            if key not in ("y", "split") and not key.startswith("off_") and value.ndim in (2, 3)
-        ]
-        if len(found) < 2:
-            raise ValueError(f"{path} needs two modalities, it has {len(found)}: {', '.join(found) or 'none'}")
-        modalities = (found[0], found[1])
-    first, second = modality(arrays, modalities[0]), modality(arrays, modalities[1])
-    for part in (first, second):
+    found = [
+        key
+        for key, value in arrays.items()
+        if key not in ("y", "split") and not key.startswith("off_") and value.ndim in (2, 3)
+    ]
+    parts = tuple(modality(arrays, key) for key in found)
+    for part in parts:
         if len(part) != len(y):
             raise ValueError(f"modality {part.name!r} has {len(part)} rows, y has {len(y)}")
     split = splits(arrays, y.numpy(), seed)
     if not (split == 0).any():
         raise ValueError(f"{path} has no train rows (split code 0)")
-    return PairedData(Path(path).stem, first, second, y, split, num_classes).standardised()
+    return Dataset(Path(path).stem, parts, y, Target.classes(num_classes), split)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from models.data.base import Modality, PairedData
+from models.batch import Target
+from models.data.dataset import Dataset, Modality
 
 
 def generate(
@@ -21,7 +22,7 @@ def generate(
     label_dims: tuple[int, int, int] = (10, 6, 6),
     view_dim: int = 100,
     labels: str = "linear",
-) -> PairedData:
+) -> Dataset:
     """Latent and label dimensions are (shared, unique to the first, unique to the second).
 
     ``labels``: "linear" (balanced, two classes) or "planar_flow" (20 classes, very unbalanced).
@@ -47,10 +48,8 @@ def generate(
     split = torch.full((samples,), 2)
     split[: int(0.8 * samples)] = 1
     split[: int(0.6 * samples)] = 0
-    data = PairedData(
-        "synthetic", Modality("x1", views[0]), Modality("x2", views[1]), torch.from_numpy(y), split, classes
-    )
-    return data.standardised()
+    modalities = tuple(Modality(name, view) for name, view in zip(("x1", "x2"), views, strict=True))
+    return Dataset("synthetic", modalities, torch.from_numpy(y), Target.classes(classes), split)
 
 
 def _planar_flow(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:

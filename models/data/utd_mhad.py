@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.data.base import Modality, PairedData
+from models.batch import Target
+from models.data.dataset import Dataset, Modality
 from models.data.npz import labels, modality, read_arrays, splits
 
 SHOULDER_CENTRE, HIP_CENTRE = 1, 3
@@ -27,8 +28,8 @@ def default_path() -> Path:
     return root / "utd_mhad.npz"
 
 
-def load_utd_mhad(path: str | Path | None = None) -> PairedData:
-    """861 recordings, split 323/108/430; skeletons normalised, then each feature standardised on training frames."""
+def load_utd_mhad(path: str | Path | None = None) -> Dataset:
+    """861 recordings, split 323/108/430; skeletons normalised."""
     path = Path(path) if path else default_path()
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}; set MI_KERNELS_DATA to the folder that holds utd_mhad.npz")
@@ -38,7 +39,7 @@ def load_utd_mhad(path: str | Path | None = None) -> PairedData:
     y, num_classes = labels(arrays["label"])
     first, second = modality(arrays, "skeleton"), modality(arrays, "inertial")
     first = normalise_skeletons(first)
-    return PairedData("utd-mhad", first, second, y, splits(arrays, y.numpy(), 0), num_classes).standardised()
+    return Dataset("utd-mhad", (first, second), y, Target.classes(num_classes), splits(arrays, y.numpy(), 0))
 
 
 def normalise_skeletons(skeletons: Modality) -> Modality:

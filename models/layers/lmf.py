@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.data.base import Inputs
+from models.batch import Inputs
 from models.layers.lengths import mean_over_steps, sequence
 from models.layers.sequence import check_positive
 from models.layers.transformer import check_rate

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.data.base import Inputs
+from models.batch import Inputs
 from models.layers.lengths import last_step, same_steps, sequence
 from models.layers.sequence import LSTM, check_positive
 from models.layers.transformer import check_rate

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.data.base import Inputs
+from models.batch import Inputs
 from models.layers.attention import Visible
 from models.layers.lengths import sequence, steps_within
 from models.layers.transformer import Dropouts, TransformerStack, check_heads, check_rate, run_together

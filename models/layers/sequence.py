@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import mi_kernels as mk
-from models.data.base import Inputs
+from models.batch import Inputs
 from models.layers.attention import Visible
 from models.layers.lengths import last_step, mean_over_steps, sequence, steps_within
 from models.layers.transformer import Dropouts, TransformerStack, check_heads, check_rate, run_together

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mi_kernels as mk
-from models.data.base import Inputs
+from models.batch import Inputs
 from models.layers.lengths import sequence
 from models.layers.mag import AdaptationGate
 from models.layers.sequence import check_choice

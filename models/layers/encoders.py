@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from models.data.base import Inputs, Modality
+from models.batch import Inputs
+from models.data.dataset import Modality
 from models.layers import sequence
+from models.layers.lengths import sequence as checked
+from models.layers.sequence import check_choice
+from models.layers.transformer import check_rate
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -97,7 +103,7 @@ def segment_statistics(values: Tensor, lengths: Tensor, segments: int) -> Tensor
 
 def _frames(x: Inputs | Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """Values [B, T, D] and lengths [B] of a batch, means of ``stride`` neighbouring frames."""
-    values, lengths = x if isinstance(x, Inputs) else (x, None)
+    values, lengths, _ = checked("x", x)
     if lengths is None:
         lengths = torch.full((len(values),), values.shape[1])
     return _average_frames(values, lengths, stride) if stride > 1 else (values, lengths)
@@ -112,19 +118,75 @@ def _average_frames(values: Tensor, lengths: Tensor, stride: int) -> tuple[Tenso
     return windows / counts[..., None], (lengths + stride - 1) // stride
 
 
-def make_encoder(
-    modality: Modality,
-    hidden: int,
-    out_dim: int,
-    layers: int,
-    stride: int = 1,
-    sequences: str = "segments",
-    segments: int = 4,
-    dropout: float = 0.0,
-) -> nn.Module:
-    """An MLP for vectors; for sequences statistics of segments ("segments") or a GRU ("gru")."""
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The encoders of a model, one of a kind for every modality.
+
+    hidden, out_dim: their widths. layers: of vectors' MLPs, hidden layers - 1.
+    kind: of sequences, statistics of ``segments`` equal parts ("segments") or a recurrent net ("gru").
+    stride: of sequences, averages this many neighbouring frames first.
+    embedding: of tokens without a table, the width of the trained embedding.
+    """
+
+    hidden: int = 512
+    out_dim: int = 128
+    layers: int = 2
+    stride: int = 1
+    kind: str = "segments"
+    segments: int = 4
+    dropout: float = 0.0
+    embedding: int = 64
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, ("segments", "gru"))
+        sequence.check_positive(
+            hidden=self.hidden,
+            out_dim=self.out_dim,
+            stride=self.stride,
+            segments=self.segments,
+            embedding=self.embedding,
+        )
+        if self.layers < 0:
+            raise ValueError(f"layers must not be negative, got {self.layers}")
+        check_rate("dropout", self.dropout)
+
+
+def make_encoder(modality: Modality, config: EncoderConfig) -> nn.Module:
+    """An MLP for vectors; of sequences segments or a GRU; tokens are embedded first."""
+    width = modality.dim or config.embedding
     if not modality.is_sequence:
-        return MLPEncoder(modality.dim, hidden, out_dim, layers, dropout)
-    if sequences == "segments":
-        return SegmentEncoder(modality.dim, hidden, out_dim, stride, segments, dropout)
-    return GRUEncoder(modality.dim, hidden, out_dim, stride, dropout)
+        return MLPEncoder(width, config.hidden, config.out_dim, config.layers, config.dropout)
+    encoder: nn.Module
+    if config.kind == "segments":
+        encoder = SegmentEncoder(width, config.hidden, config.out_dim, config.stride, config.segments, config.dropout)
+    else:
+        encoder = GRUEncoder(width, config.hidden, config.out_dim, config.stride, config.dropout)
+    return TokenEncoder(Embedding(modality, config.embedding), encoder) if modality.is_tokens else encoder
+
+
+class Embedding(nn.Module):
+    """Tokens [B, T] to [B, T, E]: the data's own table, held fixed, or a trained one of width ``dim``."""
+
+    def __init__(self, modality: Modality, dim: int):
+        super().__init__()
+        fixed = modality.table is not None
+        self.dim = modality.dim if fixed else dim
+        # A table that comes with the data is data: it is not stored with the weights.
+        self.register_buffer("table", modality.table if fixed else None, persistent=False)
+        self.weights = None if fixed else nn.Embedding(modality.vocabulary, dim, padding_idx=0)
+
+    def forward(self, x: Inputs) -> Inputs:
+        values = self.table[x.values] if self.weights is None else self.weights(x.values)  # type: ignore[index]
+        return Inputs(values, x.lengths, x.present)
+
+
+class TokenEncoder(nn.Module):
+    """An encoder behind an Embedding."""
+
+    def __init__(self, embedding: Embedding, encoder: nn.Module):
+        super().__init__()
+        self.out_dim = encoder.out_dim
+        self.embedding, self.encoder = embedding, encoder
+
+    def forward(self, x: Inputs) -> Tensor:
+        return self.encoder(self.embedding(x))
