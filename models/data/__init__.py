@@ -8,32 +8,15 @@ settings that a source does not take. A file is read by ``read_file``, which has
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.batch import Batch, Inputs, Target
 from models.data.dataset import SPLITS, Dataset, Modality
-from models.data.digits import load_digits
-from models.data.npz import load_npz
-from models.data.synthetic import generate
-from models.data.utd_mhad import load_utd_mhad
-
-
-def _digits(seed: int) -> Dataset:
-    return load_digits(seed)
-
-
-def _synthetic(seed: int) -> Dataset:
-    return generate(seed=seed)
-
-
-def _utd_mhad(seed: int) -> Dataset:
-    return load_utd_mhad()
-
-
-SOURCES: dict[str, Callable[..., Dataset]] = {"digits": _digits, "synthetic": _synthetic, "utd-mhad": _utd_mhad}
-read_file: Callable[..., Dataset] = load_npz
+from models.data.sources import SOURCES, read_file
+from models.data.sources.digits import load as load_digits
+from models.data.sources.synthetic import generate
+from models.data.sources.utd_mhad import load as load_utd_mhad
 
 
 @dataclass(frozen=True)
@@ -70,9 +53,11 @@ def load(config: DataConfig, seed: int = 0) -> Dataset:
 
 def _raw(config: DataConfig, seed: int) -> Dataset:
     options = {name: getattr(config, name) for name in ("target", "split", "format") if getattr(config, name)}
+    source = read_file if config.is_file else SOURCES[config.name]
+    if config.modalities and "modalities" in inspect.signature(source).parameters:
+        options["modalities"] = config.modalities
     if config.is_file and not Path(config.name).exists() and not Path(config.name).suffix:
         raise ValueError(f"data must be {', '.join(SOURCES)} or a file; got {config.name!r}, which is neither")
-    source = read_file if config.is_file else SOURCES[config.name]
     for name in options:
         if name not in inspect.signature(source).parameters:
             raise ValueError(f"data.{name} must be left empty for {config.name!r}, which has one only")
@@ -99,7 +84,6 @@ __all__ = [
     "generate",
     "load",
     "load_digits",
-    "load_npz",
     "load_utd_mhad",
     "read_file",
 ]

@@ -1,10 +1,11 @@
 """Reads pickles that hold numpy arrays and plain containers, and nothing else; nothing in the file is ever called.
 
 ``pickle.load`` runs whatever a file asks for, so it is not used. ``pickletools.genops`` takes the file apart into
-opcodes, and the small machine below gives them the meaning that data needs: numbers, strings, lists, tuples, dictionaries,
-sets and arrays. Globals are looked up in one table (``ADMITTED``); any other is refused by its name. Arrays are built
-from their bytes with ``np.frombuffer`` after dtype, shape and size have been compared, never by numpy's own
-``__setstate__``. Python 2 pickles (protocols 0 to 2, ``numpy.core``, byte strings) read like those of Python 3.
+opcodes, and the small machine below gives them the meaning that data needs: numbers, strings, lists, tuples,
+dictionaries, sets and arrays. Globals are looked up in one table (``ADMITTED``); any other is refused by its name.
+Arrays are built from their bytes with ``np.frombuffer`` after dtype, shape and size have been compared, never by
+numpy's own ``__setstate__``. Python 2 pickles (protocols 0 to 2, ``numpy.core``, byte strings) read like those of
+Python 3.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -99,11 +100,12 @@ class _Dtype:
 class _Array:
     """An array while it is being read; ``value`` is set by BUILD."""
 
-    __slots__ = ("items", "value")
+    __slots__ = ("flat", "items", "value")
 
     def __init__(self) -> None:
         self.value: np.ndarray | None = None
-        self.items: list[Any] | None = None
+        self.items: list[Any] | None = None  # of an array of objects, in the order of ``flat``
+        self.flat = np.empty(0, object)
 
     def build(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) not in (4, 5):
@@ -116,11 +118,11 @@ class _Array:
         if not isinstance(dtype, _Dtype):
             raise ValueError("an array has no dtype")
         kind = dtype.native()
-        if kind == object:
+        if kind.hasobject:
             if not isinstance(data, list) or len(data) != math.prod(shape):
                 raise ValueError(f"an array of shape {shape} does not hold as many objects")
-            self.value = np.empty(shape, object, order="F" if order == "F" else "C")
-            self.items = data
+            self.items, self.flat = data, np.empty(len(data), object)
+            self.value = self.flat.reshape(shape, order="F" if order == "F" else "C")
             return
         if not isinstance(data, bytes | bytearray):
             raise ValueError("an array has no bytes")
@@ -132,11 +134,9 @@ class _Array:
         if self.value is None:
             raise ValueError("an array has no content")
         if self.items is not None:
-            flat = np.empty(len(self.items), object)
             for i, item in enumerate(self.items):
-                flat[i] = inner(item)
-            order = "F" if self.value.flags.f_contiguous and not self.value.flags.c_contiguous else "C"
-            self.value, self.items = flat.reshape(self.value.shape, order=order), None  # type: ignore[arg-type]
+                self.flat[i] = inner(item)
+            self.items = None
         return self.value
 
 
@@ -248,7 +248,9 @@ def _key(key: Any) -> Any:
     """A dictionary key or set member. Deeper tuples are refused: their hash can take exponential time."""
     flat = isinstance(key, tuple) and len(key) <= 16 and all(isinstance(part, _SCALARS) for part in key)
     if not flat and not isinstance(key, _SCALARS):
-        raise _Refused(f"uses a {type(key).__name__.strip('_').lower()} as a dictionary key; strings and numbers are read")
+        raise _Refused(
+            f"uses a {type(key).__name__.strip('_').lower()} as a dictionary key; strings and numbers are read"
+        )
     return key
 
 
@@ -262,7 +264,7 @@ class _Machine:
 
     def run(self, stream: mmap.mmap) -> Any:
         last = 0
-        for opcode, arg, position in pickletools.genops(stream):
+        for opcode, arg, position in pickletools.genops(cast(IO[bytes], stream)):
             last = position or 0
             name = opcode.name
             if name in _VALUES:
@@ -304,6 +306,9 @@ class _Machine:
             self.marks.pop()
         else:
             self.pop()
+
+    def discard_to_mark(self, arg: Any) -> None:
+        self.to_mark()
 
     def tuple_of(self, count: int) -> None:
         items = [self.pop() for _ in range(count)]
@@ -380,7 +385,7 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
 _METHODS: dict[str, Callable[[_Machine, Any], None]] = {
     "MARK": _Machine.mark,
     "POP": _Machine.discard,
-    "POP_MARK": lambda m, arg: m.to_mark() and None,
+    "POP_MARK": _Machine.discard_to_mark,
     "DUP": lambda m, arg: m.stack.append(m.top()),
     "LIST": lambda m, arg: m.stack.append(m.to_mark()),
     "TUPLE": lambda m, arg: m.stack.append(tuple(m.to_mark())),

@@ -1,9 +1,9 @@
 """MultiBench's affect pickles: MOSI, MOSEI, UR-FUNNY (``humor.pkl``) and MUStARD (``sarcasm.pkl``).
 
 ``{"train" | "valid" | "test": {"vision": [N, T, dv], "audio": [N, T, da], "text": [N, T, 300], "labels": [N, 1, 1],
-"id": [N]}}``, aligned by word and padded with zeros on the left. Read as MultiBench's loader does: rows without any text go,
-infinite audio becomes 0, and the three modalities start at the first word. A modality that is zero throughout a row is
-missing there.
+"id": [N]}}``, aligned by word and padded with zeros on the left. Read as MultiBench's loader does: rows without any
+text go, infinite audio becomes 0, and the three modalities start at the first word. A modality that is zero throughout
+a row is missing there.
 """
 
 from __future__ import annotations

@@ -60,8 +60,10 @@ class Arrays:
 
     modalities: those that are used unless others are named. optional: those used only when named.
     labels: candidates by their name in the file, each [N] or [N, K]; the first is the default.
-    classes: names of the classes of a label, where the file has them. texts: strings [N] that no reader turns into numbers.
-    split: codes [N] (0 train, 1 valid, 2 test, -1 unused) or None. groups: what a row belongs to (a speaker, a video).
+    kinds: "classes" or "regression" by label, where the format says it. classes: names of a label's classes.
+    texts: strings [N] that no reader turns into numbers.
+    split: codes [N] (0 train, 1 valid, 2 test, -1 unused) or None. splits: others by name.
+    groups: what a row belongs to (a speaker, a video), int64 [N].
     notes: a sentence for everything that was repaired or is odd.
     """
 
@@ -70,9 +72,11 @@ class Arrays:
     modalities: dict[str, Part] = field(default_factory=dict)
     optional: dict[str, Part] = field(default_factory=dict)
     labels: dict[str, np.ndarray] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     texts: dict[str, list[str]] = field(default_factory=dict)
     split: np.ndarray | None = None
+    splits: dict[str, np.ndarray] = field(default_factory=dict)
     ids: tuple[str, ...] = ()
     groups: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
@@ -85,7 +89,7 @@ class Arrays:
 
     def check(self) -> Arrays:
         """Itself, once everything has the same number of rows. Raises ValueError that names what has not."""
-        found = {**self.modalities, **self.optional, **self.labels, **self.texts}
+        found: dict[str, Any] = {**self.modalities, **self.optional, **self.labels, **self.texts, **self.splits}
         for name, extra in (("split", self.split), ("ids", self.ids or None), ("groups", self.groups)):
             if extra is not None:
                 found[name] = extra
@@ -110,7 +114,10 @@ def offsets_of(lengths: np.ndarray | Sequence[int]) -> np.ndarray:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """A file's content, unzipped when it is gzip. Raises FileNotFoundError, or ValueError where it is no data at all."""
+    """A file's content, unzipped when it is gzip.
+
+    Raises FileNotFoundError, or ValueError where it is no data at all.
+    """
     path = require_data(path)
     data = path.read_bytes()
     if data[:2] != b"\x1f\x8b":
@@ -127,7 +134,7 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def require_data(path: str | Path) -> Path:
-    """The path of a file that is there, not empty, and neither a web page nor a pointer to a file that was not fetched."""
+    """The path of a file that is there, not empty, and neither a web page nor a pointer to a file not fetched."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -170,12 +177,18 @@ def listed(names: Any) -> str:
 
 
 def numbers(
-    value: Any, path: str | Path, key: str, *, infinite: str = "refuse", nan: str = "refuse", notes: list[str] | None = None
+    value: Any,
+    path: str | Path,
+    key: str,
+    *,
+    infinite: str = "refuse",
+    nan: str = "refuse",
+    notes: list[str] | None = None,
 ) -> np.ndarray:
     """``value`` as float32 of the same shape. Raises ValueError for what is not numeric or not finite.
 
-    infinite, nan: "refuse", or "zero", which replaces them by 0 and says so in ``notes`` (the rule of MulT, MMSA and
-    MultiBench for COVAREP's -inf).
+    infinite, nan: "refuse", "keep", or "zero", which replaces them by 0 and says so in ``notes`` (the rule of MulT,
+    MMSA and MultiBench for COVAREP's -inf).
     """
     array = np.asarray(value) if not isinstance(value, np.ndarray) else value
     if array.dtype.kind not in "fiub":
@@ -193,9 +206,11 @@ def numbers(
             result[bad] = 0
             if notes is not None:
                 notes.append(f"{key}: {count} {name} values were set to 0")
-        elif count:
+        elif count and rule == "refuse":
             row = int(np.argwhere(bad)[0][0]) if bad.ndim else 0
-            raise ValueError(f"{path}: {key!r} holds {count} values that are not finite ({name}), the first in row {row}")
+            raise ValueError(
+                f"{path}: {key!r} holds {count} values that are not finite ({name}), the first in row {row}"
+            )
     return result
 
 
@@ -252,8 +267,8 @@ def vectors(values: np.ndarray, name: str, notes: list[str]) -> Part:
 def pictures(values: np.ndarray, path: str | Path, name: str, notes: list[str], rows: int | None = None) -> Part:
     """Pictures [N, H, W] scaled to [0, 1]: by 255 or 65,535 as their dtype says, or for floats as their largest value.
 
-    [H, W, N] (MATLAB's order) is turned round where ``rows`` says which axis counts; pictures in colour [N, H, W, C] become
-    vectors. Raises ValueError for another shape and for negative values.
+    [H, W, N] (MATLAB's order) is turned round where ``rows`` says which axis counts; pictures in colour [N, H, W, C]
+    become vectors. Raises ValueError for another shape and for negative values.
     """
     if rows is not None and values.ndim == 3 and values.shape[0] != rows and values.shape[2] == rows:
         notes.append(f"{name}: rows came last, {values.shape}, and were moved to the front")
@@ -266,7 +281,9 @@ def pictures(values: np.ndarray, path: str | Path, name: str, notes: list[str], 
     largest = float(scaled.max())
     if scaled.min() < 0:
         raise ValueError(f"{path}: pictures {name!r} must not be negative, the smallest value is {scaled.min():g}")
-    unit = {"uint8": 255, "uint16": 65535}.get(values.dtype.name, 1 if largest <= 1 else 255 if largest <= 255 else 65535)
+    unit = {"uint8": 255, "uint16": 65535}.get(
+        values.dtype.name, 1 if largest <= 1 else 255 if largest <= 255 else 65535
+    )
     if largest > unit:
         raise ValueError(f"{path}: pictures {name!r} must lie below 65536, the largest value is {largest:g}")
     scaled /= unit

@@ -1,8 +1,8 @@
 """AV-MNIST as MultiBench distributes it: a folder of ``.npy`` files.
 
-``image/{train,test}_data.npy`` [N, 784], ``audio/{train,test}_data.npy`` [N, 112, 112] (spectrograms), ``{train,test}_labels.npy`` [N].
-Both are scaled to [0, 1]. Split: the first 55,000 training rows train, the last 5,000 valid (of another number: the last
-twelfth), as MultiBench's loader does.
+``image/{train,test}_data.npy`` [N, 784], ``audio/{train,test}_data.npy`` [N, 112, 112] (spectrograms),
+``{train,test}_labels.npy`` [N]. Both are scaled to [0, 1]. Split: the first 55,000 training rows train, the last 5,000
+valid (of another number: the last twelfth), as MultiBench's loader does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Computational sequences of the CMU-MultimodalSDK (``.csd``, HDF5): MOSI, MOSEI and POM at their highest resolution.
 
-``/<root>/data/<entry>/features`` [T, D] and ``intervals`` [T, 2] in seconds, ``/<root>/metadata/<key>`` strings. One file is one
-modality, an entry (a video) a row. A folder of them is a data set: the file whose root or name says "label" gives the rows, one
-per labelled interval, and every modality the frames whose middle lies in that interval. Rows of a video form a group.
+``/<root>/data/<entry>/features`` [T, D] and ``intervals`` [T, 2] in seconds, ``/<root>/metadata/<key>`` strings. One
+file is one modality, an entry (a video) a row. A folder of them is a data set: the file whose root or name says "label"
+gives the rows, one per labelled interval, and every modality the frames whose middle lies in that interval. Rows of a
+video form a group.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from models.data.formats.arrays import Arrays, Part, codes, file_bytes, check_size, listed, numbers, sequences
+from models.data.formats.arrays import Arrays, Part, check_size, codes, file_bytes, listed, numbers, sequences
 from models.data.formats.hdf5 import read_files
 
 NAME = "csd"
@@ -35,7 +36,9 @@ def read(path: str | Path) -> Arrays:
     if len(files) > 1 and len(labels) == 1:
         return _aligned(path, found, labels[0], notes).check()
     if len(files) > 1:
-        raise ValueError(f"{path} must hold one .csd of labels, it has {len(labels)} among {listed(f.name for f in files)}")
+        raise ValueError(
+            f"{path} must hold one .csd of labels, it has {len(labels)} among {listed(f.name for f in files)}"
+        )
     root, entries = found[0]
     part = sequences([features for features, _ in entries.values()], path, root, notes, infinite="zero")
     return Arrays(str(path), NAME, {root: part}, ids=tuple(entries), notes=notes).check()
@@ -82,6 +85,7 @@ def _aligned(path: Path, found: list[tuple[str, Entries]], chosen: int, notes: l
     labels = numbers(np.concatenate([features for features, _ in labelled.values()]), path, root)
     videos = [entry.split("[")[0] for entry, _ in rows]
     result = Arrays(str(path), NAME, notes=notes, ids=tuple(f"{entry}[{i}]" for entry, i in rows), groups=codes(videos))
+    result.kinds[root] = "regression"
     result.labels[root] = labels[:, 0] if labels.shape[1] == 1 else labels
     for name, entries in found:
         if name in result.modalities:

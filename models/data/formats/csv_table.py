@@ -27,9 +27,12 @@ def fits(path: Path) -> bool:
 
 
 def rows_of(path: str | Path) -> list[list[str]]:
-    """All rows that are not empty, the header included. Raises FileNotFoundError, or ValueError naming the file and line."""
+    """All rows that are not empty, the header included.
+
+    Raises FileNotFoundError, or ValueError naming the file and line.
+    """
     path = require_data(path)
-    csv.field_size_limit(MAX_CELL)
+    before = csv.field_size_limit(MAX_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
@@ -38,6 +41,8 @@ def rows_of(path: str | Path) -> list[list[str]]:
         raise ValueError(f"{path} is not text in UTF-8: byte {error.start}") from error
     except csv.Error as error:
         raise ValueError(f"{path} is not a CSV table: {error}") from error
+    finally:
+        csv.field_size_limit(before)
     for number, row in enumerate(rows):
         if len(row) != len(rows[0]):
             raise ValueError(f"{path}: row {number + 1} has {len(row)} cells, the first row has {len(rows[0])}")
@@ -82,7 +87,7 @@ def read(path: str | Path) -> Arrays:
             groups.setdefault(match[1] if match else "table", []).append(values)
     for name, features in groups.items():
         # A headerless table's columns c0, c1, ... are nobody's features in particular.
-        own = "table" if list(columns)[0] == "c0" and name == "c" else name
+        own = "table" if "c0" in columns and name == "c" else name
         result.modalities[own] = vectors(numbers(np.stack(features, 1), path, own), own, result.notes)
     return result.check()
 
@@ -113,7 +118,10 @@ def _is_number(cell: str) -> bool:
 
 
 def _numeric(cells: list[str], path: str | Path, name: str) -> np.ndarray | None:
-    """The column as floats; None when it is text. Raises ValueError when a few cells of a numeric column are not numbers."""
+    """The column as floats; None when it is text.
+
+    Raises ValueError when a few cells of a numeric column are not numbers.
+    """
     wrong = [i for i, cell in enumerate(cells) if not _is_number(cell)]
     if not wrong:
         return np.array([float(cell) for cell in cells])

@@ -16,6 +16,7 @@ import numpy as np
 from models.data.formats.arrays import require_data, unpacked_limit
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SCRIPT = Path(__file__).with_name("hdf5_child.py")
 SECONDS, BYTES_PER_SECOND = 60, 2_000_000
 
 
@@ -46,8 +47,7 @@ def _next(item: dict[str, Any], stream: Any) -> np.ndarray | list[str]:
 
 
 def _run(files: list[Path], out: Path, limit: int, seconds: float) -> list[list[dict[str, Any]]]:
-    script = Path(__file__).with_name("hdf5_child.py")
-    command = [sys.executable, "-P", str(script), str(out), str(limit), *map(str, files)]
+    command = [sys.executable, "-P", str(SCRIPT), str(out), str(limit), *map(str, files)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=seconds, check=False, text=True)
     except subprocess.TimeoutExpired as error:

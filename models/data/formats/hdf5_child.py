@@ -1,7 +1,9 @@
-"""Run as a script: reads HDF5 files in a process of its own, because the HDF5 library can hang or crash on damaged ones.
+"""Run as a script: reads HDF5 files in a process of its own, because the HDF5 library can hang or crash on damaged
+ones.
 
-``python hdf5_child.py OUT LIMIT FILE...`` writes all datasets of the files to OUT, one ``.npy`` after another, and prints one
-line of JSON: ``[[{"name", "text"}...], ...]`` by file, or ``{"error", "file"}``. Imports h5py and numpy alone, to start fast.
+``python hdf5_child.py OUT LIMIT FILE...`` writes all datasets of the files to OUT, one ``.npy`` after another, and
+prints one line of JSON: ``[[{"name", "text"}...], ...]`` by file, or ``{"error", "file"}``. Imports h5py and numpy
+alone, to start fast.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def _read(name: str, data: h5py.Dataset, left: float, found: list[dict[str, Any]
         raise ValueError(f"{name!r} lies in another file, which is not read")
     size = float(np.prod([float(n) for n in data.shape or ()])) * data.dtype.itemsize
     if size > left:
-        raise ValueError(f"{name!r} claims {size / 2**30:.3g} GiB, more than a file of this size can hold; it is damaged")
+        raise ValueError(
+            f"{name!r} claims {size / 2**30:.3g} GiB, more than a file of this size can hold; it is damaged"
+        )
     if h5py.check_string_dtype(data.dtype):
         found.append({"name": name, "text": _text(data)})
         return size

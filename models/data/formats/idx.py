@@ -1,7 +1,7 @@
 """IDX, the format of MNIST and its relatives: ``train-images-idx3-ubyte``, ``t10k-labels-idx1-ubyte``, gzipped or not.
 
-Big-endian: two zero bytes, a type code, the number of dimensions, the dimensions as uint32, then the values. A folder gives train and
-test rows; one file of pictures takes its labels from the file beside it, where there is one.
+Big-endian: two zero bytes, a type code, the number of dimensions, the dimensions as uint32, then the values. A folder
+gives train and test rows; one file of pictures takes its labels from the file beside it, where there is one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def looks_like(head: bytes) -> bool:
 
 
 def read_array(path: str | Path) -> np.ndarray:
-    """The one array of a file. Raises FileNotFoundError, or ValueError for a wrong header or a wrong number of bytes."""
+    """The one array of a file.
+
+    Raises FileNotFoundError, or ValueError for a wrong header or a wrong number of bytes.
+    """
     data = read_bytes(path)
     if not looks_like(data):
         raise ValueError(f"{path} is not an IDX file: it starts with {data[:4].hex()}")
@@ -74,8 +77,8 @@ def _one(path: Path) -> Arrays:
     if values.ndim == 1:
         result.labels["labels"] = numbers(values, path, "labels")
         return result.check()
-    labels = path.with_name(path.name.replace("-images-idx3-", "-labels-idx1-"))
-    if labels != path and labels.is_file():
+    labels = _labels_beside(path)
+    if labels is not None:
         result.labels["labels"] = read_array(labels).astype(np.int64)
         if result.labels["labels"].ndim != 1:
             raise ValueError(f"{labels} must hold one label per picture, got {result.labels['labels'].shape}")
@@ -85,3 +88,12 @@ def _one(path: Path) -> Arrays:
         rows = len(result.labels["labels"]) if result.labels else None
         result.modalities["image"] = pictures(values, path, "image", result.notes, rows)
     return result.check()
+
+
+def _labels_beside(path: Path) -> Path | None:
+    """The file of labels that belongs to a file of pictures, gzipped or not."""
+    name = path.name.removesuffix(".gz")
+    if "-images-idx3-" not in name:
+        return None
+    labels = path.with_name(name.replace("-images-idx3-", "-labels-idx1-"))
+    return next((file for file in (labels, labels.with_name(labels.name + ".gz")) if file.is_file()), None)

@@ -1,8 +1,8 @@
 """IRFL's tables: ``{idiom,metaphor,simile}_understanding_task.csv``, one file or a folder of them.
 
-Columns ``phrase``, ``answer`` and ``distractors`` (Python lists of picture addresses), ``figurative_type``, ``type``, and
-``query`` and ``definition`` for idioms. The pictures lie on other people's servers and are not fetched: what is read here
-is text and labels. Rows of one phrase form a group: split by group, or phrases leak from training to test.
+Columns ``phrase``, ``answer`` and ``distractors`` (Python lists of picture addresses), ``figurative_type``, ``type``,
+and ``query`` and ``definition`` for idioms. The pictures lie on other people's servers and are not fetched: what is
+read here is text and labels. Rows of one phrase form a group: split by group, or phrases leak from training to test.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def fits(path: Path) -> bool:
 
 
 def read(path: str | Path) -> Arrays:
-    """Arrays of one table or of all in a folder. Raises FileNotFoundError, or ValueError naming the file and the column."""
+    """Arrays of one table or of all in a folder.
+
+    Raises FileNotFoundError, or ValueError naming the file and the column.
+    """
     path = Path(path)
     files = sorted(path.glob("*_understanding_task.csv")) if path.is_dir() else [path]
     tables = [_columns(file) for file in files]

@@ -1,8 +1,8 @@
 """MATLAB ``.mat`` files (version 5 and 7, by scipy): numeric variables, no cells, structures or objects.
 
-``read_variables`` gives all of them as arrays. ``read`` takes a file as a data set: the variable with a usual label name
-(``y``, ``label``, ...) is the labels, every other 2-D or 3-D one a modality. MATLAB users often put rows last; where the labels say so, the
-axes are turned round and a note says it.
+``read_variables`` gives all of them as arrays. ``read`` takes a file as a data set: the variable with a usual label
+name (``y``, ``label``, ...) is the labels, every other 2-D or 3-D one a modality. MATLAB users often put rows last;
+where the labels say so, the axes are turned round and a note says it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def fits(path: Path) -> bool:
 
 
 def read_variables(path: str | Path) -> dict[str, np.ndarray]:
-    """The numeric variables of a file, in its order. Raises FileNotFoundError, or ValueError naming the file and variable."""
+    """The numeric variables of a file, in its order.
+
+    Raises FileNotFoundError, or ValueError naming the file and variable.
+    """
     from scipy.io import loadmat, whosmat
     from scipy.io.matlab import MatReadError
 
@@ -37,7 +40,17 @@ def read_variables(path: str | Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is a version 7.3 file: save it in MATLAB with the option -v7")
     if data[:10] != b"MATLAB 5.0":
         raise ValueError(f"{path} is not a MATLAB file of version 5 or 7")
-    broken = (TypeError, IndexError, KeyError, OverflowError, MemoryError, OSError, EOFError, AttributeError, zlib.error)
+    broken = (
+        TypeError,
+        IndexError,
+        KeyError,
+        OverflowError,
+        MemoryError,
+        OSError,
+        EOFError,
+        AttributeError,
+        zlib.error,
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -47,7 +60,9 @@ def read_variables(path: str | Path) -> dict[str, np.ndarray]:
     except (MatReadError, Warning, *broken) as error:
         raise ValueError(f"{path} is not a complete MATLAB file: {str(error)[:160] or type(error).__name__}") from error
     except ValueError as error:
-        raise error if str(error).startswith(str(path)) else ValueError(f"{path} is damaged: {str(error)[:160]}") from error
+        raise (
+            error if str(error).startswith(str(path)) else ValueError(f"{path} is damaged: {str(error)[:160]}")
+        ) from error
     return {name: content[name] for name, _, _ in listing}
 
 

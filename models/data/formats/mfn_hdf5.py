@@ -1,8 +1,8 @@
 """The HDF5 files of MFN (Memory Fusion Network): one array a file, named by modality and split.
 
 ``{audio|video|text|X|y}_{train|valid|test}[_emb].h5`` in one folder, the array under ``data`` or ``d1``; modalities
-[N, 20, D], labels [N] or [N, K]. ``X`` [N, 20, 325] is MOSI's text (300), audio (5) and video (20) side by side. A modality
-that has no file for a split is missing in its rows. A single file is read as one modality, or as labels.
+[N, 20, D], labels [N] or [N, K]. ``X`` [N, 20, 325] is MOSI's text (300), audio (5) and video (20) side by side. A
+modality that has no file for a split is missing in its rows. A single file is read as one modality, or as labels.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read(path: str | Path) -> Arrays:
     for (item, match), content in zip(files.items(), read_files(list(files)), strict=True):
         value = numbers(_array(content, item), item, KEYS[0], infinite="zero", notes=notes)
         arrays.setdefault(match["name"], {})[match["split"]] = value
-    return _joined(path, arrays, notes).check()
+    return joined(path, arrays, notes)
 
 
 def _files(path: Path) -> list[Path]:
@@ -81,9 +81,12 @@ def _single(path: Path) -> Arrays:
     return result.check()
 
 
-def _joined(path: Path, arrays: dict[str, dict[str, np.ndarray]], notes: list[str]) -> Arrays:
+def joined(path: Path, arrays: dict[str, dict[str, np.ndarray]], notes: list[str]) -> Arrays:
+    """Arrays of ``{name: {split: values}}``; labels under "y". Raises ValueError naming what does not fit."""
     splits = [name for name in ("train", "valid", "test") if any(name in parts for parts in arrays.values())]
-    rows = {split: _rows(path, {name: parts[split] for name, parts in arrays.items() if split in parts}) for split in splits}
+    rows = {
+        split: _rows(path, {name: parts[split] for name, parts in arrays.items() if split in parts}) for split in splits
+    }
     result = Arrays(str(path), NAME, notes=notes)
     result.split = np.concatenate([np.full(rows[split], SPLIT_CODES[split]) for split in splits])
     if "test" not in splits:
@@ -94,8 +97,12 @@ def _joined(path: Path, arrays: dict[str, dict[str, np.ndarray]], notes: list[st
         if absent:
             raise ValueError(f"{path} has no labels y_{absent[0]}.h5")
         result.labels["y"] = np.concatenate([labels[split].reshape(rows[split], -1) for split in splits])
+        result.kinds["y"] = "regression"
         if result.labels["y"].shape[1] == 1:
             result.labels["y"] = result.labels["y"][:, 0]
+        elif np.isin(result.labels["y"], (0, 1)).all() and (result.labels["y"].sum(1) == 1).all():
+            notes.append("y: one-hot rows were read as class numbers")
+            result.labels["y"], result.kinds["y"] = result.labels["y"].argmax(1), "classes"
     whole = {}
     for name, parts in _unpacked(arrays).items():
         missing = [split for split in splits if split not in parts]
@@ -104,7 +111,7 @@ def _joined(path: Path, arrays: dict[str, dict[str, np.ndarray]], notes: list[st
         whole[name] = _whole(path, name, parts, rows)
         note_missing(~_present(whole[name]) & _has_file(parts, rows), name, notes)
     result.modalities = _parts(whole, notes)
-    return result
+    return result.check()
 
 
 def _rows(path: Path, found: dict[str, np.ndarray]) -> int:
@@ -141,11 +148,11 @@ def _has_file(parts: dict[str, np.ndarray], rows: dict[str, int]) -> np.ndarray:
 
 
 def _present(values: np.ndarray) -> np.ndarray:
-    return values.any(tuple(range(1, values.ndim)))
+    return np.asarray(values.reshape(len(values), -1).any(1))
 
 
 def _parts(whole: dict[str, np.ndarray], notes: list[str]) -> dict[str, Part]:
-    """Modalities without padding: steps before the first and after the last at which any aligned modality is not zero."""
+    """Modalities without padding: the steps from the first to the last at which any aligned modality is not zero."""
     parts = {}
     for name, values in whole.items():
         present = _present(values)
@@ -159,8 +166,13 @@ def _parts(whole: dict[str, np.ndarray], notes: list[str]) -> dict[str, Part]:
         steps = np.arange(values.shape[1])
         keep = (steps >= start[:, None]) & (steps < stop[:, None])
         parts[name] = Part(values[keep], offsets_of(keep.sum(1)))
-    padded = sum(int((part.lengths() > 0).sum() * whole[n].shape[1] - part.lengths().sum()) for n, part in parts.items()
-                 if part.offsets is not None)
+    padded = sum(
+        int((part.lengths() > 0).sum() * whole[n].shape[1] - part.lengths().sum())
+        for n, part in parts.items()
+        if part.offsets is not None
+    )
     if padded:
-        notes.append("steps at which every modality is zero, before the first and after the last word, were cut as padding")
+        notes.append(
+            "steps at which every modality is zero, before the first and after the last word, were cut as padding"
+        )
     return parts

@@ -1,9 +1,10 @@
 """MIMIC-III's ``im.pk`` as MultiBench reads it: a table and a day of vital signs per stay.
 
 ``{"ep_tdata": [N, 24, 12], "adm_features_all": [N, 5], "adm_labels_all": [N, >= 6], "y_icd9": [N, 20]}``. Modalities
-``static`` and ``series``; values that are not finite become 0. Labels: ``icd9_0`` ... ``icd9_19`` (diagnosis groups, two classes
-each; FactorCL uses ``icd9_7``, the default) and ``mortality`` (six classes: the first of columns 1 to 5 that is set, else 0).
-Split: MultiBench's, rows shuffled by ``random.seed(10)``, a tenth valid, a tenth test, the rest train.
+``static`` and ``series``; values that are not finite become 0. Labels: ``icd9_0`` ... ``icd9_19`` (diagnosis groups,
+two classes each; FactorCL uses ``icd9_7``, the default) and ``mortality`` (six classes: the first of columns 1 to 5
+that is set, else 0). Split: MultiBench's, rows shuffled by ``random.seed(10)``, a tenth valid, a tenth test, the rest
+train.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ def from_content(content: Any, path: str | Path) -> Arrays:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be a dictionary, it is a {type(content).__name__}")
     series, static = (
-        numbers(require(content, key, path), path, key, infinite="zero", nan="zero", notes=notes) for key in (SERIES, STATIC)
+        numbers(require(content, key, path), path, key, infinite="zero", nan="zero", notes=notes)
+        for key in (SERIES, STATIC)
     )
     if series.ndim != 3 or static.ndim != 2:
-        raise ValueError(f"{path}: {SERIES!r} must be [N, T, D] and {STATIC!r} [N, D], got {series.shape}, {static.shape}")
+        raise ValueError(
+            f"{path}: {SERIES!r} must be [N, T, D] and {STATIC!r} [N, D], got {series.shape}, {static.shape}"
+        )
     rest = [key for key in content if key not in (SERIES, STATIC, DIAGNOSES, DEATHS)]
     if rest:
         notes.append(f"not used: {listed(rest)}")

@@ -5,9 +5,9 @@ Per split: ``text`` [N, 50, 768] (BERT), ``audio`` and ``vision`` [N, T, D], ``a
 ``classification_labels`` [N], ``regression_labels_{T,A,V}`` (SIMS), ``raw_text``, ``annotations`` and ``id``
 ("video$_$clip"). Padded on the right. Infinite audio becomes 0.
 
-Lengths: the file's own where it has them; for text the mask of ``text_bert``; else up to the last frame that is not zero. In
-an aligned file the modalities keep equal lengths. ``text_bert``'s ids are the modality ``tokens``, used only when named:
-BERT's vocabulary says the same as ``text``.
+Lengths: the file's own where it has them; for text the mask of ``text_bert``; else up to the last frame that is not
+zero. In an aligned file the modalities keep equal lengths. ``text_bert``'s ids are the modality ``tokens``, used only
+when named: BERT's vocabulary says the same as ``text``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from models.data.formats import pickled
 from models.data.formats.arrays import Arrays, Part, bounds, codes, cut, numbers, offsets_of, strings
 
 NAME = "mmsa"
-LABELS = ("regression_labels", "classification_labels", "regression_labels_T", "regression_labels_A", "regression_labels_V")
+LABELS = (
+    "regression_labels",
+    "classification_labels",
+    "regression_labels_T",
+    "regression_labels_A",
+    "regression_labels_V",
+)
 
 
 def fits(content: Any) -> bool:
@@ -59,7 +65,8 @@ def _read(part: dict[str, Any], where: str, notes: list[str]) -> Arrays:
     known = {*values, *LABELS, "raw_text", "text_bert", "id", "ids", "annotations", *(f"{n}_lengths" for n in values)}
     pickled.leftovers(part, known, notes)
     ids = pickled.row_names(part, where, notes)
-    return Arrays(where, NAME, parts, optional=tokens, labels=labels, texts=texts, ids=ids)
+    kinds = {key: "classes" if key == "classification_labels" else "regression" for key in labels}
+    return Arrays(where, NAME, parts, optional=tokens, labels=labels, kinds=kinds, texts=texts, ids=ids)
 
 
 def _lengths(part: dict[str, Any], key: str, values: np.ndarray, where: str) -> np.ndarray | None:
@@ -71,7 +78,8 @@ def _lengths(part: dict[str, Any], key: str, values: np.ndarray, where: str) -> 
         raise ValueError(f"{where}: {key!r} must be {len(values)} whole numbers, got {lengths.shape}")
     if lengths.min() < 0 or lengths.max() > values.shape[1]:
         raise ValueError(
-            f"{where}: {key!r} must lie between 0 and {values.shape[1]} steps, got {lengths.min():g} to {lengths.max():g}"
+            f"{where}: {key!r} must lie between 0 and {values.shape[1]} steps, "
+            f"got {lengths.min():g} to {lengths.max():g}"
         )
     return lengths.astype(np.int64)
 
@@ -97,5 +105,7 @@ def _bert(part: dict[str, Any], where: str, notes: list[str]) -> tuple[np.ndarra
         raise ValueError(f"{where}: 'text_bert' must be [rows, 3, steps], got {bert.shape}")
     ids, mask = bert[:, 0], bert[:, 1] > 0
     if ids.min() < 0 or ids.max() > 2**24 or (ids != np.round(ids)).any():
-        raise ValueError(f"{where}: 'text_bert' must hold token ids in its first row, got {ids.min():g} to {ids.max():g}")
+        raise ValueError(
+            f"{where}: 'text_bert' must hold token ids in its first row, got {ids.min():g} to {ids.max():g}"
+        )
     return mask, {"tokens": Part(ids[mask].astype(np.int64), offsets_of(mask.sum(1)))}

@@ -1,7 +1,7 @@
 """MUStARD's ``sarcasm_data.json``: ``{id: {utterance, speaker, context, context_speakers, show, sarcasm}}``.
 
-Texts ``utterance`` and ``context`` (its sentences joined by newlines), labels ``sarcasm`` (two classes); rows of one speaker
-form a group. Video and audio are not part of the file.
+Texts ``utterance`` and ``context`` (its sentences joined by newlines), labels ``sarcasm`` (two classes); rows of one
+speaker form a group. Video and audio are not part of the file.
 """
 
 from __future__ import annotations

@@ -43,7 +43,9 @@ def by_split(content: Any, path: str | Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def joined(content: Any, path: str | Path, name: str, read: Callable[[dict[str, Any], str, list[str]], Arrays]) -> Arrays:
+def joined(
+    content: Any, path: str | Path, name: str, read: Callable[[dict[str, Any], str, list[str]], Arrays]
+) -> Arrays:
     """One Arrays from the splits, each read by ``read(split, where, notes)``; splits without a row are noted."""
     parts, split, notes = [], [], []
     for key, part in by_split(content, path).items():
@@ -66,7 +68,7 @@ def joined(content: Any, path: str | Path, name: str, read: Callable[[dict[str, 
 def concatenated(parts: list[Arrays], path: str, name: str, split: np.ndarray, notes: list[str]) -> Arrays:
     """Rows of several Arrays under each other. Raises ValueError where their modalities or labels differ."""
     first = parts[0]
-    result = Arrays(path, name, classes=first.classes, split=split, notes=notes)
+    result = Arrays(path, name, kinds=first.kinds, classes=first.classes, split=split, notes=notes)
     for kind in ("modalities", "optional", "labels", "texts"):
         names = list(getattr(first, kind))
         for other in parts[1:]:
@@ -115,7 +117,7 @@ def ragged_objects(content: dict[str, Any], key: str, where: str, notes: list[st
 
 
 def aligned(values: dict[str, np.ndarray], start: np.ndarray, stop: np.ndarray, notes: list[str]) -> dict[str, Part]:
-    """The same steps start[i]:stop[i] of every modality, but none where a modality is zero throughout: it is missing."""
+    """The same steps start[i]:stop[i] of every modality, but none where one is zero throughout: it is missing."""
     parts = {}
     for name, array in values.items():
         some = (array != 0).any((1, 2))
@@ -129,14 +131,14 @@ def first_steps(values: np.ndarray) -> np.ndarray:
 
 
 def label_column(content: dict[str, Any], key: str, where: str) -> np.ndarray:
-    """Labels [N] or [N, K] from [N], [N, 1], [N, 1, 1] or [N, K]. Raises ValueError for NaN or another shape."""
+    """Labels [N] or [N, K] from [N], [N, 1], [N, 1, 1] or [N, K]. NaN stands for no label."""
     value = require(content, key, where)
     if isinstance(value, list):
         try:
             value = np.array(value)
         except ValueError:
             raise ValueError(f"{where}: {key!r} must hold one label per row") from None
-    labels = numbers(value, where, key)
+    labels = numbers(value, where, key, nan="keep")
     labels = labels.reshape(len(labels), -1) if labels.ndim else labels.reshape(1, 1)
     return labels[:, 0] if labels.shape[1] == 1 else labels
 

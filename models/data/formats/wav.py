@@ -1,8 +1,8 @@
 """Sound files (``.wav``) as sequences of log-mel spectra: one file a row, or a folder of them.
 
-log(mel power + 1e-10) of frames of 25 ms every 10 ms, Hamming window, triangular filters equally spaced on the mel scale
-2595 log10(1 + f / 700) from 50 Hz to half the sampling rate, samples scaled to [-1, 1], channels averaged. In a folder with one subfolder a
-class, the subfolder's name is the label.
+log(mel power + 1e-10) of frames of 25 ms every 10 ms, Hamming window, triangular filters equally spaced on the mel
+scale 2595 log10(1 + f / 700) from 50 Hz to half the sampling rate, samples scaled to [-1, 1], channels averaged. In a
+folder with one subfolder a class, the subfolder's name is the label.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ def _files(path: Path) -> list[Path]:
 
 
 def read_samples(path: str | Path) -> tuple[int, np.ndarray]:
-    """Sampling rate and mono samples float64 [n] in [-1, 1]. Raises FileNotFoundError, or ValueError naming the file."""
+    """Sampling rate and mono samples float64 [n] in [-1, 1].
+
+    Raises FileNotFoundError, or ValueError naming the file.
+    """
     from scipy.io import wavfile
 
     data = read_bytes(path)
@@ -90,7 +93,9 @@ def read(path: str | Path) -> Arrays:
         raise ValueError(f"{path} has no .wav files")
     found = [read_samples(file) for file in files]
     rates = sorted({rate for rate, _ in found})
-    result = Arrays(str(path), NAME, ids=tuple(str(file.relative_to(path)) if path.is_dir() else file.name for file in files))
+    result = Arrays(
+        str(path), NAME, ids=tuple(str(file.relative_to(path)) if path.is_dir() else file.name for file in files)
+    )
     if len(rates) > 1:
         raise ValueError(f"{path} must hold files of one sampling rate, it has {', '.join(map(str, rates))} Hz")
     spectra = [log_mel(samples, rate) for rate, samples in found]
