@@ -62,9 +62,7 @@ def test_three_dimensional_arrays_and_drawn_splits_work(tmp_path):
 def test_names_paths_and_modalities_that_do_not_exist_are_explained(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         load(tmp_path / "absent.npz")
-    with pytest.raises(
-        ValueError, match="data must be digits, synthetic, utd-mhad, mosi, .* or a file or folder; got 'cifar'"
-    ):
+    with pytest.raises(ValueError, match=r"data must be digits, synthetic, .* or a file or folder; got 'cifar'"):
         load("cifar")
     with pytest.raises(ValueError, match="modality 'smell' is missing; the file has pose, text"):
         load(write(tmp_path), modalities=("smell", "text"))
