@@ -71,6 +71,16 @@ class Batch(NamedTuple):
         target, labelled = (None if t is None else t[rows] for t in (self.target, self.labelled))
         return Batch(part(self.inputs), target, labelled, self.rows[rows], tuple(part(view) for view in self.views))
 
+    def to(self, *args: object) -> Batch:
+        """On another device; a floating dtype reaches the inputs and a regression target."""
+
+        def part(inputs: Mapping[str, Inputs]) -> dict[str, Inputs]:
+            return {name: x.to(*args) for name, x in inputs.items()}
+
+        target, labelled = (None if t is None else _moved(t, args) for t in (self.target, self.labelled))
+        views = tuple(part(view) for view in self.views)
+        return Batch(part(self.inputs), target, labelled, _moved(self.rows, args), views)
+
     def complete(self) -> Batch:
         """The rows that have every modality; the batch itself when all do."""
         masks = [x.present for x in self.inputs.values() if x.present is not None]

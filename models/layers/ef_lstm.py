@@ -43,4 +43,7 @@ class EFLSTM(nn.Module):
         return self.encoder(Inputs(torch.cat([x.values for x in sequences], 2), lengths))
 
     def forward(self, *inputs: Inputs | Tensor) -> Tensor:
-        return self.out(self.features(*inputs))
+        return self.head(self.features(*inputs))
+
+    def head(self, h: Tensor) -> Tensor:
+        return self.out(h)

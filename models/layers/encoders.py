@@ -106,10 +106,10 @@ def _frames(x: Inputs | Tensor, stride: int) -> tuple[Tensor, Tensor]:
     values, lengths, _ = checked("x", x)
     if lengths is None:
         lengths = torch.full((len(values),), values.shape[1])
-    return _average_frames(values, lengths, stride) if stride > 1 else (values, lengths)
+    return average_frames(values, lengths, stride) if stride > 1 else (values, lengths)
 
 
-def _average_frames(values: Tensor, lengths: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+def average_frames(values: Tensor, lengths: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """Means of ``stride`` neighbouring frames; a last, incomplete window averages the frames that it has."""
     values = nn.functional.pad(values, (0, 0, 0, -values.shape[1] % stride))
     windows = values.unflatten(1, (-1, stride)).sum(2)

@@ -139,4 +139,7 @@ class MFN(nn.Module):
         self.out = _two_layers(self.features.out_dim, out_hidden, out_dim, out_dropout)
 
     def forward(self, *inputs: Inputs | Tensor) -> Tensor:
-        return self.out(self.features(*inputs))
+        return self.head(self.features(*inputs))
+
+    def head(self, z: Tensor) -> Tensor:
+        return self.out(z)

@@ -5,23 +5,25 @@ Six mutual-information terms on top of two encoders, each with its own heads and
     maximise  I(X1;X2) + I(X1;C1) + I(X2;C2) + I(X1;X2|C)   by InfoNCE        C = the label (SUP)
     minimise  I(X1;X2|C) + I(X1;X2)                         by NCE-CLUB       or augmented views (SSL)
 
-NCE-CLUB needs the critic that is optimal for InfoNCE: ``inner_loss`` fits the two CLUB critics (Algorithm
-3), and every other parameter follows ``loss``. Where the paper and its public code differ, FactorCLConfig
-says what is done.
+NCE-CLUB needs the critic that is optimal for InfoNCE: the phase "club" fits the two CLUB critics (Algorithm 3) on
+features that it holds fixed, and every other parameter follows the phase "main". All terms are in nats. Where the paper
+and its public code differ, FactorCLConfig says what is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import mi_kernels as mk
-from models.data.base import Batch, Inputs
-from models.encoders import mlp
+from models.batch import Batch, Inputs
+from models.data.dataset import Dataset
+from models.factorcl.config import FactorCLConfig, Settings
+from models.layers.encoders import make_encoder, mlp
+from models.model import Loss, Model, OptimizerConfig, Phase, needs_classes, needs_modalities
 
 MAXIMISED = ("infonce_x1x2", "infonce_x1y", "infonce_x2y", "infonce_x1x2_cond")
 MINIMISED = ("club_x1x2_cond", "club_x1x2")
@@ -29,79 +31,8 @@ SAME_PAIR = {"club_x1x2": "infonce_x1x2", "club_x1x2_cond": "infonce_x1x2_cond"}
 TERMS_OF_U = ("club_x1x2", "infonce_x1x2_cond")
 
 View = Inputs | Tensor
-Views = Sequence[tuple[View, View]]
 Pair = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class FactorCLConfig:
-    """The choices on which the paper and its public code differ. The defaults have the public code's sizes.
-
-    FactorCLConfig() reproduces the public synthetic model's parameter counts: 4,039,686 (SUP, 20 classes) and
-    4,411,398 (SSL). ``recommended()`` and ``paper()`` change what their docstrings say.
-
-    critic_hidden: code (512, 512); the paper says one hidden layer, (512,).
-    head_layers: synthetic code 1, two hidden layers; paper and the code for real data 0, one hidden layer.
-    label: how y enters I(Xi;Y): code "scalar", the class number as one column; "one_hot" has no false order.
-    condition_sides: where the label enters I(X1;X2|Y): the synthetic code "first"; its other models and the
-        paper "both".
-    ssl_club_condition: "augmented" (x' as in the paper, default); "repeated" is a defect of the synthetic
-        code, which concatenates head(x) with itself.
-    conditional_negatives: code "batch" (the condition is only concatenated); paper, eq. 13-14 "label",
-        negatives of the same class (SUP only).
-    anchor: code "second"; the paper's eq. 10 anchors the first modality, "first".
-    u_terms_weight: 1.0 in code and eq. 96/99; 2.0 counts the two terms once for U1 and once for U2, as
-        Algorithm 2 does.
-    club_critic: code and Algorithm 3 "own", each CLUB term has a critic of its own; "shared" takes that of the
-        InfoNCE term of the same pair (section 3's f* "for free"). Heads stay apart. A shared critic is stepped in
-        the inner loop alone, by InfoNCE on the heads of both terms.
-    """
-
-    num_classes: int = 2
-    feature_dims: tuple[int, int] = (128, 128)
-    critic_hidden: tuple[int, ...] = (512, 512)
-    head_layers: int = 1
-    activation: str = "relu"
-    label: str = "scalar"
-    condition_sides: str = "first"
-    ssl_club_condition: str = "augmented"
-    conditional_negatives: str = "batch"
-    anchor: str = "second"
-    u_terms_weight: float = 1.0
-    club_critic: str = "own"
-
-    def __post_init__(self) -> None:
-        choices = {
-            "label": ("scalar", "one_hot"),
-            "condition_sides": ("first", "both"),
-            "anchor": ("first", "second"),
-            "ssl_club_condition": ("augmented", "repeated"),
-            "conditional_negatives": ("batch", "label"),
-            "club_critic": ("own", "shared"),
-        }
-        for name, accepted in choices.items():
-            if getattr(self, name) not in accepted:
-                raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {getattr(self, name)!r}")
-        if self.num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
-
-    def recommended(self) -> FactorCLConfig:
-        """The code's sizes with one-hot labels, on both sides of the condition."""
-        return replace(self, label="one_hot", condition_sides="both")
-
-    def paper(self) -> FactorCLConfig:
-        """The paper's text: shallow critics and heads, anchors of the first modality, negatives within the class."""
-        return replace(
-            self.recommended(),
-            critic_hidden=self.critic_hidden[:1],
-            head_layers=0,
-            anchor="first",
-            conditional_negatives="label",
-        )
-
-    @property
-    def label_width(self) -> int:
-        return 1 if self.label == "scalar" else self.num_classes
+Pairs = dict[str, Pair]
 
 
 class Factors(NamedTuple):
@@ -113,13 +44,28 @@ class Factors(NamedTuple):
     u2: Tensor
 
 
-class _FactorCL(nn.Module):
-    """What SUP and SSL share; they differ in how a term's pair of inputs is made."""
+class _FactorCL(Model):
+    """What SUP and SSL share; they differ in how a term's pair of inputs is made.
 
-    views = 0
+    Rows that lack a modality take no part in a loss. inner_steps, fresh, inner_optimizer: of the phase "club".
+    """
 
-    def __init__(self, encoder1: nn.Module, encoder2: nn.Module, config: FactorCLConfig | None = None):
+    headline = "full"
+    shown = ("S", "U1", "U2")
+
+    def __init__(
+        self,
+        encoder1: nn.Module,
+        encoder2: nn.Module,
+        config: FactorCLConfig | None = None,
+        *,
+        inner_steps: int = 1,
+        fresh: bool = False,
+        inner_optimizer: OptimizerConfig | None = None,
+    ):
         super().__init__()
+        self.inner_steps, self.fresh = inner_steps, fresh
+        self.inner_optimizer = inner_optimizer or OptimizerConfig()
         self.config = config = config or FactorCLConfig()
         self.encoders = nn.ModuleList([encoder1, encoder2])
         d1, d2 = config.feature_dims
@@ -147,7 +93,7 @@ class _FactorCL(nn.Module):
     def _critic_widths(self) -> dict[str, tuple[int, int]]:
         raise NotImplementedError
 
-    def _pairs(self, names: tuple[str, ...], batch: Batch, views: Views) -> dict[str, Pair]:
+    def _pairs(self, names: tuple[str, ...], batch: Batch) -> Pairs:
         raise NotImplementedError
 
     def encode(self, x1: View, x2: View) -> Pair:
@@ -169,43 +115,70 @@ class _FactorCL(nn.Module):
             part(self.heads2, e2, "club_x1x2", "infonce_x2y", "infonce_x1x2_cond"),
         )
 
-    def terms(self, batch: Batch, views: Views | None = None) -> dict[str, Tensor]:
-        """The six estimates in nats; costs six critics of B^2 pairs."""
-        pairs = self._pairs((*MAXIMISED, *MINIMISED), batch, views or [])
-        return {name: self._estimate(name, *pair, batch.y) for name, pair in pairs.items()}
+    def representations(self, batch: Batch) -> dict[str, Tensor]:
+        """ "encoder": both encoders; "S": what is shared; "U1", "U2": what is unique; "full": all factors."""
+        x1, x2 = _two(batch)
+        s1, u1, s2, u2 = self.factors(x1, x2)
+        return {
+            "encoder": torch.cat(self.encode(x1, x2), 1),
+            "full": torch.cat([s1, u1, s2, u2], 1),
+            "S": torch.cat([s1, s2], 1),
+            "U1": u1,
+            "U2": u2,
+        }
 
-    def _estimate(self, name: str, a: Tensor, b: Tensor, y: Tensor, method: str = "forward") -> Tensor:
+    def phases(self) -> list[Phase]:
+        phi = list(dict.fromkeys(self.inner_parameters()))
+        inner = {id(parameter) for parameter in phi}
+        theta = [parameter for parameter in self.parameters() if id(parameter) not in inner]
+        phases = [Phase("main", theta, self.loss, usable=self.usable)]
+        if self.inner_steps:
+            settings = (self.inner_steps, self.inner_optimizer, self.inner_pairs, self.fresh, self.usable)
+            phases.append(Phase("club", phi, self.inner_loss, *settings))
+        return phases
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The six estimates in nats; costs six critics of B^2 pairs."""
+        pairs = self._pairs((*MAXIMISED, *MINIMISED), batch)
+        return {name: self._estimate(name, *pair, batch.target) for name, pair in pairs.items()}
+
+    def usable(self, batch: Batch) -> Batch:
+        """Rows that have both modalities (and a label where labels are used)."""
+        return batch.complete()
+
+    def _estimate(self, name: str, a: Tensor, b: Tensor, y: Tensor | None, method: str = "forward") -> Tensor:
         call = getattr(self.bounds[name], method)
         return call(a, b, y) if self.bounds[name].condition == "group" else call(a, b)
 
-    def loss(self, batch: Batch, views: Views | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective of the encoders, heads and InfoNCE critics (theta), and the six terms detached."""
-        terms = self.terms(batch, views)
-        total = torch.stack(
-            [
-                (-1 if name in MAXIMISED else 1) * value * (self.config.u_terms_weight if name in TERMS_OF_U else 1)
-                for name, value in terms.items()
-            ]
-        ).sum()
-        return total, {name: value.detach() for name, value in terms.items()}
+    def loss(self, batch: Batch) -> Loss:
+        """The objective of the encoders, heads and InfoNCE critics (theta), and the six terms."""
+        weights = {
+            name: (-1.0 if name in MAXIMISED else 1.0) * (self.config.u_terms_weight if name in TERMS_OF_U else 1.0)
+            for name in (*MAXIMISED, *MINIMISED)
+        }
+        return Loss.of(self.terms(batch), weights)
 
     def inner_parameters(self) -> Iterator[nn.Parameter]:
         """phi: the critics of the two CLUB terms, nothing else; shared ones serve InfoNCE terms as well."""
         for name in MINIMISED:
             yield from self.bounds[name].parameters()
 
-    def inner_loss(self, batch: Batch, views: Views | None = None) -> Tensor:
-        """InfoNCE loss of the CLUB critics; its inputs carry no gradient, since only phi is stepped."""
+    def inner_pairs(self, batch: Batch) -> tuple[Pairs, Tensor | None]:
+        """What the critics of the CLUB terms read, which the phase "club" holds fixed, and the labels."""
         shared = tuple(SAME_PAIR.values()) if self.config.club_critic == "shared" else ()
-        with torch.no_grad():
-            pairs = self._pairs((*MINIMISED, *shared), batch, views or [])
-        return torch.stack(
-            [self._estimate(name, *pair, batch.y, method="learning_loss") for name, pair in pairs.items()]
-        ).sum()
+        return self._pairs((*MINIMISED, *shared), batch), batch.target
+
+    def inner_loss(self, fixed: tuple[Pairs, Tensor | None]) -> Loss:
+        """InfoNCE loss of the CLUB critics on ``inner_pairs``."""
+        pairs, y = fixed
+        return Loss.of({name: self._estimate(name, *pair, y, "learning_loss") for name, pair in pairs.items()})
 
 
 class FactorCLSUP(_FactorCL):
-    """FactorCL with labels (eq. 94-96). ``batch.y`` holds class numbers [B]."""
+    """FactorCL with labels (eq. 94-96). ``batch.target`` holds class numbers [B]; rows without one are left out."""
+
+    def usable(self, batch: Batch) -> Batch:
+        return batch.complete().with_labels()
 
     def _critic_widths(self) -> dict[str, tuple[int, int]]:
         (d1, d2), classes, column = self.config.feature_dims, self.config.num_classes, self.config.label_width
@@ -219,11 +192,14 @@ class FactorCLSUP(_FactorCL):
             "club_x1x2": (d1, d2),
         }
 
-    def _pairs(self, names: tuple[str, ...], batch: Batch, views: Views) -> dict[str, Pair]:
-        e1, e2 = self.encode(batch.x1, batch.x2)
-        one_hot = nn.functional.one_hot(batch.y, self.config.num_classes).to(e1)
-        column = one_hot if self.config.label == "one_hot" else batch.y[:, None].to(e1)
-        pairs: dict[str, Pair] = {}
+    def _pairs(self, names: tuple[str, ...], batch: Batch) -> Pairs:
+        y = batch.target
+        if y is None:
+            raise ValueError("FactorCLSUP needs class labels in batch.target")
+        e1, e2 = self.encode(*_two(batch))
+        one_hot = nn.functional.one_hot(y, self.config.num_classes).to(e1)
+        column = one_hot if self.config.label == "one_hot" else y[:, None].to(e1)
+        pairs: Pairs = {}
         for name in names:
             if name == "infonce_x1y":
                 pairs[name] = (self.heads1[name](e1), column)
@@ -243,8 +219,8 @@ class FactorCLSSL(_FactorCL):
 
     views = 1
 
-    def __init__(self, encoder1: nn.Module, encoder2: nn.Module, config: FactorCLConfig | None = None):
-        super().__init__(encoder1, encoder2, config)
+    def __init__(self, encoder1: nn.Module, encoder2: nn.Module, config: FactorCLConfig | None = None, **inner: Any):
+        super().__init__(encoder1, encoder2, config, **inner)
         if self.config.conditional_negatives == "label":
             raise ValueError('conditional_negatives="label" needs labels: it is for FactorCLSUP')
 
@@ -260,12 +236,12 @@ class FactorCLSSL(_FactorCL):
             "club_x1x2": (d1, d2),
         }
 
-    def _pairs(self, names: tuple[str, ...], batch: Batch, views: Views) -> dict[str, Pair]:
-        if not views:
-            raise ValueError("FactorCLSSL needs views=[(x1_augmented, x2_augmented)]")
-        e1, e2 = self.encode(batch.x1, batch.x2)
-        v1, v2 = self.encode(*views[0])
-        pairs: dict[str, Pair] = {}
+    def _pairs(self, names: tuple[str, ...], batch: Batch) -> Pairs:
+        if not batch.views:
+            raise ValueError("FactorCLSSL needs an augmented view in batch.views")
+        e1, e2 = self.encode(*_two(batch))
+        v1, v2 = self.encode(*batch.views[0].values())
+        pairs: Pairs = {}
         for name in names:
             if name == "infonce_x1y":
                 pairs[name] = (self.heads1[name](e1), self.heads1[name](v1))
@@ -281,3 +257,33 @@ class FactorCLSSL(_FactorCL):
                     torch.cat([self.heads2[name](e2), self.heads2[name](c2)], 1),
                 )
         return pairs
+
+
+def _two(batch: Batch) -> tuple[Inputs, Inputs]:
+    x1, x2 = batch.inputs.values()
+    return x1, x2
+
+
+def _build(kind: type[_FactorCL], config: Settings, data: Dataset, num_classes: int) -> _FactorCL:
+    needs_modalities("FactorCL", data.names, 2)
+    encoder1, encoder2 = (make_encoder(modality, config.encoder) for modality in data.modalities)
+    return kind(
+        encoder1,
+        encoder2,
+        config.architecture(num_classes),
+        inner_steps=config.inner_steps,
+        fresh=config.inner_batch == "fresh",
+        inner_optimizer=OptimizerConfig(config.critic_lr),
+    )
+
+
+def build_sup(config: Settings, data: Dataset) -> Model:
+    needs_classes("factorcl-sup", data.target)
+    return _build(FactorCLSUP, config, data, data.target.size)
+
+
+def build_ssl(config: Settings, data: Dataset) -> Model:
+    """The classes do not enter; the paper preset draws negatives within a class and is refused."""
+    if config.preset == "paper":
+        raise ValueError("preset must not be paper for factorcl-ssl: it draws negatives within a class")
+    return _build(FactorCLSSL, config, data, 2)
