@@ -13,7 +13,8 @@ import torch
 
 from models.batch import Target
 from models.data.dataset import SPLITS, Dataset, Modality
-from models.data.formats.arrays import Arrays, Part, listed, offsets_of
+from models.data.formats.arrays import Arrays, Part, offsets_of
+from models.data.formats.checks import listed
 from models.data.splits import group_split, random_split, ranked_split, stratified_split
 
 PADDING, UNKNOWN = "<pad>", "<unk>"

@@ -27,7 +27,8 @@ from models.data.formats import (
     npz,
     wav,
 )
-from models.data.formats.arrays import Arrays, Part, listed, require_data
+from models.data.formats.arrays import Arrays, Part
+from models.data.formats.checks import listed, require_data
 from models.data.formats.hdf5 import SIGNATURE
 
 # In the order in which they are tried: the more particular first.

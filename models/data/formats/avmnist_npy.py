@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.data.formats.arrays import Arrays, pictures
+from models.data.formats.arrays import Arrays
 from models.data.formats.npy import read_npy
+from models.data.formats.repairs import pictures
 
 NAME = "avmnist"
 SIDES = ("train", "test")

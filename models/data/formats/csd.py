@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from models.data.formats.arrays import Arrays, Part, check_size, codes, file_bytes, listed, numbers, sequences
+from models.data.formats.arrays import Arrays, Part, codes
+from models.data.formats.checks import check_size, file_bytes, listed, numbers
 from models.data.formats.hdf5 import read_files
+from models.data.formats.repairs import sequences
 
 NAME = "csd"
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.data.formats.arrays import SPLIT_CODES, Arrays, listed, numbers, require_data, vectors
+from models.data.formats.arrays import SPLIT_CODES, Arrays
+from models.data.formats.checks import listed, numbers, require_data
+from models.data.formats.repairs import vectors
 
 NAME = "csv"
 LABEL_NAMES = ("y", "label", "labels", "target", "class", "sarcasm")

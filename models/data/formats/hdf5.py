@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from models.data.formats.arrays import require_data, unpacked_limit
+from models.data.formats.checks import require_data, unpacked_limit
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SCRIPT = Path(__file__).with_name("hdf5_child.py")

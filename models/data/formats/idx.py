@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.data.formats.arrays import Arrays, numbers, pictures, read_bytes, vectors
+from models.data.formats.arrays import Arrays
+from models.data.formats.checks import numbers, read_bytes
+from models.data.formats.repairs import pictures, vectors
 
 NAME = "idx"
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}

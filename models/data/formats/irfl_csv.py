@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from models.data.formats.arrays import Arrays, codes, listed
+from models.data.formats.arrays import Arrays, codes
+from models.data.formats.checks import listed
 from models.data.formats.csv_table import columns_of
 
 NAME = "irfl"

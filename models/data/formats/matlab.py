@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from models.data.formats.arrays import Arrays, Part, check_size, listed, numbers, offsets_of, read_bytes, vectors
+from models.data.formats.arrays import Arrays, Part, offsets_of
+from models.data.formats.checks import check_size, listed, numbers, read_bytes
 from models.data.formats.csv_table import LABEL_NAMES
 from models.data.formats.hdf5 import SIGNATURE
+from models.data.formats.repairs import vectors
 
 NAME = "matlab"
 NUMERIC = {"double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}

@@ -12,18 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from models.data.formats.arrays import (
-    SPLIT_CODES,
-    Arrays,
-    Part,
-    bounds,
-    listed,
-    note_missing,
-    numbers,
-    offsets_of,
-    require_data,
-)
+from models.data.formats.arrays import SPLIT_CODES, Arrays, Part, offsets_of
+from models.data.formats.checks import listed, numbers, require_data
 from models.data.formats.hdf5 import read_files
+from models.data.formats.repairs import bounds, note_missing
 
 NAME = "mfn"
 KEYS = ("data", "d1")

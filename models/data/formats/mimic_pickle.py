@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from models.data.formats.arrays import Arrays, Part, listed, numbers, offsets_of, require, vectors
+from models.data.formats.arrays import Arrays, Part, offsets_of
+from models.data.formats.checks import listed, numbers, require
+from models.data.formats.repairs import vectors
 
 NAME = "mimic"
 SERIES, STATIC, DIAGNOSES, DEATHS = "ep_tdata", "adm_features_all", "y_icd9", "adm_labels_all"

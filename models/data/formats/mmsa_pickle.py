@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from models.data.formats import pickled
-from models.data.formats.arrays import Arrays, Part, bounds, codes, cut, numbers, offsets_of, strings
+from models.data.formats.arrays import Arrays, Part, codes, offsets_of, strings
+from models.data.formats.checks import numbers
+from models.data.formats.repairs import bounds, cut
 
 NAME = "mmsa"
 LABELS = (

@@ -14,7 +14,9 @@ import numpy as np
 
 from models.data.formats import pickled
 from models.data.formats.affect_pickle import fits as is_affect
-from models.data.formats.arrays import Arrays, numbers, require, unpad
+from models.data.formats.arrays import Arrays
+from models.data.formats.checks import numbers, require
+from models.data.formats.repairs import unpad
 
 NAME = "mult"
 EMOTIONS = ("neutral", "happy", "sad", "angry")

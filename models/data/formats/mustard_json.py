@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from models.data.formats.arrays import Arrays, codes, listed, require, require_data
+from models.data.formats.arrays import Arrays, codes
+from models.data.formats.checks import listed, require, require_data
 
 NAME = "mustard"
 

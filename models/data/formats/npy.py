@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from models.data.formats.arrays import MAX_RATIO, check_size, require_data, unpacked_limit
+from models.data.formats.checks import MAX_RATIO, check_size, require_data, unpacked_limit
 
 MAX_MEMBERS = 100_000
 

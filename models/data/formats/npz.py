@@ -24,8 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
-from models.data.formats.arrays import Arrays, Part, codes, listed, numbers, offsets_of, pictures, strings, vectors
+from models.data.formats.arrays import Arrays, Part, codes, offsets_of, strings
+from models.data.formats.checks import listed, numbers
 from models.data.formats.npy import read_npz
+from models.data.formats.repairs import pictures, vectors
 
 NAME = "npz"
 LABELS = ("y", "label", "labels", "target", "targets", "class", "regression_labels", "classification_labels")

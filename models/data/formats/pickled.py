@@ -8,20 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from models.data.formats.arrays import (
-    SPLIT_CODES,
-    Arrays,
-    Part,
-    bounds,
-    cut,
-    listed,
-    note_missing,
-    numbers,
-    offsets_of,
-    require,
-    sequences,
-    strings,
-)
+from models.data.formats.arrays import SPLIT_CODES, Arrays, Part, offsets_of, strings
+from models.data.formats.checks import listed, numbers, require
+from models.data.formats.repairs import bounds, cut, note_missing, sequences
 
 MODALITIES = ("text", "audio", "vision")
 

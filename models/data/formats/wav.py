@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.data.formats.arrays import Arrays, Part, note_missing, offsets_of, read_bytes
+from models.data.formats.arrays import Arrays, Part, offsets_of
+from models.data.formats.checks import read_bytes
+from models.data.formats.repairs import note_missing
 
 NAME = "wav"
 MELS, LOWEST_HZ, WINDOW_SECONDS, HOP_SECONDS, FLOOR = 40, 50.0, 0.025, 0.010, 1e-10

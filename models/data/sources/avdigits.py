@@ -11,8 +11,10 @@ import numpy as np
 
 from models.data.assemble import assemble
 from models.data.dataset import SPLITS, Dataset
-from models.data.formats.arrays import Arrays, Part, numbers, offsets_of, pictures, require
+from models.data.formats.arrays import Arrays, Part, offsets_of
+from models.data.formats.checks import numbers, require
 from models.data.formats.npy import read_npz
+from models.data.formats.repairs import pictures
 from models.data.sources.files import find
 
 PAIRS = ("avdigits_pairs.npz", "b174d60c09cc3d44abd92d6c533ce61540e27bd69cee284cb08c7a4624bec3d8")

@@ -24,7 +24,8 @@ import numpy as np
 
 from models.data.assemble import assemble
 from models.data.dataset import SPLITS, Dataset
-from models.data.formats.arrays import Arrays, Part, numbers, offsets_of, require, strings
+from models.data.formats.arrays import Arrays, Part, offsets_of, strings
+from models.data.formats.checks import numbers, require
 from models.data.formats.npy import read_npz
 from models.data.sources.files import find
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from models.data.assemble import assemble
 from models.data.dataset import SPLITS, Dataset
-from models.data.formats.arrays import Arrays, codes, require, strings
+from models.data.formats.arrays import Arrays, codes, strings
+from models.data.formats.checks import require
 from models.data.formats.npy import read_npz
 from models.data.sources.files import find
 from models.data.splits import stratified_split

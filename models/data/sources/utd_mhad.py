@@ -21,8 +21,10 @@ from torch import Tensor
 from models.data.assemble import assemble
 from models.data.dataset import Dataset, Modality
 from models.data.formats import npz
-from models.data.formats.arrays import Arrays, Part, numbers, offsets_of, require, sequences
+from models.data.formats.arrays import Arrays, Part, offsets_of
+from models.data.formats.checks import numbers, require
 from models.data.formats.matlab import read_variables
+from models.data.formats.repairs import sequences
 from models.data.sources.files import find, folder
 
 FILE, SHA256 = "utd_mhad.npz", "def2824918a17c33afdff5e5358e821fd88f37b0ae51f3d737232080bd375880"

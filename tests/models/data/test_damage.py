@@ -14,8 +14,7 @@ import scipy.io
 from scipy.io import wavfile
 
 from models.data import formats
-from models.data.formats import arrays as checks
-from models.data.formats import hdf5, idx, matlab, mustard_json, npy, npz, wav
+from models.data.formats import checks, hdf5, idx, matlab, mustard_json, npy, npz, repairs, wav
 from models.data.sources import read_file
 from tests.models.data import writers
 from tests.models.data.writers import WRITERS
@@ -233,11 +232,11 @@ def test_pictures_are_scaled_by_their_type(tmp_path, dtype):
 def test_16_bit_pictures_with_rows_last_are_turned_round():
     values = np.arange(4 * 6 * 9, dtype=">u2").reshape(4, 6, 9)
     notes = []
-    part = checks.pictures(values, "x.mat", "depth", notes, rows=9)
+    part = repairs.pictures(values, "x.mat", "depth", notes, rows=9)
     np.testing.assert_allclose(part.values[2], values[:, :, 2].reshape(-1) / 65535, rtol=1e-6)
     assert part.shape == (4, 6) and notes == ["depth: rows came last, (4, 6, 9), and were moved to the front"]
     with pytest.raises(ValueError, match=r"pictures 'depth' must be \[5, height, width\]"):
-        checks.pictures(values, "x.mat", "depth", [], rows=5)
+        repairs.pictures(values, "x.mat", "depth", [], rows=5)
 
 
 def test_every_modality_of_a_file_is_used(tmp_path):
