@@ -14,7 +14,7 @@ import torch
 from models.batch import Target
 from models.data.dataset import SPLITS, Dataset, Modality
 from models.data.formats.arrays import Arrays, Part, offsets_of
-from models.data.formats.checks import listed
+from models.data.formats.checks import listed, printable
 from models.data.splits import group_split, random_split, ranked_split, stratified_split
 
 PADDING, UNKNOWN = "<pad>", "<unk>"
@@ -62,7 +62,7 @@ def assemble(
     if what.is_classes:
         values, what = _numbered(arrays, target, values, labelled, what)
     for note in notes:
-        _log.warning("%s: %s", arrays.path, note)
+        _log.warning("%s: %s", arrays.path, printable(note))
     if not drawn and not (chosen == SPLITS["test"]).any():
         _log.warning("%s has no test rows (split code 2)", arrays.path)
     return Dataset(

@@ -7,6 +7,7 @@ from pathlib import Path
 from models.data import formats
 from models.data.formats import npz
 from models.data.formats.arrays import Arrays
+from models.data.formats.checks import printable
 from models.data.sources import utd_mhad
 
 # Folders of a data set's original files that are one row a file: the source knows how they belong together.
@@ -42,4 +43,4 @@ def summary(arrays: Arrays) -> str:
     }
     parts = [f"{len(arrays)} rows from {arrays.format}"]
     parts += [f"{kind} {', '.join(names)}" for kind, names in named.items() if names]
-    return "; ".join([*parts, *arrays.notes])
+    return printable("; ".join([*parts, *arrays.notes]))

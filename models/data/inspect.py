@@ -9,6 +9,7 @@ import numpy as np
 from models.data import formats
 from models.data.dataset import SPLITS
 from models.data.formats.arrays import Arrays, Part
+from models.data.formats.checks import printable
 
 MAX_CLASSES = 12
 LARGE = 1e4
@@ -37,7 +38,7 @@ def describe(path: str | Path, format: str | None = None) -> str:
         lines.append(f"  groups: {len(np.unique(arrays.groups))}")
     odd = _odd(arrays)
     lines += [f"  odd: {note}" for note in odd] if odd else ["  nothing odd"]
-    return "\n".join(lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def _part(part: Part) -> str:

@@ -14,7 +14,10 @@ _SCALARS = (str, bytes, int, float, bool, type(None))
 
 
 class Refused(Exception):
-    """The rest of a sentence that starts with the file's name."""
+    """The rest of a sentence that starts with the file's name; what it quotes of the file has no control characters."""
+
+    def __str__(self) -> str:
+        return "".join(c if c.isprintable() else "?" for c in super().__str__())
 
 
 class Global:

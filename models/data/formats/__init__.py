@@ -28,7 +28,7 @@ from models.data.formats import (
     wav,
 )
 from models.data.formats.arrays import Arrays, Part
-from models.data.formats.checks import listed, require_data
+from models.data.formats.checks import listed, printable, require_data
 from models.data.formats.hdf5 import SIGNATURE
 
 # In the order in which they are tried: the more particular first.
@@ -56,12 +56,14 @@ def read(path: str | Path, format: str | None = None) -> Arrays:
             return module.read(path)
         content = safe_pickle.load(require_data(path))
         return (module or _pickled(content, path)).from_content(content, path)
-    except (ValueError, OSError, ImportError):
+    except (OSError, ImportError):
         raise
+    except ValueError as error:
+        raise ValueError(printable(str(error))) from error
     except Exception as error:
         # Readers check what they use; whatever a hostile file provokes beyond that still ends as one sentence.
         reason = str(error).splitlines()[0][:160] if str(error) else ""
-        raise ValueError(f"{path} is damaged: {type(error).__name__} {reason}".rstrip()) from error
+        raise ValueError(printable(f"{path} is damaged: {type(error).__name__} {reason}".rstrip())) from error
 
 
 def detect(path: Path) -> ModuleType | None:

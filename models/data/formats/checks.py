@@ -81,9 +81,14 @@ def require(content: Mapping[str, Any], key: str, path: str | Path, where: str =
     return content[key]
 
 
+def printable(text: str) -> str:
+    """``text`` with control characters escaped: names in a file must not write lines or colours to a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def listed(names: Any) -> str:
     """Names for an error message: at most a dozen."""
-    names = [str(name)[:40] for name in names]
+    names = [printable(str(name)[:40]) for name in names]
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "nothing"
 
 

@@ -14,7 +14,9 @@ import scipy.io
 from scipy.io import wavfile
 
 from models.data import formats
+from models.data.convert import convert
 from models.data.formats import checks, hdf5, idx, matlab, mustard_json, npy, npz, repairs, wav
+from models.data.inspect import describe
 from models.data.sources import read_file
 from tests.models.data import writers
 from tests.models.data.writers import WRITERS
@@ -61,6 +63,23 @@ def test_a_file_in_no_known_format_and_a_pickle_of_no_known_layout_are_named(tmp
     path = writers.pickled({"features": np.ones(3)}, tmp_path / "x.pkl")
     with pytest.raises(ValueError, match=r"no layout that is known here .* it holds features"):
         formats.read(path)
+
+
+def test_names_in_a_file_write_nothing_to_the_terminal(tmp_path, caplog):
+    path = tmp_path / "x.pkl"
+    path.write_bytes(b"\x80\x04\x8c\x02o\n\x8c\x05\x1b[31m\x93.")
+    with pytest.raises(ValueError, match="asks for") as error:
+        formats.read(path)
+    assert one_sentence(error, path) and str(error.value).isprintable()
+    strange = "smell\n\x1b[2J"
+    path = write(tmp_path, **{strange: np.ones((30, 2)), "more\x07": np.ones(5)})
+    assert all(line.isprintable() for line in describe(path).splitlines())
+    assert convert(path, tmp_path / "out.npz").isprintable()
+    read_file(path)
+    assert all(record.getMessage().isprintable() for record in caplog.records) and caplog.records
+    with pytest.raises(ValueError, match="is missing") as error:
+        read_file(path, modalities=("taste",))
+    assert one_sentence(error, path) and str(error.value).isprintable()
 
 
 AFFECT = {
