@@ -17,22 +17,31 @@ in x, y and the critic. Scores are never materialised; the cost is that of the c
 | `TotalCorrelation` | lower, two or more modalities | itself | its own | shuffled modalities |
 """
 
-from .contrastive import NCECLUB, InfoNCE
+from .club import CLUB, CLUBCategorical, CLUBMean, CLUBSample
+from .density import BarberAgakov, LeaveOneOut, VariationalUpperBound
+from .info_nce import NCECLUB, InfoNCE
 from .total_correlation import JointCritic, TotalCorrelation
 from .variational import MINE, NWJ, SMILE, TUBA, DonskerVaradhan, InterpolatedBound, JensenShannon
 from .wasserstein import WassersteinDependency
 
 __all__ = [
+    "CLUB",
     "MINE",
     "NCECLUB",
     "NWJ",
     "SMILE",
     "TUBA",
+    "BarberAgakov",
+    "CLUBCategorical",
+    "CLUBMean",
+    "CLUBSample",
     "DonskerVaradhan",
     "InfoNCE",
     "InterpolatedBound",
     "JensenShannon",
     "JointCritic",
+    "LeaveOneOut",
     "TotalCorrelation",
+    "VariationalUpperBound",
     "WassersteinDependency",
 ]

@@ -1,0 +1,197 @@
+"""Rows of the supervised contrastive losses: several positives an anchor, which enter through sums over classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops.common import transforms
+from ..ops.common.checks import FLOATS, check_choice, check_number, check_tensor
+from ..ops.common.rows import widened
+from ..ops.dot_critic import api
+from . import common
+
+_NONE = 1e-6  # a weight up to which an anchor has no positive
+
+
+def check_views(features: Tensor, labels: Tensor | None, base_temperature: float, contrast_mode: str) -> int:
+    """The number of items; raises ValueError naming the argument."""
+    if not isinstance(features, Tensor) or features.dim() < 3:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"features must have shape [B, views, D], got {shape}")
+    if 0 in features.shape:
+        raise ValueError(f"features must not be empty, got shape {tuple(features.shape)}")
+    if features.dtype not in FLOATS:
+        raise ValueError(f"features must be float64, float32, bfloat16 or float16, got {features.dtype}")
+    check_choice("contrast_mode", contrast_mode, ("all", "one"))
+    check_number("base_temperature", base_temperature, positive=True)
+    items = features.shape[0]
+    if labels is None:
+        return items
+    check_tensor("labels", labels)
+    if labels.is_complex():
+        raise ValueError(f"labels must be real, got {labels.dtype}")
+    if labels.is_floating_point() and _readable(labels) and bool(labels.isnan().any()):
+        raise ValueError("labels must not be NaN: NaN equals no label, not even itself")
+    if labels.numel() != items:
+        raise ValueError(f"labels must hold {items} entries, one an item, got shape {tuple(labels.shape)}")
+    return items
+
+
+def sup_con(
+    features: Tensor,
+    labels: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.07,
+    base_temperature: float = 0.07,
+    contrast_mode: str = "all",
+    backend: str | None = None,
+) -> Tensor:
+    """Supervised contrastive loss, L_out of Khosla et al. 2020 (eq. 2); without labels, SimCLR's.
+
+    features [B, V, D] (V views; the caller normalises, as SupContrast has it), labels [B] integers. contrast_mode "all"
+    takes every view as an anchor, "one" only the first. Scaled by temperature / base_temperature. An anchor without
+    any positive makes the original 0/0; here it contributes nothing and does not count in the mean (0 if none is
+    left). Cost 4N with N = 2 (B V)^2 D, on a CPU 3N where every anchor has a positive; O(B V D) memory: the positives
+    enter through sums over classes.
+    """
+    items = check_views(features, labels, base_temperature, contrast_mode)
+    scale = common.inverse_temperature(temperature, torch.Size(()))
+    features = features.flatten(2)
+    views = features.shape[1]
+    contrast = features.transpose(0, 1).flatten(0, 1)
+    anchors = contrast if contrast_mode == "all" else contrast[:items]
+    if labels is None and contrast_mode == "all" and views == 2:  # one positive an anchor: a loss of one node
+        loss = pair_mean(contrast, scale=scale, backend=backend)
+        return temperature / base_temperature * loss
+    device = features.device
+    classes = torch.arange(items, device=device) if labels is None else class_indices(labels.to(device))
+    loss = class_mean(
+        anchors,
+        contrast,
+        classes.repeat(anchors.shape[0] // items),
+        classes.repeat(views),
+        scale=scale,
+        backend=backend,
+    )
+    return temperature / base_temperature * loss
+
+
+
+def class_rows(
+    anchors: Tensor,
+    contrast: Tensor,
+    row_class: Tensor,
+    col_class: Tensor,
+    *,
+    own: Tensor | None,
+    aligned: bool = False,
+    scale: float | Tensor,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """log sum of all candidates but the own one, minus the mean score of the same class: [A], and which exist.
+
+    anchors [A, D], contrast [C, D]; classes count from 0; own [A] is the column that is the anchor itself, `aligned`
+    says that own_i is i. A row without a positive is 0 and False.
+    """
+    x, y = _widened(anchors, contrast)
+    towards, weight = _of_classes(x, y, row_class, col_class, own, aligned)
+    return weighted_rows(x, y, towards, weight, own=own, aligned=aligned, scale=scale, backend=backend)
+
+
+def class_mean(
+    anchors: Tensor,
+    contrast: Tensor,
+    row_class: Tensor,
+    col_class: Tensor,
+    *,
+    every: bool = False,
+    scale: float | Tensor,
+    backend: str | None = None,
+) -> Tensor:
+    """The mean of class_rows over the rows that exist, or over `every` row; column i is anchor i itself."""
+    own = torch.arange(anchors.shape[0], device=anchors.device)
+    x, y = _widened(anchors, contrast)
+    towards, weight = _of_classes(x, y, row_class, col_class, own, True)
+    if _readable(weight) and bool((weight > _NONE).all()):
+        # Where all rows count alike, their gradients can be computed with the value: 3N instead of 4N.
+        prepared = api.prepare(x, y, scale, pairs="off_diagonal")
+        mean = api.loss(prepared, w_row=1 / anchors.shape[0], backend=backend)
+        return mean - _positive(x, towards, scale, weight).mean()
+    rows, valid = weighted_rows(x, y, towards, weight, own=own, aligned=True, scale=scale, backend=backend)
+    return rows.mean() if every else rows.sum() / valid.sum().clamp(min=1)
+
+
+def _of_classes(
+    anchors: Tensor, contrast: Tensor, row_class: Tensor, col_class: Tensor, own: Tensor | None, aligned: bool
+) -> tuple[Tensor, Tensor]:
+    """The sum of an anchor's positives, [A, D], and their number, [A]."""
+    number = row_class.numel() + col_class.numel()  # not the largest class: reading it would wait for a GPU
+    towards = contrast.new_zeros(number, contrast.shape[1]).index_add(0, col_class, contrast).index_select(0, row_class)
+    ones = contrast.new_ones(col_class.shape)
+    weight = contrast.new_zeros(number).index_add(0, col_class, ones).index_select(0, row_class)
+    if own is None:
+        return towards, weight
+    itself = contrast[: anchors.shape[0]] if aligned else contrast.index_select(0, own)
+    return towards - itself, weight - 1
+
+
+def pair_mean(views: Tensor, *, scale: float | Tensor, backend: str | None = None) -> Tensor:
+    """The mean over anchors i of views [2 B, D] whose only positive is the other view, i + B; the rest is negative."""
+    rows = views.shape[0]
+    prepared = api.prepare(views, views, scale, pairs="off_diagonal", positive_shift=rows // 2)
+    return api.loss(prepared, w_row=1 / rows, w_pos=1 / rows, backend=backend)
+
+
+def class_indices(labels: Tensor) -> Tensor:
+    """Labels numbered from 0, [n]: as torch.unique's inverse, with shapes that torch.export knows beforehand."""
+    ordered, order = labels.reshape(-1).sort(stable=True)
+    new = torch.cat([ordered.new_zeros(1, dtype=torch.long), (ordered[1:] != ordered[:-1]).long()])
+    return torch.empty_like(order).scatter(0, order, new.cumsum(0))
+
+
+def _widened(anchors: Tensor, contrast: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the accumulation type; one tensor stays one.
+
+    Products are taken in it too. The positives enter apart from the softmax, whose entries would be rounded in 16-bit
+    tiles before they meet: near convergence nothing of the gradient would be left.
+    """
+    x = widened(anchors)
+    return x, x if contrast is anchors else widened(contrast)
+
+
+def _readable(t: Tensor) -> bool:
+    """Whether t's values may decide what is computed: on a CPU, outside of compiled graphs and transforms."""
+    return t.device.type == "cpu" and not torch.compiler.is_compiling() and not transforms.active()
+
+
+def _positive(anchors: Tensor, towards: Tensor, scale: float | Tensor, weight: Tensor) -> Tensor:
+    """The mean score of an anchor's positives, [A]."""
+    return (anchors * towards).sum(-1) * scale / weight
+
+
+def weighted_rows(
+    anchors: Tensor,
+    contrast: Tensor,
+    towards: Tensor,
+    weight: Tensor,
+    *,
+    own: Tensor | None,
+    aligned: bool = False,
+    scale: float | Tensor,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """class_rows from towards_i = sum_p m_ip contrast_p [A, D] and weight_i = sum_p m_ip [A]."""
+    anchors, contrast = _widened(anchors, contrast)
+    valid = weight > _NONE
+    positive = _positive(anchors, towards, scale, torch.where(valid, weight, 1))
+    if own is None or aligned:
+        pairs = "off_diagonal" if aligned else "all"
+        found = api.statistics(anchors, contrast, scale, pairs=pairs, backend=backend)
+    else:
+        columns = torch.arange(contrast.shape[0], device=anchors.device)
+        found = api.statistics(
+            anchors, contrast, scale, row_ids=own, col_ids=columns, pairs="unequal_ids", backend=backend
+        )
+    assert found.row_lse is not None
+    return torch.where(valid, found.row_lse - positive, 0), valid
