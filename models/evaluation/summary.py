@@ -102,12 +102,13 @@ def verdicts(summary: Sequence[dict[str, Any]], headlines: dict[str, str]) -> li
         rivals["linear"] = rows["linear", "input"]
     if ("constant", "-") in rows:
         rivals["constant"] = rows["constant", "-"]
+    untrained = {row["model"]: row for row in summary if row["representation"].startswith("untrained ")}
     lines = []
     for model, row in heads.items():
         beaten: list[str] = []
         lost: list[str] = []
         close: list[str] = []
-        for name, other in rivals.items():
+        for name, other in [*rivals.items(), *[("itself untrained", u) for m, u in untrained.items() if m == model]]:
             if name != model:
                 gap = sign * (row["mean"] - other["mean"])
                 spread = max(row["deviation"], other["deviation"])

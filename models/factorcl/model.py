@@ -163,8 +163,9 @@ class _FactorCL(Model):
         for name in MINIMISED:
             yield from self.bounds[name].parameters()
 
+    @torch.no_grad()
     def inner_pairs(self, batch: Batch) -> tuple[Pairs, Tensor | None]:
-        """What the critics of the CLUB terms read, which the phase "club" holds fixed, and the labels."""
+        """What the critics of the CLUB terms read, which the phase "club" holds fixed, and the labels. No gradients."""
         shared = tuple(SAME_PAIR.values()) if self.config.club_critic == "shared" else ()
         return self._pairs((*MINIMISED, *shared), batch), batch.target
 

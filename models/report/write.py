@@ -99,8 +99,8 @@ def _page(
             "Seconds per training step",
             page.speed(seconds),
             f"Median and quartiles in milliseconds of whole steps (batch {config.training.batch_size}), measured "
-            f"in turns while this page was written: {page.text(machine['processor'])}, {torch.get_num_threads()} threads, torch "
-            f"{page.text(torch.__version__)}. The last backend is the one that runs by default here.",
+            f"in turns while this page was written: {page.text(machine['processor'])}, "
+            f"{torch.get_num_threads()} threads, torch {page.text(torch.__version__)}. The last backend is the one that runs by default here.",
         ),
         page.section("Settings", _settings(folders)),
     ]

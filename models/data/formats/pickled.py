@@ -10,7 +10,7 @@ import numpy as np
 
 from models.data.formats.arrays import SPLIT_CODES, Arrays, Part, offsets_of, strings
 from models.data.formats.checks import listed, numbers, require
-from models.data.formats.repairs import bounds, cut, note_missing, sequences
+from models.data.formats.repairs import bounds, cut
 
 MODALITIES = ("text", "audio", "vision")
 
@@ -95,16 +95,6 @@ def frames(content: dict[str, Any], key: str, where: str, notes: list[str]) -> n
     return values
 
 
-def ragged_objects(content: dict[str, Any], key: str, where: str, notes: list[str]) -> Part | None:
-    """``content[key]`` where it is a list or an object array of [T, D] sequences; else None."""
-    value = content.get(key)
-    if isinstance(value, np.ndarray) and value.dtype == object and value.ndim == 1:
-        value = list(value)
-    if isinstance(value, list) and value and all(isinstance(item, np.ndarray) for item in value):
-        return sequences(value, where, key, notes, infinite="zero")
-    return None
-
-
 def aligned(values: dict[str, np.ndarray], start: np.ndarray, stop: np.ndarray, notes: list[str]) -> dict[str, Part]:
     """The same steps start[i]:stop[i] of every modality, but none where one is zero throughout: it is missing."""
     parts = {}
@@ -145,19 +135,3 @@ def leftovers(content: dict[str, Any], used: set[str], notes: list[str]) -> None
     rest = [key for key in content if key not in used]
     if rest:
         notes.append(f"not used: {listed(rest)}")
-
-
-__all__ = [
-    "MODALITIES",
-    "aligned",
-    "by_split",
-    "first_steps",
-    "frames",
-    "has_splits",
-    "joined",
-    "label_column",
-    "leftovers",
-    "note_missing",
-    "ragged_objects",
-    "row_names",
-]

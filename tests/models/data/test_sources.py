@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.data import Modality, generate, load_digits, load_utd_mhad
+from models.batch import Target
+from models.data import SOURCES, DataConfig, Dataset, Modality, generate, load_digits, load_utd_mhad
+from models.data import load as load_config
 from models.data.dataset import SPLITS
 from models.data.sources import MODULES, avdigits, files, load, mosi
 from models.data.sources.utd_mhad import HIP_CENTRE, SHOULDER_CENTRE, default_path, normalise_skeletons
@@ -40,17 +42,6 @@ def test_an_npz_file_gives_ragged_and_plain_modalities(tmp_path):
     assert x.values.shape[1] == x.lengths.max()
     for row, length in zip(x.values, x.lengths, strict=True):
         assert (row[length:] == 0).all()
-
-
-def test_statistics_come_from_the_training_rows_alone(tmp_path):
-    data = load(write(tmp_path))
-    train = data["text"].values[data.rows("train")]
-    torch.testing.assert_close(train.mean(0), torch.zeros(4), atol=1e-6, rtol=0)
-    torch.testing.assert_close(train.std(0, correction=0), torch.ones(4))
-    changed = writers.npz_content()["text"]
-    changed[writers.npz_content()["split"] == 2] += 100
-    again = load(write(tmp_path, text=changed))
-    torch.testing.assert_close(again["text"].values[data.rows("train")], train)
 
 
 def test_three_dimensional_arrays_and_drawn_splits_work(tmp_path):
@@ -150,6 +141,28 @@ def test_a_changed_file_is_noticed(tmp_path, monkeypatch, caplog):
     assert "its SHA-256 differs" in caplog.text
 
 
+def test_a_threshold_makes_two_classes_of_a_regression_target(monkeypatch):
+    values = torch.linspace(-1, 1, 9)
+    source = Dataset("s", (Modality("x", values[:, None]),), values, Target.regression(), torch.arange(9) % 3)
+    monkeypatch.setitem(SOURCES, "line", lambda seed: source)
+    found = load_config(DataConfig("line", threshold=0))
+    assert found.target.size == 2 and found.labels.tolist() == (values > 0).long().tolist()
+    with pytest.raises(ValueError, match="threshold needs a regression target"):
+        load_config(DataConfig("digits", threshold=0))
+
+
+def test_settings_reach_files_and_sources(tmp_path, data_dir):
+    with pytest.raises(ValueError, match="data must be"):
+        load_config(DataConfig("cifar"))
+    with pytest.raises(ValueError, match=r"data\.target must be left empty for 'digits'"):
+        load_config(DataConfig("digits", target="mood"))
+    path = writers.mmsa(tmp_path)
+    config = DataConfig(str(path), modalities=("tokens", "audio"), target="classification_labels", format="mmsa")
+    assert load_config(config).names == ("tokens", "audio")
+    with pytest.raises(ValueError, match="leak on the official split"):
+        load_config(DataConfig("mosi", modalities=("video",), split="official"))
+
+
 def test_synthetic_views_share_their_latents_and_balance_the_classes():
     data = generate(2000, seed=1)
     assert data["x1"].values.shape == data["x2"].values.shape == (2000, 100)
@@ -160,26 +173,6 @@ def test_synthetic_views_share_their_latents_and_balance_the_classes():
     assert generate(100, labels="planar_flow").target.size == 20
     with pytest.raises(ValueError, match="label_dims"):
         generate(100, label_dims=(11, 6, 6))
-
-
-def test_a_split_must_exist_and_fill_a_batch():
-    data = load_digits()
-    with pytest.raises(ValueError, match="split must be one of"):
-        data.rows("holdout")
-    with pytest.raises(ValueError, match="batch_size is 5000"):
-        data.loader("train", 5000, seed=0)
-
-
-def test_the_order_of_batches_depends_on_seed_and_epoch_alone():
-    loader = load_digits().loader("train", 64, seed=5)
-
-    def labels(epoch):
-        loader.sampler.set_epoch(epoch)
-        return torch.cat([batch.target for batch in loader])
-
-    first = labels(0)
-    assert not torch.equal(first, labels(1))
-    assert torch.equal(first, labels(0))
 
 
 def test_normalised_skeletons_forget_place_and_size_of_a_person():
