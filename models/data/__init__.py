@@ -7,8 +7,8 @@ settings that a source does not take. A file is read by ``read_file``, which has
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, replace
+from inspect import signature  # by name: models.data.inspect takes the place of the module once it is imported
 from pathlib import Path
 
 from models.batch import Batch, Inputs, Target
@@ -54,12 +54,12 @@ def load(config: DataConfig, seed: int = 0) -> Dataset:
 def _raw(config: DataConfig, seed: int) -> Dataset:
     options = {name: getattr(config, name) for name in ("target", "split", "format") if getattr(config, name)}
     source = read_file if config.is_file else SOURCES[config.name]
-    if config.modalities and "modalities" in inspect.signature(source).parameters:
+    if config.modalities and "modalities" in signature(source).parameters:
         options["modalities"] = config.modalities
     if config.is_file and not Path(config.name).exists() and not Path(config.name).suffix:
         raise ValueError(f"data must be {', '.join(SOURCES)} or a file; got {config.name!r}, which is neither")
     for name in options:
-        if name not in inspect.signature(source).parameters:
+        if name not in signature(source).parameters:
             raise ValueError(f"data.{name} must be left empty for {config.name!r}, which has one only")
     return source(config.name, seed=seed, **options) if config.is_file else source(seed=seed, **options)
 

@@ -7,8 +7,8 @@ its module and its line in MODULES.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 
@@ -64,7 +64,7 @@ def load(
     name = str(name_or_path)
     options = {key: value for key, value in {"target": target, "split": split}.items() if value}
     if name in SOURCES:
-        accepted = inspect.signature(SOURCES[name]).parameters
+        accepted = signature(SOURCES[name]).parameters
         for option in options:
             if option not in accepted:
                 raise ValueError(f"{option} must be left out for {name!r}, which has one only")
