@@ -52,7 +52,7 @@ class RunConfig:
         return dict(_flat(self.to_dict()))
 
     def changed(self, changes: Mapping[str, Any]) -> RunConfig:
-        """These settings with some others, by dotted names. Raises ValueError for unknown names or bad values."""
+        """These settings with some others, by dotted names; see ``_set``. Raises ValueError for unknown names or values."""
         tree = self.to_dict()
         for name, value in changes.items():
             _set(tree, name, value)
@@ -225,14 +225,18 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]
 
 
 def _set(tree: dict[str, Any], name: str, value: Any) -> None:
+    """Changes one setting in place; a mapping changes those that it names, as training={epochs: 3, lr: 0.1}."""
     *path, last = name.split(".")
     place: Any = tree
-    for depth, key in enumerate(path):
-        if not isinstance(place, dict):
-            raise ValueError(f"there is no setting {name}: {'.'.join(path[:depth])} holds no others")
+    for depth, key in enumerate((*path, last)):
         if depth == 0:
             _check_keys([key], ("model", "data", "training"), "")
-        place = place.setdefault(key, {})
-    if not path or not isinstance(place, dict):
-        raise ValueError(f"there is no setting {name}; one is named as training.epochs, model.{'...'} or data.name")
-    place[last] = value
+        if not isinstance(place, dict):
+            raise ValueError(f"there is no setting {name}: {'.'.join(path[:depth])} holds no others")
+        if depth < len(path):
+            place = place.setdefault(key, {})
+    if isinstance(value, Mapping) and isinstance(place.get(last), Mapping):
+        for key, item in value.items():
+            _set(tree, f"{name}.{key}", item)
+    else:
+        place[last] = value

@@ -98,9 +98,9 @@ def _page(
         page.section(
             "Seconds per training step",
             page.speed(seconds),
-            f"Median and quartiles in milliseconds of whole steps (batch {config.training.batch_size}), measured "
-            f"in turns while this page was written: {page.text(machine['processor'])}, "
-            f"{torch.get_num_threads()} threads, torch {page.text(torch.__version__)}. The last backend is the one that runs by default here.",
+            f"Median and quartiles in milliseconds of whole steps (batch {config.training.batch_size}), measured in "
+            f"turns while this page was written: {page.text(machine['processor'])}, {torch.get_num_threads()} threads, "
+            f"torch {torch.__version__}. The last backend is the one that runs by default here.",
         ),
         page.section("Settings", _settings(folders)),
     ]

@@ -105,10 +105,14 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(model, changes, dat
 SETTINGS = {"epochs": 8, "select": "best", "patience": 50}
 
 
-def _train(out, resume, die_while_writing):
-    """In a process of its own: trains, and may kill itself when a checkpoint is half on the disk."""
+def _train(out, resume, die_after=None):
+    """In a process of its own: trains until it is killed, ``die_after`` CPU seconds or "while writing" a checkpoint.
+
+    CPU seconds, since the moments of a clock depend on what else the machine does; like kill -9, the signal leaves no
+    time for anything.
+    """
     torch.set_num_threads(1)
-    if die_while_writing:
+    if die_after == "while writing":
         save, calls = torch.save, []
 
         def half(content, path):
@@ -119,43 +123,35 @@ def _train(out, resume, die_while_writing):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         checkpoints.torch.save = half
-    fit(
-        config("factorcl-ssl", DROPOUT, **SETTINGS),
-        generate(100, seed=0).standardised(),
-        out,
-        resume=resume,
-        progress=False,
-    )
+    elif die_after is not None:
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, die_after)
+    data = generate(100, seed=0).standardised()
+    fit(config("factorcl-ssl", DROPOUT, **SETTINGS), data, out, resume=resume, progress=False)
+    (out / "seconds").write_text(str(time.process_time()))
 
 
-def test_a_run_survives_kill_9_at_any_moment(data, tmp_path):
-    """Five moments, the last one while a checkpoint is being written; the weights are those of an unbroken run."""
+def test_a_run_survives_kill_9_at_any_moment(tmp_path):
+    """Five moments, one of them while a checkpoint is being written; the weights are those of an unbroken run."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.models.test_training"])
-    start = time.monotonic()
-    whole = context.Process(target=_train, args=(tmp_path / "whole", False, False))
-    whole.start()
-    whole.join()
-    seconds = time.monotonic() - start
-    draw, killed = random.Random(), 0
-    for moment in range(5):
-        begun = (tmp_path / "cut" / "run.json").is_file()
-        process = context.Process(target=_train, args=(tmp_path / "cut", begun, moment == 4))
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+
+    def run(*arguments):
+        process = context.Process(target=_train, args=arguments)
         process.start()
-        if moment < 4:
-            process.join(draw.uniform(0.05, 0.35) * seconds)
-            process.kill()
         process.join()
-        killed += process.exitcode == -signal.SIGKILL
-        if (tmp_path / "cut" / LAST).is_file():
-            read_checkpoint(tmp_path / "cut" / LAST)  # whole, whenever the run was killed
-    assert killed >= 4
-    process = context.Process(target=_train, args=(tmp_path / "cut", True, False))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    assert_same_weights(load_weights(tmp_path / "cut" / WEIGHTS), load_weights(tmp_path / "whole" / WEIGHTS))
-    first, second = (read_checkpoint(tmp_path / name / LAST)["state_dict"] for name in ("cut", "whole"))
+        return process.exitcode
+
+    assert run(whole, False) == 0
+    seconds, draw = float((whole / "seconds").read_text()), random.Random()
+    assert run(cut, False, "while writing") == -signal.SIGKILL
+    for _ in range(4):
+        assert run(cut, True, draw.uniform(0.02, 0.2) * seconds) == -signal.SIGPROF
+        read_checkpoint(cut / LAST)  # whole, whenever the run was killed
+    assert run(cut, True) == 0
+    assert_same_weights(load_weights(cut / WEIGHTS), load_weights(whole / WEIGHTS))
+    first, second = (read_checkpoint(folder / LAST)["state_dict"] for folder in (cut, whole))
     assert_same_weights(first, second)
 
 
@@ -214,18 +210,17 @@ def test_a_run_resumes_only_with_its_own_settings_and_data(data, tmp_path):
     assert fit(longer, data, tmp_path, progress=False, resume=True).current_epoch == 3
 
 
-def test_the_best_weights_are_kept_and_training_stops_early(data, tmp_path):
-    values = iter([3.0, 1.0, 2.0, 2.0, 2.0, 0.0])
-    seen = []
+def test_the_best_weights_are_kept_and_training_stops_early(data, tmp_path, monkeypatch):
+    values, seen = [3.0, 1.0, 2.0, 2.0, 2.0, 0.0], {}
 
-    class Script(Callback):
-        def on_validation_end(self, trainer, module):
-            trainer.callback_metrics["valid_loss"] = torch.tensor(next(values))
-            seen.append(weights(module.model))
+    def script(module, batch, index):
+        seen[module.current_epoch] = weights(module.model)
+        module.log("valid_loss", torch.tensor(values[module.current_epoch]), batch_size=batch.size)
 
+    monkeypatch.setattr(Training, "validation_step", script)
     settings = config("simclr", epochs=6, select="best", patience=3)
-    module = fit(settings, data, tmp_path, progress=False, callbacks=[Script()])
-    assert len(seen) == 5
+    module = fit(settings, data, tmp_path, progress=False)
+    assert list(seen) == [0, 1, 2, 3, 4]
     assert_same_weights(weights(module.model), seen[1])
     assert_same_weights(load_weights(tmp_path / WEIGHTS), seen[1])
 
