@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.io
 
 from models.data import formats
 from models.data.convert import convert
@@ -274,6 +275,27 @@ def test_matlab_originals_are_the_prepared_recordings(data_dir):
             made.modalities[name].values, expected.values, atol=1.01 / 255 if name == "depth" else 1e-5
         )
     assert made.labels["label"].tolist() == [1, 2, 27] and made.split.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_matlab_variables_are_those_that_scipy_reads(tmp_path, compressed):
+    generator = np.random.default_rng(0)
+    kinds = ("f8", "f4", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8")
+    content = {f"v_{kind}": (100 * generator.random((3, 2, 4))).astype(kind) for kind in kinds}
+    content |= {"one": np.array([[7]]), "yes": np.array([[True, False]]), "short": np.array([[1, 2, 3]], "u1")}
+    content |= {"empty": np.zeros((0, 3)), "special": np.array([[np.nan, -np.inf]])}
+    scipy.io.savemat(tmp_path / "x.mat", content, do_compression=compressed)
+    ours, theirs = matlab.read_variables(tmp_path / "x.mat"), scipy.io.loadmat(tmp_path / "x.mat")
+    assert list(ours) == list(content)
+    for name, values in ours.items():
+        assert values.dtype == (bool if name == "yes" else theirs[name].dtype), name
+        np.testing.assert_array_equal(values, theirs[name])
+
+
+def test_matlab_originals_are_what_scipy_reads(data_dir):
+    for file in sorted((data_dir / "original" / "utd_mhad_mat").glob("a1_*.mat")):
+        ((name, values),) = matlab.read_variables(file).items()
+        np.testing.assert_array_equal(values, scipy.io.loadmat(file)[name])
 
 
 def test_matlab_files_with_rows_last_are_turned_round(tmp_path):
