@@ -52,7 +52,7 @@ class RunConfig:
         return dict(_flat(self.to_dict()))
 
     def changed(self, changes: Mapping[str, Any]) -> RunConfig:
-        """These settings with some others, by dotted names; see ``_set``. Raises ValueError for unknown names or values."""
+        """These settings with others by dotted names, see ``_set``. Raises ValueError for unknown names or values."""
         tree = self.to_dict()
         for name, value in changes.items():
             _set(tree, name, value)

@@ -1,4 +1,4 @@
-"""Metrics by kind of target, as the sentiment literature defines them (MulT, MISA, MMSA), computed with torchmetrics.
+"""Metrics by kind of target, as the literature on sentiment defines them, computed with torchmetrics.
 
 Regression targets on a scale that is symmetric about zero (MOSI: -3 to 3) are also scored as classes. With p the
 prediction and y the target:

@@ -29,7 +29,7 @@ from models.training.selection import Selection
 
 RUN = "run.json"
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-# A resumed run may be longer; where and with how many threads it runs is not what it computes.
+# A resumed run may be longer.
 FREE = ("training.epochs",)
 
 
@@ -143,7 +143,7 @@ def _trainer_options(config: RunConfig, out: Path, progress: bool, callbacks: It
         "max_epochs": training.epochs,
         "check_val_every_n_epoch": training.look_every,
         "accelerator": training.accelerator,
-        "devices": training.devices,
+        "devices": 1,
         "precision": PRECISIONS[training.precision],
         "deterministic": training.deterministic,
         "logger": loggers,

@@ -1,15 +1,18 @@
 """The command line: every command at the smallest size, and what a mistake costs."""
 
 import json
+import sys
 import xml.dom.minidom
 
 import numpy as np
 import pytest
+import torch
 
-from models.__main__ import DEMO_MODELS, main
+from models.__main__ import DEMO_MODELS, main, parser
 from models.data import SOURCES, load_digits
 from models.data.dataset import Dataset
-from models.report.speed import step_times
+from models.report.speed import Seconds, step_times
+from models.training import sweep
 from tests.models.helpers import config, mixed
 
 SMALL = ["model.encoder={hidden: 8, out_dim: 8}", "training={epochs: 1, batch_size: 16}"]
@@ -19,6 +22,13 @@ SETS = [argument for text in (*SMALL, "model.critic_hidden=8") for argument in (
 @pytest.fixture(autouse=True)
 def fast(one_thread):
     pass
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Steps are timed in a test of their own; here they would be most of the time."""
+    times = {"reference": Seconds(0.004, 0.003, 0.005), "cpu": Seconds(0.002, 0.001, 0.003)}
+    monkeypatch.setattr("models.report.write.step_times", lambda config, data: times)
 
 
 @pytest.fixture
@@ -34,13 +44,13 @@ def file(tmp_path):
 def few_digits(monkeypatch):
     def source(seed):
         data = load_digits(seed)
-        modalities = tuple(m.select(np.r_[:300]) for m in data.modalities)
-        return Dataset("digits", modalities, data.labels[:300], data.target, data.split[:300])
+        modalities = tuple(m.select(torch.arange(150)) for m in data.modalities)
+        return Dataset("digits", modalities, data.labels[:150], data.target, data.split[:150])
 
     monkeypatch.setitem(SOURCES, "digits", source)
 
 
-def test_a_run_is_fitted_resumed_evaluated_and_reported(file, tmp_path, capsys):
+def test_a_run_is_fitted_resumed_evaluated_and_reported(measured, file, tmp_path, capsys):
     out = str(tmp_path / "run")
     arguments = ["fit", "--data", str(file), "--out", out, "--quiet", *SETS]
     assert main(arguments) == 0
@@ -72,7 +82,7 @@ def test_resuming_notices_that_the_file_changed(file, tmp_path, capsys):
     assert "the data 'pairs' has changed since" in capsys.readouterr().err
 
 
-def test_the_demo_writes_its_report_and_results(few_digits, tmp_path, capsys):
+def test_the_demo_writes_its_report_and_results(measured, few_digits, tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path), "--epochs", "1", "--seeds", "1", "--quiet"]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert {run["model"] for run in results["runs"]} == set(DEMO_MODELS) == set(results["seconds_per_step"])
@@ -85,7 +95,7 @@ def test_the_demo_writes_its_report_and_results(few_digits, tmp_path, capsys):
     assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("demo done")
 
 
-def test_a_regression_target_is_reported_too(monkeypatch, tmp_path, capsys):
+def test_a_regression_target_is_reported_too(measured, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(SOURCES, "mixed", lambda seed: mixed("regression"))
     out = str(tmp_path / "runs")
     command = ["compare", "--data", "mixed", "--models", "early-fusion,late-fusion", "--seeds", "1", "--out", out]
@@ -97,17 +107,49 @@ def test_a_regression_target_is_reported_too(monkeypatch, tmp_path, capsys):
     assert base["early-fusion"]["model"]["hidden"] == 8 and base["late-fusion"]["training"]["epochs"] == 1
 
 
-def test_a_sweep_makes_one_table_and_keeps_what_is_done(file, tmp_path, capsys):
-    out = str(tmp_path / "sweep")
-    arguments = ["sweep", "--model", "simclr", "--data", str(file), "--seeds", "0-1", "--jobs", "2", "--out", out]
-    arguments += [argument for text in SMALL for argument in ("--set", text)]
+def test_a_sweep_makes_one_table_and_keeps_what_is_done(file, tmp_path, capsys, monkeypatch):
+    """With fits that are copies of one result; the command that they stand for is parsed in the test below."""
+    done = evaluated(file, tmp_path / "once", capsys)
+
+    def copy(job, config_file):
+        result = done | {"seed": job.config.seed}
+        content = f"import pathlib as p, json; d = p.Path({str(job.folder)!r}); d.mkdir(parents=True, exist_ok=True);"
+        content += f"(d / 'config.yaml').write_text(p.Path({str(config_file)!r}).read_text());"
+        content += "(d / 'weights.safetensors').write_text('');"
+        return [sys.executable, "-S", "-c", content + f"(d / 'results.json').write_text({json.dumps(result)!r})"]
+
+    monkeypatch.setattr(sweep, "command", copy)
+    arguments = ["sweep", "--model", "simclr", "--data", str(file), "--seeds", "0-1", "--jobs", "2"]
+    arguments += ["--grid", "model.temperature=0.1,0.5", "--out", str(tmp_path / "sweep")]
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert said.count(": done") == 2 and "swept 2 runs" in said
+    assert said.count(": done") == 4 and "swept 4 runs" in said
     assert main([*arguments, "--quiet"]) == 0
-    assert capsys.readouterr().out.count(": kept") == 2
+    assert capsys.readouterr().out.count(": kept") == 4
     rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["summary"]
-    assert {row["seeds"] for row in rows if row["model"] == "simclr"} == {2}
+    found = {row["model"]: row["seeds"] for row in rows if row["model"].startswith("simclr")}
+    assert found == {"simclr temperature=0.1": 2, "simclr temperature=0.5": 2}
+    monkeypatch.setattr(sweep, "command", lambda job, path: [sys.executable, "-S", "-c", "raise SystemExit('no')"])
+    assert main([*arguments, "--seeds", "5"]) == 2
+    assert "2 of 2 runs failed" in capsys.readouterr().err
+
+
+def evaluated(file, out, capsys):
+    arguments = ["fit", "--model", "simclr", "--data", str(file), "--out", str(out), "--quiet", "--evaluate"]
+    assert main(arguments + [argument for text in SMALL for argument in ("--set", text)]) == 0
+    capsys.readouterr()
+    return json.loads((out / "results.json").read_text())
+
+
+def test_a_job_of_a_sweep_is_a_command_that_resumes_where_it_can(tmp_path):
+    (job,) = sweep.jobs(config("simclr"), {}, (3,), tmp_path)
+    first = parser().parse_args(sweep.command(job, tmp_path / "c.yaml")[3:])
+    assert first.command == "fit" and first.evaluate and first.out == tmp_path / "seed3" and not first.resume
+    job.config.save(job.folder)
+    (job.folder / "last.ckpt").write_text("")
+    assert parser().parse_args(sweep.command(job, tmp_path / "c.yaml")[3:]).resume == "last"
+    other = job._replace(config=config("simclr", lr=0.7))
+    assert not parser().parse_args(sweep.command(other, tmp_path / "c.yaml")[3:]).resume
 
 
 def test_models_data_sets_and_configs_are_listed(capsys):

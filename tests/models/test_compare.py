@@ -105,16 +105,16 @@ def test_a_trial_that_diverges_is_kept_as_a_failure(tmp_path):
 
 
 def test_a_comparison_reports_choices_searches_and_references(tmp_path):
-    bases = {"factorcl-sup": TINY, "simclr": config("simclr", epochs=1), "mult": config("mult", epochs=1)}
+    bases = {"factorcl-sup": TINY, "mult": config("mult", epochs=1)}
     found = compare(bases, range(2), tmp_path / "out", number=2, progress=False)
     assert json.loads(json.dumps(found)) == found
     for model, entries in found["search"]["models"].items():
         best = max(entries, key=lambda entry: entry["valid"])
         assert len(entries) == 2 and found["chosen"][model].items() <= best["settings"].items()
         assert all("test" not in entry for entry in entries)
-    assert found["representation"] == {"factorcl-sup": "full", "simclr": "encoder", "mult": "head"}
+    assert found["representation"] == {"factorcl-sup": "full", "mult": "head"}
     rows = {(row["model"], row["representation"]): row for row in found["summary"]}
-    for untrained in (("factorcl-sup", "untrained full"), ("simclr", "untrained encoder"), ("mult", "untrained fused")):
+    for untrained in (("factorcl-sup", "untrained full"), ("mult", "untrained fused")):
         assert untrained in rows
     assert {("constant", "-"), ("linear", "x1"), ("linear", "x2"), ("linear", "input")} <= set(rows)
     assert all(row["seeds"] == 2 for row in rows.values())

@@ -16,7 +16,7 @@ from models.training.fit import fit, load_data
 from models.training.history import history
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
-ROWS = 400
+ROWS = 200
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def settings(case):
     name, _, random = case.partition(", ")
     encoder = {"hidden": 32, "out_dim": 16, "layers": 1, "dropout": 0.3 if random else 0.0}
     model = {"name": name, "encoder": encoder, "head_layers": 0}
-    training = {"epochs": 3, "batch_size": 32, "seed": 5, "lr": 5e-3}
+    training = {"epochs": 3, "batch_size": 24, "seed": 5, "lr": 5e-3}
     if name.startswith("factorcl"):
         model["critic_hidden"] = 32
         if random:

@@ -1,5 +1,8 @@
 """Settings in YAML: what is unknown is refused by name, what is left out keeps its default, and files come back."""
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -75,3 +78,33 @@ def test_what_is_no_settings_file_is_explained(tmp_path):
     path.write_text("model: !!python/object/apply:os.system ['true']")
     with pytest.raises(ValueError, match="is not YAML"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("room", ["training", "evaluation", "report"])
+def test_what_serves_every_model_names_none(room):
+    names = "|".join([*MODELS, *(model.replace("-", "_") for model in MODELS), "factorcl", "mird", "mfm", "mdm"])
+    for path in (Path(CONFIGS).parent / room).rglob("*.py"):
+        found = re.findall(rf"\b({names})\b", path.read_text(), re.IGNORECASE)
+        assert not found, (path.name, found)
+
+
+def test_imports_point_down():
+    """models/batch.py, data, layers, systems, registry, training, evaluation, report, the command line."""
+    rooms = [
+        ["batch"],
+        ["data"],
+        ["layers"],
+        ["model"],
+        ["factorcl", "baselines"],
+        ["registry"],
+        ["settings", "training"],
+    ]
+    rooms += [["evaluation"], ["compare", "report"], ["__main__"]]
+    level = {name: index for index, names in enumerate(rooms) for name in names}
+    root = Path(CONFIGS).parent
+    for path in root.rglob("*.py"):
+        room = path.relative_to(root).parts[0].removesuffix(".py")
+        for name in re.findall(r"^\s*from models\.(\w+)", path.read_text(), re.MULTILINE):
+            if room in level and name in level:
+                assert level[name] <= level[room], (str(path.relative_to(root)), name)
+                assert name == room or level[name] < level[room] or {name, room} == {"settings", "training"}

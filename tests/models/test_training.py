@@ -102,7 +102,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(model, changes, dat
     assert [epoch for epoch, _ in history(tmp_path / "cut", "loss")] == [0, 1, 2]
 
 
-SETTINGS = {"epochs": 8, "select": "best", "patience": 50}
+SETTINGS = {"epochs": 6, "select": "best", "patience": 50}
 
 
 def _train(out, resume, die_after=None):
@@ -127,7 +127,7 @@ def _train(out, resume, die_after=None):
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, die_after)
     data = generate(100, seed=0).standardised()
-    fit(config("factorcl-ssl", DROPOUT, **SETTINGS), data, out, resume=resume, progress=False)
+    fit(config("cross-self", DROPOUT, **SETTINGS), data, out, resume=resume, progress=False)
     (out / "seconds").write_text(str(time.process_time()))
 
 
