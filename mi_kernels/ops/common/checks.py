@@ -58,6 +58,11 @@ def _is(x: Any, abstract: type, known: Any) -> bool:
     return isinstance(x, known) or (not torch.compiler.is_compiling() and isinstance(x, abstract))
 
 
+def is_integer(x: Any) -> bool:
+    """Whether x is an integer, symbolic ones and NumPy's included, and no boolean."""
+    return _is(x, Integral, int | torch.SymInt)
+
+
 def check_number(name: str, x: float, low: float, high: float, accepted: str) -> None:
     """A real number with low <= x < high; booleans, strings, tensors and NaN are none. `accepted` says so in words."""
     if not _is(x, Real, int | float | torch.SymInt | torch.SymFloat):
@@ -68,14 +73,14 @@ def check_number(name: str, x: float, low: float, high: float, accepted: str) ->
 
 def check_count(name: str, x: int) -> None:
     """A positive integer."""
-    if not _is(x, Integral, int | torch.SymInt):
+    if not is_integer(x):
         raise TypeError(f"{name} must be a positive integer, got {type(x).__name__}")
     if x < 1:
         raise ValueError(f"{name} must be a positive integer, got {x}")
 
 
 def check_memory_budget(memory_budget: int) -> None:
-    if not _is(memory_budget, Integral, int | torch.SymInt):
+    if not is_integer(memory_budget):
         raise TypeError(f"memory_budget must be a number of bytes, got {type(memory_budget).__name__}")
     if memory_budget < 1:
         raise ValueError(f"memory_budget must be a positive number of bytes, got {memory_budget}")

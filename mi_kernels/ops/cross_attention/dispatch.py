@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
-import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -21,11 +19,6 @@ KERNELS = {"triton": ("triton_forward", "triton_backward"), "cuda": ("cuda", "cu
 AUTOMATIC = "gpu"  # what runs on a GPU when no backend is named: `_routed` says, call by call
 
 
-@functools.cache
-def _has_kernel(name: str) -> bool:
-    return all(importlib.util.find_spec(f"{__package__}.{module}") is not None for module in KERNELS[name])
-
-
 def _kernel(name: str, direction: int) -> ModuleType:
     return importlib.import_module(f"{__package__}.{KERNELS[name][direction]}")
 
@@ -33,10 +26,6 @@ def _kernel(name: str, direction: int) -> ModuleType:
 def backend_for(device: torch.device, requested: str | None) -> str:
     """The backend that attends on `device`; raises RuntimeError for a named one that cannot."""
     name = resolve("cross_attention", device, requested)
-    if name in KERNELS and not _has_kernel(name):
-        if (requested or requested_backend()) == name:
-            raise RuntimeError(f"backend {name!r} was asked for and has no cross_attention")
-        return "chunked"
     return AUTOMATIC if name == "triton" and (requested or requested_backend()) is None else name
 
 

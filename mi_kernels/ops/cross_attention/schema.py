@@ -35,6 +35,9 @@ Dropout is a counter hash in 32-bit unsigned arithmetic, the same in every backe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -42,6 +45,17 @@ from ..common.dtypes import accumulate_dtype
 
 NORMALIZERS = ("softmax", "sparsemax")
 NO_OFFSET = 2**31 - 1
+# Limits of the CUDA kernels, stated in csrc/cross_attention/schema.h too; tests/ops/common/test_schemas.py compares them.
+MOST_FEATURES, MOST_PAIRS = 16, 16
+
+
+class Rule(NamedTuple):
+    """How the pairs of a call attend: one entry per pair, and whether all use sparsemax."""
+
+    causal_offset: Sequence[int]
+    scale: Sequence[float]
+    dropout_p: Sequence[float]
+    sparse: bool
 
 library = torch.library.Library("mi_kernels", "FRAGMENT")
 _pairs = "Tensor[] query, Tensor[] key, Tensor[] value"
@@ -53,7 +67,6 @@ library.define(f"cross_attention_forward({_pairs}, {_rule}) -> Tensor[]")
 library.define(
     f"cross_attention_backward(Tensor[] grad_out, {_pairs}, Tensor[] out, Tensor[] stat, {_rule}) -> Tensor[]"
 )
-
 
 
 def dropout_threshold(p: float) -> int:

@@ -154,8 +154,7 @@ def transformed(
 
         def shaped(found: Sequence[Tensor], batch: torch.Size) -> list[Tensor]:
             by_name = dict(zip(names, found, strict=False))
-            # Copies: forward mode takes no output of a custom function that is a view.
-            return [by_name[s].reshape(*batch, by_name[s].shape[-1]).clone() for s in wanted]
+            return [by_name[s].reshape(*batch, by_name[s].shape[-1]) for s in wanted]
 
         def run(lead: tuple[int, ...], *given: Tensor) -> list[Tensor]:
             flattened, batch = _as_groups(lead, given) if lead else (list(given), given[0].shape[:-2])
