@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ..common.checks import check_integers, check_number, check_tensor, check_within, is_integer
+from ..common.checks import check_choice, check_floats, check_integer, check_lengths, check_range
 from . import autograd, dispatch
 from .schema import NO_OFFSET, NORMALIZERS, Rule
 
@@ -29,7 +29,7 @@ _SHAPES = {
 
 
 def _check_sequences(name: str, shape: str, t: Tensor) -> None:
-    check_tensor(name, t)
+    check_floats(name, t)
     if t.dim() != 4 or 0 in t.shape:
         raise ValueError(f"{name} must have shape {shape} and not be empty, got {tuple(t.shape)}")
 
@@ -61,28 +61,26 @@ def _check_lengths(name: str, lengths: Tensor | None, side: str, t: Tensor) -> T
     """[B] int64 on the device of t, or [0] for None."""
     if lengths is None:
         return torch.empty(0, dtype=torch.int64, device=t.device)
-    check_integers(name, lengths, t.shape[:1], f"[items of {side}]")
-    check_within(name, lengths, t.shape[2], f"the length of {side}")
+    check_lengths(name, lengths, t.shape[:1], f"[items of {side}]", t.shape[2], f"the length of {side}")
     return lengths.to(device=t.device, dtype=torch.int64)
 
 
 def _check_offset(name: str, offset: int | None) -> int:
     if offset is None:
         return NO_OFFSET
-    if not is_integer(offset):
-        raise ValueError(f"{name} must be an integer or None, got {offset!r}")
+    check_integer(name, offset, least=-(2**63))
     return max(-NO_OFFSET, min(offset, NO_OFFSET))
 
 
 def _check_scale(name: str, scale: float | None, query: Tensor) -> float:
     if scale is None:
         return 1.0 / math.sqrt(query.shape[3])
-    check_number(name, scale, -1e30, 1e30, "a finite number or None")
+    check_range(name, scale, -1e30, 1e30)
     return float(scale)
 
 
 def _check_dropout(name: str, p: float) -> float:
-    check_number(name, p, 0.0, 1.0, "a number in [0, 1)")
+    check_range(name, p, 0.0, 1.0)
     return float(p)
 
 
@@ -96,7 +94,8 @@ def _seeds(seed: int | Tensor | None, pairs: int, dropouts: Sequence[float], dev
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise ValueError(f"seed must be an integer or one int64 in a tensor, got {seed.dtype} {tuple(seed.shape)}")
         return seed.reshape(1).to(device) + torch.arange(pairs, device=device)
-    if not is_integer(seed) or not -(2**63) <= seed < 2**63 - pairs:
+    check_integer("seed", seed, least=-(2**63))
+    if seed >= 2**63 - pairs:
         raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}")
     return torch.arange(pairs, device=device) + seed
 
@@ -109,8 +108,7 @@ def _prepare(
     seed: int | Tensor | None,
 ) -> tuple[Rule, autograd.Pairs]:
     """Checks, casts as autocast asks, and gathers what every pair is made of."""
-    if normalizer not in NORMALIZERS:
-        raise ValueError(f"normalizer must be one of {', '.join(NORMALIZERS)}, got {normalizer!r}")
+    check_choice("normalizer", normalizer, NORMALIZERS)
     query_lengths, key_lengths, offsets, scales, dropouts = [], [], [], [], []
     named: list[tuple[str, Tensor]] = []
     for i, (name, query, key, value) in enumerate(zip(labels, *inputs, strict=True)):

@@ -90,7 +90,8 @@ class _Attention(torch.autograd.Function):
 def attention(rule: Rule, backend: str, pairs: Pairs) -> Sequence[Tensor]:
     """Outs of every pair, differentiable. Nothing of size Tq Tk is kept, except by the reference."""
     if transforms.active():
-        operator = transforms.Operator(partial(_on_lead, partial(_run, backend), rule), partial(_on_lead, by_definition, rule))
+        run, formula = partial(_run, backend), by_definition
+        operator = transforms.Operator(partial(_on_lead, run, rule), partial(_on_lead, formula, rule))
         return transforms.apply(operator, *pairs.flat())
     return _run(backend, rule, pairs)
 

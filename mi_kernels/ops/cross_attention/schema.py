@@ -45,7 +45,7 @@ from ..common.dtypes import accumulate_dtype
 
 NORMALIZERS = ("softmax", "sparsemax")
 NO_OFFSET = 2**31 - 1
-# Limits of the CUDA kernels, stated in csrc/cross_attention/schema.h too; tests/ops/common/test_schemas.py compares them.
+# Limits of the CUDA kernels; csrc/cross_attention/schema.h states them too, tests/ops/common/test_schemas.py compares.
 MOST_FEATURES, MOST_PAIRS = 16, 16
 
 

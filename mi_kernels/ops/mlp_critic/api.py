@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..common import transforms
-from ..common.checks import check_memory_budget, check_samples, check_tensor
+from ..common.checks import check_choice, check_floats, check_integer, check_samples
 from ..common.statistics import STATISTICS, Statistics, check_pairing, check_request
 from . import autograd, chunked, dispatch, first_layer, reference
 from .schema import ACTIVATIONS, BITS, OUTPUTS, Score
@@ -29,7 +29,7 @@ def _check_parameters(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: S
         if not isinstance(given, list | tuple):
             raise TypeError(f"{name} must be a list of tensors, one per layer, got {type(given).__name__}")
         for k, t in enumerate(given):
-            check_tensor(f"{name}[{k}]", t)
+            check_floats(f"{name}[{k}]", t)
     if len(weights) < 2 or len(weights) != len(biases):
         raise ValueError(
             "weights and biases must have one entry per layer, at least one hidden and the output layer, "
@@ -84,10 +84,8 @@ def _prepare(
         raise ValueError(
             f"y must have the leading dimensions of x, {tuple(x.shape[:-2])}, got {tuple(y.shape[:-2])}"
         )
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if output not in OUTPUTS:
-        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+    check_choice("activation", activation, ACTIVATIONS)
+    check_choice("output", output, OUTPUTS)
     _check_parameters(x, y, weights, biases)
     autocast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
     _same(x, y, weights, biases, dtypes=not autocast)
@@ -163,7 +161,7 @@ def statistics(
     names and budgets, and RuntimeError for a named backend that cannot run.
     """
     check_request(stats, pairs, clip)
-    check_memory_budget(memory_budget)
+    check_integer("memory_budget", memory_budget, least=1)
     u, v, later, later_biases = _prepare(x, y, weights, biases, activation, output)
     check_pairing(stats, pairs, u.shape[-2], v.shape[-2])
     name = _backend(x.device, backend, len(weights))

@@ -18,9 +18,10 @@ over all pairs or over pairs with i != j (`positive` is the diagonal either way)
 diagonal) the log-sums are -inf and the sums are 0; their gradients are 0.
 
 Shapes: u [G, B, H_1], v [G, N, H_1]; `weights[l]` [1 or G, H_{l+2}, H_{l+1}], the last [1 or G, 1, H_k]; `biases[l]`
-[1 or G, H_{l+2}]. Layers run in the dtype of the weights; for 16-bit weights u and v are fp32 (or of that dtype). du and
-dv come back in the dtype of u and v, all other gradients in that of the weights, narrowed once. Statistics are fp32 for 16- and 32-bit inputs and fp64 for fp64. Bits of `stats` ask for the four
-log-sums and softplus sums; what is not asked for comes back empty ([G, 0]).
+[1 or G, H_{l+2}]. Layers run in the dtype of the weights. Beside 16-bit weights u and v are fp32, so that u + v is
+rounded once. Gradients are summed in fp32 at least and come back in the dtype of their input. Statistics are fp32 for
+16- and 32-bit inputs and fp64 for fp64. Bits of `stats` ask for the four log-sums and softplus sums; what is not asked
+for comes back empty ([G, 0]).
 
 With `keep`, a forward returns for the backward the scores before `out` and one bit for each unit of the second hidden
 layer. The CPU keeps them in tiles of R x C pairs: `kept_scores` [G, row tiles, column tiles, R C] and `kept_masks` [G,

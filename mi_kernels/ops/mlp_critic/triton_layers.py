@@ -27,7 +27,6 @@ from .triton_common import (
     splits,
 )
 
-
 TYPES = {
     torch.float64: tl.float64,
     torch.float32: tl.float32,

@@ -374,13 +374,6 @@ def test_bad_arguments_are_named(change: dict, message: str) -> None:
         api.statistics(**(arguments | change))
 
 
-def test_a_backend_without_this_critic_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "resolve", lambda op, device, name: name)
-    tensors, layers = problem(None, 3, 3, False, (4,))
-    with pytest.raises(RuntimeError, match="'npu' was asked for and has no mlp_critic"):
-        run(tensors, layers, backend="npu")
-
-
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 def test_a_named_kernel_refuses_deeper_critics(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     monkeypatch.setattr(dispatch, "resolve", lambda op, device, name: name)

@@ -70,7 +70,8 @@ def source(variant: str):
     kernel, t = _kernel(name, activation, features, dtype == "tf32", int(H))
     constants = {"ACT": activation, "SOFTPLUS": case != "infonce", "OFF_DIAGONAL": True}
     constants |= {"CLIP": 5.0 if case in ("forward", "one_layer") else None, "LAYERS": 1 if case == "one_layer" else 2}
-    constants |= {"PRECISION": "tf32" if dtype == "tf32" else "ieee", "BP": t.BJ, "DTYPE": triton_layers.TYPES[features]} | t._asdict()
+    constants |= {"PRECISION": "tf32" if dtype == "tf32" else "ieee", "DTYPE": triton_layers.TYPES[features]}
+    constants |= {"BP": t.BJ} | t._asdict()
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     absent = CASES[name][case] + (("p_z", "p_d", "p_w_part") if activation in ("relu", "leaky_relu") else ("p_bits",))
     if case in ("forward", "infonce") and "p_z" not in absent:
