@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..common import transforms
 from ..common.autograd import differentiable_gradients, needs_formula
-from . import reference
+from . import dispatch, reference
 from .schema import Rule
 
 
@@ -30,7 +30,8 @@ class Pairs(NamedTuple):
         """From the flat list that autograd's functions take."""
         *rest, seed = tensors
         n = len(rest) // 5
-        return Pairs(*(list(rest[i * n : (i + 1) * n]) for i in range(5)), seed)
+        query, key, value, query_lengths, key_lengths = (list(rest[i * n : (i + 1) * n]) for i in range(5))
+        return Pairs(query, key, value, query_lengths, key_lengths, seed)
 
     def flat(self) -> list[Tensor]:
         return [*self.query, *self.key, *self.value, *self.query_lengths, *self.key_lengths, self.seed]
@@ -38,7 +39,7 @@ class Pairs(NamedTuple):
 
 def by_definition(rule: Rule, pairs: Pairs) -> list[Tensor]:
     """The materialised formula for every pair."""
-    return [reference.attention(*pairs_of, rule.sparse)[0] for pairs_of in _each(rule, pairs)]
+    return [reference.attention(*(*pair, rule.sparse))[0] for pair in _each(rule, pairs)]
 
 
 def weights(rule: Rule, pairs: Pairs) -> list[Tensor]:
@@ -46,45 +47,41 @@ def weights(rule: Rule, pairs: Pairs) -> list[Tensor]:
     return [reference.weights(q, k, *rest, rule.sparse) for q, k, _, *rest in _each(rule, pairs)]
 
 
-def _each(rule: Rule, pairs: Pairs) -> Any:
+def _each(rule: Rule, pairs: Pairs) -> Iterator[Any]:
     tensors = (pairs.query, pairs.key, pairs.value, pairs.query_lengths, pairs.key_lengths)
     return zip(*tensors, rule.causal_offset, rule.scale, rule.dropout_p, pairs.seed.unbind(), strict=True)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rule: Rule, backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, rule: Rule, numbers: Tensor | None, backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
         pairs = Pairs.of(tensors)
-        found = torch.ops.mi_kernels.cross_attention_forward(
-            *pairs[:5], rule.causal_offset, rule.scale, rule.dropout_p, pairs.seed, rule.sparse, backend
-        )
-        ctx.save_for_backward(*tensors, *found)
+        if numbers is None:
+            found = dispatch.forward(*pairs[:5], *rule[:3], pairs.seed, rule.sparse, backend)
+        else:
+            run: Any = torch.ops.mi_kernels.cross_attention_forward
+            found = run(*pairs[:5], rule.causal_offset, numbers, pairs.seed, rule.sparse, backend)
+        ctx.save_for_backward(*tensors, *found, numbers)
         ctx.rule, ctx.backend = rule, backend
         return tuple(found[: len(pairs.query)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         n, rule = len(grads), ctx.rule
-        tensors, outs, stats = ctx.saved_tensors[: 5 * n + 1], ctx.saved_tensors[-2 * n : -n], ctx.saved_tensors[-n:]
-        pairs, needed = Pairs.of(tensors), ctx.needs_input_grad[2 : 2 + 3 * n]
-        others = (None,) * (2 * n + 1)
+        *tensors, numbers = ctx.saved_tensors
+        tensors, outs, stats = tensors[: -2 * n], tensors[-2 * n : -n], tensors[-n:]
+        pairs, needed = Pairs.of(tensors), ctx.needs_input_grad[3 : 3 + 3 * n]
+        none, others = (None,) * 3, (None,) * (2 * n + 1)
         if needs_formula(grads):
             formula = lambda *t: by_definition(rule, Pairs.of([*t, *tensors[3 * n :]]))  # noqa: E731
-            return None, None, *differentiable_gradients(formula, tensors[: 3 * n], needed, grads), *others
-        found = torch.ops.mi_kernels.cross_attention_backward(
-            list(grads),
-            *pairs[:3],
-            list(outs),
-            list(stats),
-            *pairs[3:5],
-            rule.causal_offset,
-            rule.scale,
-            rule.dropout_p,
-            pairs.seed,
-            rule.sparse,
-            ctx.backend,
-        )
-        return None, None, *(g if need else None for g, need in zip(found, needed, strict=True)), *others
+            return *none, *differentiable_gradients(formula, tensors[: 3 * n], needed, grads), *others
+        given = (list(grads), *pairs[:3], outs, stats, *pairs[3:5])
+        if numbers is None:
+            found = dispatch.backward(*(*given, *rule[:3], pairs.seed, rule.sparse, ctx.backend))
+        else:
+            run: Any = torch.ops.mi_kernels.cross_attention_backward
+            found = run(*given, rule.causal_offset, numbers, pairs.seed, rule.sparse, ctx.backend)
+        return *none, *(g if need else None for g, need in zip(found, needed, strict=True)), *others
 
 
 def attention(rule: Rule, backend: str, pairs: Pairs) -> Sequence[Tensor]:
@@ -100,9 +97,14 @@ def _run(backend: str, rule: Rule, pairs: Pairs) -> Sequence[Tensor]:
     if backend == "reference":
         return by_definition(rule, pairs)
     tensors = pairs.flat()
-    if torch.compiler.is_compiling():  # dynamo takes no tensor twice; in self-attention one is key and value
-        tensors = [t.view_as(t) if any(t is u for u in tensors[:i]) else t for i, t in enumerate(tensors)]
-    return _Attention.apply(rule, backend, *tensors)
+    if not torch.compiler.is_compiling():
+        return _Attention.apply(rule, None, backend, *tensors)
+    # A compiled graph would be compiled again for each value of a float, so floats travel in a tensor; and dynamo takes
+    # no tensor twice, as self-attention has it.
+    scalar = lambda x: torch.full((), x, dtype=torch.float64)  # noqa: E731
+    numbers = torch.stack([scalar(x) for x in (*rule.scale, *rule.dropout_p)]).view(2, -1)
+    tensors = [t.view_as(t) if any(t is u for u in tensors[:i]) else t for i, t in enumerate(tensors)]
+    return _Attention.apply(rule._replace(scale=(), dropout_p=()), numbers, backend, *tensors)
 
 
 def _on_lead(

@@ -36,7 +36,7 @@ def _routed(backend: str, pairs: tuple, sparse: bool) -> str:
     return "sdpa" if sdpa.suits(*pairs, sparse=sparse) else "triton"
 
 
-def _forward(query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p, seed, sparse, backend):
+def forward(query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p, seed, sparse, backend):
     pairs = (query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p)
     backend = _routed(backend, pairs, sparse)
     if backend == "cpu":
@@ -49,7 +49,7 @@ def _forward(query, key, value, query_lengths, key_lengths, causal_offset, scale
     return [out for out, _ in found] + [stat for _, stat in found]
 
 
-def _backward(
+def backward(
     grad_out,
     query,
     key,
@@ -78,6 +78,17 @@ def _backward(
     return [gradients[side] for side in range(3) for gradients in found]
 
 
+def _forward_operator(query, key, value, query_lengths, key_lengths, causal_offset, numbers, *rest) -> list[Tensor]:
+    return forward(query, key, value, query_lengths, key_lengths, causal_offset, *numbers.tolist(), *rest)
+
+
+def _backward_operator(
+    grad_out, query, key, value, out, stat, query_lengths, key_lengths, causal_offset, numbers, *rest
+) -> list[Tensor]:
+    pairs = (grad_out, query, key, value, out, stat, query_lengths, key_lengths)
+    return backward(*pairs, causal_offset, *numbers.tolist(), *rest)
+
+
 for _key in ("CPU", "CUDA"):
-    library.impl("cross_attention_forward", _forward, _key)
-    library.impl("cross_attention_backward", _backward, _key)
+    library.impl("cross_attention_forward", _forward_operator, _key)
+    library.impl("cross_attention_backward", _backward_operator, _key)

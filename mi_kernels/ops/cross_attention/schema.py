@@ -13,7 +13,8 @@ its own, in one call. Per pair:
 
     query_lengths, key_lengths   [B] int64, or [0] for "all of them"; values are clamped to [0, T]
     causal_offset                int; NO_OFFSET for "no mask"
-    scale, dropout_p             float, 0 <= dropout_p < 1
+    scale, dropout_p             float, 0 <= dropout_p < 1; the operators take all of them in one tensor `numbers`
+                                 [2, pairs], fp64 on the CPU: a float argument would be a constant of a compiled graph
     seed                         entry of one int64 tensor [pairs]; not read where dropout_p is 0
 
 A forward returns the outs and then the stats, [B, heads, Tq] in the accumulation type (fp64 for fp64, fp32 otherwise):
@@ -60,8 +61,8 @@ class Rule(NamedTuple):
 library = torch.library.Library("mi_kernels", "FRAGMENT")
 _pairs = "Tensor[] query, Tensor[] key, Tensor[] value"
 _rule = (
-    "Tensor[] query_lengths, Tensor[] key_lengths, SymInt[] causal_offset, float[] scale, float[] dropout_p, "
-    "Tensor seed, bool sparse, str backend"
+    "Tensor[] query_lengths, Tensor[] key_lengths, SymInt[] causal_offset, Tensor numbers, Tensor seed, bool sparse, "
+    "str backend"
 )
 library.define(f"cross_attention_forward({_pairs}, {_rule}) -> Tensor[]")
 library.define(

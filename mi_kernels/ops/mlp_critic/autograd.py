@@ -41,7 +41,7 @@ class _Statistics(torch.autograd.Function):
         ctx: Any,
         score: Score,
         stats: int,
-        clip: float,
+        clip: float | Tensor,
         keep: bool,
         memory_budget: int,
         backend: str,
@@ -119,7 +119,8 @@ def statistics(
     """
     tensors = (u, v, *weights, *biases)
     keep = _keeps(tensors, score, memory_budget, backend)
-    out: tuple[Tensor, ...] = _Statistics.apply(score, stats, clip, keep, memory_budget, backend, *tensors)
+    bound = torch.full((), clip, dtype=torch.float64) if torch.compiler.is_compiling() else clip
+    out: tuple[Tensor, ...] = _Statistics.apply(score, stats, bound, keep, memory_budget, backend, *tensors)
     return out
 
 

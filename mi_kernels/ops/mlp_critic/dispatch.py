@@ -75,6 +75,12 @@ def backward(
     return chunked.backward(*critic, slopes, need_parameters, memory_budget)
 
 
+def _forward_operator(
+    u, v, weights, biases, activation, output, off_diagonal, stats, clip, *rest
+) -> tuple[Tensor, ...]:
+    return forward(u, v, weights, biases, activation, output, off_diagonal, stats, clip.item(), *rest)
+
+
 for _key in ("CPU", "CUDA"):
-    library.impl("mlp_critic_forward", forward, _key)
+    library.impl("mlp_critic_forward", _forward_operator, _key)
     library.impl("mlp_critic_backward", backward, _key)

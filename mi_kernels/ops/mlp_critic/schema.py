@@ -23,6 +23,8 @@ rounded once. Gradients are summed in fp32 at least and come back in the dtype o
 16- and 32-bit inputs and fp64 for fp64. Bits of `stats` ask for the four log-sums and softplus sums; what is not asked
 for comes back empty ([G, 0]).
 
+`clip` is one fp64 number in a CPU tensor: a float would be a constant of a compiled graph.
+
 With `keep`, a forward returns for the backward the scores before `out` and one bit for each unit of the second hidden
 layer. The CPU keeps them in tiles of R x C pairs: `kept_scores` [G, row tiles, column tiles, R C] and `kept_masks` [G,
 row tiles, column tiles, ceil(H_2 / 32), R C] int32; Triton and CUDA by rows: `kept_scores` [G, B, N] and `kept_masks`
@@ -71,7 +73,7 @@ library = torch.library.Library("mi_kernels", "FRAGMENT")
 _critic = "Tensor u, Tensor v, Tensor[] weights, Tensor[] biases"
 _score = "str activation, str output, bool off_diagonal"
 library.define(
-    f"mlp_critic_forward({_critic}, {_score}, int stats, float clip, bool keep, SymInt memory_budget, str backend) -> "
+    f"mlp_critic_forward({_critic}, {_score}, int stats, Tensor clip, bool keep, SymInt memory_budget, str backend) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 library.define(

@@ -451,7 +451,7 @@ def test_operators_pass_opcheck(sparse: bool, backend: str) -> None:
     value = [torch.randn(2, 2, 7, 3), torch.randn(1, 1, 2, 1)]
     none = torch.empty(0, dtype=torch.int64)
     lengths = ([torch.tensor([5, 2]), none], [none, torch.tensor([1])])
-    rule = (*lengths, [NO_OFFSET, 1], [0.5, 1.0], [0.1, 0.0], torch.tensor([3, 4]), sparse, backend)
+    rule = (*lengths, [NO_OFFSET, 1], torch.tensor([[0.5, 1.0], [0.1, 0.0]]), torch.tensor([3, 4]), sparse, backend)
     ops = torch.ops.mi_kernels
     torch.library.opcheck(ops.cross_attention_forward.default, (query, key, value, *rule))
     found = ops.cross_attention_forward(query, key, value, *rule)

@@ -199,14 +199,14 @@ def test_operators_pass_opcheck(off_diagonal: bool, backend: str) -> None:
     ops = torch.ops.mi_kernels
     critic = (u, v, weights, biases, "relu", "identity", off_diagonal)
     for keep in (False, backend == "cpu"):
-        arguments = (*critic, ROW_LSE | COL_LSE, 1.0, keep, 100, backend)
+        arguments = (*critic, ROW_LSE | COL_LSE, torch.tensor(1.0), keep, 100, backend)
         torch.library.opcheck(ops.mlp_critic_forward.default, arguments)
         positive, row_lse, col_lse, row_sum, _, _, *kept = ops.mlp_critic_forward(*arguments)
         for need in (True, False):
             given = (*critic, row_lse, col_lse, positive, row_lse, None, row_sum, row_sum, *kept, need, 100, backend)
             torch.library.opcheck(ops.mlp_critic_backward.default, given)
     if not off_diagonal:
-        rectangular = (u, v[:, :3], weights, biases, "gelu", "softplus", False, 0, 1.0, False, 1, backend)
+        rectangular = (u, v[:, :3], weights, biases, "gelu", "softplus", False, 0, torch.tensor(1.0), False, 1, backend)
         torch.library.opcheck(ops.mlp_critic_forward.default, rectangular)
 
 
