@@ -15,9 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..critics import Critic
+from ..ops.common.checks import check_number
 from .base import CriticBound, bounded_exp, check_anchor, log_mean_exp, with_gradient_of
 
 Baseline = Callable[[Tensor], Tensor]
+
+
+def check_baseline(baseline: Baseline | None) -> None:
+    if baseline is not None and not callable(baseline):
+        raise TypeError(f"baseline must map samples to log a, or be None, got {type(baseline).__name__}")
 
 
 def _log_baseline(baseline: Baseline | None, t: Tensor, like: Tensor) -> Tensor:
@@ -42,6 +48,7 @@ class TUBA(CriticBound):
     def __init__(self, critic: Critic, baseline: Baseline | None = None, anchor: str = "y"):
         super().__init__(critic)
         check_anchor(anchor)
+        check_baseline(baseline)
         self.baseline = baseline
         self.anchor = anchor
 
@@ -111,6 +118,7 @@ class MINE(CriticBound):
 
     def __init__(self, critic: Critic, decay: float = 0.99):
         super().__init__(critic)
+        check_number("decay", decay)
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay = decay
@@ -209,8 +217,7 @@ class SMILE(CriticBound):
 
     def __init__(self, critic: Critic, clip: float = 5.0):
         super().__init__(critic)
-        if not clip > 0:
-            raise ValueError(f"clip must be positive, got {clip}")
+        check_number("clip", clip, positive=True)
         self.clip = float(clip)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -246,6 +253,7 @@ class InterpolatedBound(CriticBound):
     def __init__(self, critic: Critic, alpha: float = 0.5, baseline: Baseline | None = None, anchor: str = "y"):
         super().__init__(critic)
         check_anchor(anchor)
+        check_number("alpha", alpha)
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
         self.alpha = alpha

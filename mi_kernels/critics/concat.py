@@ -7,11 +7,11 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ..ops.common.checks import check_choice, check_integer, check_samples
+from ..ops.common.checks import backend_name, check_choice, check_integer, check_samples
 from ..ops.common.statistics import Statistics
 from ..ops.mlp_critic import api as mlp_critic
 from ..ops.mlp_critic.schema import ACTIVATIONS, OUTPUTS
-from .base import Critic, check_width
+from .base import Critic, check_hidden, check_width
 from .layers import GroupedLinear
 
 
@@ -48,10 +48,7 @@ class ConcatCritic(Critic):
         super().__init__()
         check_integer("x_dim", x_dim, least=1)
         check_integer("y_dim", y_dim, least=1)
-        if not isinstance(hidden_dims, list | tuple) or not hidden_dims:
-            raise ValueError(f"hidden_dims must hold at least one width, got {hidden_dims!r}")
-        for k, width in enumerate(hidden_dims):
-            check_integer(f"hidden_dims[{k}]", width, least=1)
+        check_hidden(hidden_dims, least=1)
         check_choice("activation", activation, ACTIVATIONS)
         if groups is not None:
             check_integer("groups", groups, least=1)
@@ -59,6 +56,7 @@ class ConcatCritic(Critic):
         check_integer("memory_budget", memory_budget, least=1)
         self.x_dim, self.y_dim, self.groups = x_dim, y_dim, groups
         self.activation, self.output = activation, output
+        backend_name(backend)
         self.memory_budget, self.backend = memory_budget, backend
         widths = list(pairwise([x_dim + y_dim, *hidden_dims, 1]))
         self.layers: nn.ModuleList

@@ -47,6 +47,15 @@ def check_integer(name: str, value: Any, least: int = 0) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def backend_name(backend: Any) -> str:
+    """The operators' form of a `backend` argument: "" for None, the automatic choice."""
+    if backend is None:
+        return ""
+    if not isinstance(backend, str):
+        raise ValueError(f"backend must be the name of a backend or None, got {backend!r}")
+    return backend
+
+
 def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
     """One of the names that are accepted."""
     if not isinstance(value, str) or value not in accepted:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import check_choice
+
 STATISTICS = ("positive", "row_lse", "col_lse", "row_sum", "row_softplus", "clipped_row_lse")
 PAIRS = ("all", "off_diagonal")
 
@@ -27,8 +29,7 @@ def check_request(stats: Sequence[str], pairs: str, clip: float | None) -> None:
     """Names of statistics and pairs that exist, and a clip where one is needed; ValueError otherwise."""
     if not isinstance(stats, list | tuple) or not stats or any(s not in STATISTICS for s in stats):
         raise ValueError(f"stats must be a non-empty sequence out of {STATISTICS}, got {stats!r}")
-    if pairs not in PAIRS:
-        raise ValueError(f"pairs must be one of {PAIRS}, got {pairs!r}")
+    check_choice("pairs", pairs, PAIRS)
     if "clipped_row_lse" in stats and not (isinstance(clip, int | float | torch.SymFloat) and clip > 0):
         raise ValueError(f"clip must be a positive number where clipped_row_lse is wanted, got {clip!r}")
 

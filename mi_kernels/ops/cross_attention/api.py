@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ..common.checks import check_choice, check_floats, check_integer, check_lengths, check_range
+from ..common.checks import backend_name, check_choice, check_floats, check_integer, check_lengths, check_range
 from . import autograd, dispatch
 from .schema import NO_OFFSET, NORMALIZERS, Rule
 
@@ -49,10 +49,14 @@ def _check_pair(names: dict[str, str], query: Tensor, key: Tensor, value: Tensor
         )
 
 
-def _check_alike(first: str, like: Tensor, named: Sequence[tuple[str, Tensor]]) -> None:
+def _check_devices(first: str, like: Tensor, named: Sequence[tuple[str, Tensor]]) -> None:
     for name, t in named:
         if t.device != like.device:
             raise ValueError(f"{name} must be on the device of {first}, {like.device}, got {t.device}")
+
+
+def _check_dtypes(first: str, like: Tensor, named: Sequence[tuple[str, Tensor]]) -> None:
+    for name, t in named:
         if t.dtype != like.dtype:
             raise ValueError(f"{name} must have the dtype of {first}, {like.dtype}, got {t.dtype}")
 
@@ -120,13 +124,14 @@ def _prepare(
         scales.append(_check_scale(name["scale"], rules["scale"][i], query))
         dropouts.append(_check_dropout(name["dropout_p"], rules["dropout_p"][i]))
     first, like = named[0]
+    _check_devices(first, like, named[1:])
     device = like.device.type
     if torch.is_autocast_enabled(device) and like.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         inputs = tuple([t.to(dtype) for t in side] for side in inputs)  # type: ignore[assignment]
         named = [(name, t.to(dtype)) for name, t in named]
         like = named[0][1]
-    _check_alike(first, like, named[1:])
+    _check_dtypes(first, like, named[1:])
     rule = Rule(tuple(offsets), tuple(scales), tuple(dropouts), normalizer == "sparsemax")
     seeds = _seeds(seed, len(labels), dropouts, like.device)
     return rule, autograd.Pairs(*inputs, query_lengths, key_lengths, seeds)
@@ -224,7 +229,7 @@ def cross_attention(
     rules = (query_lengths, key_lengths, causal_offset, scale, dropout_p)
     single = {name: [x] for name, x in zip(_RULES, rules, strict=True)}
     rule, pairs = _prepare([labels], ([query], [key], [value]), single, normalizer, seed)
-    out = autograd.attention(rule, _backend(query.device, backend), pairs)[0]
+    out = autograd.attention(rule, _backend(query.device, backend_name(backend) or None), pairs)[0]
     if not return_weights:
         return out
     weights = autograd.weights(rule, pairs)[0]
@@ -276,4 +281,4 @@ def cross_attention_grouped(
     plural = {"query": "queries", "key": "keys", "value": "values"} | {name: name for name in _RULES}
     labels = [{name: f"{shown}[{i}]" for name, shown in plural.items()} for i in range(pairs)]
     rule, tensors = _prepare(labels, inputs, rules, normalizer, seed)
-    return list(autograd.attention(rule, _backend(tensors.seed.device, backend), tensors))
+    return list(autograd.attention(rule, _backend(tensors.seed.device, backend_name(backend) or None), tensors))

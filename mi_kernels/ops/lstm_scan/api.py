@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..common.checks import check_floats, check_integer, check_lengths, check_tensor
+from ..common.checks import backend_name, check_floats, check_integer, check_lengths, check_tensor
 from . import autograd, dispatch  # noqa: F401  (dispatch registers the operators)
 
 
@@ -31,13 +31,14 @@ def _check_vectors(tensors: dict[str, Tensor | None], shape: tuple[int, ...], me
 
 def _check_kinds(first: str, like: Tensor, others: dict[str, Tensor | None]) -> None:
     """One known dtype and one device; under autocast any dtypes that it casts."""
-    autocast = torch.is_autocast_enabled(like.device.type)
-    for name, t in {first: like, **others}.items():
-        if t is None:
-            continue
+    present = {name: t for name, t in others.items() if t is not None}
+    check_floats(first, like)
+    for name, t in present.items():
         check_floats(name, t)
         if t.device != like.device:
             raise ValueError(f"{name} must be on the device of {first}, {like.device}, got {t.device}")
+    autocast = torch.is_autocast_enabled(like.device.type)
+    for name, t in present.items():
         if t.dtype != like.dtype and not autocast:
             raise ValueError(f"{name} must have the dtype of {first}, {like.dtype}, got {t.dtype}")
 
@@ -107,7 +108,7 @@ def lstm(
     x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0 = _autocast(  # type: ignore[assignment]
         x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0
     )
-    h, c = autograd.lstm(x, weight_ih, weight_hh, _summed(bias_ih, bias_hh), h0, c0, lengths, backend)
+    h, c = autograd.lstm(x, weight_ih, weight_hh, _summed(bias_ih, bias_hh), h0, c0, lengths, backend_name(backend))
     return h.to(x.dtype), c.to(x.dtype)
 
 
@@ -156,7 +157,7 @@ def lstm_scan(
     _check_kinds("gates", gates, {"weight_hh": weight_hh, "bias": bias, "h0": h0, "c0": c0})
     lengths = _checked_lengths(lengths, tuple(batch), steps, gates.device)
     gates, weight_hh, bias, h0, c0 = _autocast(gates, weight_hh, bias, h0, c0)  # type: ignore[assignment]
-    h, c = autograd.scan(gates, weight_hh, bias, h0, c0, lengths, steps, backend)
+    h, c = autograd.scan(gates, weight_hh, bias, h0, c0, lengths, steps, backend_name(backend))
     return h.to(gates.dtype), c.to(gates.dtype)
 
 
@@ -198,5 +199,5 @@ def lstm_decode(
     code, weight_ih, weight_hh, bias_ih, bias_hh = _autocast(code, weight_ih, weight_hh, bias_ih, bias_hh)  # type: ignore[assignment]
     bias = _summed(bias_ih, bias_hh)
     first = (code @ weight_ih.mT).unsqueeze(-2)
-    h, _ = autograd.scan(first, weight_ih + weight_hh, bias, None, None, None, steps, backend)
+    h, _ = autograd.scan(first, weight_ih + weight_hh, bias, None, None, None, steps, backend_name(backend))
     return h.to(code.dtype)

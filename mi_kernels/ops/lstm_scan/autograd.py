@@ -144,7 +144,7 @@ def scan(
     c0: Tensor | None,
     lengths: Tensor | None,
     steps: int,
-    backend: str | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """h and c in fp32 (fp64 for fp64); with a group dimension where the weight has one."""
     if transforms.active():
@@ -153,11 +153,11 @@ def scan(
     return _scan(gates, weight, bias, h0, c0, lengths, steps=steps, backend=backend)
 
 
-def _scan(gates, weight, bias, h0, c0, lengths, *, steps: int, backend: str | None) -> tuple[Tensor, Tensor]:
+def _scan(gates, weight, bias, h0, c0, lengths, *, steps: int, backend: str) -> tuple[Tensor, Tensor]:
     keep = _keeps(gates, weight, bias, h0, c0)
     twice = keep and not torch.compiler.is_compiling()
     stand_in = _StandIn.apply(gates) if twice and gates.requires_grad else gates.new_zeros(()).expand(gates.shape)
-    return _Scan.apply(gates, stand_in, weight, bias, h0, c0, lengths, steps, keep, backend or "")
+    return _Scan.apply(gates, stand_in, weight, bias, h0, c0, lengths, steps, keep, backend)
 
 
 def _defined_scan(gates, weight, bias, h0, c0, lengths, *, steps: int) -> tuple[Tensor, Tensor]:
@@ -174,7 +174,7 @@ def lstm(
     h0: Tensor | None,
     c0: Tensor | None,
     lengths: Tensor | None,
-    backend: str | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """h and c in fp32 (fp64 for fp64); with a group dimension where the weights have one."""
     problem = (x, weight_ih, weight_hh, bias, h0, c0, lengths)
@@ -183,9 +183,9 @@ def lstm(
     return _lstm(*problem, backend=backend)
 
 
-def _lstm(x, weight_ih, weight_hh, bias, h0, c0, lengths, *, backend: str | None) -> tuple[Tensor, Tensor]:
+def _lstm(x, weight_ih, weight_hh, bias, h0, c0, lengths, *, backend: str) -> tuple[Tensor, Tensor]:
     inputs = (x, weight_ih, weight_hh, bias, h0, c0)
-    return _LSTM.apply(*inputs, lengths, _keeps(*inputs), backend or "")
+    return _LSTM.apply(*inputs, lengths, _keeps(*inputs), backend)
 
 
 def _defined_lstm(x, weight_ih, weight_hh, bias, h0, c0, lengths) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..common import transforms
-from ..common.checks import check_choice, check_floats, check_integer, check_samples
+from ..common.checks import backend_name, check_choice, check_floats, check_integer, check_samples
 from ..common.statistics import STATISTICS, Statistics, check_pairing, check_request
 from . import autograd, chunked, dispatch, first_layer, reference
 from .schema import ACTIVATIONS, BITS, OUTPUTS, Score
@@ -61,16 +61,20 @@ def _check_parameters(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: S
         raise ValueError(f"weights[{len(weights) - 1}] must give one score, got {tuple(weights[-1].shape)}")
 
 
-def _same(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, dtypes: bool) -> None:
-    device, dtype = x.device, x.dtype
-    for k, t in enumerate((y, *weights, *biases)):
-        if t.device == device and (t.dtype == dtype or not dtypes):
-            continue
-        n = len(weights)
-        name = "y" if k == 0 else f"weights[{k - 1}]" if k <= n else f"biases[{k - 1 - n}]"
-        if t.device != device:
-            raise ValueError(f"{name} must be on the device of x, {device}, got {t.device}")
-        raise ValueError(f"{name} must have the dtype of x, {dtype}, got {t.dtype}")
+def _check_alike(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
+    """One device for all, and one dtype unless autocast casts them; whether it does."""
+    others = {"y": y}
+    for kind, tensors in (("weights", weights), ("biases", biases)):
+        others |= {f"{kind}[{k}]": t for k, t in enumerate(tensors)}
+    for name, t in others.items():
+        if t.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}, got {t.device}")
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return True
+    for name, t in others.items():
+        if t.dtype != x.dtype:
+            raise ValueError(f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}")
+    return False
 
 
 def _prepare(
@@ -87,9 +91,7 @@ def _prepare(
     check_choice("activation", activation, ACTIVATIONS)
     check_choice("output", output, OUTPUTS)
     _check_parameters(x, y, weights, biases)
-    autocast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
-    _same(x, y, weights, biases, dtypes=not autocast)
-    if autocast:
+    if _check_alike(x, y, weights, biases):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, y = x.to(dtype), y.to(dtype)
         weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
@@ -164,7 +166,7 @@ def statistics(
     check_integer("memory_budget", memory_budget, least=1)
     u, v, later, later_biases = _prepare(x, y, weights, biases, activation, output)
     check_pairing(stats, pairs, u.shape[-2], v.shape[-2])
-    name = _backend(x.device, backend, len(weights))
+    name = _backend(x.device, backend_name(backend) or None, len(weights))
     score = Score(activation, output, pairs == "off_diagonal")
     if transforms.active():
         named = {"stats": stats, "clip": clip or 0.0, "memory_budget": memory_budget, "backend": name}
