@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ Loss = Callable[[nn.Sequential, Tensor, Tensor], Tensor]
 def network(features: int, hidden: int, layers: int) -> nn.Sequential:
     widths = [2 * features, *[hidden] * layers]
     modules: list[nn.Module] = []
-    for i, o in zip(widths[:-1], widths[1:], strict=True):
+    for i, o in pairwise(widths):
         modules += [nn.Linear(i, o), nn.ReLU()]
     return nn.Sequential(*modules, nn.Linear(hidden, 1))
 
