@@ -1,4 +1,4 @@
-"""Compiled graphs of attention, the LSTM scans and the concat critic: sizes and numbers that change are not constants."""
+"""Compiled graphs of attention, LSTM scans and the concat critic: sizes and numbers that change are not constants."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[int], tuple[Any, ...]]]] = 
     "attention": (attend, attention),
     "critic": (clipped, lambda n: (leaf(n, 3), leaf(n, 2), 0.1 * n)),
     "layer": (lambda *t: mk.lstm(*t)[0], lambda n: (leaf(2, n, 3), leaf(16, 3), leaf(16, 4))),
-    "decoder": (lambda c, a, b, n: mk.lstm_decode(c, a, b, None, None, n), lambda n: (leaf(2, 4), leaf(16, 4), leaf(16, 4), n)),
-}  # fmt: skip
+    "decoder": (
+        lambda c, a, b, n: mk.lstm_decode(c, a, b, None, None, n),
+        lambda n: (leaf(2, 4), leaf(16, 4), leaf(16, 4), n),
+    ),
+}
 
 
 @pytest.fixture(autouse=True)
