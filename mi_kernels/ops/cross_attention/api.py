@@ -199,8 +199,8 @@ def cross_attention(
     query [B, heads, Tq, E], key [B, heads, Tk, E], value [B, heads, Tk, Ev] -> [B, heads, Tq, Ev] in their dtype; any
     strides. Self-attention is the case key = query.
 
-    query_lengths, key_lengths: [B] integers. Keys from an item's key length on never matter, whatever they hold; query
-        rows from its query length on come out zero and give no gradient.
+    query_lengths, key_lengths: [B] integers. Keys at and beyond an item's key length are never read, whatever they
+        hold; query rows at and beyond its query length come out zero and give no gradient.
     causal_offset: c masks keys with j - i > c. 0 is the usual causal mask; MulT's default is |Tk - Tq|. A query left
         without any key comes out zero.
     normalizer: "softmax", or "sparsemax", the Euclidean projection onto the simplex (Martins and Astudillo 2016,

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..common import transforms
 from ..common.autograd import differentiable_gradients, needs_formula
 from ..common.shapes import grouped, reshaped
+from ..common.statistics import STATISTICS
 from . import dispatch, reference
 from .schema import BITS, PIECEWISE_LINEAR, Score, kept_shapes
 
@@ -125,9 +126,12 @@ def statistics(
 
 
 def _as_groups(lead: tuple[int, ...], tensors: Sequence[Tensor]) -> tuple[list[Tensor], torch.Size]:
-    """Tensors [lead, ...] with the dimensions `lead` among the groups: u [lead x groups, B, H_1] and so on; and the
-    shape [lead, *] that the groups stand for. Parameters that the lead merely repeats stay shared, while no gradient of
-    theirs tells the copies apart."""
+    """Tensors [lead, ...] with `lead` folded into the groups, u [lead x groups, B, H_1] and so on; and the shape
+    [lead, *] that the folded groups stand for.
+
+    Parameters that were only expanded along `lead` stay shared, unless a parameter needs a gradient, which differs from
+    copy to copy.
+    """
     u, v, *parameters = tensors
     d, batch = len(lead), u.shape[:-2]
     groups = batch[d:].numel()
@@ -135,7 +139,8 @@ def _as_groups(lead: tuple[int, ...], tensors: Sequence[Tensor]) -> tuple[list[T
     flattened = [u.flatten(0, -3), v.flatten(0, -3)]
     for k, p in enumerate(parameters):
         own = p if p.dim() - d == (3 if k < n else 2) else p.unsqueeze(d)  # [lead, 1 or G, ...]
-        if not any(p.stride()[:d]) and not any(t.requires_grad for t in parameters) and own.shape[d] == 1:
+        expanded = not any(p.stride()[:d]) and own.shape[d] == 1
+        if expanded and not any(t.requires_grad for t in parameters):
             flattened.append(own[(0,) * d])
         else:
             flattened.append(own.expand(*lead, groups, *own.shape[d + 1 :]).flatten(0, d))
@@ -147,14 +152,12 @@ def transformed(
 ) -> dict[str, Tensor]:
     """The statistics named, [*, B] each, under the transforms of torch.func that are active; `tensors` are u, v, the
     weights and the biases. `positive` is there for square batches alone."""
-    names = ("positive", "row_lse", "col_lse", "row_sum", "row_softplus", "clipped_row_lse")
-
     def operator(wanted: Sequence[str]) -> transforms.Operator:
         bits = sum(bit for s, bit in BITS.items() if s in wanted)
         clipped = clip if "clipped_row_lse" in wanted else None
 
         def shaped(found: Sequence[Tensor], batch: torch.Size) -> list[Tensor]:
-            by_name = dict(zip(names, found, strict=False))
+            by_name = dict(zip(STATISTICS, found, strict=False))
             return [by_name[s].reshape(*batch, by_name[s].shape[-1]) for s in wanted]
 
         def run(lead: tuple[int, ...], *given: Tensor) -> list[Tensor]:
