@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import random
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 import mi_kernels as mk
+from mi_kernels.bounds import registry
+from mi_kernels.bounds.contrastive import SymmetricInfoNCE
 from mi_kernels.critics import Critic
-from mi_kernels.estimate import held_out, inputs
+from mi_kernels.estimate import held_out, inputs, screening
 from mi_kernels.estimate.hybrid import CanonicalPairs, GaussianCritic, HybridCritic, MeanCritic, choose_pairs
-from mi_kernels.estimate.objectives import SymmetricInfoNCE, estimators
 from mi_kernels.estimate.preprocessing import Preprocessing, RankNormal
 
+np = pytest.importorskip("numpy")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUICK: dict[str, Any] = {"max_steps": 100, "progress": False}
@@ -84,7 +87,7 @@ def test_the_fit_never_sees_the_held_out_samples(gaussian: tuple[Tensor, Tensor]
     assert found.value < estimate.value - 0.5
 
 
-@pytest.mark.parametrize("name", [name for name in estimators() if name != "infonce"])
+@pytest.mark.parametrize("name", [name for name in registry.estimators() if name != "infonce"])
 def test_every_estimator(gaussian: tuple[Tensor, Tensor], name: str) -> None:
     found = mk.estimate_mi(*gaussian, estimator=name, **QUICK)
     if name == "nce_club":
@@ -148,39 +151,203 @@ def test_constant_columns_are_left_out_and_named(gaussian: tuple[Tensor, Tensor]
     assert "x: 2 constant columns were left out" in found.warnings
 
 
+def independent(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    x, y = torch.randn(2, n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x, y
+
+
+def warned(found: mk.MIEstimate, kind: str) -> list[str]:
+    return [w for w in found.warnings if w.startswith(kind)]
+
+
+def test_copied_rows_are_left_out_and_named() -> None:
+    x, y = independent(500)
+    found = mk.estimate_mi(x.repeat(20, 1), y.repeat(20, 1), max_steps=300, progress=False)
+    assert sum(found.samples.values()) == 500 and abs(found.value) <= 3 * found.standard_error + 1e-3
+    assert "9500 of 10000 rows" in warned(found, "copies")[0] and "20 times" in warned(found, "copies")[0]
+
+
+def test_copies_of_discrete_labels_beside_a_continuous_side() -> None:
+    x, y = independent(200)
+    label = (x[:, 0] > 0).double()
+    kept, notes = screening.without_copies(label[:, None].repeat(3, 1), y.repeat(3, 1))
+    assert kept.tolist() == list(range(200)) and len(notes) == 1
+
+
+@pytest.mark.parametrize("kind", ["integers", "halves", "label of integers", "sensor at its limit", "one-sided"])
+def test_repeated_values_of_other_kinds_are_no_copies(kind: str) -> None:
+    x, y = independent(2000)
+    if kind == "integers":
+        x = y = x[:, :1].mul(100).round()
+    elif kind == "halves":
+        x, y = x.round() / 2, (x + y).round() / 2
+    elif kind == "label of integers":
+        y = y[:, :1].mul(200).round()
+        x = y.abs() % 7
+    elif kind == "sensor at its limit":
+        x, y = x.clone(), y.clone()
+        x[:700], y[:700] = 1.5, -1.5
+    else:
+        x = x[:400].repeat(5, 1)
+    assert screening.without_copies(x, y).notes == []
+
+
+def test_equal_rows_have_equal_hashes_and_others_do_not() -> None:
+    v = torch.cartesian_prod(*[torch.arange(-12.0, 12.0, dtype=torch.float64)] * 3)
+    hashes = screening._hash(torch.cat([v, v.flip(0)]))
+    assert torch.equal(hashes[: len(v)], hashes[len(v) :].flip(0)) and hashes.unique().numel() == len(v)
+    assert torch.equal(screening._hash(-0.0 * v[:1]), screening._hash(0.0 * v[:1]))
+
+
+@pytest.mark.parametrize("size", [1e4, 1e12, 1e300])
+def test_an_outlier_is_named_and_does_no_harm(size: float) -> None:
+    x, y = independent(1000)
+    x[7, 1], y[7, 0] = size, -size
+    found = mk.estimate_mi(x, y, **QUICK)
+    assert abs(found.value) <= 2 * found.standard_error and found.standard_error < 0.1
+    messages = warned(found, "outliers")
+    assert [m.split(" lies")[0] for m in messages] == ["outliers: row 7 of x", "outliers: row 7 of y"]
+    assert "column 1" in messages[0] and "column 0" in messages[1]
+
+
+def test_heavy_tails_have_no_outliers() -> None:
+    x, _ = mk.tasks.FORTY["student-identity-1-1-1"].sample(10_000, 1, dtype=torch.float64)
+    assert screening.outliers("x", Preprocessing(x[:5000]), x, torch.arange(10_000)) == []
+    placeholder = x.index_fill(0, torch.arange(30), -1e9)
+    message = screening.outliers("x", Preprocessing(placeholder), placeholder, torch.arange(10_000))[0]
+    assert message.startswith("outliers: rows ") and ", ... of x lie " in message
+
+
+def series(n: int, slope: float, seed: int) -> Tensor:
+    steps = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for k in range(1, n):
+        steps[k] += slope * steps[k - 1]
+    return steps[:, None]
+
+
+def test_series_are_warned_of_where_both_sides_are_slow() -> None:
+    slow, other, fast = series(1000, 0.9, 0), series(1000, 0.8, 1), series(1000, 0.0, 2)
+    message = screening.follows(slow, other)[0]
+    assert message.startswith("serial: ") and "time series" in message
+    assert screening.follows(slow, fast) == screening.follows(fast, other) == []
+    # ties take their middle rank: their order is no sign of anything
+    assert screening.follows((fast > 1).double(), (series(1000, 0.0, 3) > 1).double()) == []
+
+
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 GOOD = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+NUMPY = GOOD.double().numpy()
+BAD_SAMPLES: dict[str, Any] = {
+    "nan": GOOD.index_fill(0, torch.tensor([3]), math.nan),
+    "inf": GOOD.index_fill(0, torch.tensor([3]), math.inf),
+    "constant": torch.ones(60, 2),
+    "short": GOOD[:40],
+    "complex": GOOD.to(torch.complex64),
+    "empty": GOOD[:, :0],
+    "3d": GOOD.view(60, 2, 1),
+    "0d": torch.tensor(1.0),
+    "sparse": GOOD.to_sparse(),
+    "meta": GOOD.to("meta"),
+    "object": NUMPY.astype(object),
+    "numpy complex": NUMPY.astype("complex128"),
+    "str": NUMPY.astype(str),
+    "dates": NUMPY.astype("datetime64[s]"),
+    "masked": np.ma.masked_where(NUMPY > 1, NUMPY),
+    "ragged": [[1.0, 2.0]] * 59 + [[1.0]],
+    "complex list": [[1j]] * 60,
+    "strings": ["a"] * 60,
+    "nones": [None] * 60,
+    "text": "text",
+    "bytes": b"bytes",
+    "number": 3.0,
+    "dict": {"x": GOOD},
+    "set": {1.0, 2.0},
+    "iterator": iter(range(60)),
+    "type": Tensor,
+    "none": None,
+}
+GOOD_SAMPLES: dict[str, Any] = {
+    "lists": GOOD.tolist(),
+    "tuple": tuple(GOOD[:, 0].tolist()),
+    "large integers": [[10**30 + k, -k] for k in range(60)],
+    "bool": GOOD > 0,
+    "bfloat16": GOOD.bfloat16(),
+    "float16": GOOD.half(),
+    "float8": GOOD.to(torch.float8_e4m3fn),
+    "int8": (GOOD * 20).to(torch.int8),
+    "uint16": (GOOD.abs() * 100).to(torch.uint16),
+    "numpy float32": NUMPY.astype("float32"),
+    "numpy uint8": (abs(NUMPY) * 20).astype("uint8"),
+    "numpy reversed": NUMPY[::-1, ::-1],
+    "numpy fortran": np.asfortranarray(NUMPY),
+    "numpy big endian": NUMPY.astype(">f8"),
+    "numpy read-only": np.broadcast_to(NUMPY[:, :1], (60, 3)),
+    "unmasked": np.ma.masked_array(NUMPY),
+    "strided": GOOD.repeat(1, 3)[:, ::2],
+    "expanded": GOOD[:, :1].expand(60, 3),
+    "graph": GOOD.clone().requires_grad_(),
+    "huge": GOOD.double() * 1e306,
+    "tiny": GOOD.double() * 1e-310,
+    "one differs": torch.zeros(60, 1).index_fill(0, torch.tensor([4]), 1.0),
+}
+BAD_SETTINGS: dict[str, list[Any]] = {
+    "max_steps": [0, -1, 1.5, True, "9", None, [9], GOOD, math.nan],
+    "batch_size": [1, -4, 2.0, False, "9", None, (9,), NUMPY],
+    "seed": [-1, 1.5, "0", None, True, 2**64, GOOD, math.inf],
+    "held_out": [0.0, 1.0, -1, math.nan, "0.5", None, [0.5], NUMPY, 1j, True],
+    "learning_rate": [-1e-3, 0, math.inf, math.nan, "1e-3", [1e-3], GOOD, 1j, True],
+    "estimator": ["best", None, 3, ["nwj"], mk.NWJ, "wasserstein", NUMPY],
+    "critic": ["big", None, nn.Linear(2, 2), mk.SeparableCritic, NUMPY, GOOD, ["hybrid"]],
+    "device": ["nowhere", "cpu:x", "meta", 3.5, GOOD, []],
+    "progress": [None, "yes", 2, NUMPY],
+}
+ARGUMENTS = ("x", "y", *BAD_SETTINGS)
 
 
-@pytest.mark.parametrize("bad", [
-    GOOD.index_fill(0, torch.tensor([3]), math.nan),
-    GOOD.index_fill(0, torch.tensor([3]), math.inf),
-    torch.ones(60, 2),
-    GOOD[:40],
-    GOOD.to(torch.complex64),
-    GOOD[:, :0],
-    GOOD.view(60, 2, 1),
-    GOOD.numpy().astype(object),
-    GOOD.numpy().astype("complex128"),
-    GOOD.numpy().astype(str),
-    "text",
-    None,
-], ids=["nan", "inf", "constant", "short", "complex", "empty", "3d", "object", "numpy complex", "str", "text", "none"])
+def outcome(**changed: Any) -> mk.MIEstimate | str:
+    """An estimate, or the message of an error that must be one sentence about one of the arguments."""
+    try:
+        return mk.estimate_mi(**({"x": GOOD, "y": GOOD.flip(0), "max_steps": 1, "progress": False} | changed))
+    except (TypeError, ValueError) as error:
+        message = str(error)
+    assert message.split(" must ")[0] in ARGUMENTS and ". " not in message, message
+    return message
+
+
+@pytest.mark.parametrize("kind", BAD_SAMPLES)
 @pytest.mark.parametrize("side", ["x", "y"])
-def test_bad_samples_are_refused_by_name(bad: Any, side: str) -> None:
-    arguments = {"x": GOOD, "y": GOOD, side: bad}
-    with pytest.raises(ValueError, match=f"^{side} must"):
-        mk.estimate_mi(**arguments, progress=False)
+def test_bad_samples_are_refused_by_name(kind: str, side: str) -> None:
+    message = outcome(**{side: BAD_SAMPLES[kind]})
+    assert isinstance(message, str) and message.startswith(f"{side} must")
 
 
-@pytest.mark.parametrize("name, value", [
-    ("max_steps", 0), ("max_steps", 1.5), ("batch_size", -4), ("batch_size", 1), ("held_out", 0.0), ("held_out", 1.0),
-    ("learning_rate", -1e-3), ("estimator", "best"), ("critic", "big"), ("critic", nn.Linear(2, 2)),
-])
-def test_bad_settings_are_refused_by_name(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{name} must"):
-        mk.estimate_mi(GOOD, GOOD, progress=False, **{name: value})
+@pytest.mark.parametrize("kind", GOOD_SAMPLES)
+def test_every_kind_of_real_numbers_is_taken(kind: str) -> None:
+    found = outcome(x=GOOD_SAMPLES[kind])
+    assert isinstance(found, mk.MIEstimate) and math.isfinite(found.value) and math.isfinite(found.standard_error)
+
+
+@pytest.mark.parametrize("name", BAD_SETTINGS)
+def test_bad_settings_are_refused_by_name(name: str) -> None:
+    for value in BAD_SETTINGS[name]:
+        message = outcome(**{name: value})
+        assert isinstance(message, str) and message.startswith(f"{name} must"), (value, message)
+
+
+def test_mixtures_of_arguments_give_an_estimate_or_one_sentence() -> None:
+    draw = random.Random(0)
+    samples = [*BAD_SAMPLES.values(), *GOOD_SAMPLES.values()]
+    settings: dict[str, list[Any]] = {
+        "max_steps": [1, 2, np.int64(2)], "batch_size": [2, 7, 1000], "seed": [0, 2**63 - 1, np.int32(3)],
+        "held_out": [0.1, 0.9, np.float32(0.5)], "learning_rate": [None, 1e-9, 10, 1], "device": [None, "cpu"],
+        "estimator": list(registry.estimators()), "critic": ["hybrid", "concat", "separable", "bilinear"],
+    }
+    for _ in range(120):
+        chosen: dict[str, Any] = {side: draw.choice(samples) for side in "xy" if draw.random() < 0.4}
+        for name, values in settings.items():
+            chosen[name] = draw.choice(BAD_SETTINGS[name] if draw.random() < 0.03 else values)
+        outcome(**chosen)
 
 
 def test_differing_sizes_are_refused() -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..bounds import registry
 from ..critics import BilinearCritic, ConcatCritic, Critic, SeparableCritic, _InnerProductCritic
 from . import held_out as evaluation
+from . import screening
 from .hybrid import HybridCritic, MeanCritic, choose_pairs
 from .inputs import Samples, check_samples, check_settings, split
-from .objectives import CEILINGS, check_estimator, objective
 from .preprocessing import Coordinates, Preprocessing
 from .progress import Progress
 from .result import MIEstimate
@@ -45,7 +46,7 @@ class _Problem:
     def fit(self, name: str, critic: Critic, train: Pair, validation: Pair) -> Fit:
         report, close = self.progress.member(name)
         try:
-            made = objective(self.estimator, critic).to(self.device, torch.float32)
+            made = registry.find(self.estimator).estimator(critic).to(self.device, torch.float32)
             return fit(made, train, validation, **self.settings, report=report)
         finally:
             close()
@@ -72,7 +73,8 @@ def _fit_hybrid(problem: _Problem) -> _Fitted:
     candidates = [m.objective for m in members]
     if len(members) > 1:
         critics: list[Any] = [m.objective.critic for m in members]
-        candidates.append(objective(problem.estimator, MeanCritic(critics)).to(problem.device).eval())
+        mean = registry.find(problem.estimator).estimator(MeanCritic(critics))
+        candidates.append(mean.to(problem.device, torch.float32).eval())
     with torch.no_grad():
         scores = [-c.learning_loss(*validation).item() for c in candidates]  # type: ignore[operator]
     best = max(range(len(scores)), key=lambda k: scores[k] if not math.isnan(scores[k]) else -math.inf)
@@ -101,9 +103,12 @@ def _fit_given(problem: _Problem, critic: Critic | str) -> _Fitted:
 
 
 def _prepare(samples: Samples, fraction: float, generator: torch.Generator) -> list[tuple[Coordinates, Coordinates]]:
+    """The parts as the critics see them; what is odd about the samples is added to their notes."""
     parts = [index.to(samples.x.device) for index in split(samples.x.shape[0], fraction, generator)]
     inside = torch.cat(parts[:2])
     of_x, of_y = Preprocessing(samples.x[inside]), Preprocessing(samples.y[inside])
+    for name, fitted, side in (("x", of_x, samples.x), ("y", of_y, samples.y)):
+        samples.notes.extend(screening.outliers(name, fitted, side, samples.rows))
     parts[1] = parts[1][:LARGEST_VALIDATION]
     return [(of_x(samples.x[part]), of_y(samples.y[part])) for part in parts]
 
@@ -116,8 +121,8 @@ def _warnings(
         found.append("not finite: the estimator diverged on the held-out samples")
     if held.mean > ceiling - 1:
         found.append(
-            f"at the ceiling: the estimate cannot exceed log N = {ceiling:.2f} nats for its {held.candidates} "
-            "candidates; the truth may be higher"
+            f"at the ceiling: the estimate cannot exceed {ceiling:.2f} nats for its {held.candidates} candidates; the "
+            "truth may be higher"
         )
     elif math.isfinite(ceiling) and held.mean > math.log(settings["batch_size"]) - 0.5:
         found.append(
@@ -168,20 +173,27 @@ def estimate_mi(
     (critics, bounds), Czyż et al. 2023 (held-out protocol).
     """
     start = time.perf_counter()
-    check_settings(max_steps, batch_size, held_out, learning_rate)
-    if not isinstance(critic, Critic) and critic not in CRITICS:
-        raise ValueError(f"critic must be a Critic or one of {', '.join(CRITICS)}, got {critic!r}")
-    check_estimator(estimator)
+    check_settings(
+        estimator=estimator,
+        critic=critic,
+        critics=CRITICS,
+        max_steps=max_steps,
+        batch_size=batch_size,
+        seed=seed,
+        held_out=held_out,
+        learning_rate=learning_rate,
+        progress=progress,
+    )
     samples = check_samples(x, y, device)
     where = samples.x.device
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     cuda = [where] if where.type == "cuda" else []
     mode = torch.autocast(where.type, enabled=False)
     with torch.random.fork_rng(devices=cuda), torch.inference_mode(False), torch.enable_grad(), mode:
         # Not torch.manual_seed, which would seed devices that are not forked.
-        torch.default_generator.manual_seed(seed)
-        rate = learning_rate or (3e-3 if critic == "hybrid" else 1e-3)
-        settings = {"max_steps": max_steps, "batch_size": batch_size, "learning_rate": rate}
+        torch.default_generator.manual_seed(int(seed))
+        rate = float(learning_rate or (3e-3 if critic == "hybrid" else 1e-3))
+        settings = {"max_steps": int(max_steps), "batch_size": int(batch_size), "learning_rate": rate}
         return _estimate(samples, estimator, critic, held_out, progress, start, generator, settings)
 
 
@@ -207,7 +219,7 @@ def _estimate(
     x_seen, y_seen = (t[: outside[0].features.shape[0]] for t in fitted.inputs(*train))
     train_value = evaluation.evaluate(fitted.objective, x_seen, y_seen, block, error=False).mean
     fit_error = abs(train_value - held.mean)
-    ceiling = math.log(held.candidates) + CEILINGS[estimator] if estimator in CEILINGS else math.inf
+    ceiling = registry.find(estimator).highest(held.candidates)
     return MIEstimate(
         value=held.mean,
         standard_error=math.hypot(held.sampling_error, fit_error),

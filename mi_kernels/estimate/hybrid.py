@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..bounds.contrastive import SymmetricInfoNCE
 from ..critics import _InnerProductCritic
-from .objectives import SymmetricInfoNCE
 from .preprocessing import Coordinates
 
 RIDGE = 1e-4
@@ -75,7 +75,7 @@ def _root(v: Tensor) -> Tensor:
     covariance = v.mT @ v / v.shape[0]
     scale = covariance.diagonal().mean()
     root: Tensor = torch.linalg.cholesky(
-        covariance + RIDGE * scale * torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
+        covariance + (RIDGE * scale).clamp_min(1e-12) * torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
     )
     return root
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 FREQUENCIES = 8
+# In spreads from the median. Farther out, coordinates tell no more than their ranks; Cauchy draws reach N.
+FARTHEST = 1e8
 
 
 class Coordinates(NamedTuple):
@@ -60,13 +62,18 @@ class Preprocessing:
         self.rank = RankNormal(fitted)
         self.radius_rank = RankNormal(self._radii(fitted))
 
+    def distance(self, v: Tensor) -> Tensor:
+        """From the median, in spreads, coordinate by coordinate: [n, d]."""
+        return ((v - self.centre) / self.spread).abs()
+
     def _radii(self, v: Tensor) -> Tensor:
-        raw = ((v - self.centre) / self.spread).square().sum(-1)
+        # 1e150: squares of farther points would overflow, and NaN ranks follow.
+        raw = self.distance(v).clamp(max=1e150).square().sum(-1)
         return torch.stack([raw, self.rank(v).square().sum(-1)], -1)
 
     def __call__(self, v: Tensor) -> Coordinates:
         normal = self.rank(v)
-        raw = torch.asinh((v - self.centre) / self.spread)
+        raw = torch.asinh(((v - self.centre) / self.spread).clamp(-FARTHEST, FARTHEST))
         if self.dim == 1:
             # Waves over the ranks let a smooth network draw sharp edges, as of a uniform noise; in more dimensions
             # they only overfit.
