@@ -3,28 +3,32 @@
 from . import compat, distributed, tasks
 from .backends import backends, use_backend
 from .bounds import (
+    CLUB,
     MINE,
     NCECLUB,
     NWJ,
     SMILE,
     TUBA,
+    BarberAgakov,
+    CLUBCategorical,
+    CLUBMean,
+    CLUBSample,
     DonskerVaradhan,
     InfoNCE,
     InterpolatedBound,
     JensenShannon,
     JointCritic,
+    LeaveOneOut,
     TotalCorrelation,
+    VariationalUpperBound,
     WassersteinDependency,
 )
-from .club import CLUB, CLUBCategorical, CLUBMean, CLUBSample
 from .critics import BilinearCritic, ConcatCritic, DotCritic, SeparableCritic
-from .divergences import gaussian_mmd, hsic, mmd
 from .estimate import MIEstimate, estimate_mi
-from .functional import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
+from .losses import clip_loss, gaussian_mmd, hsic, info_nce, mmd, nt_xent, siglip_loss, sup_con
 from .memory_bank import MemoryBank
 from .ops.cross_attention.api import cross_attention, cross_attention_grouped
 from .ops.lstm_scan.api import lstm, lstm_decode, lstm_scan
-from .variational import BarberAgakov, LeaveOneOut, VariationalUpperBound
 
 __all__ = [
     "BarberAgakov",

@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import contrastive, functional, positives
+from .losses import common, supcon
+from .ops.common.dtypes import accumulate_dtype
 from .ops.dot_critic import api
-from .ops.dot_critic.primitives import accumulate_dtype
 
 __all__ = ["clip_loss", "gather", "info_nce", "nt_xent", "rank_and_size", "siglip_loss", "sup_con"]
 
@@ -108,7 +108,7 @@ def cross_entropy_rows(
         positive_shift=positive_shift,
     )
     w = 1.0 / rows.shape[:-1].numel()
-    return contrastive.over_groups(api.loss(prepared, w_row=w, w_pos=w, normalize=normalize, backend=backend))
+    return common.over_groups(api.loss(prepared, w_row=w, w_pos=w, normalize=normalize, backend=backend))
 
 
 def info_nce(
@@ -127,10 +127,10 @@ def info_nce(
 
     Ids mean the same on every rank. 3 N W FLOP a rank, twice that symmetric (N = 2 B^2 D). Raises as mk.info_nce.
     """
-    contrastive.check_same_shape("query", query, "positive_key", positive_key)
+    common.check_same_shape("query", query, "positive_key", positive_key)
     if query_ids is None and key_ids is not None:
         raise ValueError("key_ids was given without query_ids")
-    scale = contrastive.inverse_temperature(temperature)
+    scale = common.inverse_temperature(temperature)
     rank, _ = rank_and_size(group)
     shift = rank * query.shape[-2] if query.dim() > 1 else 0
     key_ids = query_ids if key_ids is None else key_ids
@@ -162,8 +162,8 @@ def clip_loss(
     backend: str | None = None,
 ) -> Tensor:
     """mk.clip_loss over the pairs of all ranks. 6 N W FLOP a rank, O(W B D) memory."""
-    contrastive.check_same_shape("image_features", image_features, "text_features", text_features)
-    bias = contrastive.bias_rows(logit_bias, image_features)
+    common.check_same_shape("image_features", image_features, "text_features", text_features)
+    bias = common.bias_rows(logit_bias, image_features)
     rank, _ = rank_and_size(group)
     shift = rank * image_features.shape[-2]
     texts, images = gather(text_features, dim=-2, group=group), gather(image_features, dim=-2, group=group)
@@ -182,8 +182,8 @@ def siglip_loss(
     backend: str | None = None,
 ) -> Tensor:
     """mk.siglip_loss of this rank's images against the texts of all ranks, over B. 3 N W FLOP, O(W B D) memory."""
-    contrastive.check_same_shape("image_features", image_features, "text_features", text_features)
-    bias = contrastive.bias_rows(logit_bias, image_features)
+    common.check_same_shape("image_features", image_features, "text_features", text_features)
+    bias = common.bias_rows(logit_bias, image_features)
     rank, _ = rank_and_size(group)
     rows = image_features.shape[:-1]
     prepared = api.prepare(
@@ -193,14 +193,14 @@ def siglip_loss(
         row_bias=bias,
         positive_shift=rank * rows[-1],
     )
-    return contrastive.over_groups(api.loss(prepared, w_soft=1.0 / rows.numel(), soft_signed=True, backend=backend))
+    return common.over_groups(api.loss(prepared, w_soft=1.0 / rows.numel(), soft_signed=True, backend=backend))
 
 
 def nt_xent(
     out0: Tensor, out1: Tensor, temperature: float | Tensor = 0.5, *, group: Any = None, backend: str | None = None
 ) -> Tensor:
     """mk.nt_xent over the 2 W B views of all ranks: this rank's 2 B views are its anchors. 12 N W FLOP a rank."""
-    return nt_xent_scaled(out0, out1, contrastive.inverse_temperature(temperature), group=group, backend=backend)
+    return nt_xent_scaled(out0, out1, common.inverse_temperature(temperature), group=group, backend=backend)
 
 
 def nt_xent_scaled(
@@ -209,8 +209,8 @@ def nt_xent_scaled(
     """nt_xent whose scale, 1 / temperature, may have either sign."""
     rank, size = rank_and_size(group)
     if size == 1:
-        return contrastive.nt_xent_scaled(out0, out1, scale, backend)
-    contrastive.check_same_shape("out0", out0, "out1", out1)
+        return common.nt_xent_scaled(out0, out1, scale, backend)
+    common.check_same_shape("out0", out0, "out1", out1)
     items = out0.shape[-2]
     own = _own_columns(items, rank, out0.device)
     all0, all1 = gather(out0, dim=-2, group=group), gather(out1, dim=-2, group=group)
@@ -250,8 +250,8 @@ def sup_con(
     rank, size = rank_and_size(group)
     settings = {"base_temperature": base_temperature, "contrast_mode": contrast_mode, "backend": backend}
     if size == 1:
-        return functional.sup_con(features, labels, temperature=temperature, **settings)  # type: ignore[arg-type]
-    items = positives.check_views(features, labels, base_temperature, contrast_mode)
+        return supcon.sup_con(features, labels, temperature=temperature, **settings)  # type: ignore[arg-type]
+    items = supcon.check_views(features, labels, base_temperature, contrast_mode)
     features = features.flatten(2)
     views = features.shape[1]
     every = gather(features, group=group)
@@ -262,13 +262,13 @@ def sup_con(
         mine = labels.reshape(-1).to(features.device)
         classes = torch.unique(gather(mine, group=group), return_inverse=True)[1]
     anchored = views if contrast_mode == "all" else 1
-    rows, valid = positives.class_rows(
+    rows, valid = supcon.class_rows(
         features[:, :anchored].transpose(0, 1).flatten(0, 1),
         every.transpose(0, 1).flatten(0, 1),
         classes[columns].repeat(anchored),
         classes.repeat(views),
         own=torch.cat([columns + v * size * items for v in range(anchored)]),
-        scale=contrastive.inverse_temperature(temperature),
+        scale=common.inverse_temperature(temperature),
         backend=backend,
     )
     number = valid.sum()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import mi_kernels as mk
 from mi_kernels.bounds import registry
-from mi_kernels.bounds.contrastive import SymmetricInfoNCE
+from mi_kernels.bounds.info_nce import SymmetricInfoNCE
 from mi_kernels.critics import Critic
 from mi_kernels.estimate import held_out, inputs, screening
 from mi_kernels.estimate.hybrid import CanonicalPairs, GaussianCritic, HybridCritic, MeanCritic, choose_pairs

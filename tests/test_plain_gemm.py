@@ -17,7 +17,7 @@ CHOSEN = {
     "ops/mlp_critic/test_mlp_critic.py": "compiled_kernels_equal or twice_that",
     "ops/cross_attention/test_cross_attention.py": "(kernels_equal_the_definition or twice_that) and cpu",
     "ops/lstm_scan/test_lstm_scan.py": "(equals_lstm_cells or accurate_as_cells) and cpu",
-    "test_divergences.py": "(over_all_pairs or materialised_definition) and cpu",
+    "losses/test_divergences.py": "(over_all_pairs or materialised_definition) and cpu",
 }
 
 

@@ -12,7 +12,9 @@ import importlib
 import pkgutil
 
 from . import registry
-from .contrastive import NCECLUB, InfoNCE
+from .club import CLUB, CLUBCategorical, CLUBMean, CLUBSample
+from .density import BarberAgakov, LeaveOneOut, VariationalUpperBound
+from .info_nce import NCECLUB, InfoNCE
 from .total_correlation import JointCritic, TotalCorrelation
 from .variational import MINE, NWJ, SMILE, TUBA, DonskerVaradhan, InterpolatedBound, JensenShannon
 from .wasserstein import WassersteinDependency
@@ -22,16 +24,23 @@ for _module in pkgutil.iter_modules(__path__):
 globals().update({d.bound.__name__: d.bound for d in registry.declarations()})
 
 __all__ = [
+    "CLUB",
     "MINE",
     "NCECLUB",
     "NWJ",
     "SMILE",
     "TUBA",
+    "BarberAgakov",
+    "CLUBCategorical",
+    "CLUBMean",
+    "CLUBSample",
     "DonskerVaradhan",
     "InfoNCE",
     "InterpolatedBound",
     "JensenShannon",
     "JointCritic",
+    "LeaveOneOut",
     "TotalCorrelation",
+    "VariationalUpperBound",
     "WassersteinDependency",
 ]

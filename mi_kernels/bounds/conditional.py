@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..critics import Critic
-from ..ops.mlp_critic.schema import Statistics
+from ..ops.common.statistics import Statistics
 
 StatisticsOf = Callable[..., Statistics]
 Terms = Callable[[StatisticsOf, Tensor, Tensor], Tensor]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..ops.common.statistics import Statistics
 from ..ops.mlp_critic import api as mlp_critic
-from ..ops.mlp_critic.schema import Statistics
 
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.club.api import gaussian_club
+from ..ops.common.dtypes import accumulate_dtype
 from ..ops.dot_critic import api as dot_critic
-from ..ops.dot_critic.primitives import accumulate_dtype
 from ._mlp import check_pair, pair_statistics
 
 __all__ = ["CLUB", "MINE", "NWJ", "CLUBForCategorical", "CLUBMean", "CLUBSample", "InfoNCE", "L1OutUB", "VarUB"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .. import functional
+from ..losses import contrastive
 
 __all__ = ["InfoNCE", "info_nce"]
 
@@ -47,7 +47,7 @@ def info_nce(
         raise ValueError(
             f"negative_keys must have the {query.shape[-1]} components of query, got {tuple(negative_keys.shape)}"
         )
-    return functional.info_nce(query, positive_key, negative_keys, temperature, reduction, negative_mode)
+    return contrastive.info_nce(query, positive_key, negative_keys, temperature, reduction, negative_mode)
 
 
 class InfoNCE(nn.Module):

@@ -16,10 +16,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import contrastive, distributed
+from .. import distributed
+from ..losses import common
 from ..memory_bank import ring_slots
+from ..ops.common.dtypes import accumulate_dtype
 from ..ops.dot_critic import api
-from ..ops.dot_critic.primitives import accumulate_dtype
 
 __all__ = ["DCLLoss", "DCLWLoss", "MemoryBankModule", "NTXentLoss", "negative_mises_fisher_weights"]
 
@@ -121,17 +122,17 @@ class NTXentLoss(nn.Module):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         scale = 1 / self.temperature
-        contrastive.check_same_shape("out0", out0, "out1", out1)
+        common.check_same_shape("out0", out0, "out1", out1)
         if not self.memory_bank.size[0]:
             if self.gather_distributed:
                 return distributed.nt_xent_scaled(out0, out1, scale)
-            return contrastive.nt_xent_scaled(out0, out1, scale)
+            return common.nt_xent_scaled(out0, out1, scale)
         if out0.dim() != 2 or not out0.shape[0]:
             raise ValueError(f"out0 must have shape [N, D] with N >= 1, got {tuple(out0.shape)}")
         out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
         _, negatives = self.memory_bank(out1, update=out0.requires_grad)
         negatives = negatives.mT.to(out0)
-        return contrastive.explicit_negatives(out0, out1, negatives, scale, "unpaired", None).mean()
+        return common.explicit_negatives(out0, out1, negatives, scale, "unpaired", None).mean()
 
 
 def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5) -> Tensor:
@@ -160,7 +161,7 @@ class DCLLoss(nn.Module):
         self.gather_distributed = gather_distributed
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        contrastive.check_same_shape("out0", out0, "out1", out1)
+        common.check_same_shape("out0", out0, "out1", out1)
         if out0.dim() != 2:
             raise ValueError(f"out0 must have shape [N, D], got {tuple(out0.shape)}")
         out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import contrastive, distributed, functional
+from .. import distributed
+from ..losses import common, contrastive
+from ..ops.common.dtypes import accumulate_dtype
 from ..ops.dot_critic import api
-from ..ops.dot_critic.primitives import accumulate_dtype
 
 __all__ = ["ClipLoss", "CoCaLoss", "DistillClipLoss", "SigLipLoss", "gather_features"]
 
@@ -128,13 +129,13 @@ class ClipLoss(nn.Module):
         logit_scale: float | Tensor,
         logit_bias: Tensor | None = None,
     ) -> Tensor:
-        contrastive.check_same_shape("image_features", image_features, "text_features", text_features)
+        common.check_same_shape("image_features", image_features, "text_features", text_features)
         if self.world_size == 1:
-            return functional.clip_loss(image_features, text_features, logit_scale, logit_bias)
+            return contrastive.clip_loss(image_features, text_features, logit_scale, logit_bias)
         images, texts = self._gathered(image_features, text_features)
         if not self.local_loss:
-            return functional.clip_loss(images, texts, logit_scale, logit_bias)
-        bias = contrastive.bias_rows(logit_bias, image_features)
+            return contrastive.clip_loss(images, texts, logit_scale, logit_bias)
+        bias = common.bias_rows(logit_bias, image_features)
         first = self.rank * image_features.shape[0]
         forth = distributed.cross_entropy_rows(image_features, texts, logit_scale, first, row_bias=bias)
         return (forth + distributed.cross_entropy_rows(text_features, images, logit_scale, first, row_bias=bias)) / 2
@@ -238,7 +239,7 @@ class DistillClipLoss(ClipLoss):
     ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
         """The dist_ arguments are the teacher's: features [B, D'] of any width."""
         names = ("dist_image_features", "dist_text_features")
-        contrastive.check_same_shape(names[0], dist_image_features, names[1], dist_text_features)
+        common.check_same_shape(names[0], dist_image_features, names[1], dist_text_features)
         if dist_image_features.shape[0] != image_features.shape[0]:
             raise ValueError(
                 f"dist_image_features must hold {image_features.shape[0]} rows, got {tuple(dist_image_features.shape)}"
@@ -306,5 +307,5 @@ class SigLipLoss(nn.Module):
             _check_world(self.rank, self.world_size)
             loss = distributed.siglip_loss(image_features, text_features, logit_scale, logit_bias)
         else:
-            loss = functional.siglip_loss(image_features, text_features, logit_scale, logit_bias)
+            loss = contrastive.siglip_loss(image_features, text_features, logit_scale, logit_bias)
         return {"contrastive_loss": loss} if output_dict else loss

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import contrastive, positives
-from ..ops.dot_critic.primitives import accumulate_dtype
+from ..losses import common, supcon
+from ..ops.common.dtypes import accumulate_dtype
 
 __all__ = ["SupConLoss"]
 
@@ -34,13 +34,13 @@ class SupConLoss(nn.Module):
     def forward(self, features: Tensor, labels: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         if labels is not None and mask is not None:
             raise ValueError("labels and mask cannot both be given")
-        items = positives.check_views(features, labels, self.base_temperature, self.contrast_mode)
+        items = supcon.check_views(features, labels, self.base_temperature, self.contrast_mode)
         features = features.flatten(2)
         views = features.shape[1]
         contrast = features.transpose(0, 1).flatten(0, 1)
         anchors = contrast if self.contrast_mode == "all" else contrast[:items]
         own = torch.arange(anchors.shape[0], device=features.device)
-        scale = contrastive.inverse_temperature(self.temperature)
+        scale = common.inverse_temperature(self.temperature)
         repeats = anchors.shape[0] // items
         if mask is None:
             if labels is None:
@@ -48,7 +48,7 @@ class SupConLoss(nn.Module):
             else:
                 classes = torch.unique(labels.reshape(-1).to(features.device), return_inverse=True)[1]
             groups = (classes.repeat(repeats), classes.repeat(views))
-            loss = positives.class_mean(anchors, contrast, *groups, every=True, scale=scale)
+            loss = supcon.class_mean(anchors, contrast, *groups, every=True, scale=scale)
         else:
             if mask.shape != (items, items):
                 raise ValueError(f"mask must have shape {(items, items)}, got {tuple(mask.shape)}")
@@ -57,6 +57,6 @@ class SupConLoss(nn.Module):
             towards = (mask @ features.to(mask.dtype).sum(1)).repeat(repeats, 1)
             towards = towards - diagonal.repeat(repeats)[:, None] * anchors
             weight = (views * mask.sum(1) - diagonal).repeat(repeats)
-            rows, _ = positives.weighted_rows(anchors, contrast, towards, weight, own=own, aligned=True, scale=scale)
+            rows, _ = supcon.weighted_rows(anchors, contrast, towards, weight, own=own, aligned=True, scale=scale)
             loss = rows.mean()
         return self.temperature / self.base_temperature * loss

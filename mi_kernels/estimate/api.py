@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bounds import registry
-from ..critics import BilinearCritic, ConcatCritic, Critic, SeparableCritic, _InnerProductCritic
+from ..critics import BilinearCritic, ConcatCritic, Critic, InnerProductCritic, SeparableCritic
 from . import held_out as evaluation
 from . import screening
 from .hybrid import HybridCritic, MeanCritic, choose_pairs
@@ -213,7 +213,7 @@ def _estimate(
         train, validation, outside, estimator, settings | {"generator": generator}, shown, samples.x.device
     )
     fitted = _fit_hybrid(problem) if critic == "hybrid" else _fit_given(problem, critic)
-    inner = isinstance(fitted.objective.critic, _InnerProductCritic)
+    inner = isinstance(fitted.objective.critic, InnerProductCritic)
     block = LARGEST_BLOCK if inner else LARGEST_CONCAT_BLOCK
     held = evaluation.evaluate(fitted.objective, *fitted.inputs(*outside), block)
     x_seen, y_seen = (t[: outside[0].features.shape[0]] for t in fitted.inputs(*train))

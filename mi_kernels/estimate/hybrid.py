@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bounds.contrastive import SymmetricInfoNCE
-from ..critics import _InnerProductCritic
+from ..bounds.info_nce import SymmetricInfoNCE
+from ..critics import InnerProductCritic
 from .preprocessing import Coordinates
 
 RIDGE = 1e-4
@@ -99,7 +99,7 @@ def choose_pairs(
     return best, value
 
 
-class GaussianCritic(_InnerProductCritic):
+class GaussianCritic(InnerProductCritic):
     """The Gaussian's log density ratio alone: inputs [*, B, K + 1] as `CanonicalPairs.inputs` begins them."""
 
     def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
@@ -126,7 +126,7 @@ class _Network(nn.Module):
         return out[..., :EMBEDDING], out[..., EMBEDDING:]
 
 
-class HybridCritic(_InnerProductCritic):
+class HybridCritic(InnerProductCritic):
     """Gaussian log density ratio with learned gates, plus <g(x), h(y)> + p(x) + q(y).
 
     x [*, B, pairs + 1 + x_features], y alike: `CanonicalPairs.inputs`. With `gaussian=False` the first pairs + 1
@@ -150,10 +150,10 @@ class HybridCritic(_InnerProductCritic):
         return left, _with_terms([y[..., :k], h], q, last=True), 1.0
 
 
-class MeanCritic(_InnerProductCritic):
+class MeanCritic(InnerProductCritic):
     """The mean of several critics' scores: their features side by side."""
 
-    def __init__(self, critics: Sequence[_InnerProductCritic]):
+    def __init__(self, critics: Sequence[InnerProductCritic]):
         super().__init__()
         self.critics = nn.ModuleList(critics)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mi_kernels.bounds import WassersteinDependency
 from mi_kernels.critics import BilinearCritic, ConcatCritic, Critic, DotCritic, SeparableCritic
-from mi_kernels.ops.mlp_critic.schema import Statistics
+from mi_kernels.ops.common.statistics import Statistics
 
 
 class Linear(Critic):

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ... import contrastive
-from ...ops.dot_critic.primitives import accumulate_dtype
+from ...losses import common
+from ...ops.common.dtypes import accumulate_dtype
 from .pairs import Pairs, all_pairs, as_pairs
 
 
@@ -56,7 +56,7 @@ class PairLoss(nn.Module):
     def _matrix(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
         """Scores / temperature, [B, N]."""
         features = self._features(embeddings, ref_emb)
-        scale = contrastive.inverse_temperature(self.temperature)
+        scale = common.inverse_temperature(self.temperature)
         if features is not None:
             return features[0] @ features[1].mT * scale
         assert self.distance is not None

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ... import contrastive, positives
+from ...losses import common, supcon
+from ...ops.common.dtypes import accumulate_dtype
 from ...ops.dot_critic import api
-from ...ops.dot_critic.primitives import accumulate_dtype
 from .base import PairLoss, zero_loss
 from .cross_batch_memory import CrossBatchMemory
 from .pairs import Pairs, listed_log_sum, positive_pairs
@@ -73,7 +73,7 @@ class NTXentLoss(PairLoss):
         number = int(sizes.sum()) - (0 if own is None else own.shape[0])
         if number == 0 or bool((sizes == y.shape[0]).all()):
             return zero_loss(embeddings)
-        scale = contrastive.inverse_temperature(self.temperature)
+        scale = common.inverse_temperature(self.temperature)
         rest = api.statistics(x, y, scale, row_ids=row_class, col_ids=col_class, pairs="unequal_ids").row_lse
         assert rest is not None
         if self.reducer is None and number > 8 * (x.shape[0] + y.shape[0]):
@@ -151,8 +151,8 @@ class SupConLoss(PairLoss):
         negatives = y.shape[0] - sizes
         if not bool((others > 0).any() and (negatives > 0).any()):
             return zero_loss(embeddings)
-        scale = contrastive.inverse_temperature(self.temperature)
-        losses, _ = positives.class_rows(x, y, row_class, col_class, own=own, scale=scale)
+        scale = common.inverse_temperature(self.temperature)
+        losses, _ = supcon.class_rows(x, y, row_class, col_class, own=own, scale=scale)
         # Rounding must not make a loss of a softmax over one candidate positive: the average would count it.
         losses = torch.where((others == 1) & (negatives == 0), 0, losses)
         everyone = torch.arange(x.shape[0], device=x.device)
@@ -168,7 +168,7 @@ class SelfSupervisedLoss(nn.Module):
         self.symmetric = symmetric
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
-        contrastive.check_same_shape("embeddings", embeddings, "ref_emb", ref_emb)
+        common.check_same_shape("embeddings", embeddings, "ref_emb", ref_emb)
         labels = torch.arange(embeddings.shape[0], device=embeddings.device)
         if self.symmetric:
             return self.loss(torch.cat([embeddings, ref_emb]), labels.repeat(2))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import handover
-from ..inputs import check_samples
+from ..common import autograd as handover
+from ..common.checks import check_samples
 from . import dispatch, reference
 from .schema import NEED_LOGVAR, NEED_MU, NEED_Y
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .schema import NEED_LOGVAR, NEED_MU, NEED_Y, wide
+from ..common.dtypes import accumulate_dtype
+from .schema import NEED_LOGVAR, NEED_MU, NEED_Y
 
 
 def _centred(mu: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """ybar in two parts, m and c. Subtracting the rounded mean is exact where it matters, the remainder follows:
     with y around 1e4 one rounded mean would leave an error of 1e-3."""
-    mu, y = mu.to(wide(mu)), y.to(wide(y))
+    mu, y = mu.to(accumulate_dtype(mu.dtype)), y.to(accumulate_dtype(y.dtype))
     high = y.mean(-2, keepdim=True)
     c = y - high
     low = c.mean(-2, keepdim=True)

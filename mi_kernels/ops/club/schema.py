@@ -18,7 +18,8 @@ Bits of `needs` say which are wanted; the others come back empty. `backend` "" i
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+
+from ..common.dtypes import accumulate_dtype
 
 NEED_MU, NEED_LOGVAR, NEED_Y = 1, 2, 4
 MOMENTS = 5
@@ -31,15 +32,11 @@ library.define(
 )
 
 
-def wide(t: Tensor) -> torch.dtype:
-    """fp64 for fp64, fp32 for everything shorter."""
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("mi_kernels::club_forward", lib=library)
 def _(mu, logvar, y, backend):
     *groups, _, depth = mu.shape
-    return mu.new_empty(groups, dtype=wide(mu)), mu.new_empty((*groups, MOMENTS, depth), dtype=wide(mu))
+    dtype = accumulate_dtype(mu.dtype)
+    return mu.new_empty(groups, dtype=dtype), mu.new_empty((*groups, MOMENTS, depth), dtype=dtype)
 
 
 @torch.library.register_fake("mi_kernels::club_backward", lib=library)

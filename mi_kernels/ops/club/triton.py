@@ -18,8 +18,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ..dot_critic.triton_common import device_guard, load_tile
-from .schema import MOMENTS, NEED_LOGVAR, NEED_MU, NEED_Y, wide
+from ..common.dtypes import accumulate_dtype
+from ..common.triton import device_guard, load_tile
+from .schema import MOMENTS, NEED_LOGVAR, NEED_MU, NEED_Y
 
 SUMS = tl.constexpr(6)
 _PROGRAMS = 1024  # what the first stage splits the rows for; by shape alone, so that a result is the same everywhere
@@ -216,9 +217,9 @@ def forward(
     G = math.prod(groups)
     rows, n_parts = split(G, B, D, t)
     n_d, n_f = triton.cdiv(D, t.BD), triton.cdiv(D, t.BF)
-    part = torch.empty((G, n_parts, SUMS.value, D), dtype=wide(mu), device=mu.device)
-    moments = torch.empty((*groups, MOMENTS, D), dtype=wide(mu), device=mu.device)
-    value = torch.empty((G, n_f), dtype=wide(mu), device=mu.device)
+    part = torch.empty((G, n_parts, SUMS.value, D), dtype=accumulate_dtype(mu.dtype), device=mu.device)
+    moments = torch.empty((*groups, MOMENTS, D), dtype=accumulate_dtype(mu.dtype), device=mu.device)
+    value = torch.empty((G, n_f), dtype=accumulate_dtype(mu.dtype), device=mu.device)
     with device_guard(mu):
         moments_kernel[(G * n_parts * n_d,)](
             mu, logvar, y, part, B, D, rows, n_parts,
@@ -240,7 +241,7 @@ def backward(
     G = math.prod(groups)
     bits = (NEED_MU, NEED_LOGVAR, NEED_Y)
     # The interpreter would cut off to bfloat16 instead of rounding.
-    dtype = wide(mu) if INTERPRETED else mu.dtype
+    dtype = accumulate_dtype(mu.dtype) if INTERPRETED else mu.dtype
     out = [torch.empty(mu.shape if needs & bit else (0,), dtype=dtype, device=mu.device) for bit in bits]
     with device_guard(mu):
         gradient_kernel[(G * triton.cdiv(B, t.BM) * triton.cdiv(D, t.BD),)](

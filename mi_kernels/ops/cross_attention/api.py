@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inputs import FLOATS
+from ..common.checks import FLOATS
 from . import autograd, dispatch
 from .schema import NO_OFFSET, NORMALIZERS
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .schema import accumulator, dropout_threshold
+from ..common.dtypes import accumulate_dtype
+from .schema import dropout_threshold
 
 _WORD = 0xFFFFFFFF
 
@@ -104,7 +105,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """out and stat of schema.py for one pair, differentiable any number of times. `query` may be the rows from `first`
     on of a longer one."""
-    dtype, (batch, heads, length, _), keys = accumulator(query.dtype), query.shape, key.shape[2]
+    dtype, (batch, heads, length, _), keys = accumulate_dtype(query.dtype), query.shape, key.shape[2]
     rows = torch.arange(first, first + length, device=query.device)
     query_within = _within(query_lengths, rows)
     key_within = _within(key_lengths, torch.arange(keys, device=key.device))
@@ -165,7 +166,7 @@ def backward(
     block_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv of one pair by the formulas of schema.py, the weights recomputed from `stat` block by block."""
-    dtype, (batch, heads, length, _), keys = accumulator(query.dtype), query.shape, key.shape[2]
+    dtype, (batch, heads, length, _), keys = accumulate_dtype(query.dtype), query.shape, key.shape[2]
     key_within = _within(key_lengths, torch.arange(keys, device=key.device))
     k, v = _zero_padding(key, key_within).to(dtype), _zero_padding(value, key_within).to(dtype)
     dq, dk, dv = torch.empty_like(query, dtype=dtype), torch.zeros_like(k), torch.zeros_like(v)

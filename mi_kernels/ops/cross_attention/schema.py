@@ -38,6 +38,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..common.dtypes import accumulate_dtype
+
 NORMALIZERS = ("softmax", "sparsemax")
 NO_OFFSET = 2**31 - 1
 
@@ -53,10 +55,6 @@ library.define(
 )
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which inputs of `dtype` are accumulated and statistics kept."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
 
 def dropout_threshold(p: float) -> int:
     """Hashes below this 32-bit number are dropped."""
@@ -66,7 +64,7 @@ def dropout_threshold(p: float) -> int:
 @torch.library.register_fake("mi_kernels::cross_attention_forward", lib=library)
 def _forward_fake(query, key, value, *rule) -> list[Tensor]:
     outs = [q.new_empty((*q.shape[:3], v.shape[3])) for q, v in zip(query, value, strict=True)]
-    return outs + [q.new_empty(q.shape[:3], dtype=accumulator(q.dtype)) for q in query]
+    return outs + [q.new_empty(q.shape[:3], dtype=accumulate_dtype(q.dtype)) for q in query]
 
 
 @torch.library.register_fake("mi_kernels::cross_attention_backward", lib=library)

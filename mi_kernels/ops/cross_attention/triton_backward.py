@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dot_critic.triton_common import device_guard, mma, next_power, precision
+from ..common.triton import device_guard, mma, next_power, precision
 from .triton_common import (
     GRAD,
     HEADS,

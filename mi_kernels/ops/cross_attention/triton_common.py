@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dot_critic.triton_common import mma
+from ..common.triton import mma
 from .schema import dropout_threshold
 
 # Columns of the table of sizes; a stride takes three.

@@ -24,7 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dot_critic.triton_common import accumulate_dtype, device_guard, mma, next_power, precision
+from ..common.dtypes import accumulate_dtype
+from ..common.triton import device_guard, mma, next_power, precision
 from .triton_common import (
     HEADS,
     INTERPRETED,

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..inputs import FLOATS
+from ..common.checks import FLOATS
+from ..common.dtypes import accumulate_dtype
 from . import autograd, dispatch
-from .primitives import accumulate_dtype
 from .schema import (
     ALL,
     COL_LSE,

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import handover
-from ..shapes import grouped, reshaped
+from ..common import autograd as handover
+from ..common.shapes import grouped, reshaped
 from . import dispatch, reference
 from .schema import COL_LSE, GRADIENTS, ROW_LSE, SIGNED
 

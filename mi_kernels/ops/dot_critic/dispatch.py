@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...backends import resolve
+from ..common.dtypes import accumulate_dtype
 from . import cuda, reference
-from .primitives import accumulate_dtype, positives
+from .primitives import positives
 from .schema import COL_LSE, GRADIENTS, ROW_LSE, SIGNED, SOFTPLUS, library
 
 _CHUNK_BYTES = 32 << 20

@@ -7,12 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..common.dtypes import accumulate_dtype
 from .schema import COL_LSE, OFF_DIAGONAL, ROW_LSE, SIGNED, SOFTPLUS, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp64 for fp64, fp32 for everything shorter."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def rows_of(tensor: Tensor | None, rows: slice) -> Tensor | None:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .primitives import accumulate_dtype, allowed, dscores, rows_of, scores, statistics
+from ..common.dtypes import accumulate_dtype
+from .primitives import allowed, dscores, rows_of, scores, statistics
 from .schema import COL_LSE, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y
 
 

@@ -20,7 +20,8 @@ Bits of `needs` say which gradients are wanted; the others come back empty. `bac
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+
+from ..common.dtypes import accumulate_dtype
 
 ALL, OFF_DIAGONAL, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE = 0, 1, 2, 3
 ROW_LSE, COL_LSE, SOFTPLUS, SIGNED = 1, 2, 4, 8
@@ -43,18 +44,15 @@ library.define(
 )
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
 
 @torch.library.register_fake("mi_kernels::dot_critic_stats", lib=library)
 def _(x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift, stats, clip, backend):
-    new = lambda wanted, n: x.new_empty((x.shape[0], n) if wanted else (0,), dtype=_wide(x))  # noqa: E731
+    new = lambda wanted, n: x.new_empty((x.shape[0], n) if wanted else (0,), dtype=accumulate_dtype(x.dtype))  # noqa: E731
     return new(stats & ROW_LSE, x.shape[1]), new(stats & COL_LSE, y.shape[1]), new(stats & SOFTPLUS, x.shape[1])
 
 
 def _empty_gradients(x, y, needs):
-    wide = _wide(x)
+    wide = accumulate_dtype(x.dtype)
     groups, rows, columns = x.shape[0], x.shape[1], y.shape[1]
     return (
         x.new_empty(x.shape if needs & NEED_X else (0,)),
@@ -110,4 +108,4 @@ def _(
     memory_budget,
     backend,
 ):
-    return (x.new_empty((x.shape[0],), dtype=_wide(x)), *_empty_gradients(x, y, needs))
+    return (x.new_empty((x.shape[0],), dtype=accumulate_dtype(x.dtype)), *_empty_gradients(x, y, needs))

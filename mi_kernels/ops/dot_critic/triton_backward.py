@@ -20,22 +20,19 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_common import (
-    Tiling,
-    accumulate_dtype,
-    allowed_tile,
+from ..common.dtypes import accumulate_dtype
+from ..common.triton import (
     as_vector,
-    check,
     device_guard,
     dot_tile,
     load_tile,
     load_vector,
     mma,
     next_power,
-    positive_tile,
     precision,
     sigmoid,
 )
+from .triton_common import Tiling, allowed_tile, check, positive_tile
 
 CHUNK_BYTES = 64 * 2**20
 

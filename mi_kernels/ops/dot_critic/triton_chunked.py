@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..common.triton import device_guard, sigmoid, softplus
 from .schema import ALL, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y, OFF_DIAGONAL
-from .triton_common import device_guard, sigmoid, softplus
 from .triton_forward import lse_update
 
 CHUNK_BYTES = 256 * 2**20

@@ -17,22 +17,19 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_common import (
-    Tiling,
-    accumulate_dtype,
-    allowed_tile,
+from ..common.dtypes import accumulate_dtype
+from ..common.triton import (
     as_vector,
-    check,
     device_guard,
     dot_tile,
     load_tile,
     load_vector,
     mma,
     next_power,
-    positive_tile,
     precision,
     softplus,
 )
+from .triton_common import Tiling, allowed_tile, check, positive_tile
 
 ROW_LSE, COL_LSE, ROW_SOFTPLUS, SIGNED = 1, 2, 4, 8
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from ..common.triton import as_vector
 from . import routes, triton_backward, triton_chunked, triton_forward, triton_rows
 from .schema import COL_LSE, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y, ROW_LSE, SIGNED, SOFTPLUS
-from .triton_common import as_vector, check
+from .triton_common import check
 
 BITS = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)
 

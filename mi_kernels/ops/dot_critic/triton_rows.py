@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_common import device_guard, load_tile, load_vector, next_power
+from ..common.triton import device_guard, load_tile, load_vector, next_power
 
 _EPS = tl.constexpr(1e-12)  # as F.normalize
 

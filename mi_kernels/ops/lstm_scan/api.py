@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..inputs import FLOATS
+from ..common.checks import FLOATS
 from . import autograd, dispatch  # noqa: F401  (dispatch registers the operators)
 
 

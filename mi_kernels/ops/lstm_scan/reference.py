@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .schema import NEED_BIAS, NEED_C0, NEED_H0, NEED_INPUT_WEIGHT, NEED_WEIGHT, NEED_X, wide
+from ..common.dtypes import accumulate_dtype
+from .schema import NEED_BIAS, NEED_C0, NEED_H0, NEED_INPUT_WEIGHT, NEED_WEIGHT, NEED_X
 
 Optional = Tensor | None
 Gates = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -66,7 +67,7 @@ def scan(
     """h, c and the activations; differentiable any number of times."""
     if lengths is not None:
         gates = gates.where(valid_steps(lengths, gates.shape[2]), 0)
-    dtype = wide(gates)
+    dtype = accumulate_dtype(gates.dtype)
     zeros = gates.new_zeros((*gates.shape[:2], weight.shape[-1]), dtype=dtype)
     h, c = (zeros if state is None else state.to(dtype) for state in (h0, c0))
     bias = None if bias is None else bias.to(dtype)

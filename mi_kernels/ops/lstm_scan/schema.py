@@ -30,6 +30,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..common.dtypes import accumulate_dtype
+
 NEED_WEIGHT, NEED_BIAS, NEED_H0, NEED_C0, NEED_X, NEED_INPUT_WEIGHT = 1, 2, 4, 8, 16, 32
 
 library = torch.library.Library("mi_kernels", "FRAGMENT")
@@ -53,15 +55,11 @@ library.define(
 )
 
 
-def wide(t: Tensor) -> torch.dtype:
-    """fp64 for fp64, fp32 for everything shorter."""
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
-
 
 def _states(like: Tensor, steps: int, hidden: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """h, c and the activations of `like` [G, B, *, *]."""
     groups, batch = like.shape[:2]
-    empty = lambda *shape: like.new_empty(shape, dtype=wide(like))  # noqa: E731
+    empty = lambda *shape: like.new_empty(shape, dtype=accumulate_dtype(like.dtype))  # noqa: E731
     state = (groups, batch, steps, hidden)
     return empty(*state), empty(*state), empty(groups, batch, steps, 4 * hidden) if keep else empty(0)
 

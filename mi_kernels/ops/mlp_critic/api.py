@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..inputs import FLOATS
+from ..common.checks import FLOATS
+from ..common.statistics import STATISTICS, Statistics, check_pairing, check_request
 from . import autograd, chunked, dispatch, first_layer, reference
 from .activations import ACTIVATIONS
-from .schema import BITS, OUTPUTS, STATISTICS, Statistics, check_pairing, check_request
+from .schema import BITS, OUTPUTS
 
 DEFAULT_MEMORY_BUDGET = 64 * 2**20
 

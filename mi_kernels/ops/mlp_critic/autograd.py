@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shapes import grouped, reshaped
+from ..common.shapes import grouped, reshaped
 from . import dispatch
 from .reference import statistics as reference_statistics
 from .schema import PIECEWISE_LINEAR, kept_shapes

@@ -19,9 +19,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..common.dtypes import accumulate_dtype
 from .activations import ACTIVATIONS
 from .reference import softplus
-from .schema import CLIPPED_ROW_LSE, COL_LSE, ROW_LSE, ROW_SOFTPLUS, accumulator
+from .schema import CLIPPED_ROW_LSE, COL_LSE, ROW_LSE, ROW_SOFTPLUS
 
 Tile = tuple[slice, slice]
 # Of positive, row_lse, col_lse, row_sum, row_softplus; None where nothing flows back.
@@ -84,7 +85,7 @@ def _tile_scores(
         h = act.apply_(h)
         if keep:
             kept.append(h if act.keeps_output else z)
-    dtype = accumulator(h.dtype)
+    dtype = accumulate_dtype(h.dtype)
     s = _affine(h.to(dtype), weights[-1].to(dtype), biases[-1].to(dtype))
     return s.view(u.shape[0], u.shape[1], v.shape[1]), kept
 
@@ -109,7 +110,7 @@ def forward(
     """The six statistics of schema.py; what is not wanted comes back empty."""
     (groups, n_rows), n_columns = u.shape[:2], v.shape[1]
     square = n_rows == n_columns
-    dtype = accumulator(u.dtype)
+    dtype = accumulate_dtype(u.dtype)
     rows = lambda wanted: u.new_empty((groups, n_rows if wanted else 0), dtype=dtype)  # noqa: E731
     positive, row_lse, sums = rows(square), rows(stats & ROW_LSE), rows(True)
     soft, clipped = rows(stats & ROW_SOFTPLUS), rows(stats & CLIPPED_ROW_LSE)
@@ -223,7 +224,7 @@ def backward(
     memory_budget: int,
 ) -> list[Tensor]:
     """[du, dv], followed by the gradients of all weights and then all biases when they are needed."""
-    dtype = accumulator(u.dtype)
+    dtype = accumulate_dtype(u.dtype)
     du = torch.empty(u.shape, dtype=dtype, device=u.device)
     dv = torch.zeros(v.shape, dtype=dtype, device=v.device)
     zeros = lambda t: torch.zeros(t.shape, dtype=dtype, device=t.device)  # noqa: E731

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..common.dtypes import accumulate_dtype
 from .activations import ACTIVATIONS
-from .schema import accumulator
 
 
 def softplus(s: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def apply_layers(
     h = act(h)
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         h = act(h @ weight.mT + bias.unsqueeze(-2))
-    dtype = accumulator(h.dtype)
+    dtype = accumulate_dtype(h.dtype)
     s = ((h.to(dtype) @ weights[-1].to(dtype).mT) + biases[-1].to(dtype).unsqueeze(-2)).squeeze(-1)
     return softplus(s) if output == "softplus" else s
 

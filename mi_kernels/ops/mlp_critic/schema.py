@@ -29,14 +29,11 @@ row tiles, column tiles, ceil(H_2 / 32), R C] int32; Triton and CUDA by rows: `k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-STATISTICS = ("positive", "row_lse", "col_lse", "row_sum", "row_softplus", "clipped_row_lse")
-PAIRS = ("all", "off_diagonal")
+from ..common.dtypes import accumulate_dtype
+
 OUTPUTS = ("identity", "softplus")
 # Activations whose slope a bit tells.
 PIECEWISE_LINEAR = ("relu", "leaky_relu")
@@ -55,40 +52,6 @@ library.define(
     "Tensor? grad_row_lse, Tensor? grad_col_lse, Tensor? grad_row_sum, Tensor? grad_row_softplus, Tensor kept_scores, "
     "Tensor kept_masks, bool need_parameters, SymInt memory_budget, str backend) -> Tensor[]"
 )
-
-
-class Statistics(NamedTuple):
-    """What a bound reads of a score matrix; a field is None when it was not asked for."""
-
-    positive: Tensor | None = None
-    row_lse: Tensor | None = None
-    col_lse: Tensor | None = None
-    row_sum: Tensor | None = None
-    row_softplus: Tensor | None = None
-    clipped_row_lse: Tensor | None = None
-
-
-def check_request(stats: Sequence[str], pairs: str, clip: float | None) -> None:
-    """Names of statistics and pairs that exist, and a clip where one is needed; ValueError otherwise."""
-    if isinstance(stats, str) or not stats or any(s not in STATISTICS for s in stats):
-        raise ValueError(f"stats must be a non-empty sequence out of {STATISTICS}, got {stats!r}")
-    if pairs not in PAIRS:
-        raise ValueError(f"pairs must be one of {PAIRS}, got {pairs!r}")
-    if "clipped_row_lse" in stats and not (clip is not None and clip > 0):
-        raise ValueError(f"clip must be a positive number where clipped_row_lse is wanted, got {clip}")
-
-
-def check_pairing(stats: Sequence[str], pairs: str, rows: int, columns: int) -> None:
-    """As many columns as rows where row i belongs to column i; ValueError otherwise."""
-    if ("positive" in stats or pairs == "off_diagonal") and rows != columns:
-        raise ValueError(
-            f"y must have as many samples as x ({rows}) for positives or off-diagonal pairs, got {columns}"
-        )
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which inputs of `dtype` are accumulated and statistics returned."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _ceil(a: int, b: int) -> int:
@@ -120,7 +83,7 @@ def _forward_fake(
     u, v, weights, biases, activation, output, off_diagonal, stats, clip, keep, memory_budget, backend
 ) -> tuple[Tensor, ...]:
     groups, rows, columns = u.shape[0], u.shape[1], v.shape[1]
-    dtype = accumulator(u.dtype)
+    dtype = accumulate_dtype(u.dtype)
     lengths = (
         rows if rows == columns else 0,
         rows if stats & ROW_LSE else 0,

@@ -33,7 +33,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dot_critic.triton_common import as_vector, device_guard, sigmoid, softplus
+from ..common.triton import as_vector, device_guard, sigmoid, softplus
 from .triton_common import INTERPRETED, Critic, Tiling, chunks, critic, mode
 from .triton_forward import launch_scores
 from .triton_layers import first_layer, first_tiling, product, second_layer

@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dot_critic.triton_common import accumulate_dtype, load_tile, next_power, precision, sigmoid
+from ..common.dtypes import accumulate_dtype
+from ..common.triton import load_tile, next_power, precision, sigmoid
 from .schema import PIECEWISE_LINEAR
 
 # Pairs of one group in a chunk are counted in 32 bits, with room for the last tile.

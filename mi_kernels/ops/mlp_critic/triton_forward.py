@@ -22,7 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dot_critic.triton_common import accumulate_dtype, device_guard, load_tile, load_vector, mma, softplus
+from ..common.dtypes import accumulate_dtype
+from ..common.triton import device_guard, load_tile, load_vector, mma, softplus
 from .schema import CLIPPED_ROW_LSE, COL_LSE, PIECEWISE_LINEAR, ROW_LSE, ROW_SOFTPLUS, kept_shapes
 from .triton_common import (
     INTERPRETED,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dot_critic.triton_common import load_tile, load_vector, mma
+from ..common.triton import load_tile, load_vector, mma
 from .triton_common import (
     INTERPRETED,
     Critic,

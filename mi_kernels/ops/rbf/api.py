@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import handover
+from ..common import autograd as handover
 from . import dispatch, reference
 from . import hsic as hsic_formulas
 from .schema import NEED_GAMMA, NEED_GAMMA_Y, NEED_X, NEED_Y

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..common.dtypes import accumulate_dtype
 from . import reference
-from .schema import NEED_GAMMA, NEED_GAMMA_Y, NEED_X, NEED_Y, wide
+from .schema import NEED_GAMMA, NEED_GAMMA_Y, NEED_X, NEED_Y
 
 
 def _chunks(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, rows: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -38,14 +39,14 @@ def _products(e: Tensor, f: Tensor) -> Tensor:
 
 def value(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor) -> Tensor:
     """[G, 3]; every pair is materialised, differentiable any number of times."""
-    (_, e, f), *_ = _chunks(x.to(wide(x)), y.to(wide(y)), gx, gy, x.shape[1])
+    (_, e, f), *_ = _chunks(x.to(accumulate_dtype(x.dtype)), y.to(accumulate_dtype(y.dtype)), gx, gy, x.shape[1])
     return combine(_products(e, f), e.sum(-1, dtype=torch.float64), f.sum(-1, dtype=torch.float64))
 
 
 def forward(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """The operator rbf_hsic of schema.py, `rows` rows of pairs at a time."""
     products, e_rows, f_rows = x.new_zeros((x.shape[0], 3), dtype=torch.float64), [], []
-    for _, e, f in _chunks(x.to(wide(x)), y.to(wide(y)), gx, gy, rows):
+    for _, e, f in _chunks(x.to(accumulate_dtype(x.dtype)), y.to(accumulate_dtype(y.dtype)), gx, gy, rows):
         products = products + _products(e, f)
         e_rows.append(e.sum(-1, dtype=torch.float64))
         f_rows.append(f.sum(-1, dtype=torch.float64))
@@ -57,7 +58,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator rbf_hsic_grad of schema.py, `rows` rows of pairs at a time."""
     batch = x.shape[1]
-    a, b = x.to(wide(x)), y.to(wide(y))
+    a, b = x.to(accumulate_dtype(x.dtype)), y.to(accumulate_dtype(y.dtype))
     g = (g / batch**2).to(a.dtype)[:, :, None, None]
     found = dx, dy, dgx, dgy = [torch.zeros_like(t) for t in (a, b, gx, gy)]
     means = (row_sums / batch).to(a.dtype).unbind(1)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .schema import NEED_GAMMA, NEED_X, NEED_Y, wide
+from ..common.dtypes import accumulate_dtype
+from .schema import NEED_GAMMA, NEED_X, NEED_Y
 
 
 def centred(x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -41,7 +42,7 @@ def _sums(distance: Tensor, gamma: Tensor) -> Tensor:
 
 
 def value(x: Tensor, y: Tensor, gamma: Tensor, w_xx: float, w_yy: float, w_xy: float) -> Tensor:
-    x, y, gamma = x.to(wide(x)), y.to(wide(y)), gamma.to(wide(x))
+    x, y, gamma = x.to(accumulate_dtype(x.dtype)), y.to(accumulate_dtype(y.dtype)), gamma.to(accumulate_dtype(x.dtype))
     terms = [w_xx * _sums(squared_distances(x, x, 0), gamma)]
     if y.shape[1]:
         terms.append(w_yy * _sums(squared_distances(y, y, 0), gamma))
@@ -77,7 +78,8 @@ def value_and_gradients(
     needs: int,
     rows: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    a, b, gamma_wide = x.to(wide(x)), y.to(wide(y)), gamma.to(wide(x))
+    dtype = accumulate_dtype(x.dtype)
+    a, b, gamma_wide = x.to(dtype), y.to(dtype), gamma.to(dtype)
     found = x.new_zeros((x.shape[0],), dtype=torch.float64)
     dx, dy, dgamma = torch.zeros_like(a), torch.zeros_like(b), torch.zeros_like(gamma_wide)
     _block(a, a, gamma_wide, w_xx, rows, True, [found, dx, dx, dgamma])

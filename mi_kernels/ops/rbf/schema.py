@@ -19,7 +19,6 @@ Bits of `needs` say which gradients are wanted; the others come back empty. `bac
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 NEED_X, NEED_Y, NEED_GAMMA, NEED_GAMMA_Y = 1, 2, 4, 8
 
@@ -34,10 +33,6 @@ library.define(
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 
-
-def wide(t: Tensor) -> torch.dtype:
-    """fp64 for fp64, fp32 for everything shorter."""
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
 
 
 @torch.library.register_fake("mi_kernels::rbf_mmd", lib=library)

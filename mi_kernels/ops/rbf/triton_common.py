@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..dot_critic.triton_common import next_power
+from ..common.triton import next_power
 
 CHUNK_BYTES = 64 * 2**20
 _PROGRAMS = 512  # what a launch splits its columns for; by shape alone, so that a result is the same everywhere

@@ -16,8 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ..dot_critic.triton_common import device_guard, dot_tile, load_tile, load_vector, mma
-from .schema import NEED_GAMMA, NEED_GAMMA_Y, NEED_X, NEED_Y, wide
+from ..common.dtypes import accumulate_dtype
+from ..common.triton import device_guard, dot_tile, load_tile, load_vector, mma
+from .schema import NEED_GAMMA, NEED_GAMMA_Y, NEED_X, NEED_Y
 from .triton_common import INTERPRETED, Tiling, check, chunks, constants, distance_tile, expm1, place, split, tiling
 
 SUMS = tl.constexpr(5)
@@ -164,7 +165,7 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums of EF, EE and FF [G, 3] and row sums of E and F [G, 2, B], both fp64."""
     check("rbf_hsic", INTERPRETED, x, y)
-    dtype, (G, B, DX) = wide(x), x.shape
+    dtype, (G, B, DX) = accumulate_dtype(x.dtype), x.shape
     x, y, gx, gy = (t.to(dtype).contiguous() for t in (x, y, gx, gy))
     t = tiling(dtype, DX, INTERPRETED, False)
     splits = split(G, B, B, t)
@@ -189,7 +190,7 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of x, y and both gammas under g [G, 3], empty where `needs` does not ask; row sums from `forward`."""
     check("rbf_hsic", INTERPRETED, x, y)
-    dtype, (G, B, DX), DY = wide(x), x.shape, y.shape[2]
+    dtype, (G, B, DX), DY = accumulate_dtype(x.dtype), x.shape, y.shape[2]
     a, b = x.to(dtype).contiguous(), y.to(dtype).contiguous()
     means = rows / B
     problem = (

@@ -18,8 +18,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ..dot_critic.triton_common import device_guard, dot_tile, load_tile, load_vector, mma
-from .schema import NEED_GAMMA, NEED_X, NEED_Y, wide
+from ..common.dtypes import accumulate_dtype
+from ..common.triton import device_guard, dot_tile, load_tile, load_vector, mma
+from .schema import NEED_GAMMA, NEED_X, NEED_Y
 from .triton_common import INTERPRETED, Tiling, check, chunks, constants, distance_tile, expm1, place, split, tiling
 
 
@@ -151,7 +152,7 @@ def mmd(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(value [G] in fp64, and the gradients of x, y and gamma that `needs` asks for, else empty)."""
     check("rbf_mmd", INTERPRETED, x, y)
-    dtype = wide(x)
+    dtype = accumulate_dtype(x.dtype)
     (_, B, D), N = x.shape, y.shape[1]
     z = (torch.cat([x, y], 1) if N else x).to(dtype).contiguous()
     problem = _Sums(z, B, gamma.to(dtype), (w_xx, w_yy, w_xy / 2))

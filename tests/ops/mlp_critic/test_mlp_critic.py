@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from mi_kernels.backends import extension_status
+from mi_kernels.ops.common.statistics import STATISTICS
 from mi_kernels.ops.mlp_critic import api, dispatch
 from mi_kernels.ops.mlp_critic.activations import ACTIVATIONS
-from mi_kernels.ops.mlp_critic.schema import COL_LSE, OUTPUTS, ROW_LSE, STATISTICS, kept_shapes
+from mi_kernels.ops.mlp_critic.schema import COL_LSE, OUTPUTS, ROW_LSE, kept_shapes
 
 BACKENDS = ["chunked", *(["cpu"] if extension_status() == "available" else [])]
 

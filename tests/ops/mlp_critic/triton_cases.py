@@ -10,9 +10,10 @@ from itertools import count, pairwise
 import torch
 from torch import Tensor
 
+from mi_kernels.ops.common.statistics import STATISTICS
 from mi_kernels.ops.mlp_critic import api, chunked, reference, triton_common
 from mi_kernels.ops.mlp_critic.activations import ACTIVATIONS
-from mi_kernels.ops.mlp_critic.schema import COL_LSE, ROW_LSE, STATISTICS
+from mi_kernels.ops.mlp_critic.schema import COL_LSE, ROW_LSE
 from tests.triton_cases import DEVICE
 
 KEEP, RECOMPUTE = 2**26, 1

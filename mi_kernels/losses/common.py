@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops.dot_critic import api
-from .ops.dot_critic.primitives import accumulate_dtype
+from ..ops.common.dtypes import accumulate_dtype
+from ..ops.dot_critic import api
 
 
 def inverse_temperature(value: float | Tensor) -> float | Tensor:

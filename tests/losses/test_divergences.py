@@ -148,7 +148,7 @@ def test_the_median_heuristic_is_deterministic_symmetric_and_scales():
     torch.testing.assert_close(mk.mmd(y, x), value)
     torch.testing.assert_close(mk.mmd(1000 * x, 1000 * y), value)
     large = draw(5000, 3, scale=2.0).detach()
-    s = mk.divergences.median_distance(large[None])
+    s = mk.losses.divergences.median_distance(large[None])
     assert s.item() == pytest.approx(torch.pdist(large[:400]).median().item(), rel=0.1)
 
 

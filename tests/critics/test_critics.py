@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mi_kernels.critics import BilinearCritic, ConcatCritic, Critic, DotCritic, SeparableCritic
+from mi_kernels.ops.common.statistics import STATISTICS
 from mi_kernels.ops.mlp_critic.reference import reduce_scores
-from mi_kernels.ops.mlp_critic.schema import STATISTICS
 
 CLIP = 0.05
 CRITICS = {

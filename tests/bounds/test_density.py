@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import mi_kernels as mk
-from mi_kernels.variational import gaussian_entropy
+from mi_kernels.bounds.density import gaussian_entropy
 
 KINDS = [mk.LeaveOneOut, mk.VariationalUpperBound, mk.BarberAgakov]
 

@@ -116,7 +116,7 @@ def test_a_bound_of_one_is_the_public_tanh() -> None:
 
 
 def test_sampled_negatives_never_meet_themselves_when_others_are_asked_for() -> None:
-    from mi_kernels.club import _partners
+    from mi_kernels.bounds.club import _partners
 
     generator = torch.Generator().manual_seed(0)
     partner = _partners(torch.Size([300, 5]), "others", torch.device("cpu"), generator)

@@ -37,8 +37,8 @@ class Additive(Critic):
         self.critic, self.of_x, self.of_y = critic, of_x, of_y
 
     def statistics(self, x: Tensor, y: Tensor, stats=(), pairs: str = "all"):
+        from mi_kernels.ops.common.statistics import Statistics
         from mi_kernels.ops.mlp_critic.reference import reduce_scores
-        from mi_kernels.ops.mlp_critic.schema import Statistics
 
         s = self.critic(x, y) + self.of_x * x.sum(-1, keepdim=True).sin()
         s = s + self.of_y * y.sum(-1).cos().unsqueeze(-2)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .ops.dot_critic import api
-from .ops.dot_critic.primitives import accumulate_dtype
+from ..ops.common.dtypes import accumulate_dtype
+from ..ops.dot_critic import api
+from . import common
 
 _NONE = 1e-6  # a weight up to which an anchor has no positive
 
@@ -26,6 +27,43 @@ def check_views(features: Tensor, labels: Tensor | None, base_temperature: float
     if labels is not None and labels.numel() != items:
         raise ValueError(f"labels must hold {items} entries, one an item, got shape {tuple(labels.shape)}")
     return items
+
+
+def sup_con(
+    features: Tensor,
+    labels: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.07,
+    base_temperature: float = 0.07,
+    contrast_mode: str = "all",
+    backend: str | None = None,
+) -> Tensor:
+    """Supervised contrastive loss, L_out of Khosla et al. 2020 (eq. 2); without labels, SimCLR's.
+
+    features [B, V, D] (V views; the caller normalises, as SupContrast has it), labels [B] integers. contrast_mode "all"
+    takes every view as an anchor, "one" only the first. Scaled by temperature / base_temperature. An anchor without
+    any positive makes the original 0/0; here it contributes nothing and does not count in the mean (0 if none is
+    left). Cost 4N with N = 2 (B V)^2 D, on a CPU 3N where every anchor has a positive; O(B V D) memory: the positives
+    enter through sums over classes.
+    """
+    items = check_views(features, labels, base_temperature, contrast_mode)
+    features = features.flatten(2)
+    views = features.shape[1]
+    if labels is None:
+        labels = torch.arange(items, device=features.device)
+    contrast = features.transpose(0, 1).flatten(0, 1)
+    anchors = contrast if contrast_mode == "all" else contrast[:items]
+    classes = torch.unique(labels.reshape(-1).to(features.device), return_inverse=True)[1]
+    loss = class_mean(
+        anchors,
+        contrast,
+        classes.repeat(anchors.shape[0] // items),
+        classes.repeat(views),
+        scale=common.inverse_temperature(temperature),
+        backend=backend,
+    )
+    return temperature / base_temperature * loss
+
 
 
 def class_rows(

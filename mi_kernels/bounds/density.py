@@ -1,0 +1,220 @@
+"""Bounds through a learned conditional density q(y | x): the density itself, and the bounds that need its value.
+
+`bound(x, y)` is the estimate in nats, [*]; `bound.learning_loss(x, y)` is what the conditional minimises, its negative
+log-likelihood. An upper bound holds only as far as q fits: alternate both losses, on estimates take held-out samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..critics import GroupedLinear
+from ..ops.dot_critic import api as dot_critic
+from .registry import declare
+
+LOGVAR_BOUND = 6.0
+
+
+def check_samples(name: str, t: Tensor, width: int) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.dim() < 2 or t.shape[-1] != width or t.numel() == 0:
+        raise ValueError(f"{name} must be [*, batch, {width}] and not empty, got {tuple(t.shape)}")
+
+
+def check_widths(**widths: int | None) -> None:
+    for name, width in widths.items():
+        if width is not None and width < 1:
+            raise ValueError(f"{name} must be at least 1, got {width}")
+
+
+def network(in_dim: int, hidden_dim: int | None, out_dim: int, groups: int | None) -> nn.Module:
+    """Linear-ReLU-Linear, or one linear map without `hidden_dim`; `groups` of them side by side if given."""
+
+    def linear(i: int, o: int) -> nn.Module:
+        return nn.Linear(i, o) if groups is None else GroupedLinear(groups, i, o)
+
+    if hidden_dim is None:
+        return linear(in_dim, out_dim)
+    return nn.Sequential(linear(in_dim, hidden_dim), nn.ReLU(), linear(hidden_dim, out_dim))
+
+
+def wide(t: Tensor) -> Tensor:
+    """In the precision of sums and results: fp64 as it is, everything shorter in fp32."""
+    return t if t.dtype in (torch.float64, torch.float32) else t.float()
+
+
+class GaussianConditional(nn.Module):
+    """q(y | x) = N(mu(x), diag exp logvar(x)), both networks Linear-ReLU-Linear of width `hidden_dim`.
+
+    The log-variance is b tanh(raw / b) with b = `logvar_bound`: inside the bound it is nearly the network's output, so
+    variances reach e^-6 .. e^6 by default, which suffices up to 3 nats a dimension. CLUB's public code has b = 1, whose
+    smallest variance 1/e keeps q from fitting beyond half a nat a dimension (`logvar_bound=1` gives that; None bounds
+    nothing). That code also halves the hidden width that it is given; here `hidden_dim` is the width.
+
+    x [*, B, x_dim], y [*, B, y_dim]. With `groups=G` every parameter has a leading dimension G and inputs are
+    [G, B, .]. The networks cost 4 B (x_dim + y_dim) hidden_dim FLOP forward and twice that backward.
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        y_dim: int,
+        hidden_dim: int,
+        *,
+        logvar_bound: float | None = LOGVAR_BOUND,
+        groups: int | None = None,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        check_widths(x_dim=x_dim, y_dim=y_dim, hidden_dim=hidden_dim, groups=groups)
+        if logvar_bound is not None and not logvar_bound > 0:
+            raise ValueError(f"logvar_bound must be positive or None, got {logvar_bound}")
+        self.x_dim, self.y_dim, self.logvar_bound, self.backend = x_dim, y_dim, logvar_bound, backend
+        self.p_mu = network(x_dim, hidden_dim, y_dim, groups)
+        self.p_logvar = network(x_dim, hidden_dim, y_dim, groups)
+
+    def get_mu_logvar(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and log-variances of q(y | x), both [*, B, y_dim]."""
+        check_samples("x", x, self.x_dim)
+        logvar, bound = self.p_logvar(x), self.logvar_bound
+        return self.p_mu(x), logvar if bound is None else bound * torch.tanh(logvar / bound)
+
+    def log_density(self, x: Tensor, y: Tensor) -> Tensor:
+        """log q(y_i | x_i), [*, B], in nats."""
+        self._check(x, y)
+        mu, logvar = self.get_mu_logvar(x)
+        mu, logvar, y = wide(mu), wide(logvar), wide(y)
+        terms = (y - mu).square() * (-logvar).exp() + logvar + math.log(2 * math.pi)
+        return -0.5 * terms.sum(-1)
+
+    def loglikeli(self, x: Tensor, y: Tensor) -> Tensor:
+        """Mean log q(y_i | x_i), [*], in nats. The public code leaves out the factor 1/2 and the constant: its value is
+        2 loglikeli + y_dim log 2 pi, so the same learning rate takes half the step here under plain SGD."""
+        return self.log_density(x, y).mean(-1)
+
+    def learning_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """What fits q: the negative log-likelihood, [*]."""
+        return -self.loglikeli(x, y)
+
+    def _check(self, x: Tensor, y: Tensor) -> None:
+        check_samples("x", x, self.x_dim)
+        check_samples("y", y, self.y_dim)
+        if x.shape[:-1] != y.shape[:-1]:
+            raise ValueError(f"y must have the batch dimensions of x, {tuple(x.shape[:-1])}, got {tuple(y.shape[:-1])}")
+
+    def extra_repr(self) -> str:
+        return f"x_dim={self.x_dim}, y_dim={self.y_dim}, logvar_bound={self.logvar_bound}"
+
+
+@declare(
+    "leave_one_out",
+    kind="upper",
+    value="mean_i log q(y_i given x_i) - mean_i log mean_{j != i} q(y_i given x_j)",
+    negatives="off the diagonal",
+    critics=("density",),
+)
+class LeaveOneOut(GaussianConditional):
+    """Upper bound: mean_i [log q(y_i | x_i) - log mean_{j != i} q(y_i | x_j)] (Poole et al. 2019, section 2, with a
+    learned conditional as in Cheng et al. 2020). Never above CLUB over the same pairs, by Jensen's inequality.
+
+    CLUB's public `L1OutUB` computes something else: its mask of shape [B, B, 1] broadcasts the [B, B] densities to
+    [B, B, B], and the log-sum-exp over it collapses to a plain mean, so that it returns CLUB's value. Here the
+    diagonal is left out of a log-sum-exp over j.
+
+    The densities of all pairs are inner products of 2 D features and never stored: 8 B^2 D FLOP forward, 24 B^2 D
+    backward, O(B D) memory. Both sides are centred on the mean of y first; the error is that of an fp32 product of
+    size sum_d (mu^2 + y^2) / variance. Under matmul precision "medium" the products are bf16 and the value rough.
+    """
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x [*, B, x_dim], y [*, B, y_dim], B >= 2 -> nats [*]. Raises ValueError for other shapes."""
+        self._check(x, y)
+        batch = x.shape[-2]
+        if batch < 2:
+            raise ValueError(f"leaving one out needs a batch of two or more, got x {tuple(x.shape)}")
+        mu, logvar = self.get_mu_logvar(x)
+        mu, logvar, y = wide(mu), wide(logvar), wide(y)
+        centre = y.mean(-2, keepdim=True).detach()
+        m, c, w = mu - centre, y - centre, (-logvar).exp()
+        own = -0.5 * ((c - m).square() * w + logvar).sum(-1)
+        found = dot_critic.statistics(
+            torch.cat([-0.5 * w, w * m], -1),
+            torch.cat([c.square(), c], -1),
+            row_bias=-0.5 * (w * m.square() + logvar).sum(-1),
+            pairs="off_diagonal",
+            stats=("col_lse",),
+            backend=self.backend,
+        ).col_lse
+        assert found is not None
+        return (own - found).mean(-1) + math.log(batch - 1)
+
+
+@declare(
+    "variational_upper_bound",
+    kind="upper",
+    value="mean_i KL(q(y given x_i) to N(0, I))",
+    negatives="none",
+    critics=("density",),
+)
+class VariationalUpperBound(GaussianConditional):
+    """Upper bound: mean_i KL(q(y | x_i) || N(0, I)) (Alemi et al. 2017: the rate of the information bottleneck).
+
+    The KL sums over dimensions. CLUB's public `VarUB` takes their mean, which is the KL over y_dim and bounds nothing
+    for y_dim > 1. The value does not depend on y; `forward` takes it so that all bounds are called alike.
+    """
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x [*, B, x_dim], y [*, B, y_dim] -> nats [*]. Raises ValueError for other shapes."""
+        self._check(x, y)
+        mu, logvar = (wide(t) for t in self.get_mu_logvar(x))
+        return 0.5 * (mu.square() + torch.expm1(logvar) - logvar).sum(-1).mean(-1)
+
+
+def gaussian_entropy(y: Tensor) -> Tensor:
+    """Entropy in nats, [*], of Gaussian samples y [*, B, D], B > D: unbiased if they are Gaussian.
+
+    1/2 log det(2 pi e S) with the sample covariance S, less the expectation of log det S / det Sigma under Wishart's
+    distribution, sum_k digamma((B - 1 - k) / 2) + D log(2 / (B - 1)) over k < D. Raises ValueError where B <= D.
+    """
+    batch, depth = y.shape[-2:]
+    if batch <= depth:
+        raise ValueError(f"the entropy of y needs more samples than dimensions, got y {tuple(y.shape)}; pass entropy")
+    y = wide(y)
+    c = y - y.mean(-2, keepdim=True)
+    log_det = torch.linalg.slogdet(c.mT @ c / (batch - 1)).logabsdet
+    halves = (batch - 1 - torch.arange(depth, dtype=torch.float64)) / 2
+    bias = torch.digamma(halves).sum() + depth * math.log(2 / (batch - 1))
+    return 0.5 * (log_det - bias.to(log_det) + depth * math.log(2 * math.pi * math.e))
+
+
+@declare(
+    "barber_agakov",
+    kind="lower",
+    value="mean_i log q(y_i given x_i) + H(y)",
+    negatives="none",
+    critics=("density",),
+)
+class BarberAgakov(GaussianConditional):
+    """Lower bound: mean_i log q(y_i | x_i) + H(y) (Barber and Agakov 2003).
+
+    H(y) in nats is the caller's: a number, a tensor [*], or a callable y -> [*]. Without it H is estimated as if y were
+    Gaussian (`gaussian_entropy`). A Gaussian has the largest entropy of its covariance, so for other y that estimate
+    may lift the value above I(x; y), and it is a bound only with the true entropy or less. Fitting q does not need H.
+    """
+
+    def forward(
+        self, x: Tensor, y: Tensor, entropy: float | Tensor | Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """x [*, B, x_dim], y [*, B, y_dim] -> nats [*]. Raises ValueError for other shapes."""
+        found = self.loglikeli(x, y)
+        if entropy is None:
+            entropy = gaussian_entropy
+        h = entropy(y) if callable(entropy) else entropy
+        if isinstance(h, Tensor) and h.numel() != 1 and h.shape != found.shape:
+            raise ValueError(f"entropy must be a number or have shape {tuple(found.shape)}, got {tuple(h.shape)}")
+        return found + h

@@ -1,0 +1,60 @@
+"""The critic protocol: what a bound asks of a critic, and the checks that critics share.
+
+`critic(x, y)` returns the scores S[i, j] = f(x_i, y_j), [*, B, N], materialised, for looking at. Bounds call
+`critic.statistics(x, y, ...)`, which never holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.common.statistics import Statistics
+from ..ops.mlp_critic.activations import ACTIVATIONS
+
+
+class Critic(nn.Module):
+    """What a bound needs of a critic: `statistics`; `forward` for the scores themselves."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Scores S[i, j] = f(x_i, y_j): x [*, B, Dx], y [*, N, Dy] -> [*, B, N], materialised."""
+        raise NotImplementedError
+
+    def statistics(
+        self,
+        x: Tensor,
+        y: Tensor,
+        stats: Sequence[str] = ("positive", "row_lse"),
+        pairs: str = "all",
+        *,
+        clip: float | None = None,
+    ) -> Statistics:
+        """`positive` [*, B], `row_lse` [*, B], `col_lse` [*, N], `row_sum` [*, B], `row_softplus` [*, B] and
+        `clipped_row_lse` [*, B] (of scores clamped to [-clip, clip]; no gradient) of the scores; None if not in
+        `stats`. `pairs` is "all" or "off_diagonal"."""
+        raise NotImplementedError
+
+
+def check_width(name: str, t: Tensor, width: int) -> None:
+    if t.dim() < 2 or t.shape[-1] != width:
+        raise ValueError(f"{name} must be [*, batch, {width}], got {tuple(t.shape)}")
+
+
+def check_alike(x: Tensor, y: Tensor) -> None:
+    if x.device != y.device:
+        raise ValueError(f"y must be on the device of x, {x.device}, got {y.device}")
+    if x.dtype != y.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"y must have the dtype of x, {x.dtype}, got {y.dtype}")
+
+
+def check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_activation(activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")

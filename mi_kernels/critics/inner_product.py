@@ -1,0 +1,152 @@
+"""Critics whose score is an inner product of features: cosine, bilinear and separable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.common.dtypes import accumulate_dtype
+from ..ops.common.statistics import Statistics, check_pairing, check_request
+from ..ops.dot_critic import api as dot_critic
+from .base import Critic, check_activation, check_alike, check_positive, check_width
+from .layers import MLP
+
+
+class InnerProductCritic(Critic):
+    """S[i, j] = scale <a_i, b_j>: subclasses say what a, b and the scale are."""
+
+    def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        raise NotImplementedError
+
+    def _checked_features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        for name, t in (("x", x), ("y", y)):
+            if t.dim() < 2 or t.shape[:-1].numel() == 0:
+                raise ValueError(
+                    f"{name} must be [*, batch, features] with at least one sample, got {tuple(t.shape)}"
+                )
+        if x.shape[:-2] != y.shape[:-2]:
+            raise ValueError(
+                f"y must have the leading dimensions of x, {tuple(x.shape[:-2])}, got {tuple(y.shape[:-2])}"
+            )
+        check_alike(x, y)
+        a, b, scale = self.features(x, y)
+        if a.dtype != b.dtype and torch.is_autocast_enabled(a.device.type):
+            dtype = torch.get_autocast_dtype(a.device.type)
+            a, b = a.to(dtype), b.to(dtype)
+        if a.shape[-1] != b.shape[-1]:
+            raise ValueError(f"y must have as many features as x ({a.shape[-1]}), got {b.shape[-1]}")
+        return a, b, scale
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        a, b, scale = self._checked_features(x, y)
+        return scale * (a @ b.mT)
+
+    def statistics(
+        self,
+        x: Tensor,
+        y: Tensor,
+        stats: Sequence[str] = ("positive", "row_lse"),
+        pairs: str = "all",
+        *,
+        clip: float | None = None,
+    ) -> Statistics:
+        """As `Critic.statistics`. The log-sums and softplus sums cost 2 B N D FLOPs and O(B + N) memory beyond the
+        features, `clipped_row_lse` as much again; `positive` and `row_sum` are exact in O((B + N) D)."""
+        check_request(stats, pairs, clip)
+        a, b, scale = self._checked_features(x, y)
+        off_diagonal = pairs == "off_diagonal"
+        check_pairing(stats, pairs, a.shape[-2], b.shape[-2])
+        dtype = accumulate_dtype(a.dtype)
+        found: dict[str, Tensor] = {}
+        if "positive" in stats or (off_diagonal and "row_sum" in stats):
+            found["positive"] = scale * (a.to(dtype) * b.to(dtype)).sum(-1)
+        if "row_sum" in stats:
+            found["row_sum"] = scale * (a.to(dtype) * b.sum(-2, keepdim=True, dtype=dtype)).sum(-1)
+            if off_diagonal:
+                found["row_sum"] = found["row_sum"] - found["positive"]
+        wanted = tuple(s for s in ("row_lse", "col_lse", "row_softplus") if s in stats)
+        if wanted:
+            sums = dot_critic.statistics(a, b, scale, stats=wanted, pairs=pairs)
+            found |= {s: getattr(sums, s) for s in wanted}
+        if "clipped_row_lse" in stats:
+            clipped = dot_critic.statistics(a, b, scale, pairs=pairs, clip=clip).row_lse
+            assert clipped is not None
+            found["clipped_row_lse"] = clipped
+        return Statistics(**{s: t for s, t in found.items() if s in stats})
+
+
+class DotCritic(InnerProductCritic):
+    """f(x, y) = <x, y> / temperature; the cosine when `normalize`.
+
+    x [*, B, D], y [*, N, D]. `temperature` is a positive float, or a 0-d tensor (a Parameter is registered
+    and learned). 2 B N D FLOPs.
+    """
+
+    def __init__(self, temperature: float | Tensor = 1.0, normalize: bool = False):
+        super().__init__()
+        if not isinstance(temperature, Tensor) and not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.temperature = temperature
+        self.normalize = normalize
+
+    def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        if self.normalize:
+            x, y = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
+        return x, y, 1 / self.temperature
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, normalize={self.normalize}"
+
+
+class BilinearCritic(InnerProductCritic):
+    """f(x, y) = x^T W y (CPC, van den Oord et al. 2018, eq. 3), W [x_dim, y_dim].
+
+    2 B Dx Dy + 2 B N Dy FLOPs. Raises ValueError for inputs of other widths.
+    """
+
+    def __init__(self, x_dim: int, y_dim: int):
+        super().__init__()
+        check_positive(x_dim=x_dim, y_dim=y_dim)
+        self.x_dim, self.y_dim = x_dim, y_dim
+        self.weight = nn.Parameter(torch.empty(x_dim, y_dim))
+        nn.init.uniform_(self.weight, -1 / math.sqrt(x_dim), 1 / math.sqrt(x_dim))
+
+    def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        check_width("x", x, self.x_dim)
+        check_width("y", y, self.y_dim)
+        return x @ self.weight, y, 1.0
+
+    def extra_repr(self) -> str:
+        return f"x_dim={self.x_dim}, y_dim={self.y_dim}"
+
+
+class SeparableCritic(InnerProductCritic):
+    """f(x, y) = <g(x), h(y)> with two MLPs (Poole et al. 2019, section 3).
+
+    x [*, B, x_dim], y [*, N, y_dim]; both MLPs have `hidden_dims` and end in `embed_dim`. Two MLP passes plus
+    2 B N embed_dim FLOPs. Raises ValueError for inputs of other widths and unknown activations.
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        y_dim: int,
+        hidden_dims: Sequence[int] = (256, 256),
+        embed_dim: int = 32,
+        activation: str = "relu",
+    ):
+        super().__init__()
+        check_positive(x_dim=x_dim, y_dim=y_dim, embed_dim=embed_dim)
+        check_activation(activation)
+        self.x_dim, self.y_dim = x_dim, y_dim
+        self.x_encoder = MLP([x_dim, *hidden_dims, embed_dim], activation)
+        self.y_encoder = MLP([y_dim, *hidden_dims, embed_dim], activation)
+
+    def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        check_width("x", x, self.x_dim)
+        check_width("y", y, self.y_dim)
+        return self.x_encoder(x), self.y_encoder(y), 1.0

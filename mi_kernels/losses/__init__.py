@@ -1,0 +1,7 @@
+"""Losses as functions: contrastive ones over dot-product scores, and distances between distributions."""
+
+from .contrastive import clip_loss, info_nce, nt_xent, siglip_loss
+from .divergences import gaussian_mmd, hsic, mmd
+from .supcon import sup_con
+
+__all__ = ["clip_loss", "gaussian_mmd", "hsic", "info_nce", "mmd", "nt_xent", "siglip_loss", "sup_con"]

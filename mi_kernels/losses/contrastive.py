@@ -1,0 +1,150 @@
+"""Contrastive losses as functions. Each is a few lines over the statistics of a dot critic; no B x B tensor exists.
+
+Every loss is minimised, returns nats in fp32 (fp64 for fp64 inputs), and is differentiable twice in its features and
+scales. N below is 2 B^2 D FLOP; forward and backward together cost 3N one-sided and 4N symmetric.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops.dot_critic import api
+from . import common
+
+
+def info_nce(
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    reduction: str = "mean",
+    negative_mode: str = "unpaired",
+    *,
+    normalize: bool = True,
+    symmetric: bool = False,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    memory_budget: int = 0,
+    backend: str | None = None,
+) -> Tensor:
+    """InfoNCE: -log softmax of the positive pair among the candidates (van den Oord et al. 2018, eq. 4).
+
+    query, positive_key [*, B, D]; pairs on the diagonal are positive, the other keys of the batch negative.
+    negative_keys [*, M, D] ("unpaired", shared) or [*, B, M, D] ("paired") replace the batch's own negatives.
+    temperature: number, 0-d tensor or [*], may be learnable. query_ids, key_ids [*, B]: equal ids are not negatives of
+    each other (key_ids defaults to query_ids). symmetric averages both directions, as CLIP does. reduction: "none"
+    [*, B], "mean" or "sum". memory_budget bytes may hold scores: the symmetric loss then costs 3N instead of 4N
+    (on a CPU 16 MiB always may).
+
+    Cost 3N one-sided, 4N symmetric or with reduction="none" (N = 2 B^2 D FLOP; 3N with scores kept), O(B D) memory.
+    Raises ValueError or TypeError naming the argument; RuntimeError if a named backend cannot run.
+    """
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    if negative_mode not in ("unpaired", "paired"):
+        raise ValueError(f"negative_mode must be 'unpaired' or 'paired', got {negative_mode!r}")
+    common.check_same_shape("query", query, "positive_key", positive_key)
+    scale = common.inverse_temperature(temperature)
+    if negative_keys is not None:
+        if symmetric or query_ids is not None or key_ids is not None:
+            raise ValueError("negative_keys cannot be combined with symmetric, query_ids or key_ids")
+        if normalize:
+            query, positive_key, negative_keys = (
+                F.normalize(t, dim=-1) for t in (query, positive_key, negative_keys)
+            )
+        rows = common.explicit_negatives(query, positive_key, negative_keys, scale, negative_mode, backend)
+        return common.reduced(rows, reduction)
+    if query_ids is None and key_ids is not None:
+        raise ValueError("key_ids was given without query_ids")
+    key_ids = query_ids if key_ids is None else key_ids
+    prepared = api.prepare(
+        query,
+        positive_key,
+        scale,
+        row_ids=query_ids,
+        col_ids=key_ids,
+        positive_shift=0,
+        pairs="all" if query_ids is None else "unequal_ids_or_positive",
+    )
+    if reduction == "none":
+        return api.row_losses(prepared, symmetric=symmetric, normalize=normalize, backend=backend)
+    count = query.shape[:-1].numel() if reduction == "mean" else 1
+    w = 0.5 / count if symmetric else 1.0 / count
+    return common.over_groups(
+        api.loss(
+            prepared,
+            w_row=w,
+            w_col=w if symmetric else 0.0,
+            w_pos=1.0 / count,
+            normalize=normalize,
+            memory_budget=memory_budget,
+            backend=backend,
+        )
+    )
+
+
+def clip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: Tensor | None = None,
+    *,
+    memory_budget: int = 0,
+    backend: str | None = None,
+) -> Tensor:
+    """CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3): the mean of both directions.
+
+    Features [*, B, D], normalised by the caller as open_clip has it; logit_scale multiplies the scores (it is the
+    exponentiated one); logit_bias cancels in both softmaxes and is accepted for its signature. Cost 4N, or 3N where
+    memory_budget bytes hold the scores; O(B D) memory otherwise. Raises ValueError naming the argument.
+    """
+    common.check_same_shape("image_features", image_features, "text_features", text_features)
+    bias = common.bias_rows(logit_bias, image_features)
+    prepared = api.prepare(image_features, text_features, logit_scale, row_bias=bias, positive_shift=0)
+    count = image_features.shape[:-1].numel()
+    return common.over_groups(
+        api.loss(
+            prepared,
+            w_row=0.5 / count,
+            w_col=0.5 / count,
+            w_pos=1.0 / count,
+            memory_budget=memory_budget,
+            backend=backend,
+        )
+    )
+
+
+def siglip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: Tensor | float | None,
+    *,
+    negative_only: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Sigmoid loss: -1/B sum_ij log sigmoid(z_ij S_ij), z = 1 on the diagonal, -1 elsewhere (Zhai et al. 2023, eq. 1).
+
+    Features [*, B, D], normalised by the caller; logit_scale multiplies and logit_bias is added. negative_only treats
+    every pair as negative (open_clip's use for features of another rank). Cost 3N, O(B D) memory.
+    """
+    common.check_same_shape("image_features", image_features, "text_features", text_features)
+    bias = common.bias_rows(logit_bias, image_features)
+    prepared = api.prepare(
+        image_features, text_features, logit_scale, row_bias=bias, positive_shift=-1 if negative_only else 0
+    )
+    return common.over_groups(
+        api.loss(
+            prepared, w_soft=1.0 / image_features.shape[:-1].numel(), soft_signed=not negative_only, backend=backend
+        )
+    )
+
+
+def nt_xent(out0: Tensor, out1: Tensor, temperature: float | Tensor = 0.5, *, backend: str | None = None) -> Tensor:
+    """SimCLR's NT-Xent (Chen et al. 2020, eq. 1): 2B normalised views, each against the 2B - 1 others.
+
+    out0, out1 [*, B, D], two views of the same items; normalised here. Mean over the 2B anchors. Cost 3N with
+    N = 8 B^2 D, O(B D) memory.
+    """
+    return common.nt_xent_scaled(out0, out1, common.inverse_temperature(temperature), backend)
