@@ -20,12 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..bounds.info_nce import SymmetricInfoNCE
-from ..critics import InnerProductCritic
+from ..critics import ConcatCritic, Critic, InnerProductCritic
+from ..ops.common.statistics import Statistics
 from .preprocessing import Coordinates
 
 RIDGE = 1e-4
 LARGEST_CORRELATION = 0.9999
 HIDDEN, EMBEDDING = 96, 24
+SCALAR_HIDDEN = 32
 # A further canonical pair must raise the bound on the validation samples by this many nats.
 LEAST_GAIN = 2e-3
 PATIENCE = 3
@@ -61,14 +63,28 @@ class CanonicalPairs:
         return CanonicalPairs(self.turned, self.x_mean, self.y_mean, of_x, of_y, self.correlations[:k])
 
     def inputs(self, x: Coordinates, y: Coordinates) -> tuple[Tensor, Tensor]:
-        """What `HybridCritic` takes: per sample the K weighted variates, the quadratic term and the features."""
+        """What `HybridCritic` takes: per sample the K weighted variates, the quadratic term, what the networks on top
+        of the Gaussian see and what networks alone see."""
         r = self.correlations
         u = ((x.turned if self.turned else x.normal).double() - self.x_mean) @ self.x_directions
         v = ((y.turned if self.turned else y.normal).double() - self.y_mean) @ self.y_directions
         weight, quadratic = r / (1 - r * r), -0.5 * r * r / (1 - r * r)
         of_x, of_y = (u.square() * quadratic).sum(-1, keepdim=True), (v.square() * quadratic).sum(-1, keepdim=True)
-        left = torch.cat([(u * weight).float(), of_x.float(), x.features], -1)
-        return left, torch.cat([v.float(), of_y.float(), y.features], -1)
+        left = torch.cat([(u * weight).float(), of_x.float(), _seen_on_top(u, x), x.features], -1)
+        return left, torch.cat([v.float(), of_y.float(), _seen_on_top(v, y), y.features], -1)
+
+    def widths(self, side: Coordinates) -> tuple[int, int]:
+        """Columns of one side that the networks on top of the Gaussian see, and that networks alone see."""
+        count = self.correlations.numel()
+        return _seen_on_top(side.normal[:1, :1].expand(1, count), side).shape[-1], side.features.shape[-1]
+
+
+def _seen_on_top(variates: Tensor, side: Coordinates) -> Tensor:
+    """The variates that carry the linear dependence, and the radii: a few columns in place of all coordinates, of
+    which networks would only learn the noise. One coordinate alone keeps its features."""
+    if side.normal.shape[-1] == 1:
+        return side.features[: variates.shape[0]]
+    return torch.cat([variates.float(), side.radii[: variates.shape[0]]], -1)
 
 
 def _root(v: Tensor) -> Tensor:
@@ -129,25 +145,60 @@ class _Network(nn.Module):
 class HybridCritic(InnerProductCritic):
     """Gaussian log density ratio with learned gates, plus <g(x), h(y)> + p(x) + q(y).
 
-    x [*, B, pairs + 1 + x_features], y alike: `CanonicalPairs.inputs`. With `gaussian=False` the first pairs + 1
-    columns are left out, and the networks learn everything.
+    x [*, B, .], y [*, B, .]: `CanonicalPairs.inputs`; `x_widths` and `y_widths`: `CanonicalPairs.widths`. With
+    `gaussian=False` the networks learn everything, from the features of the last columns.
     """
 
-    def __init__(self, pairs: int, x_features: int, y_features: int, gaussian: bool = True):
+    def __init__(self, pairs: int, x_widths: tuple[int, int], y_widths: tuple[int, int], gaussian: bool = True):
         super().__init__()
         self.pairs, self.gaussian = pairs, gaussian
-        self.x_network, self.y_network = _Network(x_features, silent=False), _Network(y_features, silent=True)
+        self.x_widths, self.y_widths = x_widths, y_widths
+        which = 0 if gaussian else 1
+        self.x_network = _Network(x_widths[which], silent=False)
+        self.y_network = _Network(y_widths[which], silent=True)
         self.gates = nn.Parameter(torch.ones(pairs), requires_grad=gaussian)
         self.quadratic_gate = nn.Parameter(torch.ones(()), requires_grad=gaussian)
 
+    def _seen(self, t: Tensor, widths: tuple[int, int]) -> Tensor:
+        first = self.pairs + 1 + (0 if self.gaussian else widths[0])
+        return t[..., first : first + widths[0 if self.gaussian else 1]]
+
     def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         k = self.pairs
-        (g, p), (h, q) = self.x_network(x[..., k + 1 :]), self.y_network(y[..., k + 1 :])
+        (g, p), (h, q) = self.x_network(self._seen(x, self.x_widths)), self.y_network(self._seen(y, self.y_widths))
         if not self.gaussian:
             return _with_terms([g], p), _with_terms([h], q, last=True), 1.0
         p, q = p + self.quadratic_gate * x[..., k : k + 1], q + self.quadratic_gate * y[..., k : k + 1]
         left = _with_terms([x[..., :k] * self.gates, g], p)
         return left, _with_terms([y[..., :k], h], q, last=True), 1.0
+
+
+class ScalarCritic(Critic):
+    """A small network on x and y side by side, for one coordinate on either side.
+
+    Edges of the support, as of a uniform noise, run along lines of both coordinates: a few units draw them where an
+    inner product of smooth functions of x and of y cannot. Cheap in spite of a network per pair, as both are narrow.
+    x [*, B, .], y [*, B, .]: `CanonicalPairs.inputs`, whose last columns it sees.
+    """
+
+    def __init__(self, x_width: int, y_width: int):
+        super().__init__()
+        self.x_width, self.y_width = x_width, y_width
+        self.network = ConcatCritic(x_width, y_width, (SCALAR_HIDDEN, SCALAR_HIDDEN))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.network(x[..., -self.x_width :], y[..., -self.y_width :])  # type: ignore[no-any-return]
+
+    def statistics(
+        self,
+        x: Tensor,
+        y: Tensor,
+        stats: Sequence[str] = ("positive", "row_lse"),
+        pairs: str = "all",
+        *,
+        clip: float | None = None,
+    ) -> Statistics:
+        return self.network.statistics(x[..., -self.x_width :], y[..., -self.y_width :], stats, pairs, clip=clip)
 
 
 class MeanCritic(InnerProductCritic):

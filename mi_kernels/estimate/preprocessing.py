@@ -24,7 +24,8 @@ class Coordinates(NamedTuple):
 
     normal: Tensor  # [n, d], every coordinate standard normal
     turned: Tensor  # [n, 2 d], these and their products with the standardised radius; [n, d] where d = 1
-    features: Tensor  # [n, F], what the networks see
+    radii: Tensor  # [n, 2], standardised; [n, 0] where d = 1
+    features: Tensor  # [n, F], what networks see that learn everything
 
 
 class RankNormal:
@@ -78,12 +79,12 @@ class Preprocessing:
             # Waves over the ranks let a smooth network draw sharp edges, as of a uniform noise; in more dimensions
             # they only overfit.
             phase = math.pi * torch.arange(1, FREQUENCIES + 1, device=v.device) * torch.special.ndtr(normal)
-            extra, turned = phase.cos(), normal
+            extra, turned, radii = phase.cos(), normal, normal[:, :0]
         else:
-            extra = self.radius_rank(self._radii(v))
-            turned = torch.cat([normal, normal * extra[:, :1]], -1)
+            extra = radii = self.radius_rank(self._radii(v))
+            turned = torch.cat([normal, normal * radii[:, :1]], -1)
         features = torch.cat([normal, raw, extra], -1)
-        return Coordinates(normal.float(), turned.float(), features.float())
+        return Coordinates(normal.float(), turned.float(), radii.float(), features.float())
 
 
 def _quantile(v: Tensor, q: float) -> Tensor:
