@@ -1,32 +1,74 @@
-"""Which gradients an operator is asked for, and those computed with a loss's value on their way out in backward."""
+"""What the operators' autograd functions share: which gradients are wanted, slopes, differentiable gradients.
+
+Losses whose gradients are computed with the value keep them in the accumulation type until backward knows the slope:
+a loss scale then reaches them before they are rounded to 16 bits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
+
+Formula = Callable[..., Sequence[Tensor]]
 
 
 def needs(flags: Sequence[bool], bits: Sequence[int]) -> int:
-    """The bits of the inputs that need a gradient; flags beyond the bits are of other arguments."""
+    """The bits of the inputs that need a gradient; flags beyond the bits belong to other arguments."""
     return sum(bit for bit, wanted in zip(bits, flags, strict=False) if wanted)
 
 
-def times(gradients: Sequence[Tensor | None], g: Tensor) -> Sequence[Tensor | None]:
-    """Gradients [*, ...] of losses [*] times g [*], in place, and not at all where g is the one number 1, as at the
-    root of backward. They must be the caller's alone."""
-    if g.numel() == 1 and g.device.type == "cpu" and g.item() == 1.0:  # a GPU would have to be waited for
-        return gradients
-    for t in gradients:
-        if t is not None:
-            t.mul_(_beside(t, g))
-    return gradients
+def times(gradients: Sequence[Tensor | None], slopes: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients times the slope of their group, in place; each slope has its gradient's leading dimensions.
+
+    The caller must own the gradients. Nothing is done where the slope is the single number 1, as at the root of a
+    backward pass; a slope on a GPU is not looked at, because reading it would wait for the device.
+    """
+    g = slopes[0]
+    if g.numel() == 1 and g.device.type == "cpu" and not batched(g) and g.item() == 1.0:
+        return list(gradients)
+    if batched(g):
+        return scaled(gradients, slopes)
+    return [None if t is None else t.mul_(_beside(t, g)) for t, g in zip(gradients, slopes, strict=True)]
 
 
-def scaled(gradients: Sequence[Tensor | None], g: Tensor) -> list[Tensor | None]:
-    """The same out of place, for graphs that are compiled."""
-    return [None if t is None else (t * _beside(t, g)).to(t.dtype) for t in gradients]
+def scaled(gradients: Sequence[Tensor | None], slopes: Sequence[Tensor]) -> list[Tensor | None]:
+    """As `times`, out of place: for compiled graphs, and for slopes that carry a batch of vmap's."""
+    return [None if t is None else t * _beside(t, g) for t, g in zip(gradients, slopes, strict=True)]
 
 
 def _beside(t: Tensor, g: Tensor) -> Tensor:
-    return g.reshape(*g.shape, *(1,) * (t.dim() - g.dim()))
+    return g.to(t.dtype).reshape(*g.shape, *(1,) * (t.dim() - g.dim()))
+
+
+def batched(t: Tensor) -> bool:
+    """Whether t stands for a batch of tensors under vmap, `is_grads_batched` included."""
+    return not torch.compiler.is_compiling() and (
+        torch._C._functorch.is_batchedtensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
+    )
+
+
+def differentiable_gradients(
+    formula: Formula,
+    inputs: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    gradients: Sequence[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of formula(*inputs) that can be differentiated again; None where they are not needed.
+
+    The formula runs on aliases of the inputs. On the inputs themselves, a gradient would also flow from an input into
+    another one that the caller computed it from, and autograd would then count that path a second time.
+    """
+    aliases = [None if t is None else t.view_as(t) for t in inputs]
+    targets = [a for a, need in zip(aliases, needed, strict=True) if need and a is not None]
+    outputs = formula(*aliases)
+    used = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.requires_grad]
+    if not used or not targets:
+        return (None,) * len(inputs)
+    found = iter(
+        torch.autograd.grad(
+            [o for o, _ in used], targets, [g for _, g in used], create_graph=True, allow_unused=True
+        )
+    )
+    return tuple(next(found) if need else None for need in needed)
