@@ -76,7 +76,7 @@ def _fit_hybrid(problem: _Problem) -> _Fitted:
     train, validation = pairs.inputs(*problem.train), pairs.inputs(*problem.validation)
     x_widths, y_widths = (pairs.widths(side) for side in problem.train)
     scalars = all(side.normal.shape[-1] == 1 for side in problem.train)
-    members, critics = [], []
+    members = []
     if count or scalars:
         name = f"networks on {count} canonical pairs" if count else "networks"
         hybrid = HybridCritic(count, x_widths, y_widths)
@@ -88,7 +88,7 @@ def _fit_hybrid(problem: _Problem) -> _Fitted:
         alone = HybridCritic(count, x_widths, y_widths, gaussian=False)
         members.append(problem.fit("networks", alone, train, validation, HYBRID_RATE))
     candidates = [m.objective for m in members]
-    critics = [m.objective.critic for m in members]
+    critics: list[Any] = [m.objective.critic for m in members]
     if len(critics) > 1 and all(isinstance(critic, InnerProductCritic) for critic in critics):
         mean = registry.find(problem.estimator).estimator(MeanCritic(critics))
         candidates.append(mean.to(problem.device, torch.float32).eval())
