@@ -16,7 +16,7 @@ from ..bounds import registry
 from ..critics import BilinearCritic, ConcatCritic, Critic, InnerProductCritic, SeparableCritic
 from . import held_out as evaluation
 from . import screening
-from .hybrid import HybridCritic, MeanCritic, ScalarCritic, choose_pairs
+from .hybrid import HybridCritic, MeanCritic, Part, ScalarCritic, choose_pairs
 from .inputs import Samples, check_samples, check_settings, split
 from .preprocessing import Coordinates, Preprocessing
 from .progress import Progress
@@ -35,7 +35,6 @@ SPLIT = ("train", "validation", "held_out")
 LEAST_SIGNAL = 2.0
 
 Pair = tuple[Tensor, Tensor]
-Part = tuple[Coordinates, Coordinates]
 
 
 @dataclass
@@ -68,19 +67,16 @@ class _Fitted:
 
 
 def _fit_hybrid(problem: _Problem) -> _Fitted:
-    """Networks alone, and networks on top of a Gaussian when the validation samples see one; then the better of the
-    two and of their mean, by the validation samples. For one coordinate on either side a network on both stands in
-    for the networks alone."""
+    """Networks on top of a Gaussian, if the validation samples see one, that see little; networks alone that see
+    every coordinate; then the better of the two and of their mean, by the validation samples. For one coordinate on
+    either side a network on both stands in for the networks alone."""
     pairs, _ = choose_pairs(problem.train, problem.validation)
     count = pairs.correlations.numel()
     train, validation = pairs.inputs(*problem.train), pairs.inputs(*problem.validation)
-    x_widths, y_widths = (pairs.widths(side) for side in problem.train)
+    x_widths, y_widths = pairs.widths(*problem.train)
     scalars = all(side.normal.shape[-1] == 1 for side in problem.train)
-    members = []
-    if count or scalars:
-        name = f"networks on {count} canonical pairs" if count else "networks"
-        hybrid = HybridCritic(count, x_widths, y_widths)
-        members.append(problem.fit(name, hybrid, train, validation, HYBRID_RATE))
+    name = f"networks on {count} canonical pairs"
+    members = [problem.fit(name, HybridCritic(count, x_widths, y_widths), train, validation, HYBRID_RATE)]
     if scalars:
         scalar = ScalarCritic(x_widths[1], y_widths[1])
         members.append(problem.fit("a network of both", scalar, train, validation, SCALAR_RATE))
@@ -149,8 +145,8 @@ def _warnings(
         found.append(f"not converged: still improving after max_steps = {settings['max_steps']}")
     if value < 0:
         found.append("negative: no dependence was found; the mutual information itself is never negative")
-    if abs(drop) > 0.4:
-        found.append(f"overfitted: {abs(drop):.2f} nats between training and held-out samples; more samples help")
+    if drop > 0.4:
+        found.append(f"overfitted: {drop:.2f} nats between training and held-out samples; more samples help")
     return found
 
 
@@ -237,8 +233,9 @@ def _middle(held: evaluation.Value, train_value: float, counts: dict[str, int]) 
     """The value, its sampling error and its fit error: see `MIEstimate`."""
     seen = min(counts["train"], counts["held_out"])
     sampling_error = held.sampling_error * math.sqrt(1 + counts["held_out"] / seen) / 2
-    fit_error = max(abs(train_value - held.mean) / 2, LEAST_SIGNAL / counts["validation"])
-    return (held.mean + train_value) / 2, sampling_error, fit_error
+    # Half of the drop has that very sampling error too: a drop that came out small by chance is no proof of a good fit.
+    fit_error = max(train_value - held.mean, 0.0) / 2 + sampling_error
+    return (held.mean + train_value) / 2, sampling_error, max(fit_error, LEAST_SIGNAL / counts["validation"])
 
 
 def _estimate(

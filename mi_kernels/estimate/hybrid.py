@@ -32,6 +32,8 @@ SCALAR_HIDDEN = 32
 LEAST_GAIN = 2e-3
 PATIENCE = 3
 
+Part = tuple[Coordinates, Coordinates]
+
 
 @dataclass
 class CanonicalPairs:
@@ -43,6 +45,7 @@ class CanonicalPairs:
     x_directions: Tensor  # [Dx, K]
     y_directions: Tensor  # [Dy, K]
     correlations: Tensor  # [K]
+    other: CanonicalPairs | None = None  # of the other kind of coordinates, which networks see beside these
 
     @classmethod
     def fit(cls, x: Coordinates, y: Coordinates, turned: bool) -> CanonicalPairs:
@@ -62,29 +65,37 @@ class CanonicalPairs:
         of_x, of_y = self.x_directions[:, :k], self.y_directions[:, :k]
         return CanonicalPairs(self.turned, self.x_mean, self.y_mean, of_x, of_y, self.correlations[:k])
 
+    def variates(self, x: Coordinates, y: Coordinates) -> tuple[Tensor, Tensor]:
+        """The canonical variates of both sides, [n, K] each, in float64."""
+        u = ((x.turned if self.turned else x.normal).double() - self.x_mean) @ self.x_directions
+        v = ((y.turned if self.turned else y.normal).double() - self.y_mean) @ self.y_directions
+        return u, v
+
     def inputs(self, x: Coordinates, y: Coordinates) -> tuple[Tensor, Tensor]:
         """What `HybridCritic` takes: per sample the K weighted variates, the quadratic term, what the networks on top
         of the Gaussian see and what networks alone see."""
         r = self.correlations
-        u = ((x.turned if self.turned else x.normal).double() - self.x_mean) @ self.x_directions
-        v = ((y.turned if self.turned else y.normal).double() - self.y_mean) @ self.y_directions
+        u, v = self.variates(x, y)
         weight, quadratic = r / (1 - r * r), -0.5 * r * r / (1 - r * r)
         of_x, of_y = (u.square() * quadratic).sum(-1, keepdim=True), (v.square() * quadratic).sum(-1, keepdim=True)
-        left = torch.cat([(u * weight).float(), of_x.float(), _seen_on_top(u, x), x.features], -1)
-        return left, torch.cat([v.float(), of_y.float(), _seen_on_top(v, y), y.features], -1)
+        x_seen, y_seen = self._seen_on_top(x, y)
+        left = torch.cat([(u * weight).float(), of_x.float(), x_seen, x.features], -1)
+        return left, torch.cat([v.float(), of_y.float(), y_seen, y.features], -1)
 
-    def widths(self, side: Coordinates) -> tuple[int, int]:
-        """Columns of one side that the networks on top of the Gaussian see, and that networks alone see."""
-        count = self.correlations.numel()
-        return _seen_on_top(side.normal[:1, :1].expand(1, count), side).shape[-1], side.features.shape[-1]
+    def _seen_on_top(self, x: Coordinates, y: Coordinates) -> list[Tensor]:
+        """The variates that carry the linear dependence, and the radii: a few columns in place of all coordinates, of
+        which networks would mostly learn noise. A side of one coordinate keeps its features."""
+        kinds = [self.variates(x, y)] + ([self.other.variates(x, y)] if self.other else [])
+        variates = [torch.cat(side, -1).float() for side in zip(*kinds, strict=True)]
+        return [
+            side.features if side.normal.shape[-1] == 1 else torch.cat([own, side.radii], -1)
+            for own, side in zip(variates, (x, y), strict=True)
+        ]
 
-
-def _seen_on_top(variates: Tensor, side: Coordinates) -> Tensor:
-    """The variates that carry the linear dependence, and the radii: a few columns in place of all coordinates, of
-    which networks would only learn the noise. One coordinate alone keeps its features."""
-    if side.normal.shape[-1] == 1:
-        return side.features[: variates.shape[0]]
-    return torch.cat([variates.float(), side.radii[: variates.shape[0]]], -1)
+    def widths(self, x: Coordinates, y: Coordinates) -> list[tuple[int, int]]:
+        """Of x and of y: columns that the networks on top of the Gaussian see, and that networks alone see."""
+        seen = self._seen_on_top(*(Coordinates(*(t[:1] for t in side)) for side in (x, y)))
+        return [(own.shape[-1], side.features.shape[-1]) for own, side in zip(seen, (x, y), strict=True)]
 
 
 def _root(v: Tensor) -> Tensor:
@@ -96,22 +107,28 @@ def _root(v: Tensor) -> Tensor:
     return root
 
 
-def choose_pairs(
-    train: tuple[Coordinates, Coordinates], validation: tuple[Coordinates, Coordinates]
-) -> tuple[CanonicalPairs, float]:
+def choose_pairs(train: Part, validation: Part) -> tuple[CanonicalPairs, float]:
     """The canonical pairs, perhaps none, whose Gaussian has the highest InfoNCE on the validation samples."""
-    best, value = CanonicalPairs.fit(*train, turned=False).first(0), 0.0
+    turned = (False, True) if train[0].turned.shape != train[0].normal.shape else (False,)
+    found = [_best_pairs(CanonicalPairs.fit(*train, turned=t), validation) for t in turned]
+    if len(found) == 1:
+        return found[0]
+    (best, value), (other, _) = found if found[0][1] >= found[1][1] - LEAST_GAIN else reversed(found)
+    best.other = other
+    return best, value
+
+
+def _best_pairs(pairs: CanonicalPairs, validation: Part) -> tuple[CanonicalPairs, float]:
+    best, value, waited = pairs.first(0), 0.0, 0
     objective = SymmetricInfoNCE(GaussianCritic())
-    for turned in (False, True) if train[0].turned.shape != train[0].normal.shape else (False,):
-        pairs, waited = CanonicalPairs.fit(*train, turned=turned), 0
-        for k in range(1, pairs.correlations.numel() + 1):
-            a, b = pairs.first(k).inputs(*validation)
-            found = objective(a[:, : k + 1], b[:, : k + 1]).item()
-            waited = 0 if found > value + LEAST_GAIN else waited + 1
-            if not waited:
-                best, value = pairs.first(k), found
-            if waited == PATIENCE:
-                break
+    for k in range(1, pairs.correlations.numel() + 1):
+        a, b = pairs.first(k).inputs(*validation)
+        found = objective(a[:, : k + 1], b[:, : k + 1]).item()
+        waited = 0 if found > value + LEAST_GAIN else waited + 1
+        if not waited:
+            best, value = pairs.first(k), found
+        if waited == PATIENCE:
+            break
     return best, value
 
 

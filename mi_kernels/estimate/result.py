@@ -20,8 +20,9 @@ class MIEstimate:
     is what a lower bound holds for.
 
     `standard_error` joins two parts. `sampling_error` is that of the middle of both sets. `fit_error` is half of the
-    drop between them, all of it counted as one standard error, as stopping may have been early or late; at least what
-    the validation samples can see, 2 over their number. A dependence that the critic cannot express shows in neither.
+    drop from `train_value` to `held_out_value`, plus the sampling error that this half has itself: stopping may have
+    been early or late. It is at least what the validation samples can see, 2 over their number. A dependence that the
+    critic cannot express shows in neither.
     """
 
     value: float
