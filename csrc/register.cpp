@@ -3,32 +3,24 @@
 
 #include "common/buffer.h"
 #include "common/gemm.h"
+#include "dot_critic/schema.h"
 
 TORCH_LIBRARY(mi_kernels_cpu, m) {
   // which products tiles go through: oneDNN's in fp32, in bf16; the plain loops otherwise
   m.def("brgemm() -> (bool, bool)", [] { return std::make_tuple(mk::has_brgemm_fp32(), mk::has_brgemm_bf16()); });
   // frees the small buffers that are kept from call to call, 16 MiB at most: whoever measures memory wants them gone
   m.def("release_buffers() -> ()", [] { mk::Pool::instance().drain(); });
-  m.def(
-      "dot_critic_stats(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
-      "Tensor? col_ids, int pairs, int positive_shift, int stats, float clip) -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "dot_critic_grad(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
-      "Tensor? col_ids, int pairs, int positive_shift, Tensor? row_lse, Tensor? col_lse, Tensor? g_row, "
-      "Tensor? g_col, Tensor? g_soft, Tensor? g_pos, bool soft_signed, int needs) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "dot_critic_loss(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
-      "Tensor? col_ids, int pairs, int positive_shift, float w_row, float w_col, float w_soft, float w_pos, "
-      "bool soft_signed, bool normalize, int needs, int memory_budget) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "dot_critic_row_losses(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
-      "Tensor? col_ids, int pairs, int positive_shift, bool symmetric, bool normalize, bool keep) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "dot_critic_row_losses_grad(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, "
-      "Tensor? row_ids, Tensor? col_ids, int pairs, int positive_shift, Tensor row_lse, Tensor col_lse, Tensor scores, "
-      "Tensor g, bool symmetric, bool normalize, int needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("dot_critic_stats(" MK_DOT_PROBLEM_SCHEMA ", int stats, float clip) -> (Tensor, Tensor, Tensor)");
+  m.def("dot_critic_grad(" MK_DOT_PROBLEM_SCHEMA ", " MK_DOT_SLOPES_SCHEMA
+        ", int needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("dot_critic_loss(" MK_DOT_PROBLEM_SCHEMA
+        ", float w_row, float w_col, float w_soft, float w_pos, bool soft_signed, bool normalize, int needs, "
+        "int memory_budget) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("dot_critic_row_losses(" MK_DOT_PROBLEM_SCHEMA
+        ", bool symmetric, bool normalize, bool keep) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("dot_critic_row_losses_grad(" MK_DOT_PROBLEM_SCHEMA
+        ", Tensor row, Tensor col, Tensor scores, Tensor g, bool symmetric, bool normalize, int needs) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "mlp_critic_forward(Tensor u, Tensor v, Tensor[] weights, Tensor[] biases, str activation, str output, "
       "bool off_diagonal, int stats, float clip, bool keep) "

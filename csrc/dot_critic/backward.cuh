@@ -18,8 +18,7 @@ struct Side {  // what one side of the problem owns
   const void* data;
   const float *bias, *lse, *g;
   const int64_t* ids;
-  void* out;
-  float* out_bias;
+  float *out, *out_bias;
   int n;
 };
 
@@ -221,7 +220,7 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(const GradientArgume
     }
   }
 
-  E* to = static_cast<E*>(own.out) + static_cast<int64_t>(group) * own.n * a.D;
+  float* to = own.out + static_cast<int64_t>(group) * own.n * a.D;
   const float factor = scale * gain;
 #pragma unroll
   for (int i = 0; i < 4; ++i)
@@ -233,7 +232,7 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(const GradientArgume
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int f = feature + out_column + 8 * j + 2 * t + e;
-          if (own.out && r < own.n && f < a.D) to[static_cast<int64_t>(r) * a.D + f] = from_float<E>(out[i][j][2 * h + e] * factor);
+          if (own.out && r < own.n && f < a.D) to[static_cast<int64_t>(r) * a.D + f] = out[i][j][2 * h + e] * factor;
         }
     }
   if (feature_block) return;

@@ -10,13 +10,11 @@
 
 #include "problem.h"
 
-namespace mk {
+namespace mk::dot_critic {
 namespace {
 
 using at::Tensor;
 using OptTensor = std::optional<Tensor>;
-
-enum Stats : int64_t { kRowLse = 1, kColLse = 2, kSoftplus = 4, kSigned = 8 };
 
 template <class T>
 const T* group_of(const OptTensor& t, int64_t group, int64_t length) {
@@ -32,14 +30,14 @@ struct Call {
   Tensor x, y, scale;
   OptTensor row_bias, col_bias, row_ids, col_ids;
   int64_t pairs, shift, G, B, N, D;
-  at::ScalarType input_type, type;
+  at::ScalarType type;
   bool low;
 
   Call(const Tensor& x_, const Tensor& y_, const Tensor& scale_, const OptTensor& a, const OptTensor& b,
        const OptTensor& row_ids_, const OptTensor& col_ids_, int64_t pairs_, int64_t shift_)
       : row_ids(row_ids_), col_ids(col_ids_), pairs(pairs_), shift(shift_) {
     G = x_.size(0), B = x_.size(1), D = x_.size(2), N = y_.size(1);
-    input_type = x_.scalar_type();
+    const at::ScalarType input_type = x_.scalar_type();
     type = input_type == at::kDouble ? at::kDouble : at::kFloat;
     const bool medium = input_type == at::kFloat &&
                         at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::MEDIUM;
@@ -131,10 +129,17 @@ void to_lse(int64_t n, const T* top, const T* sum, T* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = sum[i] == T(0) ? minus_infinity<T>() : top[i] + std::log(sum[i]);
 }
 
-std::tuple<Tensor, Tensor, Tensor> stats(const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a,
-                                         const OptTensor& b, const OptTensor& row_ids, const OptTensor& col_ids,
-                                         int64_t pairs, int64_t shift, int64_t wanted, double clip) {
-  const Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
+// What rounding took from a log-sum-exp of (top, sum), as a factor of exp(S - lse): at scores of 1000 that is 1e-4.
+template <class T>
+void rounding_factors(int64_t n, const T* top, const T* sum, const T* lse, T* out) {
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = sum[i] == T(0)
+                 ? T(0)
+                 : static_cast<T>(std::exp((static_cast<double>(lse[i]) - top[i]) - std::log(static_cast<double>(sum[i]))));
+}
+
+std::tuple<Tensor, Tensor, Tensor> stats(MK_DOT_PROBLEM_PARAMETERS, int64_t wanted, double clip) {
+  const Call c(MK_DOT_PROBLEM);
   Tensor row = c.empty(wanted & kRowLse, {c.G, c.B}), col = c.empty(wanted & kColLse, {c.G, c.N}),
          soft = c.empty(wanted & kSoftplus, {c.G, c.B});
   c.each_group([&]<class T, class E>(int64_t i, int64_t threads) {
@@ -149,28 +154,24 @@ std::tuple<Tensor, Tensor, Tensor> stats(const Tensor& x, const Tensor& y, const
   return {row, col, soft};
 }
 
-struct Outputs {
+struct Outputs {  // gradients, all in the accumulation type
   Tensor x, y, scale, row_bias, col_bias;
   Outputs(const Call& c, int64_t needs)
-      : x(c.empty(needs & kX, {c.G, c.B, c.D})),
-        y(c.empty(needs & kY, {c.G, c.N, c.D})),
-        scale(c.empty(needs & kScale, {c.G})),
-        row_bias(c.empty(needs & kRowBias, {c.G, c.B})),
-        col_bias(c.empty(needs & kColBias, {c.G, c.N})) {}
+      : x(c.empty(needs & kNeedX, {c.G, c.B, c.D})),
+        y(c.empty(needs & kNeedY, {c.G, c.N, c.D})),
+        scale(c.empty(needs & kNeedScale, {c.G})),
+        row_bias(c.empty(needs & kNeedRowBias, {c.G, c.B})),
+        col_bias(c.empty(needs & kNeedColBias, {c.G, c.N})) {}
   template <class T>
   Gradients<T> group(const Call& c, int64_t i) {
     return {group_of<T>(x, i, c.B * c.D), group_of<T>(y, i, c.N * c.D), group_of<T>(scale, i, 1),
             group_of<T>(row_bias, i, c.B), group_of<T>(col_bias, i, c.N)};
   }
-  void cast(const Call& c) { x = x.to(c.input_type), y = y.to(c.input_type); }
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> grad(
-    const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a, const OptTensor& b,
-    const OptTensor& row_ids, const OptTensor& col_ids, int64_t pairs, int64_t shift, const OptTensor& row_lse,
-    const OptTensor& col_lse, const OptTensor& g_row, const OptTensor& g_col, const OptTensor& g_soft,
-    const OptTensor& g_pos, bool soft_signed, int64_t needs) {
-  const Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
+    MK_DOT_PROBLEM_PARAMETERS, MK_DOT_SLOPES_PARAMETERS, int64_t needs) {
+  const Call c(MK_DOT_PROBLEM);
   Outputs out(c, needs);
   c.each_group([&]<class T, class E>(int64_t i, int64_t threads) {
     Problem<T, E> problem(c.group<T>(i), threads, needs);
@@ -179,7 +180,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> grad(
                              soft_signed};
     problem.gradient(weights, out.group<T>(c, i), nullptr, nullptr, nullptr);
   });
-  out.cast(c);
   return {out.x, out.y, out.scale, out.row_bias, out.col_bias};
 }
 
@@ -189,10 +189,9 @@ constexpr int64_t kPanelLimit = 16 << 20;
 constexpr int64_t kAlwaysKept = 16 << 20;
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
-    const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a, const OptTensor& b,
-    const OptTensor& row_ids, const OptTensor& col_ids, int64_t pairs, int64_t shift, double w_row, double w_col,
+    MK_DOT_PROBLEM_PARAMETERS, double w_row, double w_col,
     double w_soft, double w_pos, bool soft_signed, bool normalize, int64_t needs, int64_t budget) {
-  const Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
+  const Call c(MK_DOT_PROBLEM);
   const AnyUnits units(c, normalize);
   Outputs out(c, needs);
   Tensor value = at::empty({c.G}, c.x.options());
@@ -207,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
       return;
     }
     std::vector<T> row_top(c.B), row_sum(c.B), col_top(c.N), col_sum(c.N), soft(c.B), positive(c.B);
-    std::vector<T> g_row(c.B, T(w_row)), g_col(c.N, T(w_col)), g_soft(c.B, T(w_soft)), g_pos(c.B, T(-w_pos));
+    std::vector<T> g_row(c.B), g_col(c.N), g_soft(c.B, T(w_soft)), g_pos(c.B, T(-w_pos));
     Weights<T> weights;
     weights.soft_signed = soft_signed;
     if (w_soft != 0) weights.g_soft = g_soft.data();
@@ -224,8 +223,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
                          col_sum.data(), nullptr, false, kUnclipped<T>, stored, positives);
       to_lse(c.B, row_top.data(), row_sum.data(), row_lse.data());
       to_lse(c.N, col_top.data(), col_sum.data(), col_lse.data());
-      if (w_row != 0) weights.row_lse = row_lse.data(), weights.g_row = g_row.data();
-      if (w_col != 0) weights.col_lse = col_lse.data(), weights.g_col = g_col.data();
+      if (w_row != 0) {
+        rounding_factors(c.B, row_top.data(), row_sum.data(), row_lse.data(), g_row.data());
+        for (T& g : g_row) g *= T(w_row);
+        weights.row_lse = row_lse.data(), weights.g_row = g_row.data();
+      }
+      if (w_col != 0) {
+        rounding_factors(c.N, col_top.data(), col_sum.data(), col_lse.data(), g_col.data());
+        for (T& g : g_col) g *= T(w_col);
+        weights.col_lse = col_lse.data(), weights.g_col = g_col.data();
+      }
     }
     if (needs) {
       problem.gradient(weights, gradients, w_soft != 0 ? soft.data() : nullptr, stored, lse ? nullptr : positives);
@@ -257,19 +264,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
       for (int64_t k = 0; k < c.B; ++k) total -= left * positive[k];
     *result = static_cast<T>(total);
   });
-  out.cast(c);
   return {value, out.x, out.y, out.scale, out.row_bias, out.col_bias};
 }
 
-// The losses of the rows apart, row_lse_i - S_i,pos(i) (symmetric: its mean with the column's), the log-sum-exps, and the
-// scores where they are small enough to be kept: their shape says in which order, which the gradient checks.
+// Per-row losses row_lse_i - S_i,pos(i) (symmetric: the mean with the column's), and what their gradient needs: per row
+// and per column the log-sum-exp and its rounding factor, [G, 2, .], and the scores where they are small enough to be
+// kept: their shape says in which order, which the gradient checks.
 std::tuple<Tensor, Tensor, Tensor, Tensor> row_losses(
-    const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a, const OptTensor& b,
-    const OptTensor& row_ids, const OptTensor& col_ids, int64_t pairs, int64_t shift, bool symmetric, bool normalize,
+    MK_DOT_PROBLEM_PARAMETERS, bool symmetric, bool normalize,
     bool keep) {
-  const Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
+  const Call c(MK_DOT_PROBLEM);
   const AnyUnits units(c, normalize);
-  Tensor losses = c.empty(true, {c.G, c.B}), row = c.empty(true, {c.G, c.B}), col = c.empty(symmetric, {c.G, c.N}),
+  Tensor losses = c.empty(true, {c.G, c.B}), row = c.empty(true, {c.G, 2, c.B}), col = c.empty(symmetric, {c.G, 2, c.N}),
          scores = c.empty(false, {});
   std::once_flag allocated;
   c.each_group([&]<class T, class E>(int64_t i, int64_t threads) {
@@ -283,8 +289,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_losses(
     std::vector<T> row_top(c.B), row_sum(c.B), col_top(c.N), col_sum(c.N), positive(c.B);
     problem.statistics(row_top.data(), row_sum.data(), symmetric ? col_top.data() : nullptr, col_sum.data(), nullptr,
                        false, kUnclipped<T>, group_of<T>(scores, i, problem.stored_elements()), positive.data());
-    to_lse(c.B, row_top.data(), row_sum.data(), group_of<T>(row, i, c.B));
-    if (symmetric) to_lse(c.N, col_top.data(), col_sum.data(), group_of<T>(col, i, c.N));
+    auto known = [](int64_t n, const std::vector<T>& top, const std::vector<T>& sum, T* to) {
+      to_lse(n, top.data(), sum.data(), to);
+      rounding_factors(n, top.data(), sum.data(), to, to + n);
+    };
+    known(c.B, row_top, row_sum, group_of<T>(row, i, 2 * c.B));
+    if (symmetric) known(c.N, col_top, col_sum, group_of<T>(col, i, 2 * c.N));
     T* const out = group_of<T>(losses, i, c.B);
     // close once a critic is trained: subtract before the logarithm is added
     auto above = [&](const std::vector<T>& top, const std::vector<T>& sum, int64_t k) {
@@ -297,10 +307,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_losses(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> row_losses_grad(
-    const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a, const OptTensor& b,
-    const OptTensor& row_ids, const OptTensor& col_ids, int64_t pairs, int64_t shift, const Tensor& row,
+    MK_DOT_PROBLEM_PARAMETERS, const Tensor& row,
     const Tensor& col, const Tensor& scores, const Tensor& g, bool symmetric, bool normalize, int64_t needs) {
-  const Call c(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
+  const Call c(MK_DOT_PROBLEM);
   const AnyUnits units(c, normalize);
   Outputs out(c, needs);
   c.each_group([&]<class T, class E>(int64_t i, int64_t threads) {
@@ -309,28 +318,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> row_losses_grad(
     units.enter(c, i, group, gradients);
     Problem<T, E> problem(group, threads, needs);
     const T* const slopes = g.const_data_ptr<T>() + i * c.B;
-    std::vector<T> share(c.B), positive(c.B);
-    for (int64_t k = 0; k < c.B; ++k) share[k] = symmetric ? slopes[k] / 2 : slopes[k], positive[k] = -slopes[k];
+    std::vector<T> g_row(c.B), g_col(symmetric ? c.N : 0), positive(c.B);
+    for (int64_t k = 0; k < c.B; ++k) positive[k] = -slopes[k];
+    auto enter = [&](const Tensor& known, int64_t n, std::vector<T>& g) {
+      const T* const lse = known.const_data_ptr<T>() + i * 2 * n;
+      for (int64_t k = 0; k < n; ++k) g[k] = (symmetric ? slopes[k] / 2 : slopes[k]) * lse[n + k];
+      return lse;
+    };
     Weights<T> weights;
-    weights.row_lse = row.const_data_ptr<T>() + i * c.B, weights.g_row = share.data();
-    if (symmetric) weights.col_lse = col.const_data_ptr<T>() + i * c.N, weights.g_col = share.data();
+    weights.row_lse = enter(row, c.B, g_row), weights.g_row = g_row.data();
+    if (symmetric) weights.col_lse = enter(col, c.N, g_col), weights.g_col = g_col.data();
     weights.g_pos = positive.data();
     const auto order = problem.stored_shape();  // another one under another number of threads
     const bool kept = scores.dim() == 5 && std::equal(order.begin(), order.end(), scores.sizes().begin() + 1);
     const T* const stored = kept ? scores.const_data_ptr<T>() + i * problem.stored_elements() : nullptr;
     problem.gradient(weights, gradients, nullptr, stored, nullptr);
   });
-  out.cast(c);
   return {out.x, out.y, out.scale, out.row_bias, out.col_bias};
 }
 
 }  // namespace
-}  // namespace mk
+}  // namespace mk::dot_critic
 
 TORCH_LIBRARY_IMPL(mi_kernels_cpu, CPU, m) {
-  m.impl("dot_critic_stats", &mk::stats);
-  m.impl("dot_critic_grad", &mk::grad);
-  m.impl("dot_critic_loss", &mk::loss);
-  m.impl("dot_critic_row_losses", &mk::row_losses);
-  m.impl("dot_critic_row_losses_grad", &mk::row_losses_grad);
+  m.impl("dot_critic_stats", &mk::dot_critic::stats);
+  m.impl("dot_critic_grad", &mk::dot_critic::grad);
+  m.impl("dot_critic_loss", &mk::dot_critic::loss);
+  m.impl("dot_critic_row_losses", &mk::dot_critic::row_losses);
+  m.impl("dot_critic_row_losses_grad", &mk::dot_critic::row_losses_grad);
 }

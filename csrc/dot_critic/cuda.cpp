@@ -12,15 +12,13 @@
 
 #include "../common/cuda/torch.h"
 #include "launch.cuh"
+#include "schema.h"
 
 namespace mk::dot_critic {
 namespace {
 
 using at::Tensor;
 using OptTensor = std::optional<Tensor>;
-
-enum Stats : int64_t { kRowLse = 1, kColLse = 2, kSoftplus = 4, kSigned = 8 };
-enum Needs : int64_t { kX = 1, kY = 2, kRowBias = 4, kColBias = 8, kScale = 16 };
 
 Precision precision_of(const Tensor& x, bool tf32) {
   switch (x.scalar_type()) {
@@ -59,9 +57,7 @@ struct Inputs {
   }
 };
 
-Inputs inputs(const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& row_bias,
-              const OptTensor& col_bias, const OptTensor& row_ids, const OptTensor& col_ids, int64_t pairs,
-              int64_t shift) {
+Inputs inputs(MK_DOT_PROBLEM_PARAMETERS) {
   return {x.contiguous(),
           y.contiguous(),
           scale.to(at::kFloat).contiguous(),
@@ -77,11 +73,9 @@ Tensor empty(bool wanted, at::IntArrayRef shape, at::TensorOptions options) {
   return at::empty(wanted ? shape : at::IntArrayRef{0}, options);
 }
 
-std::tuple<Tensor, Tensor, Tensor> stats(const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a,
-                                         const OptTensor& b, const OptTensor& row_ids, const OptTensor& col_ids,
-                                         int64_t pairs, int64_t shift, int64_t wanted, double clip, bool tf32) {
+std::tuple<Tensor, Tensor, Tensor> stats(MK_DOT_PROBLEM_PARAMETERS, int64_t wanted, double clip, bool tf32) {
   const DeviceGuard guard(x);
-  const Inputs in = inputs(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
+  const Inputs in = inputs(MK_DOT_PROBLEM);
   const Problem p = in.problem();
   const auto floats = x.options().dtype(at::kFloat);
   Tensor row = empty(wanted & kRowLse, {p.G, p.B}, floats), col = empty(wanted & kColLse, {p.G, p.N}, floats),
@@ -104,12 +98,9 @@ Tensor gain_of(std::initializer_list<OptTensor> weights, const Tensor& like) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> grad(
-    const Tensor& x, const Tensor& y, const Tensor& scale, const OptTensor& a, const OptTensor& b,
-    const OptTensor& row_ids, const OptTensor& col_ids, int64_t pairs, int64_t shift, const OptTensor& row_lse,
-    const OptTensor& col_lse, const OptTensor& g_row, const OptTensor& g_col, const OptTensor& g_soft,
-    const OptTensor& g_pos, bool soft_signed, int64_t needs, bool tf32) {
+    MK_DOT_PROBLEM_PARAMETERS, MK_DOT_SLOPES_PARAMETERS, int64_t needs, bool tf32) {
   const DeviceGuard guard(x);
-  const Inputs in = inputs(x, y, scale, a, b, row_ids, col_ids, pairs, shift);
+  const Inputs in = inputs(MK_DOT_PROBLEM);
   const Problem p = in.problem();
   const auto floats = x.options().dtype(at::kFloat);
   auto vector = [](const OptTensor& t) { return Inputs::vector(t, at::kFloat); };
@@ -117,9 +108,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> grad(
                   gs = vector(g_soft), gp = vector(shift >= 0 ? g_pos : OptTensor());
   OptTensor gain;
   if (x.scalar_type() == at::kHalf) gain = gain_of({gr, gc, gs, gp}, x);
-  Tensor dx = empty(needs & kX, x.sizes(), x.options()), dy = empty(needs & kY, y.sizes(), x.options()),
-         row = empty(needs & kRowBias, {p.G, p.B}, floats), col = empty(needs & kColBias, {p.G, p.N}, floats),
-         scale_rows = empty(needs & kScale, {p.G, p.B}, floats);
+  Tensor dx = empty(needs & kNeedX, x.sizes(), floats), dy = empty(needs & kNeedY, y.sizes(), floats),
+         row = empty(needs & kNeedRowBias, {p.G, p.B}, floats), col = empty(needs & kNeedColBias, {p.G, p.N}, floats),
+         scale_rows = empty(needs & kNeedScale, {p.G, p.B}, floats);
   const Gradients g{gr ? pointer_or_null<float>(lse_r) : nullptr,
                     gc ? pointer_or_null<float>(lse_c) : nullptr,
                     pointer_or_null<float>(gr),
@@ -128,27 +119,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> grad(
                     pointer_or_null<float>(gp),
                     soft_signed && gs && shift >= 0,
                     pointer_or_null<float>(gain),
-                    dx.numel() ? dx.mutable_data_ptr() : nullptr,
-                    dy.numel() ? dy.mutable_data_ptr() : nullptr,
+                    pointer_or_null<float>(dx),
+                    pointer_or_null<float>(dy),
                     pointer_or_null<float>(row),
                     pointer_or_null<float>(col),
                     pointer_or_null<float>(scale_rows)};
   check_launch(gradients(precision_of(x, tf32), p, g, current_stream()), "dot_critic_grad");
-  return {dx, dy, needs & kScale ? scale_rows.sum(1) : scale_rows, row, col};
+  return {dx, dy, needs & kNeedScale ? scale_rows.sum(1) : scale_rows, row, col};
 }
 
 }  // namespace
 }  // namespace mk::dot_critic
 
 TORCH_LIBRARY_FRAGMENT(mi_kernels_cuda, m) {
-  m.def(
-      "dot_critic_stats(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
-      "Tensor? col_ids, int pairs, int positive_shift, int stats, float clip, bool tf32) -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "dot_critic_grad(Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, "
-      "Tensor? col_ids, int pairs, int positive_shift, Tensor? row_lse, Tensor? col_lse, Tensor? g_row, "
-      "Tensor? g_col, Tensor? g_soft, Tensor? g_pos, bool soft_signed, int needs, bool tf32) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("dot_critic_stats(" MK_DOT_PROBLEM_SCHEMA ", int stats, float clip, bool tf32) -> (Tensor, Tensor, Tensor)");
+  m.def("dot_critic_grad(" MK_DOT_PROBLEM_SCHEMA ", " MK_DOT_SLOPES_SCHEMA
+        ", int needs, bool tf32) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 TORCH_LIBRARY_IMPL(mi_kernels_cuda, MK_CUDA_KEY, m) {
   m.impl("dot_critic_stats", &mk::dot_critic::stats);

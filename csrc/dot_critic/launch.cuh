@@ -27,8 +27,7 @@ struct Gradients {
   const float *row_lse, *col_lse, *g_row, *g_col, *g_soft, *g_pos;
   bool soft_signed;
   const float* gain;  // [1] or null: dS is divided by it before it is rounded, the products multiplied by it
-  void *dx, *dy;      // in the inputs' type
-  float *row_bias, *col_bias, *scale_rows;  // row sums and column sums of dS, row sums of dS <x, y>
+  float *dx, *dy, *row_bias, *col_bias, *scale_rows;  // row sums and column sums of dS, row sums of dS <x, y>
 };
 
 int64_t statistics_workspace(const Problem& p, const Statistics& s);

@@ -4,11 +4,11 @@
 #include "../common/cuda/math.cuh"
 #include "../common/cuda/tiles.cuh"
 #include "launch.cuh"
+#include "schema.h"
 
 namespace mk::dot_critic {
 
 constexpr int kThreads = 256, kWarps = 8;
-enum Pairs { kAllPairs = 0, kOffDiagonal = 1, kUnequalIds = 2, kUnequalIdsOrPositive = 3 };
 
 // Without branches: the tiles' loops over pairs are unrolled.
 __device__ __forceinline__ bool allowed(int pairs, int own, int other, int64_t own_id, int64_t other_id, bool positive) {

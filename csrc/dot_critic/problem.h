@@ -14,12 +14,10 @@
 
 #include "../common/buffer.h"
 #include "../common/rows.h"
+#include "schema.h"
 #include "tile.h"
 
-namespace mk {
-
-enum Pairs : int64_t { kAll = 0, kOffDiagonal = 1, kUnequalIds = 2, kUnequalIdsOrPositive = 3 };
-enum Needs : int64_t { kX = 1, kY = 2, kRowBias = 4, kColBias = 8, kScale = 16 };
+namespace mk::dot_critic {
 
 template <class T>
 struct Group {
@@ -223,7 +221,7 @@ class Problem {
         T* s = w.panel.get() + b * m_ * kBlock;
         if (w_pos != T(0)) each_positive(p, b, [&](int64_t i, int64_t at) { s[at] -= w_pos / w_row * sum[i]; });
         clear_padding(rows, s);
-        if (needs_ & (kRowBias | kColBias)) {
+        if (needs_ & (kNeedRowBias | kNeedColBias)) {
           for (int64_t i = 0; i < rows; ++i)
             for (int64_t j = 0; j < kBlock; ++j) w.exps[i * kBlock + j] = s[i * kBlock + j] * weight[i];
           accumulate_biases(thread, b, rows, w.exps.get(), da.data());
@@ -315,7 +313,7 @@ class Problem {
   }
 
   void pack_columns() {
-    const bool want_dx = needs_ & (kX | kScale);
+    const bool want_dx = needs_ & (kNeedX | kNeedScale);
     yt_ = make_buffer<E>(blocks_ * depth_ * kBlock);
     if (want_dx) yp_ = make_buffer<E>(dblocks_ * blocks_ * kBlock * kBlock);
     auto run = [&](int64_t begin, int64_t end) {
@@ -350,7 +348,7 @@ class Problem {
 
   // x^T [D][m], rows scaled by the score's scale and by `weight`: the left operand of dy^T
   void pack_rows_transposed(int64_t p, Scratch& w, const T* weight) const {
-    if (!(needs_ & kY)) return;
+    if (!(needs_ & kNeedY)) return;
     const int64_t rows = rows_of(p);
     std::vector<T> t(16 * m_, T(0)), factor(rows, g.scale);
     for (int64_t i = 0; weight && i < rows; ++i) factor[i] *= weight[i];
@@ -395,14 +393,14 @@ class Problem {
   void prepare_gradients() {
     for (Scratch& w : scratch_) {
       w.dx = make_buffer<T>(dblocks_ * m_ * kBlock);
-      if (needs_ & kY) w.xt = make_buffer<E>(g.D * m_), w.dyt = make_buffer<T>(blocks_ * g.D * kBlock);
-      if (needs_ & kColBias) w.col_bias = make_buffer<T>(blocks_ * kBlock), std::fill_n(w.col_bias.get(), blocks_ * kBlock, T(0));
+      if (needs_ & kNeedY) w.xt = make_buffer<E>(g.D * m_), w.dyt = make_buffer<T>(blocks_ * g.D * kBlock);
+      if (needs_ & kNeedColBias) w.col_bias = make_buffer<T>(blocks_ * kBlock), std::fill_n(w.col_bias.get(), blocks_ * kBlock, T(0));
     }
   }
 
   void accumulate_biases(int64_t thread, int64_t b, int64_t rows, const T* ds, T* da) {
-    if (needs_ & kRowBias) tile::row_sums(rows, ds, da);
-    if (needs_ & kColBias) tile::col_sums(rows, ds, scratch_[thread].col_bias.get() + b * kBlock);
+    if (needs_ & kNeedRowBias) tile::row_sums(rows, ds, da);
+    if (needs_ & kNeedColBias) tile::col_sums(rows, ds, scratch_[thread].col_bias.get() + b * kBlock);
   }
   void accumulate_operands(int64_t b, Scratch& w, const T* ds) {
     const E *left, *right;
@@ -413,15 +411,15 @@ class Problem {
     } else {
       left = right = ds;
     }
-    if (needs_ & (kX | kScale))
+    if (needs_ & (kNeedX | kNeedScale))
       for (int64_t c = 0; c < dblocks_; ++c)
         gemm(m_, kBlock, kBlock, b > 0, left, yp_.get() + (c * blocks_ + b) * kBlock * kBlock, w.dx.get() + c * m_ * kBlock);
-    if (needs_ & kY) gemm(g.D, m_, m_, w.dy_started, w.xt.get(), right, w.dyt.get() + b * g.D * kBlock);
+    if (needs_ & kNeedY) gemm(g.D, m_, m_, w.dy_started, w.xt.get(), right, w.dyt.get() + b * g.D * kBlock);
     if (b + 1 == blocks_) w.dy_started = true;
   }
 
   void finish_rows(int64_t p, Scratch& w, const Gradients<T>& out, const T* weight) {
-    if (!(needs_ & (kX | kScale))) return;
+    if (!(needs_ & (kNeedX | kNeedScale))) return;
     const int64_t rows = rows_of(p);
     for (int64_t i = 0; i < rows; ++i) {
       const T f = weight ? weight[i] : T(1);
@@ -430,7 +428,7 @@ class Problem {
       for (int64_t c = 0; c < dblocks_; ++c) {
         const int64_t d = c * kBlock, n = std::min(kBlock, g.D - d);
         const T* dx = w.dx.get() + (c * m_ + i) * kBlock;
-        if (needs_ & kScale) dot += rows::dot(n, dx, g.x + row + d);
+        if (needs_ & kNeedScale) dot += rows::dot(n, dx, g.x + row + d);
         if (out.x) rows::scaled_copy(n, dx, f * g.scale, out.x + row + d);
       }
       w.dscale += dot * f;
@@ -475,4 +473,4 @@ class Problem {
   std::vector<Scratch> scratch_;
 };
 
-}  // namespace mk
+}  // namespace mk::dot_critic

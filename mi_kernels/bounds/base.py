@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from ..critics import Critic
+from ..ops.common.checks import check_choice, check_integer, check_number, check_samples
 
 ANCHORS = ("x", "y")
 
 
 def check_paired(x: Tensor, y: Tensor, least: int = 1) -> None:
     """x [*, B, Dx] and y [*, B, Dy] with B >= least, or ValueError; the critic checks the widths."""
-    for name, t in (("x", x), ("y", y)):
-        if t.dim() < 2 or t.shape[:-1].numel() == 0:
-            raise ValueError(f"{name} must be [*, B, features] with at least one sample, got {tuple(t.shape)}")
+    check_samples("x", x)
+    check_samples("y", y)
     if x.shape[:-1] != y.shape[:-1]:
         raise ValueError(f"y must have the batch dimensions of x, {tuple(x.shape[:-1])}, got {tuple(y.shape[:-1])}")
     if x.shape[-2] < least:
@@ -26,8 +26,7 @@ def check_paired(x: Tensor, y: Tensor, least: int = 1) -> None:
 
 
 def check_anchor(anchor: str) -> None:
-    if anchor not in ANCHORS:
-        raise ValueError(f"anchor must be one of {ANCHORS}, got {anchor!r}")
+    check_choice("anchor", anchor, ANCHORS)
 
 
 def log_mean_exp(log_sums: Tensor, pairs: int) -> Tensor:
@@ -51,7 +50,7 @@ class CriticBound(nn.Module):
 
     def __init__(self, critic: Critic):
         super().__init__()
-        if not callable(getattr(critic, "statistics", None)):
+        if isinstance(critic, type) or not callable(getattr(critic, "statistics", None)):
             raise TypeError(f"critic must have a method statistics(x, y, stats, pairs), got {type(critic).__name__}")
         self.critic = critic
 
@@ -114,7 +113,9 @@ class GradientPenalty(nn.Module):
     gradient_norm_max: Tensor
 
     def set_penalty(self, penalty: float, seed: int) -> None:
-        if not penalty >= 0:
+        check_number("penalty", penalty)
+        check_integer("seed", seed)
+        if penalty < 0:
             raise ValueError(f"penalty must not be negative, got {penalty}")
         self.penalty = penalty
         self.draws = Draws(seed)

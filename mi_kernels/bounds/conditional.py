@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..critics import Critic
+from ..ops.common.checks import check_tensor
 from ..ops.common.statistics import Statistics
 
 StatisticsOf = Callable[..., Statistics]
@@ -44,6 +45,7 @@ def _cells(labels: Tensor) -> Iterator[Tensor]:
 
 def _checked(labels: Tensor, x: Tensor) -> Tensor:
     """Labels as [groups, B]."""
+    check_tensor("condition", labels)
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"condition must hold integer labels when it groups the samples, got {labels.dtype}")
     lead = x.shape[:-1]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..critics import Critic
+from ..ops.common.checks import check_choice, check_tensor
 from .base import CriticBound, check_anchor, check_paired
 from .conditional import StatisticsOf, within_labels
 from .registry import Ceiling, declare
@@ -16,6 +17,7 @@ CONDITIONS = ("concat", "group")
 
 
 def _with_condition(x: Tensor, y: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    check_tensor("condition", condition)
     for name, t in (("x", x), ("y", y)):
         if condition.shape[:-1] != t.shape[:-1]:
             raise ValueError(
@@ -32,8 +34,7 @@ class _Contrastive(CriticBound):
     def __init__(self, critic: Critic, anchor: str = "x", condition: str = "concat"):
         super().__init__(critic)
         check_anchor(anchor)
-        if condition not in CONDITIONS:
-            raise ValueError(f"condition must be one of {CONDITIONS}, got {condition!r}")
+        check_choice("condition", condition, CONDITIONS)
         self.anchor = anchor
         self.condition = condition
 

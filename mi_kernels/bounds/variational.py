@@ -15,10 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..critics import Critic
+from ..ops.common.checks import check_number
 from .base import CriticBound, bounded_exp, check_anchor, log_mean_exp, with_gradient_of
 from .registry import Ceiling, declare
 
 Baseline = Callable[[Tensor], Tensor]
+
+
+def check_baseline(baseline: Baseline | None) -> None:
+    if baseline is not None and not callable(baseline):
+        raise TypeError(f"baseline must map samples to log a, or be None, got {type(baseline).__name__}")
 
 
 def _log_baseline(baseline: Baseline | None, t: Tensor, like: Tensor) -> Tensor:
@@ -44,6 +50,7 @@ class TUBA(CriticBound):
     def __init__(self, critic: Critic, baseline: Baseline | None = None, anchor: str = "y"):
         super().__init__(critic)
         check_anchor(anchor)
+        check_baseline(baseline)
         self.baseline = baseline
         self.anchor = anchor
 
@@ -116,6 +123,7 @@ class MINE(CriticBound):
 
     def __init__(self, critic: Critic, decay: float = 0.99):
         super().__init__(critic)
+        check_number("decay", decay)
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay = decay
@@ -222,8 +230,7 @@ class SMILE(CriticBound):
 
     def __init__(self, critic: Critic, clip: float = 5.0):
         super().__init__(critic)
-        if not clip > 0:
-            raise ValueError(f"clip must be positive, got {clip}")
+        check_number("clip", clip, positive=True)
         self.clip = float(clip)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -267,6 +274,7 @@ class InterpolatedBound(CriticBound):
     def __init__(self, critic: Critic, alpha: float = 0.5, baseline: Baseline | None = None, anchor: str = "y"):
         super().__init__(critic)
         check_anchor(anchor)
+        check_number("alpha", alpha)
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
         self.alpha = alpha

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..ops.common.checks import check_choice, check_integer, check_tensor
 from ..ops.common.statistics import Statistics
 from ..ops.mlp_critic.activations import ACTIVATIONS
 
@@ -38,6 +39,7 @@ class Critic(nn.Module):
 
 
 def check_width(name: str, t: Tensor, width: int) -> None:
+    check_tensor(name, t)
     if t.dim() < 2 or t.shape[-1] != width:
         raise ValueError(f"{name} must be [*, batch, {width}], got {tuple(t.shape)}")
 
@@ -51,10 +53,18 @@ def check_alike(x: Tensor, y: Tensor) -> None:
 
 def check_positive(**values: int) -> None:
     for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        check_integer(name, value, least=1)
+
+
+def check_hidden(hidden_dims: Sequence[int], least: int = 0) -> None:
+    """A sequence of at least `least` positive widths."""
+    if isinstance(hidden_dims, str) or not isinstance(hidden_dims, Sequence):
+        raise TypeError(f"hidden_dims must be a sequence of widths, got {type(hidden_dims).__name__}")
+    if len(hidden_dims) < least:
+        raise ValueError(f"hidden_dims must hold at least one positive width, got {tuple(hidden_dims)}")
+    for k, width in enumerate(hidden_dims):
+        check_integer(f"hidden_dims[{k}]", width, least=1)
 
 
 def check_activation(activation: str) -> None:
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    check_choice("activation", activation, tuple(ACTIVATIONS))

@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.common.checks import check_number, check_samples, positive_values
 from ..ops.common.dtypes import accumulate_dtype
+from ..ops.common.rows import unit_rows
 from ..ops.common.statistics import Statistics, check_pairing, check_request
 from ..ops.dot_critic import api as dot_critic
-from .base import Critic, check_activation, check_alike, check_positive, check_width
+from .base import Critic, check_activation, check_alike, check_hidden, check_positive, check_width
 from .layers import MLP
 
 
@@ -23,11 +24,8 @@ class InnerProductCritic(Critic):
         raise NotImplementedError
 
     def _checked_features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
-        for name, t in (("x", x), ("y", y)):
-            if t.dim() < 2 or t.shape[:-1].numel() == 0:
-                raise ValueError(
-                    f"{name} must be [*, batch, features] with at least one sample, got {tuple(t.shape)}"
-                )
+        check_samples("x", x)
+        check_samples("y", y)
         if x.shape[:-2] != y.shape[:-2]:
             raise ValueError(
                 f"y must have the leading dimensions of x, {tuple(x.shape[:-2])}, got {tuple(y.shape[:-2])}"
@@ -60,20 +58,25 @@ class InnerProductCritic(Critic):
         a, b, scale = self._checked_features(x, y)
         off_diagonal = pairs == "off_diagonal"
         check_pairing(stats, pairs, a.shape[-2], b.shape[-2])
-        dtype = accumulate_dtype(a.dtype)
+        # Positives and log-sums meet in fp32: in 16 bits their gradients would be rounded before they cancel.
+        tiles, dtype = a.dtype, accumulate_dtype(a.dtype)
+        a, b = a.to(dtype), b.to(dtype)
+        factor = scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.dim() else scale
         found: dict[str, Tensor] = {}
-        if "positive" in stats or (off_diagonal and "row_sum" in stats):
-            found["positive"] = scale * (a.to(dtype) * b.to(dtype)).sum(-1)
+        wanted = tuple(s for s in ("row_lse", "col_lse", "row_softplus") if s in stats)
+        if wanted and "positive" in stats and not off_diagonal:
+            wanted = (*wanted, "positive")
+        elif "positive" in stats or (off_diagonal and "row_sum" in stats):
+            found["positive"] = factor * (a * b).sum(-1)
         if "row_sum" in stats:
-            found["row_sum"] = scale * (a.to(dtype) * b.sum(-2, keepdim=True, dtype=dtype)).sum(-1)
+            found["row_sum"] = factor * (a * b.sum(-2, keepdim=True)).sum(-1)
             if off_diagonal:
                 found["row_sum"] = found["row_sum"] - found["positive"]
-        wanted = tuple(s for s in ("row_lse", "col_lse", "row_softplus") if s in stats)
         if wanted:
-            sums = dot_critic.statistics(a, b, scale, stats=wanted, pairs=pairs)
+            sums = dot_critic.statistics(a, b, scale, stats=wanted, pairs=pairs, tiles=tiles)
             found |= {s: getattr(sums, s) for s in wanted}
         if "clipped_row_lse" in stats:
-            clipped = dot_critic.statistics(a, b, scale, pairs=pairs, clip=clip).row_lse
+            clipped = dot_critic.statistics(a, b, scale, pairs=pairs, clip=clip, tiles=tiles).row_lse
             assert clipped is not None
             found["clipped_row_lse"] = clipped
         return Statistics(**{s: t for s, t in found.items() if s in stats})
@@ -88,14 +91,16 @@ class DotCritic(InnerProductCritic):
 
     def __init__(self, temperature: float | Tensor = 1.0, normalize: bool = False):
         super().__init__()
-        if not isinstance(temperature, Tensor) and not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        if isinstance(temperature, Tensor):
+            positive_values("temperature", temperature)
+        else:
+            check_number("temperature", temperature, positive=True)
         self.temperature = temperature
         self.normalize = normalize
 
     def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         if self.normalize:
-            x, y = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
+            x, y = (unit_rows(t).to(t.dtype) for t in (x, y))
         return x, y, 1 / self.temperature
 
     def extra_repr(self) -> str:
@@ -141,6 +146,7 @@ class SeparableCritic(InnerProductCritic):
     ):
         super().__init__()
         check_positive(x_dim=x_dim, y_dim=y_dim, embed_dim=embed_dim)
+        check_hidden(hidden_dims)
         check_activation(activation)
         self.x_dim, self.y_dim = x_dim, y_dim
         self.x_encoder = MLP([x_dim, *hidden_dims, embed_dim], activation)

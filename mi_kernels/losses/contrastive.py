@@ -6,11 +6,13 @@ scales. N below is 2 B^2 D FLOP; forward and backward together cost 3N one-sided
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.common.checks import check_choice, check_integer
 from ..ops.dot_critic import api
 from . import common
+
+PAIR = ("image_features", "text_features", "logit_scale", "row_ids", "col_ids")
 
 
 def info_nce(
@@ -40,20 +42,17 @@ def info_nce(
     Cost 3N one-sided, 4N symmetric or with reduction="none" (N = 2 B^2 D FLOP; 3N with scores kept), O(B D) memory.
     Raises ValueError or TypeError naming the argument; RuntimeError if a named backend cannot run.
     """
-    if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
-    if negative_mode not in ("unpaired", "paired"):
-        raise ValueError(f"negative_mode must be 'unpaired' or 'paired', got {negative_mode!r}")
+    check_choice("reduction", reduction, ("none", "mean", "sum"))
+    check_choice("negative_mode", negative_mode, ("unpaired", "paired"))
+    check_integer("memory_budget", memory_budget)
     common.check_same_shape("query", query, "positive_key", positive_key)
-    scale = common.inverse_temperature(temperature)
+    scale = common.inverse_temperature(temperature, query.shape[:-2])
     if negative_keys is not None:
         if symmetric or query_ids is not None or key_ids is not None:
             raise ValueError("negative_keys cannot be combined with symmetric, query_ids or key_ids")
-        if normalize:
-            query, positive_key, negative_keys = (
-                F.normalize(t, dim=-1) for t in (query, positive_key, negative_keys)
-            )
-        rows = common.explicit_negatives(query, positive_key, negative_keys, scale, negative_mode, backend)
+        rows = common.explicit_negatives(
+            query, positive_key, negative_keys, scale, negative_mode, backend, normalize
+        )
         return common.reduced(rows, reduction)
     if query_ids is None and key_ids is not None:
         raise ValueError("key_ids was given without query_ids")
@@ -66,6 +65,7 @@ def info_nce(
         col_ids=key_ids,
         positive_shift=0,
         pairs="all" if query_ids is None else "unequal_ids_or_positive",
+        names=("query", "positive_key", "temperature", "query_ids", "key_ids"),
     )
     if reduction == "none":
         return api.row_losses(prepared, symmetric=symmetric, normalize=normalize, backend=backend)
@@ -99,9 +99,10 @@ def clip_loss(
     exponentiated one); logit_bias cancels in both softmaxes and is accepted for its signature. Cost 4N, or 3N where
     memory_budget bytes hold the scores; O(B D) memory otherwise. Raises ValueError naming the argument.
     """
-    common.check_same_shape("image_features", image_features, "text_features", text_features)
+    common.check_same_shape(PAIR[0], image_features, PAIR[1], text_features)
     bias = common.bias_rows(logit_bias, image_features)
-    prepared = api.prepare(image_features, text_features, logit_scale, row_bias=bias, positive_shift=0)
+    check_integer("memory_budget", memory_budget)
+    prepared = api.prepare(image_features, text_features, logit_scale, row_bias=bias, positive_shift=0, names=PAIR)
     count = image_features.shape[:-1].numel()
     return common.over_groups(
         api.loss(
@@ -129,11 +130,10 @@ def siglip_loss(
     Features [*, B, D], normalised by the caller; logit_scale multiplies and logit_bias is added. negative_only treats
     every pair as negative (open_clip's use for features of another rank). Cost 3N, O(B D) memory.
     """
-    common.check_same_shape("image_features", image_features, "text_features", text_features)
+    common.check_same_shape(PAIR[0], image_features, PAIR[1], text_features)
     bias = common.bias_rows(logit_bias, image_features)
-    prepared = api.prepare(
-        image_features, text_features, logit_scale, row_bias=bias, positive_shift=-1 if negative_only else 0
-    )
+    shift = -1 if negative_only else 0
+    prepared = api.prepare(image_features, text_features, logit_scale, row_bias=bias, positive_shift=shift, names=PAIR)
     return common.over_groups(
         api.loss(
             prepared, w_soft=1.0 / image_features.shape[:-1].numel(), soft_signed=not negative_only, backend=backend
@@ -147,4 +147,5 @@ def nt_xent(out0: Tensor, out1: Tensor, temperature: float | Tensor = 0.5, *, ba
     out0, out1 [*, B, D], two views of the same items; normalised here. Mean over the 2B anchors. Cost 3N with
     N = 8 B^2 D, O(B D) memory.
     """
-    return common.nt_xent_scaled(out0, out1, common.inverse_temperature(temperature), backend)
+    common.check_same_shape("out0", out0, "out1", out1)
+    return common.nt_xent_scaled(out0, out1, common.inverse_temperature(temperature, out0.shape[:-2]), backend)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops.common.dtypes import accumulate_dtype
+from ..ops.common import transforms
+from ..ops.common.checks import FLOATS, check_choice, check_number, check_tensor
+from ..ops.common.rows import widened
 from ..ops.dot_critic import api
 from . import common
 
@@ -19,12 +21,19 @@ def check_views(features: Tensor, labels: Tensor | None, base_temperature: float
         raise ValueError(f"features must have shape [B, views, D], got {shape}")
     if 0 in features.shape:
         raise ValueError(f"features must not be empty, got shape {tuple(features.shape)}")
-    if contrast_mode not in ("all", "one"):
-        raise ValueError(f"contrast_mode must be 'all' or 'one', got {contrast_mode!r}")
-    if not base_temperature > 0:
-        raise ValueError(f"base_temperature must be positive, got {base_temperature}")
+    if features.dtype not in FLOATS:
+        raise ValueError(f"features must be float64, float32, bfloat16 or float16, got {features.dtype}")
+    check_choice("contrast_mode", contrast_mode, ("all", "one"))
+    check_number("base_temperature", base_temperature, positive=True)
     items = features.shape[0]
-    if labels is not None and labels.numel() != items:
+    if labels is None:
+        return items
+    check_tensor("labels", labels)
+    if labels.is_complex():
+        raise ValueError(f"labels must be real, got {labels.dtype}")
+    if labels.is_floating_point() and _readable(labels) and bool(labels.isnan().any()):
+        raise ValueError("labels must not be NaN: NaN equals no label, not even itself")
+    if labels.numel() != items:
         raise ValueError(f"labels must hold {items} entries, one an item, got shape {tuple(labels.shape)}")
     return items
 
@@ -47,19 +56,22 @@ def sup_con(
     enter through sums over classes.
     """
     items = check_views(features, labels, base_temperature, contrast_mode)
+    scale = common.inverse_temperature(temperature, torch.Size(()))
     features = features.flatten(2)
     views = features.shape[1]
-    if labels is None:
-        labels = torch.arange(items, device=features.device)
     contrast = features.transpose(0, 1).flatten(0, 1)
     anchors = contrast if contrast_mode == "all" else contrast[:items]
-    classes = torch.unique(labels.reshape(-1).to(features.device), return_inverse=True)[1]
+    if labels is None and contrast_mode == "all" and views == 2:  # one positive an anchor: a loss of one node
+        loss = pair_mean(contrast, scale=scale, backend=backend)
+        return temperature / base_temperature * loss
+    device = features.device
+    classes = torch.arange(items, device=device) if labels is None else class_indices(labels.to(device))
     loss = class_mean(
         anchors,
         contrast,
         classes.repeat(anchors.shape[0] // items),
         classes.repeat(views),
-        scale=common.inverse_temperature(temperature),
+        scale=scale,
         backend=backend,
     )
     return temperature / base_temperature * loss
@@ -82,8 +94,9 @@ def class_rows(
     anchors [A, D], contrast [C, D]; classes count from 0; own [A] is the column that is the anchor itself, `aligned`
     says that own_i is i. A row without a positive is 0 and False.
     """
-    towards, weight = _of_classes(anchors, contrast, row_class, col_class, own, aligned)
-    return weighted_rows(anchors, contrast, towards, weight, own=own, aligned=aligned, scale=scale, backend=backend)
+    x, y = _widened(anchors, contrast)
+    towards, weight = _of_classes(x, y, row_class, col_class, own, aligned)
+    return weighted_rows(x, y, towards, weight, own=own, aligned=aligned, scale=scale, backend=backend)
 
 
 def class_mean(
@@ -98,16 +111,14 @@ def class_mean(
 ) -> Tensor:
     """The mean of class_rows over the rows that exist, or over `every` row; column i is anchor i itself."""
     own = torch.arange(anchors.shape[0], device=anchors.device)
-    towards, weight = _of_classes(anchors, contrast, row_class, col_class, own, True)
-    compiled = torch.compiler.is_compiling()
-    if anchors.device.type == "cpu" and not compiled and bool((weight > _NONE).all()):
+    x, y = _widened(anchors, contrast)
+    towards, weight = _of_classes(x, y, row_class, col_class, own, True)
+    if _readable(weight) and bool((weight > _NONE).all()):
         # Where all rows count alike, their gradients can be computed with the value: 3N instead of 4N.
-        prepared = api.prepare(anchors, contrast, scale, pairs="off_diagonal")
+        prepared = api.prepare(x, y, scale, pairs="off_diagonal")
         mean = api.loss(prepared, w_row=1 / anchors.shape[0], backend=backend)
-        return mean - _positive(anchors, towards, scale, weight).mean()
-    rows, valid = weighted_rows(
-        anchors, contrast, towards, weight, own=own, aligned=True, scale=scale, backend=backend
-    )
+        return mean - _positive(x, towards, scale, weight).mean()
+    rows, valid = weighted_rows(x, y, towards, weight, own=own, aligned=True, scale=scale, backend=backend)
     return rows.mean() if every else rows.sum() / valid.sum().clamp(min=1)
 
 
@@ -115,20 +126,48 @@ def _of_classes(
     anchors: Tensor, contrast: Tensor, row_class: Tensor, col_class: Tensor, own: Tensor | None, aligned: bool
 ) -> tuple[Tensor, Tensor]:
     """The sum of an anchor's positives, [A, D], and their number, [A]."""
-    wide = accumulate_dtype(anchors.dtype)
-    number = int(torch.maximum(row_class.max(), col_class.max())) + 1
-    sums = torch.zeros(number, contrast.shape[1], dtype=wide, device=anchors.device)
-    towards = sums.index_add(0, col_class, contrast.to(wide)).index_select(0, row_class)
-    weight = torch.bincount(col_class, minlength=number)[row_class].to(wide)
+    number = row_class.numel() + col_class.numel()  # not the largest class: reading it would wait for a GPU
+    towards = contrast.new_zeros(number, contrast.shape[1]).index_add(0, col_class, contrast).index_select(0, row_class)
+    ones = contrast.new_ones(col_class.shape)
+    weight = contrast.new_zeros(number).index_add(0, col_class, ones).index_select(0, row_class)
     if own is None:
         return towards, weight
     itself = contrast[: anchors.shape[0]] if aligned else contrast.index_select(0, own)
-    return towards - itself.to(wide), weight - 1
+    return towards - itself, weight - 1
+
+
+def pair_mean(views: Tensor, *, scale: float | Tensor, backend: str | None = None) -> Tensor:
+    """The mean over anchors i of views [2 B, D] whose only positive is the other view, i + B; the rest is negative."""
+    rows = views.shape[0]
+    prepared = api.prepare(views, views, scale, pairs="off_diagonal", positive_shift=rows // 2)
+    return api.loss(prepared, w_row=1 / rows, w_pos=1 / rows, backend=backend)
+
+
+def class_indices(labels: Tensor) -> Tensor:
+    """Labels numbered from 0, [n]: as torch.unique's inverse, with shapes that torch.export knows beforehand."""
+    ordered, order = labels.reshape(-1).sort(stable=True)
+    new = torch.cat([ordered.new_zeros(1, dtype=torch.long), (ordered[1:] != ordered[:-1]).long()])
+    return torch.empty_like(order).scatter(0, order, new.cumsum(0))
+
+
+def _widened(anchors: Tensor, contrast: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the accumulation type; one tensor stays one.
+
+    Products are taken in it too. The positives enter apart from the softmax, whose entries would be rounded in 16-bit
+    tiles before they meet: near convergence nothing of the gradient would be left.
+    """
+    x = widened(anchors)
+    return x, x if contrast is anchors else widened(contrast)
+
+
+def _readable(t: Tensor) -> bool:
+    """Whether t's values may decide what is computed: on a CPU, outside of compiled graphs and transforms."""
+    return t.device.type == "cpu" and not torch.compiler.is_compiling() and not transforms.active()
 
 
 def _positive(anchors: Tensor, towards: Tensor, scale: float | Tensor, weight: Tensor) -> Tensor:
     """The mean score of an anchor's positives, [A]."""
-    return (anchors.to(towards.dtype) * towards).sum(-1) * scale / weight
+    return (anchors * towards).sum(-1) * scale / weight
 
 
 def weighted_rows(
@@ -143,6 +182,7 @@ def weighted_rows(
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """class_rows from towards_i = sum_p m_ip contrast_p [A, D] and weight_i = sum_p m_ip [A]."""
+    anchors, contrast = _widened(anchors, contrast)
     valid = weight > _NONE
     positive = _positive(anchors, towards, scale, torch.where(valid, weight, 1))
     if own is None or aligned:

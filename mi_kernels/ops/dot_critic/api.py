@@ -7,18 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.checks import FLOATS
+from ..common import transforms
+from ..common.checks import backend_name, check_choice, check_number, check_samples, check_tensor
 from ..common.dtypes import accumulate_dtype
-from . import autograd, dispatch
-from .schema import (
-    ALL,
-    COL_LSE,
-    OFF_DIAGONAL,
-    ROW_LSE,
-    SOFTPLUS,
-    UNEQUAL_IDS,
-    UNEQUAL_IDS_OR_POSITIVE,
-)
+from ..common.statistics import Statistics
+from . import autograd, dispatch  # noqa: F401  (dispatch registers the operators)
+from .problem import LossSettings, Problem, RowSettings, Weights, flat
+from .schema import ALL, COL_LSE, OFF_DIAGONAL, ROW_LSE, SOFTPLUS, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE
 
 PAIRS = {
     "all": ALL,
@@ -29,39 +24,22 @@ PAIRS = {
 _STATS = {"row_lse": ROW_LSE, "col_lse": COL_LSE, "row_softplus": SOFTPLUS}
 
 
-class Statistics(NamedTuple):
-    """What was asked for; None elsewhere. LSEs in nats, fp32 (fp64 for fp64)."""
-
-    row_lse: Tensor | None  # [*, B]
-    col_lse: Tensor | None  # [*, N]
-    row_softplus: Tensor | None  # [*, B]
-
-
 class Prepared(NamedTuple):
-    """Inputs in the operators' form, but for x and y, which keep the caller's shape until `autograd.flat`."""
+    """A checked problem in the operators' form; x and y keep the caller's shape until `problem.flat`."""
 
-    problem: dispatch.Problem
+    problem: Problem
     shape: torch.Size  # the caller's group dimensions
-
-
-def _features(name: str, t: Tensor) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-    if t.dim() < 2:
-        raise ValueError(f"{name} must have shape [*, batch, features], got {tuple(t.shape)}")
-    if t.dtype not in FLOATS:
-        raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
-    if 0 in t.shape:
-        raise ValueError(f"{name} must not be empty, got shape {tuple(t.shape)}")
+    tiles: torch.dtype | None = None
 
 
 def _vector(name: str, t: Tensor, shape: tuple[int, ...], like: Tensor, ids: bool = False) -> Tensor:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    check_tensor(name, t)
     if t.device != like.device:
         raise ValueError(f"{name} is on {t.device}, x is on {like.device}")
     if ids and (t.is_floating_point() or t.is_complex()):
         raise ValueError(f"{name} must hold integers, got {t.dtype}")
+    if not ids and not t.is_floating_point():
+        raise ValueError(f"{name} must hold floats, got {t.dtype}")
     try:
         t = t.expand(shape)
     except RuntimeError:
@@ -70,17 +48,22 @@ def _vector(name: str, t: Tensor, shape: tuple[int, ...], like: Tensor, ids: boo
     return (t.long() if ids else t.to(accumulate_dtype(like.dtype))).contiguous()
 
 
-def _scale(scale: Tensor | float, shape: torch.Size, like: Tensor) -> Tensor:
+def _scale(name: str, scale: Tensor | float, shape: torch.Size, like: Tensor) -> Tensor:
     """[G] in the accumulation type, from a number, a one-element tensor or [*]."""
-    wide = accumulate_dtype(like.dtype)
+    dtype = accumulate_dtype(like.dtype)
     if not isinstance(scale, Tensor):
-        return torch.full((shape.numel(),), float(scale), dtype=wide, device=like.device)
+        check_number(name, scale)
+        scale = float(scale) if type(scale) is int else scale  # a symbolic number stays one
+        return torch.full((shape.numel(),), scale, dtype=dtype, device=like.device)
+    if scale.is_complex():
+        raise ValueError(f"{name} must be real, got {scale.dtype}")
     if scale.device != like.device and scale.dim():
-        raise ValueError(f"scale is on {scale.device}, x is on {like.device}")
+        raise ValueError(f"{name} is on {scale.device}, x is on {like.device}")
     if scale.numel() != 1 and scale.shape != shape:
-        raise ValueError(f"scale must be a number, a 0-d tensor or have shape {tuple(shape)}, got {tuple(scale.shape)}")
-    flat = scale.reshape(-1).to(like.device, wide)
-    return flat.expand(shape.numel()).contiguous()
+        raise ValueError(
+            f"{name} must be a number, a 0-d tensor or have shape {tuple(shape)}, got {tuple(scale.shape)}"
+        )
+    return scale.reshape(-1).to(like.device, dtype).expand(shape.numel()).contiguous()
 
 
 def prepare(
@@ -94,21 +77,29 @@ def prepare(
     col_ids: Tensor | None = None,
     pairs: str = "all",
     positive_shift: int = -1,
+    tiles: torch.dtype | None = None,
+    names: tuple[str, ...] = ("x", "y", "scale", "row_ids", "col_ids"),
 ) -> Prepared:
-    """Checks the inputs and brings them to the operators' form. Raises ValueError or TypeError naming the argument."""
-    _features("x", x)
-    _features("y", y)
+    """Checks the inputs and brings them to the operators' form. Raises ValueError or TypeError naming the argument.
+
+    `tiles`: the dtype in which products are taken, for x and y that were widened from it (`critics` and the supervised
+    losses widen their features once, so that all paths meet in fp32 before the gradient is rounded). `names`: what the
+    caller calls x, y, scale, row_ids and col_ids, for messages.
+    """
+    check_samples(names[0], x)
+    check_samples(names[1], y)
     if x.dtype != y.dtype:
         if not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"x and y must have one dtype, got {x.dtype} and {y.dtype}")
+            raise ValueError(f"{names[0]} and {names[1]} must have one dtype, got {x.dtype} and {y.dtype}")
         short = torch.get_autocast_dtype(x.device.type)
         x, y = x.to(short), y.to(short)
     if x.device != y.device:
-        raise ValueError(f"y is on {y.device}, x is on {x.device}")
+        raise ValueError(f"{names[1]} is on {y.device}, {names[0]} is on {x.device}")
     if x.shape[-1] != y.shape[-1] or x.shape[:-2] != y.shape[:-2]:
-        raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)} must agree in all but the batch dimension")
-    if pairs not in PAIRS:
-        raise ValueError(f"pairs must be one of {', '.join(PAIRS)}, got {pairs!r}")
+        raise ValueError(
+            f"{names[0]} {tuple(x.shape)} and {names[1]} {tuple(y.shape)} must agree in all but the batch dimension"
+        )
+    check_choice("pairs", pairs, tuple(PAIRS))
     if pairs.startswith("unequal") and (row_ids is None or col_ids is None):
         raise ValueError(f"pairs={pairs!r} needs row_ids and col_ids")
     if positive_shift >= 0 and (
@@ -116,27 +107,62 @@ def prepare(
     ):
         raise ValueError(f"positive_shift={positive_shift} names pairs that pairs={pairs!r} leaves out")
     if x is y:
-        y = x.view_as(x)  # a function that is compiled takes a tensor once
+        y = x.view_as(x)  # torch.compile rejects the same tensor passed twice
     shape, rows, columns = x.shape[:-2], x.shape[:-1], y.shape[:-1]
-    problem = (
+    problem = Problem(
         x,
         y,
-        _scale(scale, shape, x),
+        _scale(names[2], scale, shape, x),
         None if row_bias is None else _vector("row_bias", row_bias, rows, x),
         None if col_bias is None else _vector("col_bias", col_bias, columns, x),
-        None if row_ids is None else _vector("row_ids", row_ids, rows, x, ids=True),
-        None if col_ids is None else _vector("col_ids", col_ids, columns, x, ids=True),
+        None if row_ids is None else _vector(names[3], row_ids, rows, x, ids=True),
+        None if col_ids is None else _vector(names[4], col_ids, columns, x, ids=True),
         PAIRS[pairs],
         positive_shift,
     )
-    return Prepared(problem, shape)
+    return Prepared(problem, shape, tiles)
 
 
-def _clipped(problem: dispatch.Problem, bits: int, clip: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    if not clip > 0:
-        raise ValueError(f"clip must be positive, got {clip}")
-    with torch.no_grad():
-        return torch.ops.mi_kernels.dot_critic_stats(*autograd.flat(problem), bits, float(clip), backend)
+def _operator(problem: Problem, run, formula) -> tuple[Tensor, ...]:
+    """run(problem), under transforms of torch.func; vmap's dimensions come first and join the groups."""
+
+    def folded(function):
+        def on_tensors(lead: tuple[int, ...], x, y, *vectors: Tensor | None):
+            flattened = [None if t is None else t.reshape(-1, *t.shape[len(lead) + 1 :]) for t in vectors]
+            rest = [problem.pairs, problem.positive_shift]
+            return function(Problem(*[x, y, *flattened, *rest]), lead)
+
+        return on_tensors
+
+    return transforms.apply(transforms.Operator(folded(run), folded(formula)), *problem.tensors)
+
+
+def _statistics(prepared: Prepared, bits: int, backend: str) -> tuple[Tensor, ...]:
+    if not transforms.active():
+        found: tuple[Tensor, ...] = autograd.Statistics.apply(*prepared.problem, bits, backend, prepared.tiles)
+        return found
+    groups = prepared.problem.scale.shape[0]
+    grouped = lambda found, lead: [t.reshape(*lead, groups, t.shape[-1]) for t in found]  # noqa: E731
+    return _operator(
+        prepared.problem,
+        lambda p, lead: grouped(autograd.Statistics.apply(*p, bits, backend, prepared.tiles), lead),
+        lambda p, lead: grouped(autograd.differentiable_statistics(p, bits), lead),
+    )
+
+
+def _clipped(prepared: Prepared, bits: int, clip: float, backend: str) -> tuple[Tensor, ...]:
+    """Statistics of clipped scores, which carry no gradient."""
+    check_number("clip", clip, positive=True)
+    groups = prepared.problem.scale.shape[0]
+
+    def run(problem: Problem, lead: tuple[int, ...] = ()) -> list[Tensor]:
+        with torch.no_grad():
+            found = torch.ops.mi_kernels.dot_critic_stats(*flat(problem, prepared.tiles), bits, float(clip), backend)
+        return [t.reshape(*lead, groups, t.shape[-1]) for t in found]
+
+    if not transforms.active():
+        return tuple(run(prepared.problem))
+    return tuple(t.detach() for t in _operator(prepared.problem, run, run))
 
 
 def statistics(
@@ -152,28 +178,42 @@ def statistics(
     stats: tuple[str, ...] = ("row_lse",),
     clip: float | None = None,
     backend: str | None = None,
+    tiles: torch.dtype | None = None,
 ) -> Statistics:
     """Statistics of S = scale x y^T + row_bias + col_bias that is never stored.
 
     x [*, B, D], y [*, N, D]; scale a float, a 0-d tensor or [*]; biases [*, B] and [*, N]; ids integers of the same
     shapes. `pairs`: "all", "off_diagonal" (i != j) or "unequal_ids". `stats`: any of "row_lse" [*, B], "col_lse"
-    [*, N], "row_softplus" [*, B] (sum_j softplus S_ij). A row without pairs has LSE -inf. Differentiable twice in x,
-    y, scale and the biases. `clip` clamps the scores that enter the LSEs to [-clip, clip]; the statistics then carry no
-    gradient. Cost: 2 B N D FLOP forward, 6 B N D backward, O((B + N) D) memory.
+    [*, N], "row_softplus" [*, B] (sum_j softplus S_ij), and with one of them "positive" [*, B] (S_ii, over all pairs).
+    A row without pairs has LSE -inf. Differentiable twice in x, y, scale and the biases. `clip` clamps the scores that
+    enter the LSEs to [-clip, clip]; the statistics then carry no gradient. `tiles` as in `prepare`.
+    Cost: 2 B N D FLOP forward, 6 B N D backward, O((B + N) D) memory.
     Raises ValueError or TypeError that names the argument, RuntimeError if a backend that was named cannot run.
     """
-    unknown = set(stats) - set(_STATS)
-    if unknown or not stats:
-        raise ValueError(f"stats must name some of {', '.join(_STATS)}, got {stats!r}")
-    prepared = prepare(x, y, scale, row_bias=row_bias, col_bias=col_bias, row_ids=row_ids, col_ids=col_ids, pairs=pairs)
-    bits = sum(_STATS[name] for name in set(stats))
-    if clip is None:
-        found = autograd.Statistics.apply(*prepared.problem, bits, backend or "")
-    else:
-        found = _clipped(prepared.problem, bits, clip, backend or "")
-    return Statistics(
-        *(t.reshape(*prepared.shape, -1) if bits & bit else None for t, bit in zip(found, _STATS.values(), strict=True))
+    positive = "positive" in stats
+    names = set(stats) - {"positive"}
+    if names - set(_STATS) or not names:
+        raise ValueError(f"stats must name some of {', '.join(_STATS)}, and may name positive, got {stats!r}")
+    prepared = prepare(
+        x,
+        y,
+        scale,
+        row_bias=row_bias,
+        col_bias=col_bias,
+        row_ids=row_ids,
+        col_ids=col_ids,
+        pairs=pairs,
+        positive_shift=0 if positive else -1,
+        tiles=tiles,
     )
+    bits = sum(_STATS[name] for name in names)
+    if clip is None:
+        found = _statistics(prepared, bits, backend_name(backend))
+    else:
+        found = _clipped(prepared, bits, clip, backend_name(backend))
+    shaped = (t.reshape(*prepared.shape, t.shape[-1]) for t in found)
+    named = dict(zip((*_STATS, "positive"), shaped, strict=False))
+    return Statistics(**{name: t for name, t in named.items() if name in stats})
 
 
 def loss(
@@ -194,7 +234,14 @@ def loss(
     requires them and autograd records: 3N one-sided, 4N with both LSEs (3N where `memory_budget` bytes hold the
     scores), N = 2 B N D FLOP; without, N.
     """
-    settings = (w_row, w_col, w_soft, w_pos, soft_signed, normalize, memory_budget, backend or "")
+    weights = Weights(w_row, w_col, w_soft, w_pos, soft_signed)
+    settings = LossSettings(weights, normalize, memory_budget, backend_name(backend), prepared.tiles)
+    if transforms.active():
+        return _operator(
+            prepared.problem,
+            lambda p, lead: (autograd.Loss.apply(*p, settings),),
+            lambda p, lead: (autograd.differentiable_loss(p, settings),),
+        )[0]
     if not torch.is_grad_enabled():
         return autograd.loss_value(prepared.problem, settings)
     return autograd.Loss.apply(*prepared.problem, settings)
@@ -204,9 +251,15 @@ def row_losses(
     prepared: Prepared, *, symmetric: bool = False, normalize: bool = False, backend: str | None = None
 ) -> Tensor:
     """row_lse_i - S_i,pos(i) for every row, [*, B]; symmetric averages it with the positive column's. `normalize` as in
-    `loss`. 4N FLOP: the gradients have to wait for what every row counts, and form the scores again; 3N on a CPU where
-    16 MiB hold them."""
-    settings = (symmetric, normalize, backend or "")
+    `loss`. 4N FLOP, since the gradients need every row's slope first and form the scores again; 3N on a CPU where 16
+    MiB hold the scores."""
+    settings = RowSettings(symmetric, normalize, backend_name(backend))
+    if transforms.active():
+        return _operator(
+            prepared.problem,
+            lambda p, lead: (autograd.RowLosses.apply(*p, settings),),
+            lambda p, lead: (autograd.differentiable_row_losses(p, settings),),
+        )[0]
     if not torch.is_grad_enabled():
         return autograd.row_losses_value(prepared.problem, settings)
     return autograd.RowLosses.apply(*prepared.problem, settings)

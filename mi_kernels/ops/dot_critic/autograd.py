@@ -1,4 +1,7 @@
-"""Autograd of the dot critic's operators. Callers validate."""
+"""Autograd of the dot critic's operators. Callers validate.
+
+Gradients leave the operators in the accumulation type and are narrowed to the inputs' dtype once, after the slope.
+"""
 
 from __future__ import annotations
 
@@ -8,159 +11,201 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..common import autograd as handover
-from ..common.shapes import grouped, reshaped
+from ..common import autograd as common
+from ..common.rows import null_rows
+from ..common.shapes import reshaped
 from . import dispatch, reference
+from .problem import LossSettings, Problem, RowSettings, Slopes, flat
 from .schema import COL_LSE, GRADIENTS, ROW_LSE, SIGNED
 
-
-def flat(problem: dispatch.Problem) -> dispatch.Problem:
-    """x and y with one group dimension, contiguous. Done inside the functions below, where autograd records nothing."""
-    return (grouped(problem[0]), grouped(problem[1]), *problem[2:])
+FIELDS = len(Problem._fields)
 
 
-def _differentiable(problem: dispatch.Problem, outputs, gradients) -> tuple[Tensor | None, ...]:
-    """Gradients of the five float inputs that can be differentiated again."""
-    inputs = [t for t in problem[:5] if t is not None and t.requires_grad]
-    kept = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.requires_grad]
-    found = iter(
-        torch.autograd.grad([o for o, _ in kept], inputs, [g for _, g in kept], create_graph=True, allow_unused=True)
-    )
-    return tuple(next(found) if t is not None and t.requires_grad else None for t in problem[:5])
-
-
-def _shaped(gradients: Sequence[Tensor], problem: dispatch.Problem, needs: int) -> tuple[Tensor | None, ...]:
+def _shaped(gradients: Sequence[Tensor], problem: Problem, needs: int) -> list[Tensor | None]:
     """Gradients from the operators in the shapes of the inputs, None where they are not needed."""
-    return tuple(
+    return [
         reshaped(g, t.shape) if needs & bit and t is not None else None
-        for g, t, bit in zip(gradients, problem[:5], GRADIENTS, strict=True)
+        for g, t, bit in zip(gradients, problem.differentiable, GRADIENTS, strict=True)
+    ]
+
+
+def _narrow(g: Tensor, t: Tensor, normalize: bool) -> Tensor:
+    if g.dtype == t.dtype:
+        return g
+    # Through F.normalize a zero row's gradient is 1e12 times the slope: infinite in 16 bits, so it gets none.
+    return (g.masked_fill(null_rows(t), 0) if normalize and t.dim() > 1 else g).to(t.dtype)
+
+
+def _narrowed(
+    gradients: Sequence[Tensor | None], problem: Problem, normalize: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Gradients in the dtypes of the inputs, and None for the fields of the problem that have none."""
+    found = (
+        None if g is None or t is None else _narrow(g, t, normalize)
+        for g, t in zip(gradients, problem.differentiable, strict=True)
     )
+    return *found, *(None,) * (FIELDS - len(GRADIENTS))
+
+
+def _again(formula, problem: Problem, needed: Sequence[bool], slopes: Sequence[Tensor | None]) -> tuple:
+    """Gradients that can be differentiated again, from a formula of the problem."""
+    wanted = [need and i < len(GRADIENTS) for i, need in enumerate(needed[: len(problem.tensors)])]
+    rest = (problem.pairs, problem.positive_shift)
+    found = common.differentiable_gradients(
+        lambda *tensors: formula(Problem(*[*tensors, *rest])), problem.tensors, wanted, slopes
+    )
+    return *found, *(None,) * (FIELDS - len(found))
 
 
 class Statistics(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift, stats, backend):
-        problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift)
-        row, col, soft = torch.ops.mi_kernels.dot_critic_stats(*flat(problem), stats, math.inf, backend)
-        ctx.save_for_backward(x, y, scale, row_bias, col_bias, row_ids, col_ids, row, col)
-        ctx.settings = (pairs, shift, stats, backend)
-        ctx.set_materialize_grads(False)
-        return row, col, soft
+    """Row and column LSEs, softplus sums, and the scores of the positive pairs where there are any.
+
+    The positive scores share the node with the log-sums: near convergence their terms of dS cancel, which has to happen
+    before dS is rounded to 16-bit tiles.
+    """
 
     @staticmethod
-    def backward(ctx, g_row, g_col, g_soft):
+    def forward(ctx, *arguments):
+        # the problem, stats, backend, and the dtype of the tiles
+        problem = Problem(*arguments[:FIELDS])
+        stats, backend, tiles = arguments[FIELDS:]
+        full = flat(problem, tiles)
+        row, col, soft = torch.ops.mi_kernels.dot_critic_stats(*full, stats, math.inf, backend)
+        ctx.save_for_backward(*problem.tensors, row, col)
+        ctx.settings = (problem.pairs, problem.positive_shift, stats, backend, tiles)
+        ctx.set_materialize_grads(False)
+        return row, col, soft, _positive(full)
+
+    @staticmethod
+    def backward(ctx, *slopes):
         *tensors, row, col = ctx.saved_tensors
-        pairs, shift, stats, backend = ctx.settings
-        problem: dispatch.Problem = (*tensors, pairs, shift)
-        if torch.is_grad_enabled():
-            outputs = reference.stats(*flat(problem), stats)
-            return *_differentiable(problem, outputs, (g_row, g_col, g_soft)), *(None,) * 6
-        needs = handover.needs(ctx.needs_input_grad, GRADIENTS)
-        kept = lambda g: None if g is None or not g.numel() else g.contiguous()  # noqa: E731
-        g_row, g_col, g_soft = kept(g_row), kept(g_col), kept(g_soft)
-        gradients = torch.ops.mi_kernels.dot_critic_grad(
-            *flat(problem),
-            row if g_row is not None else None,
-            col if g_col is not None else None,
-            g_row,
-            g_col,
-            g_soft,
-            None,
-            bool(stats & SIGNED),
-            needs,
-            backend,
+        pairs, shift, stats, backend, tiles = ctx.settings
+        problem = Problem(*[*tensors, pairs, shift])
+        if torch.is_grad_enabled() or any(g is not None and common.batched(g) for g in slopes):
+            formula = lambda p: differentiable_statistics(p, stats)  # noqa: E731
+            with torch.enable_grad():
+                return *_again(formula, problem, ctx.needs_input_grad, slopes), None, None, None
+        needs = common.needs(ctx.needs_input_grad, GRADIENTS)
+        g_row, g_col, g_soft, g_pos = (None if g is None or not g.numel() else g.contiguous() for g in slopes)
+        known = Slopes(
+            row_lse=row if g_row is not None else None,
+            col_lse=col if g_col is not None else None,
+            g_row=g_row,
+            g_col=g_col,
+            g_soft=g_soft,
+            g_pos=g_pos,
+            soft_signed=bool(stats & SIGNED),
         )
-        return *_shaped(gradients, problem, needs), *(None,) * 6
+        found = torch.ops.mi_kernels.dot_critic_grad(*flat(problem, tiles), *known, needs, backend)
+        return *_narrowed(_shaped(found, problem, needs), problem), None, None, None
+
+
+def _positive(problem: Problem) -> Tensor:
+    """Scores of the positive pairs, [G, B]; empty where there are none."""
+    none = problem.positive_shift < 0
+    return problem.scale.new_empty(0) if none else dispatch.positive_scores(problem)
+
+
+def differentiable_statistics(problem: Problem, stats: int) -> tuple[Tensor, ...]:
+    """The outputs of `Statistics` as a materialising torch formula."""
+    problem = flat(problem)
+    return *reference.stats(*problem, stats), _positive(problem)
 
 
 class Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
-        # the problem, and (w_row, w_col, w_soft, w_pos, soft_signed, normalize, memory budget, backend)
-        problem: dispatch.Problem = arguments[:9]
-        settings = arguments[9]
-        needs = handover.needs(ctx.needs_input_grad, GRADIENTS)
+        problem, settings = Problem(*arguments[:FIELDS]), arguments[FIELDS]
+        needs = common.needs(ctx.needs_input_grad, GRADIENTS)
         value, gradients = _loss_and_gradients(problem, settings, needs)
         if torch.compiler.is_compiling():
-            ctx.save_for_backward(*problem[:7], *gradients)
+            ctx.save_for_backward(*problem.tensors, *gradients)
         else:
-            # Gradients are handed over in backward, not copied: nothing else holds them, and whoever goes back a
-            # second time (retain_graph) has them computed again.
-            ctx.save_for_backward(*problem[:7])
+            # Backward hands the gradients over without a copy: nothing else holds them. Whoever goes back a second
+            # time (retain_graph) has them computed again.
+            ctx.save_for_backward(*problem.tensors)
             ctx.gradients = gradients
-        ctx.settings = (problem[7:], settings, needs)
+        ctx.settings = (problem.pairs, problem.positive_shift, settings, needs)
         return value
 
     @staticmethod
     def backward(ctx, g):
-        rest, settings, needs = ctx.settings
+        pairs, shift, settings, needs = ctx.settings
         saved = ctx.saved_tensors
-        problem: dispatch.Problem = (*saved[:7], *rest)
+        problem = Problem(*[*saved[: FIELDS - 2], pairs, shift])
         if torch.is_grad_enabled():
-            return *_differentiable(problem, (_differentiable_loss(problem, settings),), (g,)), *(None,) * 5
-        if len(saved) > 7:
-            return *handover.scaled(saved[7:], g), *(None,) * 5
+            formula = lambda p: (differentiable_loss(p, settings),)  # noqa: E731
+            return *_again(formula, problem, ctx.needs_input_grad, (g,)), None
+        slopes = (g, g, *(g.reshape(-1),) * 3)  # scale and biases have one flat group dimension
+        if len(saved) > len(problem.tensors):
+            return *_narrowed(common.scaled(saved[len(problem.tensors) :], slopes), problem, settings.normalize), None
         gradients = ctx.gradients or _loss_and_gradients(problem, settings, needs)[1]
         ctx.gradients = None
-        return *handover.times(gradients, g), *(None,) * 5
+        if common.batched(g):
+            ctx.gradients = gradients
+        return *_narrowed(common.times(gradients, slopes), problem, settings.normalize), None
 
 
-def _loss_and_gradients(problem: dispatch.Problem, settings: tuple, needs: int) -> tuple[Tensor, tuple]:
+def _loss_and_gradients(problem: Problem, settings: LossSettings, needs: int) -> tuple[Tensor, list[Tensor | None]]:
     """The loss [*] and the gradients of the five float inputs in their shapes, None where they are not needed."""
     run = torch.ops.mi_kernels.dot_critic_loss if torch.compiler.is_compiling() else dispatch.run_loss_flat
-    value, *gradients = run(*flat(problem), *settings[:6], needs, *settings[6:])
-    return reshaped(value, problem[0].shape[:-2]), _shaped(gradients, problem, needs)
+    weights, normalize, budget, backend, tiles = settings
+    value, *gradients = run(*flat(problem, tiles), *weights, normalize, needs, budget, backend)
+    return reshaped(value, problem.x.shape[:-2]), _shaped(gradients, problem, needs)
 
 
-def loss_value(problem: dispatch.Problem, settings: tuple) -> Tensor:
-    """The loss [*] alone, where autograd does not record: its function would be told of gradients all the same."""
+def loss_value(problem: Problem, settings: LossSettings) -> Tensor:
+    """The loss [*] alone, for `no_grad`, which `needs_input_grad` ignores: `Loss` would compute unused gradients."""
     return _loss_and_gradients(problem, settings, 0)[0]
 
 
-def _differentiable_loss(problem: dispatch.Problem, settings: tuple) -> Tensor:
+def differentiable_loss(problem: Problem, settings: LossSettings) -> Tensor:
     """The loss [*] as a materialising torch formula, for second derivatives."""
-    w_row, w_col, w_soft, w_pos, soft_signed, normalize, *_ = settings
-    shape = problem[0].shape[:-2]
+    weights, shape = settings.weights, problem.x.shape[:-2]
     problem = flat(problem)
-    if normalize:
+    if settings.normalize:
         problem = dispatch.normalized(problem)
-    stats = reference.stats(*problem, dispatch.wanted_stats(w_row, w_col, w_soft, soft_signed))
-    positive = dispatch.positive_scores(problem) if w_pos and problem[8] >= 0 else None
-    return dispatch.compose_loss(stats, positive, w_row, w_col, w_soft, w_pos).reshape(shape)
+    stats = reference.stats(*problem, dispatch.wanted_stats(weights))
+    positive = dispatch.positive_scores(problem) if weights.pos and problem.positive_shift >= 0 else None
+    return dispatch.compose_loss(stats, positive, weights).reshape(shape)
 
 
 class RowLosses(torch.autograd.Function):
-    """The losses of the rows apart: one node for all that leads to them, where small batches are launch-bound."""
+    """Per-row losses as one autograd node: the launches of small batches are what takes their time."""
 
     @staticmethod
     def forward(ctx, *arguments):
-        problem: dispatch.Problem = arguments[:9]
-        symmetric, normalize, backend = arguments[9]
-        losses, *known = dispatch.run_row_losses(flat(problem), symmetric, normalize, True, backend)
-        ctx.save_for_backward(*problem[:7], *known)
-        ctx.settings = (problem[7:], arguments[9])
-        return reshaped(losses, problem[0].shape[:-1])
+        problem, settings = Problem(*arguments[:FIELDS]), arguments[FIELDS]
+        losses, *known = dispatch.run_row_losses(flat(problem), settings, True)
+        ctx.save_for_backward(*problem.tensors, *known)
+        ctx.settings = (problem.pairs, problem.positive_shift, settings)
+        return reshaped(losses, problem.x.shape[:-1])
 
     @staticmethod
     def backward(ctx, g):
-        rest, (symmetric, normalize, backend) = ctx.settings
+        pairs, shift, settings = ctx.settings
         saved = ctx.saved_tensors
-        problem: dispatch.Problem = (*saved[:7], *rest)
-        if torch.is_grad_enabled():
-            full = dispatch.normalized(flat(problem)) if normalize else flat(problem)
-            stats = reference.stats(*full, ROW_LSE | COL_LSE if symmetric else ROW_LSE)
-            losses = dispatch.compose_row_losses(full, stats[0], stats[1], symmetric).reshape(g.shape)
-            return *_differentiable(problem, (losses,), (g,)), *(None,) * 5
-        needs = handover.needs(ctx.needs_input_grad, GRADIENTS)
-        slopes = g.reshape(saved[7].shape).to(saved[7].dtype).contiguous()
-        found = dispatch.run_row_losses_grad(
-            flat(problem), saved[7:], slopes, symmetric, normalize, needs, backend
-        )
-        return *_shaped(found, problem, needs), *(None,) * 5
+        problem, known = Problem(*[*saved[: FIELDS - 2], pairs, shift]), saved[FIELDS - 2 :]
+        if torch.is_grad_enabled() or common.batched(g):
+            formula = lambda p: (differentiable_row_losses(p, settings),)  # noqa: E731
+            with torch.enable_grad():
+                return *_again(formula, problem, ctx.needs_input_grad, (g,)), None
+        needs = common.needs(ctx.needs_input_grad, GRADIENTS)
+        full = flat(problem)
+        slopes = g.reshape(full.x.shape[:2]).to(known[0].dtype).contiguous()
+        found = dispatch.run_row_losses_grad(full, known, slopes, settings, needs)
+        return *_narrowed(_shaped(found, problem, needs), problem, settings.normalize), None
 
 
-def row_losses_value(problem: dispatch.Problem, settings: tuple) -> Tensor:
+def row_losses_value(problem: Problem, settings: RowSettings) -> Tensor:
     """The losses of the rows [*, B] alone, where autograd does not record."""
-    symmetric, normalize, backend = settings
-    losses = dispatch.run_row_losses(flat(problem), symmetric, normalize, False, backend)[0]
-    return reshaped(losses, problem[0].shape[:-1])
+    return reshaped(dispatch.run_row_losses(flat(problem), settings, False)[0], problem.x.shape[:-1])
+
+
+def differentiable_row_losses(problem: Problem, settings: RowSettings) -> Tensor:
+    """The losses of the rows [*, B] as a materialising torch formula."""
+    shape, problem = problem.x.shape[:-1], flat(problem)
+    if settings.normalize:
+        problem = dispatch.normalized(problem)
+    row, col, _ = reference.stats(*problem, ROW_LSE | COL_LSE if settings.symmetric else ROW_LSE)
+    return dispatch.compose_row_losses(problem, row, col, settings.symmetric).reshape(shape)

@@ -88,7 +88,7 @@ def grad(
     needs: int,
     rows: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, y, scale and the biases from the statistics (schema.py)."""
+    """Gradients of x, y, scale and the biases from the statistics (schema.py), in the accumulation type."""
     wide = accumulate_dtype(x.dtype)
     xs, ys, factor = x.to(wide), y.to(wide), scale.to(wide)[:, None, None]
     dx, da, dy = [], [], torch.zeros_like(ys)
@@ -116,8 +116,8 @@ def grad(
         da.append(d.sum(-1))
         db += d.sum(-2)
     return (
-        torch.cat(dx, 1).to(x.dtype) if needs & NEED_X else x.new_empty(0),
-        dy.to(y.dtype) if needs & NEED_Y else x.new_empty(0),
+        torch.cat(dx, 1) if needs & NEED_X else factor.new_empty(0),
+        dy if needs & NEED_Y else factor.new_empty(0),
         dscale if needs & NEED_SCALE else factor.new_empty(0),
         torch.cat(da, 1) if needs & NEED_ROW_BIAS else factor.new_empty(0),
         db if needs & NEED_COL_BIAS else factor.new_empty(0),

@@ -269,7 +269,7 @@ def _chunked(x, y, scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse
     t = chunk_tiling(x.dtype, input_precision == "tf32", INTERPRETED)
     step = min(B, max(1, CHUNK_BYTES // (G * N * x.element_size() * t.BM)) * t.BM)
     buffer = torch.empty(G * step * N, dtype=x.dtype, device=x.device)
-    dx, da = torch.empty_like(x), torch.empty(G, B, dtype=acc, device=x.device)
+    dx, da = torch.empty_like(x, dtype=acc), torch.empty(G, B, dtype=acc, device=x.device)
     dy, db = torch.zeros(G, N, D, dtype=acc, device=x.device), torch.zeros(G, N, dtype=acc, device=x.device)
     dscale = torch.zeros_like(scale)
     for first in range(0, B, step):
@@ -294,7 +294,7 @@ def _chunked(x, y, scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse
             dy += torch.bmm(ds.mT, part)
         da[:, first : first + n] = row_part.sum(1)
         db += col_part.sum(1)
-    return dx, dy.mul_(scale[:, None, None]).to(x.dtype), dscale, da, db
+    return dx, dy.mul_(scale[:, None, None]), dscale, da, db
 
 
 def _gain(weights: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
@@ -324,7 +324,7 @@ def grad(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dx [G, B, D], dy [G, N, D], dscale [G], drow_bias [G, B], dcol_bias [G, N]).
 
-    dx and dy come in the dtype of x, the others in the accumulate dtype. `g_row` needs `row_lse`, `g_col`
+    All come in the accumulation type. `g_row` needs `row_lse`, `g_col`
     needs `col_lse`, `g_pos` a `positive_shift` >= 0. Raises as `triton_forward.stats` does. 4N FLOPs fused,
     3N chunked (see the module), N = 2 G B N D; besides the outputs O(B + N) memory, chunked also CHUNK_BYTES
     and an fp32 dy.
@@ -342,7 +342,7 @@ def grad(
     row_ids, col_ids = (as_vector(v, torch.int64) if pairs >= 2 else None for v in (row_ids, col_ids))
     signed = soft_signed and g_soft is not None and positive_shift >= 0
     row_lse, col_lse = (None if g is None else v for g, v in ((g_row, row_lse), (g_col, col_lse)))
-    dx, dy = torch.empty_like(x), torch.empty_like(y)
+    dx, dy = torch.empty_like(x, dtype=acc), torch.empty_like(y, dtype=acc)
     da, db, dscale_rows = (torch.empty(t.shape[:2], dtype=acc, device=x.device) for t in (x, y, x))
     if 0 in (*x.shape, y.shape[1]):
         if x.shape[2] == 0 and x.shape[0] * x.shape[1] * y.shape[1]:

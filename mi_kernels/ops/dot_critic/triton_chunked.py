@@ -117,7 +117,7 @@ def loss(
     weight = w_row or w_soft
     share = w_pos / weight if shift >= 0 else 0.0
     rows = [torch.empty((G, B), dtype=torch.float32, device=x.device) for _ in range(3 if needs else 1)]
-    dx = torch.empty_like(x) if needs & NEED_X else None
+    dx = torch.empty_like(x, dtype=torch.float32) if needs & NEED_X else None
     dy = torch.zeros((G, N, D), dtype=torch.float32, device=x.device) if needs & NEED_Y else None
     step, (BN, warps) = _rows_of_chunk(G, B, N), columns(N)
     factor = (scale * weight)[:, None, None]
@@ -141,8 +141,8 @@ def loss(
     value = rows[0].sum(1, dtype=torch.float64).mul_(weight).to(scale.dtype)
     return (
         value,
-        x.new_empty(0) if dx is None else dx,
-        y.new_empty(0) if dy is None else dy.mul_(factor).to(y.dtype),
+        scale.new_empty(0) if dx is None else dx,
+        scale.new_empty(0) if dy is None else dy.mul_(factor),
         rows[2].sum(1) * weight if needs & NEED_SCALE else scale.new_empty(0),
         rows[1] * weight if needs & NEED_ROW_BIAS and row_bias is not None else scale.new_empty(0),
         scale.new_zeros((G, N)) if needs & NEED_COL_BIAS else scale.new_empty(0),

@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-ALL, OFF_DIAGONAL, IDS_DIFFER, IDS_DIFFER_OR_POSITIVE = range(4)
+from .schema import ALL, OFF_DIAGONAL, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE
+
 _MAX_SIDE = 2**30
 
 
@@ -60,9 +61,9 @@ def check(x: torch.Tensor, y: torch.Tensor, row_ids, col_ids, pairs: int, shift:
         raise ValueError(f"x must be [G, B, D] and y [G, N, D], got {tuple(x.shape)} and {tuple(y.shape)}")
     if max(x.shape[1:]) > _MAX_SIDE or y.shape[1] > _MAX_SIDE:
         raise ValueError(f"B, N and D must not exceed {_MAX_SIDE}, got {tuple(x.shape)} and {tuple(y.shape)}")
-    if pairs not in (ALL, OFF_DIAGONAL, IDS_DIFFER, IDS_DIFFER_OR_POSITIVE):
+    if pairs not in (ALL, OFF_DIAGONAL, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE):
         raise ValueError(f"pairs must be 0, 1, 2 or 3, got {pairs}")
-    if pairs >= IDS_DIFFER and (row_ids is None or col_ids is None):
+    if pairs >= UNEQUAL_IDS and (row_ids is None or col_ids is None):
         raise ValueError(f"pairs={pairs} compares ids: row_ids and col_ids must be given")
-    if pairs == IDS_DIFFER_OR_POSITIVE and shift < 0:
+    if pairs == UNEQUAL_IDS_OR_POSITIVE and shift < 0:
         raise ValueError("pairs=3 keeps the positive pair: positive_shift must not be negative")

@@ -29,9 +29,8 @@ from ..common.triton import (
     precision,
     softplus,
 )
+from .schema import COL_LSE, ROW_LSE, SIGNED, SOFTPLUS
 from .triton_common import Tiling, allowed_tile, check, positive_tile
-
-ROW_LSE, COL_LSE, ROW_SOFTPLUS, SIGNED = 1, 2, 4, 8
 
 
 @triton.jit
@@ -156,7 +155,7 @@ def stats(
     """(row_lse [G, B], col_lse [G, N], row_softplus [G, B]) in nats; shape [0] where `stats` does not ask.
 
     x [G, B, D], y [G, N, D], scale [G], biases and ids [G, B] and [G, N] or None. `stats` is a sum of
-    ROW_LSE, COL_LSE, ROW_SOFTPLUS and SIGNED; each value of `clip` is compiled once. Raises RuntimeError for CPU
+    ROW_LSE, COL_LSE, SOFTPLUS and SIGNED; each value of `clip` is compiled once. Raises RuntimeError for CPU
     tensors outside of the interpreter, TypeError and ValueError for inputs that do not fit. 2 G B N D FLOPs for the
     rows, as many for columns; O(B + N) memory.
     """
@@ -170,11 +169,11 @@ def stats(
     def output(bit: int, side: torch.Tensor) -> torch.Tensor:
         return torch.empty(side.shape[:2] if stats & bit else (0,), dtype=acc, device=x.device)
 
-    row_lse, col_lse, row_soft = output(ROW_LSE, x), output(COL_LSE, y), output(ROW_SOFTPLUS, x)
+    row_lse, col_lse, row_soft = output(ROW_LSE, x), output(COL_LSE, y), output(SOFTPLUS, x)
     with device_guard(x):
-        if stats & (ROW_LSE | ROW_SOFTPLUS) and row_lse.numel() + row_soft.numel():
+        if stats & (ROW_LSE | SOFTPLUS) and row_lse.numel() + row_soft.numel():
             lse = row_lse if stats & ROW_LSE else None
-            soft = row_soft if stats & ROW_SOFTPLUS else None
+            soft = row_soft if stats & SOFTPLUS else None
             _launch(x, y, scale, row_bias, col_bias, row_ids, col_ids, lse, soft, pairs, positive_shift,
                     signed and soft is not None, clip, False)  # fmt: skip
         if col_lse.numel():

@@ -13,10 +13,8 @@ import torch
 
 from ..common.triton import as_vector
 from . import routes, triton_backward, triton_chunked, triton_forward, triton_rows
-from .schema import COL_LSE, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y, ROW_LSE, SIGNED, SOFTPLUS
+from .schema import COL_LSE, GRADIENTS, NEED_X, NEED_Y, ROW_LSE, SIGNED, SOFTPLUS
 from .triton_common import check
-
-BITS = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)
 
 
 def loss(
@@ -42,7 +40,7 @@ def loss(
     if normalize and needs & (NEED_X | NEED_Y):
         given = (g if needs & bit else None for g, bit in zip(gradients, (NEED_X, NEED_Y), strict=False))
         dx, dy = triton_rows.normalize_back(x, y, *given)
-        gradients[:2] = [x.new_empty(0) if dx is None else dx, y.new_empty(0) if dy is None else dy]
+        gradients[:2] = [value.new_empty(0) if d is None else d for d in (dx, dy)]
     return value, *gradients
 
 
@@ -62,11 +60,11 @@ def _fused(
     row_bias, col_bias = as_vector(row_bias, scale.dtype), as_vector(col_bias, scale.dtype)
     value = triton_rows.total(x, y, scale, row_bias, col_bias, shift, stats, (w_row, w_col, w_soft, w_pos))
     if not needs:
-        return value, x.new_empty(0), x.new_empty(0), *(value.new_empty(0) for _ in range(3))
+        return value, *(value.new_empty(0) for _ in GRADIENTS)
     slopes = (*_slopes(value, x, y, w_row, w_col, w_soft), _positive(value, x, shift, w_pos))
     arguments = (*problem, stats[0], stats[1], *slopes, soft_signed)
     gradients = triton_backward.grad(*arguments)
-    return value, *(g if needs & bit else g.new_empty(0) for g, bit in zip(gradients, BITS, strict=True))
+    return value, *(g if needs & bit else g.new_empty(0) for g, bit in zip(gradients, GRADIENTS, strict=True))
 
 
 def _slopes(like: torch.Tensor, x, y, w_row: float, w_col: float, w_soft: float) -> list[Any]:

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..common.dtypes import accumulate_dtype
 from ..common.triton import device_guard, load_tile, load_vector, next_power
 
 _EPS = tl.constexpr(1e-12)  # as F.normalize
@@ -155,15 +156,16 @@ def normalize(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 def normalize_back(
     x: torch.Tensor, y: torch.Tensor, gx: torch.Tensor | None, gy: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Gradients of x and y from those of their unit rows, one launch; None stays None."""
+    """Gradients of x and y from those of their unit rows, in the accumulation type, one launch; None stays None."""
     (n_x, n_y), D = (t.shape[0] * t.shape[1] for t in (x, y)), x.shape[2]
     BM, _ = blocks(D)
-    dx, dy = (None if g is None else _output(t) for t, g in ((x, gx), (y, gy)))
+    acc = accumulate_dtype(x.dtype)
+    dx, dy = (None if g is None else torch.empty_like(t, dtype=acc) for t, g in ((x, gx), (y, gy)))
     with device_guard(x):
         normalize_back_kernel[(triton.cdiv(n_x, BM) + triton.cdiv(n_y, BM),)](
             x, y, gx, gy, dx, dy, n_x, n_y, D, ACC=_acc(x), **_settings(D)
         )
-    return None if dx is None else dx.to(x.dtype), None if dy is None else dy.to(y.dtype)
+    return dx, dy
 
 
 def total(

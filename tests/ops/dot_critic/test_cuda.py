@@ -168,7 +168,7 @@ def test_statistics_and_gradients_match_the_fp64_formula(emulated: Emulated, cas
     for name, want in exact_grads.items():
         size = terms if name == "scale" else None
         assert error(grads[name], want, size) <= 2 * min(error(plain_grads[name], want, size), 1.0) + slack, name
-    assert grads["x"].dtype == grads["y"].dtype == case.dtype
+    assert grads["x"].dtype == grads["y"].dtype == torch.float32  # narrowed once the slope is known
 
 
 @pytest.mark.parametrize("case", CASES[::4], ids=str)
