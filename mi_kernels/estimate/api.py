@@ -28,6 +28,7 @@ CRITICS = ("hybrid", "concat", "separable", "bilinear")
 LARGEST_BLOCK, LARGEST_SCALAR_BLOCK, LARGEST_CONCAT_BLOCK = 8192, 4096, 1000
 # Of the learning rates: two layers of 32 units take larger steps than two networks of 96.
 HYBRID_RATE, SCALAR_RATE, OTHER_RATE = 3e-3, 1e-2, 1e-3
+SCALAR_SHARE = 2  # half of a batch has a quarter of its pairs, each of which passes that network
 LARGEST_VALIDATION = 2000
 SPLIT = ("train", "validation", "held_out")
 # The log density ratio of a weak dependence of I nats has mean I and variance 2 I: the mean of n stands out by one
@@ -49,12 +50,14 @@ class _Problem:
     progress: Progress
     device: torch.device
 
-    def fit(self, name: str, critic: Critic, train: Pair, validation: Pair, rate: float) -> Fit:
-        """`rate` is what the learning rate is where the caller named none."""
+    def fit(self, name: str, critic: Critic, train: Pair, validation: Pair, rate: float, share: int = 1) -> Fit:
+        """`rate` is what the learning rate is where the caller named none; batches are batch_size / `share`."""
         report, close = self.progress.member(name)
         try:
             made = registry.find(self.estimator).estimator(critic).to(self.device, torch.float32)
-            return fit(made, train, validation, **{"learning_rate": rate} | self.settings, report=report)
+            settings = {"learning_rate": rate} | self.settings
+            settings["batch_size"] = max(2, settings["batch_size"] // share)
+            return fit(made, train, validation, **settings, report=report)
         finally:
             close()
 
@@ -79,7 +82,7 @@ def _fit_hybrid(problem: _Problem) -> _Fitted:
     members = [problem.fit(name, HybridCritic(count, x_widths, y_widths), train, validation, HYBRID_RATE)]
     if scalars:
         scalar = ScalarCritic(x_widths[1], y_widths[1])
-        members.append(problem.fit("a network of both", scalar, train, validation, SCALAR_RATE))
+        members.append(problem.fit("a network of both", scalar, train, validation, SCALAR_RATE, SCALAR_SHARE))
     else:
         alone = HybridCritic(count, x_widths, y_widths, gaussian=False)
         members.append(problem.fit("networks", alone, train, validation, HYBRID_RATE))
@@ -185,7 +188,7 @@ def estimate_mi(
     Equal seeds give equal results on one machine. Random state, gradient mode and default dtype of the caller stay as
     they are. Cost of the default: about max_steps steps of two networks on batches, 2 E batch_size^2 FLOPs each for
     the scores, then 2 E M^2 with M = min(held-out samples, 8192) and E = 26 + canonical pairs; for two scalars
-    2 H^2 batch_size^2 and 2 H^2 M^2 with H = 32 beside that; O(N) memory.
+    2 H^2 (batch_size / 2)^2 and 2 H^2 M^2 with H = 32 beside that; O(N) memory.
 
     Raises ValueError, naming the argument, for anything but real numbers, NaN, infinite, constant, masked or sparse
     input, fewer than 50 samples, differing N, and settings out of range. Sources: van den Oord et al. 2018 (InfoNCE),
