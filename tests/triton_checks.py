@@ -22,7 +22,7 @@ RECORD = Path(__file__).with_name("triton_resources.json")
 ARCHITECTURES = (80, 90)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 POINTEES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-FEATURES = ("p_own", "p_oth", "p_out", "p_x", "p_y", "p_ds")
+FEATURES = ("p_own", "p_oth", "p_x", "p_y", "p_ds")
 CASES = tuple(f"tests.ops.{op}.triton_cases" for op in ("dot_critic", "mlp_critic", "club", "rbf", "cross_attention"))
 CASES += ("tests.ops.dot_critic.triton_loss_cases",)
 # Modules with jobs() -> names of variants and source(variant) -> the kernel with its compile options.

@@ -18,7 +18,12 @@ from .layers import MLP
 
 
 class InnerProductCritic(Critic):
-    """S[i, j] = scale <a_i, b_j>: subclasses say what a, b and the scale are."""
+    """S[i, j] = scale <a_i, b_j>: subclasses say what a, b and the scale are.
+
+    `rows_of_input_dtype`: a and b may be wider than x and y, but hold values that the dtype of x and y holds exactly.
+    """
+
+    rows_of_input_dtype = False
 
     def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         raise NotImplementedError
@@ -59,7 +64,7 @@ class InnerProductCritic(Critic):
         off_diagonal = pairs == "off_diagonal"
         check_pairing(stats, pairs, a.shape[-2], b.shape[-2])
         # Positives and log-sums meet in fp32: in 16 bits their gradients would be rounded before they cancel.
-        tiles, dtype = a.dtype, accumulate_dtype(a.dtype)
+        tiles, dtype = x.dtype if self.rows_of_input_dtype else a.dtype, accumulate_dtype(a.dtype)
         a, b = a.to(dtype), b.to(dtype)
         factor = scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.dim() else scale
         found: dict[str, Tensor] = {}
@@ -89,6 +94,8 @@ class DotCritic(InnerProductCritic):
     and learned). 2 B N D FLOPs.
     """
 
+    rows_of_input_dtype = True
+
     def __init__(self, temperature: float | Tensor = 1.0, normalize: bool = False):
         super().__init__()
         if isinstance(temperature, Tensor):
@@ -100,7 +107,7 @@ class DotCritic(InnerProductCritic):
 
     def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         if self.normalize:
-            x, y = (unit_rows(t).to(t.dtype) for t in (x, y))
+            x, y = unit_rows(x), unit_rows(y)
         return x, y, 1 / self.temperature
 
     def extra_repr(self) -> str:

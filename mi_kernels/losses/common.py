@@ -38,12 +38,10 @@ def over_groups(losses: Tensor) -> Tensor:
 
 
 def check_same_shape(name: str, a: Tensor, other: str, b: Tensor) -> None:
-    check_samples(name, a)
-    check_samples(other, b)
+    check_tensor(name, a)
+    check_tensor(other, b)
     if a.shape != b.shape:
         raise ValueError(f"{name} {tuple(a.shape)} and {other} {tuple(b.shape)} must have one shape")
-    if a.dtype != b.dtype and not torch.is_autocast_enabled(a.device.type):
-        raise ValueError(f"{name} and {other} must have one dtype, got {a.dtype} and {b.dtype}")
 
 
 def explicit_negatives(
@@ -60,7 +58,11 @@ def explicit_negatives(
     Products are taken in the accumulation type: a negative may be as near as the positive, and in 16-bit tiles the
     gradients of the two would be rounded before they cancel.
     """
+    check_samples("query", query)
+    check_samples("positive_key", positive_key)
     check_tensor("negative_keys", negatives)
+    if positive_key.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+        raise ValueError(f"query and positive_key must have one dtype, got {query.dtype} and {positive_key.dtype}")
     if negatives.dtype not in FLOATS:
         raise ValueError(f"negative_keys must be float64, float32, bfloat16 or float16, got {negatives.dtype}")
     if negatives.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
@@ -112,6 +114,8 @@ def bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
 def nt_xent_scaled(out0: Tensor, out1: Tensor, scale: float | Tensor, backend: str | None = None) -> Tensor:
     """nt_xent whose scale, 1 / temperature, may have either sign."""
     check_same_shape("out0", out0, "out1", out1)
+    check_samples("out0", out0)
+    check_samples("out1", out1)
     views = torch.cat([out0, out1], dim=-2)
     prepared = api.prepare(views, views, scale, pairs="off_diagonal", positive_shift=out0.shape[-2])
     w = 1.0 / views.shape[:-1].numel()

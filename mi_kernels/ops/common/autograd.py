@@ -22,14 +22,12 @@ def needs(flags: Sequence[bool], bits: Sequence[int]) -> int:
 def times(gradients: Sequence[Tensor | None], slopes: Sequence[Tensor]) -> list[Tensor | None]:
     """Gradients times the slope of their group, in place; each slope has its gradient's leading dimensions.
 
-    The caller must own the gradients. Nothing is done where the slope is the single number 1, as at the root of a
-    backward pass; a slope on a GPU is not looked at, because reading it would wait for the device.
+    The caller must own the gradients, and no slope may be `batched`. Nothing is done where the slope is the single
+    number 1, as at the root of a backward pass; reading a slope on a GPU would wait for the device.
     """
     g = slopes[0]
-    if g.numel() == 1 and g.device.type == "cpu" and not batched(g) and g.item() == 1.0:
+    if g.numel() == 1 and g.is_cpu and g.item() == 1.0:
         return list(gradients)
-    if batched(g):
-        return scaled(gradients, slopes)
     return [None if t is None else t.mul_(_beside(t, g)) for t, g in zip(gradients, slopes, strict=True)]
 
 
@@ -44,9 +42,9 @@ def _beside(t: Tensor, g: Tensor) -> Tensor:
 
 def batched(t: Tensor) -> bool:
     """Whether t stands for a batch of tensors under vmap, `is_grads_batched` included."""
-    return not torch.compiler.is_compiling() and (
-        torch._C._functorch.is_batchedtensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
-    )
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.is_legacy_batchedtensor(t) or torch._C._functorch.is_batchedtensor(t)
 
 
 def differentiable_gradients(

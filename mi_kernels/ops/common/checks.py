@@ -49,7 +49,7 @@ def backend_name(backend: Any) -> str:
     """The operators' form of a `backend` argument: "" for None, the automatic choice."""
     if backend is None:
         return ""
-    if not isinstance(backend, str) or not backend:
+    if not isinstance(backend, str):
         raise ValueError(f"backend must be the name of a backend or None, got {backend!r}")
     return backend
 

@@ -140,17 +140,21 @@ class Loss(torch.autograd.Function):
         if len(saved) > len(problem.tensors):
             return *_narrowed(common.scaled(saved[len(problem.tensors) :], slopes), problem, settings.normalize), None
         gradients = ctx.gradients or _loss_and_gradients(problem, settings, needs)[1]
-        ctx.gradients = None
         if common.batched(g):
-            ctx.gradients = gradients
+            return *_narrowed(common.scaled(gradients, slopes), problem, settings.normalize), None
+        ctx.gradients = None
         return *_narrowed(common.times(gradients, slopes), problem, settings.normalize), None
 
 
 def _loss_and_gradients(problem: Problem, settings: LossSettings, needs: int) -> tuple[Tensor, list[Tensor | None]]:
     """The loss [*] and the gradients of the five float inputs in their shapes, None where they are not needed."""
-    run = torch.ops.mi_kernels.dot_critic_loss if torch.compiler.is_compiling() else dispatch.run_loss_flat
     weights, normalize, budget, backend, tiles = settings
-    value, *gradients = run(*flat(problem, tiles), *weights, normalize, needs, budget, backend)
+    full = flat(problem, tiles)
+    if torch.compiler.is_compiling():
+        run = torch.ops.mi_kernels.dot_critic_loss
+        value, *gradients = run(*full, *weights, normalize, needs, budget, backend)
+    else:  # without the dispatcher, which costs as much as a small loss
+        value, *gradients = dispatch.run_loss(full, weights, normalize, needs, budget, backend)
     return reshaped(value, problem.x.shape[:-2]), _shaped(gradients, problem, needs)
 
 

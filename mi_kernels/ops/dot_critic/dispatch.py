@@ -187,12 +187,11 @@ def _grad_op(*arguments: Any) -> tuple[Tensor, ...]:
     return run_grad(Problem(*arguments[:PROBLEM]), slopes, *arguments[-2:])
 
 
-def run_loss_flat(*arguments: Any) -> tuple[Tensor, ...]:
-    """`run_loss` with the operator's arguments, one by one."""
+def _loss_op(*arguments: Any) -> tuple[Tensor, ...]:
     end = PROBLEM + len(Weights._fields)
     return run_loss(Problem(*arguments[:PROBLEM]), Weights(*arguments[PROBLEM:end]), *arguments[end:])
 
 
-for _name, _function in (("stats", _stats_op), ("grad", _grad_op), ("loss", run_loss_flat)):
+for _name, _function in (("stats", _stats_op), ("grad", _grad_op), ("loss", _loss_op)):
     for _key in ("CPU", "CUDA"):
         library.impl(f"dot_critic_{_name}", _function, _key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,4 +81,5 @@ def flat(problem: Problem, tiles: torch.dtype | None = None) -> Problem:
     x, y = grouped(problem.x), grouped(problem.y)
     if tiles is not None and tiles != x.dtype:
         x, y = x.to(tiles), y.to(tiles)
-    return problem._replace(x=x, y=y)
+    rest: tuple[Any, ...] = problem[2:]
+    return Problem(x, y, *rest)

@@ -413,13 +413,13 @@ def test_losses_and_gradients_may_be_changed_in_place(backend):
 
 def test_no_gradient_is_computed_where_autograd_does_not_record(backend, monkeypatch):
     t, _ = draw(1, 9, 9, 5, torch.float32)
-    prepared, asked, run = api.prepare(t["x"], t["y"], t["scale"], positive_shift=0), [], dispatch.run_loss_flat
+    prepared, asked, run = api.prepare(t["x"], t["y"], t["scale"], positive_shift=0), [], dispatch.run_loss
 
     def spy(*arguments):
-        asked.append(arguments[15])
+        asked.append(arguments[3])
         return run(*arguments)
 
-    monkeypatch.setattr(dispatch, "run_loss_flat", spy)
+    monkeypatch.setattr(dispatch, "run_loss", spy)
     recorded = api.loss(prepared, w_row=1.0, w_pos=1.0, backend=backend)
     with torch.no_grad():
         value = api.loss(prepared, w_row=1.0, w_pos=1.0, backend=backend)

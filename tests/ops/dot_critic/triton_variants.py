@@ -9,7 +9,7 @@ from triton.compiler import ASTSource
 from mi_kernels.ops.dot_critic import triton_chunked, triton_rows
 
 POINTEES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-OF_INPUTS = ("p_x", "p_y", "p_x_out", "p_y_out", "p_x_g", "p_y_g", "p_ds")
+OF_INPUTS = ("p_x", "p_y", "p_ds")  # in the features' dtype; gradients are in the accumulation type
 FLOATS = ("w_row", "w_col", "w_soft", "w_pos", "share")
 KERNELS = {
     "normalize": triton_rows.normalize_kernel,
@@ -50,8 +50,9 @@ def source(variant: str):
         elif argument in ABSENT.get(case, ()):
             signature[argument], constants[argument] = "constexpr", None
         elif argument.startswith("p_"):
+            unit_rows = name == "normalize" and argument.endswith("_out")
             accumulate = "fp64" if wide or argument == "p_part" else "fp32"
-            signature[argument] = "*" + (POINTEES[dtype] if argument in OF_INPUTS else accumulate)
+            signature[argument] = "*" + (POINTEES[dtype] if argument in OF_INPUTS or unit_rows else accumulate)
             attributes[(i,)] = [["tt.divisibility", 16]]
         elif argument in FLOATS:
             signature[argument] = "fp32"
