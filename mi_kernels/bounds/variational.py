@@ -230,7 +230,7 @@ class SMILE(CriticBound):
 
     def __init__(self, critic: Critic, clip: float = 5.0):
         super().__init__(critic)
-        check_number("clip", clip, positive=True)
+        check_number("clip", clip, positive=True, infinite=True)
         self.clip = float(clip)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
