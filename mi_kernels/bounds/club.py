@@ -19,6 +19,7 @@ from ..ops.club.api import NEGATIVES, gaussian_club
 from ..ops.common import transforms
 from ..ops.common.checks import check_choice, check_tensor
 from .density import LOGVAR_BOUND, GaussianConditional, check_samples, check_widths, network, wide
+from .registry import declare
 
 
 def _check_two(x: Tensor) -> None:
@@ -26,6 +27,13 @@ def _check_two(x: Tensor) -> None:
         raise ValueError(f"negatives='others' needs a batch of two or more, got x {tuple(x.shape)}")
 
 
+@declare(
+    "club",
+    kind="upper",
+    value="mean_i log q(y_i given x_i) - mean_ij log q(y_j given x_i), q Gaussian",
+    negatives="all pairs",
+    critics=("density",),
+)
 class CLUB(GaussianConditional):
     """vCLUB, exact: the mean over all pairs in closed form (Cheng et al. 2020, arXiv 2006.12013).
 
@@ -70,6 +78,13 @@ def _partners(shape: torch.Size, negatives: str, device: torch.device, generator
     return torch.empty_like(order).scatter_(-1, order, order.roll(-1, -1))
 
 
+@declare(
+    "club_sample",
+    kind="upper",
+    value="as `club`, one negative a sample",
+    negatives="all pairs",
+    critics=("density",),
+)
 class CLUBSample(CLUB):
     """vCLUB-S: one negative y per x instead of all (Cheng et al. 2020). The expectation of CLUB with more variance.
 
@@ -92,6 +107,13 @@ class CLUBSample(CLUB):
         return 0.5 * terms.sum(-1).mean(-1)
 
 
+@declare(
+    "club_mean",
+    kind="upper",
+    value="as `club`, q of unit variance",
+    negatives="all pairs",
+    critics=("density",),
+)
 class CLUBMean(GaussianConditional):
     """CLUB with unit variances: q(y | x) = N(mu(x), I). Less flexible, more stable to train, by its authors' account.
 
@@ -137,6 +159,13 @@ class CLUBMean(GaussianConditional):
         return f"x_dim={self.x_dim}, y_dim={self.y_dim}, negatives={self.negatives!r}"
 
 
+@declare(
+    "club_categorical",
+    kind="upper",
+    value="as `club`, q a softmax",
+    negatives="all pairs",
+    critics=("density",),
+)
 class CLUBCategorical(nn.Module):
     """CLUB for a discrete y: q(y | x) = softmax of a linear map, or of Linear-ReLU-Linear with `hidden_dim`.
 

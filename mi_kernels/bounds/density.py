@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..critics import GroupedLinear
 from ..ops.common import checks
 from ..ops.dot_critic import api as dot_critic
+from .registry import declare
 
 LOGVAR_BOUND = 6.0
 
@@ -113,6 +114,13 @@ class GaussianConditional(nn.Module):
         return f"x_dim={self.x_dim}, y_dim={self.y_dim}, logvar_bound={self.logvar_bound}"
 
 
+@declare(
+    "leave_one_out",
+    kind="upper",
+    value="mean_i log q(y_i given x_i) - mean_i log mean_{j != i} q(y_i given x_j)",
+    negatives="off the diagonal",
+    critics=("density",),
+)
 class LeaveOneOut(GaussianConditional):
     """Upper bound: mean_i [log q(y_i | x_i) - log mean_{j != i} q(y_i | x_j)] (Poole et al. 2019, section 2, with a
     learned conditional as in Cheng et al. 2020). Never above CLUB over the same pairs, by Jensen's inequality.
@@ -149,6 +157,13 @@ class LeaveOneOut(GaussianConditional):
         return (own - found).mean(-1) + math.log(batch - 1)
 
 
+@declare(
+    "variational_upper_bound",
+    kind="upper",
+    value="mean_i KL(q(y given x_i) to N(0, I))",
+    negatives="none",
+    critics=("density",),
+)
 class VariationalUpperBound(GaussianConditional):
     """Upper bound: mean_i KL(q(y | x_i) || N(0, I)) (Alemi et al. 2017: the rate of the information bottleneck).
 
@@ -180,6 +195,13 @@ def gaussian_entropy(y: Tensor) -> Tensor:
     return 0.5 * (log_det - bias.to(log_det) + depth * math.log(2 * math.pi * math.e))
 
 
+@declare(
+    "barber_agakov",
+    kind="lower",
+    value="mean_i log q(y_i given x_i) + H(y)",
+    negatives="none",
+    critics=("density",),
+)
 class BarberAgakov(GaussianConditional):
     """Lower bound: mean_i log q(y_i | x_i) + H(y) (Barber and Agakov 2003).
 

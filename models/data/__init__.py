@@ -7,33 +7,16 @@ settings that a source does not take. A file is read by ``read_file``, which has
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from inspect import signature  # by name: models.data.inspect takes the place of the module once it is imported
 from pathlib import Path
 
 from models.batch import Batch, Inputs, Target
 from models.data.dataset import SPLITS, Dataset, Modality
-from models.data.digits import load_digits
-from models.data.npz import load_npz
-from models.data.synthetic import generate
-from models.data.utd_mhad import load_utd_mhad
-
-
-def _digits(seed: int) -> Dataset:
-    return load_digits(seed)
-
-
-def _synthetic(seed: int) -> Dataset:
-    return generate(seed=seed)
-
-
-def _utd_mhad(seed: int) -> Dataset:
-    return load_utd_mhad()
-
-
-SOURCES: dict[str, Callable[..., Dataset]] = {"digits": _digits, "synthetic": _synthetic, "utd-mhad": _utd_mhad}
-read_file: Callable[..., Dataset] = load_npz
+from models.data.sources import SOURCES, read_file
+from models.data.sources.digits import load as load_digits
+from models.data.sources.synthetic import generate
+from models.data.sources.utd_mhad import load as load_utd_mhad
 
 
 @dataclass(frozen=True)
@@ -70,11 +53,13 @@ def load(config: DataConfig, seed: int = 0) -> Dataset:
 
 def _raw(config: DataConfig, seed: int) -> Dataset:
     options = {name: getattr(config, name) for name in ("target", "split", "format") if getattr(config, name)}
+    source = read_file if config.is_file else SOURCES[config.name]
+    if config.modalities and "modalities" in signature(source).parameters:
+        options["modalities"] = config.modalities
     if config.is_file and not Path(config.name).exists() and not Path(config.name).suffix:
         raise ValueError(f"data must be {', '.join(SOURCES)} or a file; got {config.name!r}, which is neither")
-    source = read_file if config.is_file else SOURCES[config.name]
     for name in options:
-        if name not in inspect.signature(source).parameters:
+        if name not in signature(source).parameters:
             raise ValueError(f"data.{name} must be left empty for {config.name!r}, which has one only")
     return source(config.name, seed=seed, **options) if config.is_file else source(seed=seed, **options)
 
@@ -99,7 +84,6 @@ __all__ = [
     "generate",
     "load",
     "load_digits",
-    "load_npz",
     "load_utd_mhad",
     "read_file",
 ]

@@ -34,7 +34,8 @@ class Operator:
     lead: tuple[int, ...] = ()
 
     def values(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(self.run(self.lead, *tensors))
+        # Forward mode refuses custom functions whose outputs are views.
+        return tuple(t.clone() if t._is_view() else t for t in self.run(self.lead, *tensors))
 
     def defined(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         return tuple(self.formula(self.lead, *tensors))

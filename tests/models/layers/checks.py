@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.data import DataConfig, Inputs, load
-from models.data.utd_mhad import default_path
+from models.data.sources.utd_mhad import default_path
 
 needs_utd_mhad = pytest.mark.skipif(not default_path().is_file(), reason="utd_mhad.npz is absent: set MI_KERNELS_DATA")
 

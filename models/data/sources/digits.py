@@ -9,11 +9,11 @@ from models.data.dataset import Dataset, Modality
 from models.data.splits import stratified_split
 
 
-def load_digits(seed: int = 0) -> Dataset:
+def load(seed: int = 0) -> Dataset:
     """1,797 images; halves [N, 32] scaled to [0, 1]; 60/20/20 stratified split drawn by seed."""
-    from sklearn.datasets import load_digits as load
+    from sklearn.datasets import load_digits
 
-    images, y = load(return_X_y=True)
+    images, y = load_digits(return_X_y=True)
     pixels = torch.tensor(images, dtype=torch.float32).reshape(-1, 8, 8) / 16
     halves = [
         Modality(name, part.reshape(len(part), 32), shape=(8, 4))
