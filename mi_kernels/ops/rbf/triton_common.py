@@ -127,8 +127,8 @@ def constants(dtype: torch.dtype) -> dict[str, float | int]:
 
 
 def direct_rows(t: Tiling) -> int:
-    """Rows of a DIRECT program: half a marked tile, so that registers suffice."""
-    return t.BM // 2
+    """Rows of a DIRECT program: part of a marked tile, so that registers suffice."""
+    return min(t.BM, 16)
 
 
 def marks(groups: int, rows: int, columns: int, t: Tiling, like: torch.Tensor) -> torch.Tensor:

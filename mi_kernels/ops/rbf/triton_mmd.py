@@ -199,12 +199,12 @@ class _Sums:
         halves = [part for w in self.weights for part in _two_floats(w)]
 
         def launch(splits: int, slope: torch.Tensor | None, out: torch.Tensor | None, direct: bool) -> None:
-            BM, warps = (direct_rows(t), t.num_warps // 2) if direct else (t.BM, t.num_warps)
+            BM = direct_rows(t) if direct else t.BM
             mmd_kernel[(G * splits * triton.cdiv(rows, BM),)](
                 self.z, self.norm, self.given, self.width, self.scale, near, sums, dwidth, slope, slope_sum, out,
                 n, self.n_x, D, K, first, rows, splits, sums.shape[1], *halves, KP=KP, **constants(self.z.dtype),
                 BM=BM, BN=t.BN, BK=t.BK, BO=t.BO, MARKED=t.BM, DIRECT=direct,
-                num_warps=warps, num_stages=t.num_stages, enable_fp_fusion=True,
+                num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True,
             )  # fmt: skip
 
         launch(splits, slope, dz if fused else None, False)

@@ -59,6 +59,5 @@ def source(variant: str):
             signature[argument] = "i32"
             if argument in ("D", "DX", "DY"):
                 attributes[(i,)] = [["tt.divisibility", 16]]
-    warps = t.num_warps // 2 if (name, case) == ("mmd", "direct") else t.num_warps
-    options = {"num_warps": warps, "num_stages": t.num_stages, "enable_fp_fusion": True}
+    options = {"num_warps": t.num_warps, "num_stages": t.num_stages, "enable_fp_fusion": True}
     return ASTSource(kernel, signature, constants, attributes), options
