@@ -29,12 +29,15 @@ def check_samples(name: str, t: Any) -> None:
         raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
 
 
-def check_number(name: str, value: Any, *, positive: bool = False) -> None:
-    """A finite real number (symbolic ones of torch.compile included), above 0 if `positive`."""
+def check_number(name: str, value: Any, *, positive: bool = False, infinite: bool = False) -> None:
+    """A finite real number (symbolic ones of torch.compile included), above 0 if `positive`; math.inf too if
+    `infinite`."""
     if type(value) is not float:
         symbolic = isinstance(value, torch.SymFloat | torch.SymInt)
         if isinstance(value, bool) or not (symbolic or isinstance(value, Real)):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if infinite and value == math.inf:
+        return
     if not -math.inf < value < math.inf or (positive and not value > 0):
         raise ValueError(f"{name} must be {'positive and ' if positive else ''}finite, got {value}")
 
