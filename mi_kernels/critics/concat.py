@@ -72,10 +72,6 @@ class ConcatCritic(Critic):
         for name, t, width in (("x", x, self.x_dim), ("y", y, self.y_dim)):
             check_samples(name, t)
             check_width(name, t, width)
-            if self.groups is not None and tuple(t.shape[:-2]) != (self.groups,):
-                raise ValueError(
-                    f"{name} must be [{self.groups}, batch, {width}] for {self.groups} critics, got {tuple(t.shape)}"
-                )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         self._check(x, y)
