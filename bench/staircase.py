@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import mi_kernels as mk
+from mi_kernels.bounds import registry
 
 from . import machine
 
@@ -40,28 +41,41 @@ NOTE = (
     "values along the steps. No element of a gradient exceeds 100 in training."
 )
 
-Bounds = dict[str, nn.Module]
+Build = Callable[[Any, int], nn.Module]  # from a critic and the width of what it takes
 
 
 def _baseline(width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 1))
 
 
-# What trains the critic -> the bounds that are valued at it, the first being the one that trains.
-TRAININGS: dict[str, Callable[[Any, int], Bounds]] = {
-    "infonce": lambda critic, width: {"infonce": mk.InfoNCE(critic), "nce_club": mk.NCECLUB(critic)},
-    "nwj": lambda critic, width: {"nwj": mk.NWJ(critic)},
-    "dv": lambda critic, width: {"dv": mk.DonskerVaradhan(critic)},
-    "js": lambda critic, width: {
-        "js": mk.JensenShannon(critic),
-        "smile-1": mk.SMILE(critic, 1.0),
-        "smile-5": mk.SMILE(critic, 5.0),
-        "smile-inf": mk.SMILE(critic, math.inf),
+# Bounds that are not climbed with their defaults: curves by name.
+VARIANTS: dict[str, dict[str, Build]] = {
+    "smile": {
+        "smile-1": lambda critic, width: mk.SMILE(critic, 1.0),
+        "smile-5": lambda critic, width: mk.SMILE(critic, 5.0),
+        "smile-inf": lambda critic, width: mk.SMILE(critic, math.inf),
     },
-    "mine": lambda critic, width: {"mine": mk.MINE(critic)},
-    "tuba": lambda critic, width: {"tuba": mk.TUBA(critic, _baseline(width))},
-    "interpolated": lambda critic, width: {"interpolated": mk.InterpolatedBound(critic, 0.5, _baseline(width))},
+    "tuba": {"tuba": lambda critic, width: mk.TUBA(critic, _baseline(width))},
+    "interpolated": {"interpolated": lambda critic, width: mk.InterpolatedBound(critic, 0.5, _baseline(width))},
 }
+
+
+def _curves(declaration: registry.Declaration) -> dict[str, Build]:
+    default: dict[str, Build] = {declaration.name: lambda critic, width: declaration.bound(critic)}
+    return VARIANTS.get(declaration.name, default)
+
+
+def _trainings() -> dict[str, dict[str, Build]]:
+    """What trains a critic -> the bounds that are valued at it, the first being the one that trains: every bound on
+    pairs that the registry declares."""
+    declared = [registry.find(name) for name in registry.estimators()]
+    found = {d.name: _curves(d) for d in declared if d.trained_by == d.name}
+    for d in declared:
+        found[d.trained_by].update(_curves(d))
+    return found
+
+
+TRAININGS = _trainings()
 
 
 class Climber(nn.Module):
@@ -71,12 +85,13 @@ class Climber(nn.Module):
     def __init__(self, kind: str, training: str):
         super().__init__()
         self.encoders: mk.SeparableCritic | None = None
+        critic: mk.DotCritic | mk.ConcatCritic
         if kind == "separable":
             self.encoders = mk.SeparableCritic(DIM, DIM, (256, 256), EMBEDDING, activation="silu")
-            bounds = TRAININGS[training](mk.DotCritic(), EMBEDDING)
+            critic, width = mk.DotCritic(), EMBEDDING
         else:
-            bounds = TRAININGS[training](mk.ConcatCritic(DIM, DIM, (256, 256), activation="silu"), DIM)
-        self.bounds = nn.ModuleDict(bounds)
+            critic, width = mk.ConcatCritic(DIM, DIM, (256, 256), activation="silu"), DIM
+        self.bounds = nn.ModuleDict({name: build(critic, width) for name, build in TRAININGS[training].items()})
         self.trainer = training
 
     def encode(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,5 @@
-"""`python -m mi_kernels estimate FILE.npz`: mutual information of two arrays of a file, from a shell."""
+"""`python -m mi_kernels estimate FILE.npz`: mutual information of two arrays of a file, from a shell;
+`python -m mi_kernels bounds`: the bounds that can be asked for."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from .bounds import registry
 from .estimate import MIEstimate, estimate_mi
 from .estimate.api import CRITICS
-from .estimate.objectives import estimators
 
 
 class BadInputError(Exception):
@@ -29,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("file", type=Path, metavar="FILE.npz")
     estimate.add_argument("--x", metavar="NAME", help="array of the first side (default: x)")
     estimate.add_argument("--y", metavar="NAME", help="array of the other side (default: y)")
-    estimate.add_argument("--estimator", choices=estimators(), default="infonce")
+    estimate.add_argument("--estimator", choices=registry.estimators(), default="infonce")
     estimate.add_argument("--critic", choices=CRITICS, default="hybrid")
     estimate.add_argument("--max-steps", type=int, default=1500, metavar="N")
     estimate.add_argument("--batch-size", type=int, default=256, metavar="N")
@@ -38,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("--json", type=Path, metavar="OUT", help="write everything that is known there")
     estimate.add_argument("--plot", type=Path, metavar="OUT", help="draw the fit and the value there (.png, .pdf, ...)")
     estimate.add_argument("--quiet", action="store_true", help="no progress bar")
+    commands.add_parser("bounds", help="the table of every bound: name, kind, value, ceiling, critics")
     return parser
 
 
@@ -83,6 +85,9 @@ def _save(found: MIEstimate, options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    if options.command == "bounds":
+        print("\n".join(registry.table()))
+        return 0
     try:
         x, y = load(options.file, options.x, options.y)
         try:

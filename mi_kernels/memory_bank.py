@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .ops.common.dtypes import accumulate_dtype
+
 
 def ring_slots(pointer: int, rows: int, size: int) -> tuple[int, list[tuple[int, int, int]], int]:
     """Where `rows` new rows go in a ring of `size` whose next slot is `pointer`.
@@ -60,6 +62,8 @@ class MemoryBank(nn.Module):
                 raise TypeError(f"{name} must be an int, got {type(value).__name__}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype must be a torch.dtype, got {type(dtype).__name__}")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point type, got {dtype}")
         self.size, self.dim, self.normalize = size, dim, normalize
@@ -97,7 +101,8 @@ class MemoryBank(nn.Module):
     def enqueue(self, keys: Tensor, labels: Tensor | None = None) -> None:
         """Stores keys [B, dim] (with labels [B] if the bank keeps them) over the oldest rows."""
         self._check(keys, labels)
-        rows = F.normalize(keys, dim=-1) if self.normalize else keys
+        # In fp16 the least norm to divide by, 1e-12, is 0: a row of zeros would be kept as NaN.
+        rows = F.normalize(keys.to(accumulate_dtype(keys.dtype)), dim=-1) if self.normalize else keys
         _, runs, self._pointer = ring_slots(self._pointer, rows.shape[0], self.size)
         for slot, row, length in runs:
             self.keys[slot : slot + length] = rows[row : row + length].to(self.keys.dtype)

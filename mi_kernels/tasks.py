@@ -9,9 +9,11 @@ differ from those that its own package draws. `gaussian` is the staircase of Poo
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +24,34 @@ Map = Callable[[Tensor], Tensor]
 
 
 def _generator(seed: int | torch.Generator) -> torch.Generator:
-    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    if isinstance(seed, torch.Generator):
+        if seed.device.type != "cpu":
+            raise ValueError(f"seed must be an integer or a generator of the CPU, got one of {seed.device}")
+        return seed
+    if not _is_integer(seed) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must be an integer of 64 bits or a torch.Generator, got {seed!r}")
+    return torch.Generator().manual_seed(int(seed))
 
 
-def _check_size(n: int) -> None:
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not _is_integer(value) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def _check_range(name: str, value: Any, low: float, below: float, text: str) -> None:
+    """low <= value < below, for real numbers alone."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not low <= float(value) < below:
+        raise ValueError(f"{name} must be {text}, got {value!r}")
+
+
+def _check_draw(n: Any, dtype: Any) -> None:
+    _check_count("n", n)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
 
 
 @dataclass(frozen=True)
@@ -45,9 +69,9 @@ class Task:
     ) -> tuple[Tensor, Tensor]:
         """x [n, x_dim] and y [n, y_dim], drawn in float64 on the CPU; equal seeds give equal samples.
 
-        Global random state is left alone. Raises ValueError for n < 1.
+        Global random state is left alone. Raises ValueError for n < 1, other seeds, and dtypes that are no floats.
         """
-        _check_size(n)
+        _check_draw(n, dtype)
         x, y = self._draw(n, _generator(seed))
         return x.to(dtype), y.to(dtype)
 
@@ -77,10 +101,8 @@ def gaussian(mutual_information: float, dim: int = 20, *, cubic: bool = False) -
 
     Raises ValueError for a negative or infinite `mutual_information` and for dim < 1.
     """
-    if not 0 <= mutual_information < math.inf:
-        raise ValueError(f"mutual_information must be finite and not negative, got {mutual_information}")
-    if dim < 1:
-        raise ValueError(f"dim must be at least 1, got {dim}")
+    _check_range("mutual_information", mutual_information, 0, math.inf, "a number of nats, finite and not negative")
+    _check_count("dim", dim)
     base = _paired(math.sqrt(-math.expm1(-2 * mutual_information / dim)), dim, dim, dim)
     name = f"gaussian{'-cubic' if cubic else ''}-{dim}-{mutual_information:g}"
     task = Task(name, dim, dim, float(mutual_information), base)
@@ -241,10 +263,8 @@ class EquicorrelatedGaussian:
     dim: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.correlation < 1:
-            raise ValueError(f"correlation must be in [0, 1), got {self.correlation}")
-        if self.dim < 1:
-            raise ValueError(f"dim must be at least 1, got {self.dim}")
+        _check_range("correlation", self.correlation, 0, 1, "a number in [0, 1)")
+        _check_count("dim", self.dim)
 
     @property
     def total_correlation(self) -> float:
@@ -274,8 +294,8 @@ class EquicorrelatedGaussian:
     def sample(
         self, n: int, seed: int | torch.Generator = 0, *, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """a, v, l, each [n, dim]; equal seeds give equal samples. Raises ValueError for n < 1."""
-        _check_size(n)
+        """a, v, l, each [n, dim]; equal seeds give equal samples. Raises ValueError as `Task.sample` does."""
+        _check_draw(n, dtype)
         noise = torch.randn(4, n, self.dim, generator=_generator(seed), dtype=torch.float64)
         modalities = math.sqrt(self.correlation) * noise[0] + math.sqrt(1 - self.correlation) * noise[1:]
         a, v, language = modalities.to(dtype)

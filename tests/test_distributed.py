@@ -1,4 +1,4 @@
-"""mk.distributed and the distributed losses of mi_kernels.compat: two gloo processes against one that holds all pairs.
+"""mk.distributed and the distributed losses of mi_kernels.compat: gloo processes against one that holds all pairs.
 
 The mean of the ranks' losses is the single process's loss, and so, as DistributedDataParallel averages, are gradients:
 the feature gradients of a rank divided by the number of ranks, and the mean of the scales' gradients.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
 import torch
@@ -26,41 +26,47 @@ if not (dist.is_available() and dist.is_gloo_available()):
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def worlds(tmp_path_factory):
+    """What every rank of the groups of two, three and four found: {ranks: [found by rank]}."""
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(worker.__file__)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    outs = [folder / f"{rank}.pt" for rank in range(WORLD)]
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(WORLD), str(folder / "store"), str(out)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank, out in enumerate(outs)
-    ]
+    number = max(worker.SHARDS)
+    logs = [folder / f"{rank}.log" for rank in range(number)]
+    running = []
+    for rank, log in enumerate(logs):
+        with log.open("w") as out:
+            command = [sys.executable, worker.__file__, str(rank), str(folder)]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            running.append(subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT))
+    end = time.monotonic() + 240
     try:
-        said = [process.communicate(timeout=240)[0] for process in running]
+        # The others wait for a rank that failed: the first failure ends them all.
+        while any(p.poll() is None for p in running) and not any(p.poll() for p in running):
+            assert time.monotonic() < end, "the ranks did not end"
+            time.sleep(0.05)
     finally:
         for process in running:
             process.kill()
-    for process, text in zip(running, said, strict=True):
-        assert process.returncode == 0, text
-    return [torch.load(out, weights_only=True) for out in outs]
+            process.wait()
+    assert not any(p.returncode for p in running), "\n".join(log.read_text() for log in logs)
+    every = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(number)]
+    return {world: [found[world] for found in every[:world]] for world in worker.SHARDS}
 
 
-def whole():
-    t = worker.everything(WORLD)
+@pytest.fixture(scope="module")
+def ranks(worlds):
+    return worlds[WORLD]
+
+
+def whole(world=WORLD):
+    t = worker.everything(world)
     return {name: v.requires_grad_() if v.is_floating_point() else v for name, v in t.items()}
 
 
-def together(ranks, name):
+def together(ranks, name, world=WORLD):
     """Loss, gradients of x, y and views, gradients of scale and bias: as one process would have them."""
     values = [rank[name] for rank in ranks]
     loss = torch.stack([v[0] for v in values]).mean()
-    features = [torch.cat([v[k] for v in values]) / WORLD for k in (1, 2, 3)]
+    features = [torch.cat([v[k] for v in values]) / world for k in (1, 2, 3)]
     numbers = [torch.stack([v[k] for v in values]).mean() for k in (4, 5)]
     return [loss, *features, *numbers]
 
@@ -100,22 +106,92 @@ def tangential(values, t):
     return [loss, *(g - (g * f).sum(1, keepdim=True) * f for g, f in ((dx, t["x"]), (dy, t["y"]))), *rest]
 
 
+EVEN = worker.SHARDS[WORLD][0]
+
+
 @pytest.mark.parametrize("name", list(formulas(whole())))
 def test_equals_the_formula_of_one_process(ranks, name):
     t = whole()
     want = gradients(formulas(t)[name], t)
     if name in ("info_nce", "info_nce_ids", "nt_xent", "lightly_nt_xent"):
         want = tangential(want, t)
-    for got, expected in zip(together(ranks, name), want, strict=True):
+    found = name if name.startswith("lightly") else f"{name} gather {EVEN}"
+    for got, expected in zip(together(ranks, found), want, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", list(worker.ours(whole())))
-def test_equals_one_process(ranks, name):
+def one_process(world):
+    t = whole(world)
+    return worker.with_gradients(worker.ours(t), t)
+
+
+@pytest.mark.parametrize("schedule", ["gather", "ring"])
+@pytest.mark.parametrize("sizes", [s for shards in worker.SHARDS.values() for s in shards], ids=str)
+def test_equals_one_process(worlds, schedule, sizes):
+    """Even and uneven shards, ranks without rows among them."""
+    world = len(sizes)
+    for name, want in one_process(world).items():
+        got = together(worlds[world], f"{name} {schedule} {sizes}", world)
+        for value, expected in zip(got, want, strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", ["lightly_nt_xent", "lightly_dcl"])
+def test_lightlys_losses_equal_one_process(ranks, name):
     t = whole()
-    t["scale"] = t["scale"].detach().requires_grad_()
-    for got, expected in zip(together(ranks, name), gradients(worker.ours(t)[name], t), strict=True):
+    for got, expected in zip(together(ranks, name), gradients(worker.gathering(t)[name], t), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_ring_keeps_as_much_however_many_ranks_there_are(worlds):
+    ring = {world: {rank["saved ring"] for rank in found} for world, found in worlds.items()}
+    assert ring[2] == ring[3] == ring[4] and len(ring[2]) == 1
+    gathered = {world: max(rank["saved gather"] for rank in found) for world, found in worlds.items()}
+    assert gathered[2] < gathered[3] < gathered[4]
+
+
+def test_a_ring_takes_16_bit_features(worlds):
+    for world, found in worlds.items():
+        t = whole(world)
+        x, y = (t[name].detach().bfloat16().double().requires_grad_() for name in ("x", "y"))
+        want = mk.clip_loss(x, y, 7.0)
+        slopes = torch.autograd.grad(want, (x, y))
+        got = together(found, "bf16", world)
+        torch.testing.assert_close(got[0].double(), want, rtol=1e-5, atol=0)
+        for g, w in zip(got[1:3], slopes, strict=True):
+            assert g.dtype == torch.bfloat16
+            torch.testing.assert_close(g.double(), w, rtol=2**-7, atol=1e-6)  # two roundings, one by `together`
+
+
+def test_gather_takes_any_number_of_rows(worlds):
+    for world, found in worlds.items():
+        want = torch.cat([torch.arange(3.0 * rank).reshape(3, rank) for rank in range(world)], dim=1)
+        for rank, values in enumerate(found):
+            whole_, again, slope = values["uneven"]
+            assert torch.equal(whole_, want) and torch.equal(again, want)
+            assert torch.equal(slope, torch.full((3, rank), world * (world + 1) / 2))
+            flags = torch.cat([torch.tensor([True, False])[:r] for r in range(world)])
+            assert torch.equal(values["flags"], flags)
+
+
+def test_ranks_that_disagree_all_raise_one_error(ranks):
+    first, second = (rank["refusals"] for rank in ranks)
+    for name, error, part in (
+        ("width", "ValueError", "query"),
+        ("dtype", "ValueError", "torch.float64 with 2 rows"),
+        ("dims", "ValueError", "rank 1"),
+        ("sizes", "ValueError", "sizes"),
+        ("complex", "ValueError", "complex64"),
+        ("0-d", "ValueError", "0-d"),
+        ("1-d", "ValueError", "query"),
+        ("integers", "ValueError", "image_features"),
+        ("schedule", "ValueError", "schedule"),
+        ("scale", "ValueError", "scale"),
+    ):
+        for said in (first[name], second[name]):
+            assert said.startswith(error) and part in said
+    for name in ("width", "dtype", "dims"):
+        assert first[name] == second[name]
 
 
 @pytest.mark.parametrize("name", ["clip False True", "clip True True", "siglip bidir", "siglip gather"])
@@ -183,6 +259,91 @@ def test_wrapper_equals_one_process(ranks, name):
             torch.testing.assert_close(got, want[k], rtol=1e-9, atol=1e-11)
 
 
+def whole_reference(t):
+    return {"ref_emb": t["y"], "ref_labels": t["labels"]}
+
+
+@pytest.mark.parametrize("sizes", worker.SHARDS[WORLD], ids=str)
+@pytest.mark.parametrize("kind", ["", " without labels", " reference", " memory"])
+def test_mined_pairs_equal_one_process(ranks, kind, sizes):
+    """Miners count this rank's rows first; a memory holds the rows in the order of the ranks."""
+    t = whole()
+    loss = worker.losses.NTXentLoss(0.2)
+    both = whole_reference(t) if kind == " reference" else {}
+    pairs = worker.hard_pairs(t["x"], t["labels"], **both)
+    if kind == " memory":
+        memory = worker.losses.CrossBatchMemory(loss, worker.WIDTH, 24)
+        want = gradients(memory(t["y"], t["labels"]) + memory(t["x"], t["labels"], pairs), t)
+    else:
+        want = gradients(loss(t["x"], t["labels"], pairs, **both), t)
+    values = [rank[f"mined{kind if kind == ' memory' else ' False' + kind} {sizes}"] for rank in ranks]
+    for value in values:
+        torch.testing.assert_close(value[0], WORLD * want[0])
+    for k in (1, 2):
+        torch.testing.assert_close(torch.cat([v[k] for v in values]) / WORLD, want[k], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("sizes", worker.SHARDS[WORLD], ids=str)
+@pytest.mark.parametrize("kind", ["", " without labels", " reference"])
+def test_mined_pairs_of_this_ranks_anchors(ranks, kind, sizes):
+    t = whole()
+    first = 0
+    for rank, rows in zip(ranks, sizes, strict=True):
+        mine = torch.arange(first, first + rows)
+        order = torch.cat([mine, torch.arange(first), torch.arange(first + rows, sum(sizes))])
+        first += rows
+        ref, ref_labels = (t["y"] if kind == " reference" else t["x"])[order], t["labels"][order]
+        pairs = worker.hard_pairs(t["x"][mine], t["labels"][mine], ref, ref_labels)
+        keep = pairs[0] != pairs[1]  # the anchor itself, or its row of the reference, as the original has it
+        pairs = (pairs[0][keep], pairs[1][keep], *pairs[2:])
+        want = worker.losses.NTXentLoss(0.2)(t["x"][mine], None, pairs, ref)
+        torch.testing.assert_close(rank[f"mined True{kind} {sizes}"][0], WORLD * want)
+
+
+@pytest.mark.parametrize("sizes", worker.SHARDS[WORLD], ids=str)
+def test_every_rank_keeps_one_memory(ranks, sizes):
+    t = whole()
+    kept = t["labels"] > 1
+    rows = torch.cat([t["x"], t["y"], t["x"][kept]]).detach()
+    labels = torch.cat([t["labels"], t["labels"] + 10, t["labels"][kept] + 20])
+    memory, memory_labels = torch.zeros(16, worker.WIDTH, dtype=torch.float64), torch.zeros(16, dtype=torch.long)
+    for k, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        memory[k % 16], memory_labels[k % 16] = row, label
+    for rank in ranks:
+        assert torch.equal(rank[f"memory {sizes}"][0], memory)
+        assert torch.equal(rank[f"memory {sizes}"][1], memory_labels)
+
+
+def test_gathered_rows_have_the_own_ones_first(ranks):
+    t = whole()
+    for sizes in worker.SHARDS[WORLD]:
+        parts, labels = t["x"].detach().split(sizes), t["labels"].split(sizes)
+        for rank in range(WORLD):
+            rows, classes, others = ranks[rank][f"gathered {sizes}"]
+            assert torch.equal(rows, torch.cat([parts[rank], parts[1 - rank]])) and torch.equal(others, parts[1 - rank])
+            assert torch.equal(classes, torch.cat([labels[rank], labels[1 - rank]]))
+
+
+def test_utilities_without_a_process_group():
+    t, utilities = whole(), worker.of_losses
+    assert not utilities.is_distributed() and utilities.all_gather(t["x"]) is None
+    assert utilities.all_gather_embeddings_and_labels(t["x"], t["labels"]) == (None, None)
+    all_emb, all_labels, labels = utilities.gather(t["x"], t["labels"])
+    assert all_emb is t["x"] and torch.equal(all_labels, labels) and torch.equal(labels, t["labels"])
+    assert utilities.gather_emb_and_ref(t["x"], None, t["y"])[2] is t["y"]
+    assert utilities.gather_enqueue_mask(None, torch.device("cpu")) is None
+    want = worker.hard_pairs(t["x"], t["labels"])
+    for got in (
+        utilities.DistributedMinerWrapper(worker.hard_pairs)(t["x"], t["labels"]),
+        utilities.get_indices_tuple(t["labels"], t["labels"], t["x"], t["x"], worker.hard_pairs),
+    ):
+        assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+    with pytest.raises(TypeError, match="miner"):
+        utilities.DistributedMinerWrapper(None)
+    with pytest.raises(TypeError, match="loss"):
+        worker.DistributedLossWrapper(0.1)
+
+
 def test_wrapper_without_a_process_group_warns():
     t = whole()
     for efficient in (False, True):
@@ -209,6 +370,8 @@ def test_second_derivatives_cross_the_ranks(ranks):
     first = torch.autograd.grad(mk.info_nce(t["x"], t["y"], temperature=1 / t["scale"]), t["x"], create_graph=True)[0]
     want = torch.autograd.grad((first**2).sum(), t["y"])[0] * WORLD**2
     torch.testing.assert_close(torch.cat([rank["second"][0] for rank in ranks]), want)
+    for rank in ranks:
+        assert rank["second of a ring"].startswith("RuntimeError: schedule='ring' has no second derivatives")
 
 
 def test_without_a_process_group_these_are_the_plain_losses():

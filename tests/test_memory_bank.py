@@ -71,6 +71,17 @@ def test_normalises_if_asked_and_keeps_its_dtype():
     assert torch.equal(bank.negatives(), keys.bfloat16().float())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_row_of_zeros_stays_zeros(dtype):
+    keys = torch.randn(4, 8).to(dtype)
+    keys[1] = 0
+    keys[2] = keys[2] * 2.0**-12  # its square is 0 in fp16
+    bank = mk.MemoryBank(6, 8, normalize=True)
+    bank.enqueue(keys)
+    assert not bank.negatives()[1].any()
+    torch.testing.assert_close(bank.negatives(), F.normalize(keys.float()))
+
+
 @pytest.mark.parametrize("how", ["state", "pickle", "copy"])
 def test_a_resumed_bank_continues_as_the_original(how):
     bank = mk.MemoryBank(7, 2, labels=True)
@@ -117,6 +128,8 @@ def test_bad_input_is_named():
             mk.MemoryBank(*arguments)
     with pytest.raises(ValueError, match="dtype"):
         mk.MemoryBank(2, 2, dtype=torch.long)
+    with pytest.raises(TypeError, match="dtype"):
+        mk.MemoryBank(2, 2, dtype="float32")
     bank, labelled = mk.MemoryBank(4, 2), mk.MemoryBank(4, 2, labels=True)
     for b, arguments, error, name in (
         (bank, ([1.0],), TypeError, "keys"),

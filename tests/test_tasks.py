@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import mi_kernels as mk
 from mi_kernels import tasks
 
 special = pytest.importorskip("scipy.special")
@@ -185,8 +184,32 @@ def test_three_modalities(rho: float, dim: int, total: float, pair: float, low: 
     np.testing.assert_allclose(np.corrcoef(first), one, atol=0.03)
 
 
-def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="correlation"):
-        mk.tasks.EquicorrelatedGaussian(1.0, 2)
-    with pytest.raises(ValueError, match="n must"):
-        tasks.FORTY["1v1-normal-0.75"].sample(0)
+BAD: dict[str, list] = {
+    "n": [0, -3, 1.5, True, None, "9", [9], math.nan, np.arange(3)],
+    "seed": [None, 1.5, "0", True, [0], 2**63, np.arange(3)],
+    "dtype": [None, "float32", torch.int64, torch.complex64, np.float32, 3],
+    "mutual_information": [-0.1, math.inf, math.nan, None, "1", 1j, True, [1.0], np.ones(2)],
+    "dim": [0, 1.5, None, "2", True, [2]],
+    "correlation": [1.0, -0.1, math.nan, None, "0.5", 0.5j, [0.5], np.zeros(2)],
+}
+ENTRIES = {
+    "task": (tasks.FORTY["1v1-normal-0.75"].sample, {"n": 5}, ("n", "seed", "dtype")),
+    "three": (tasks.EquicorrelatedGaussian(0.5, 2).sample, {"n": 5}, ("n", "seed", "dtype")),
+    "gaussian": (tasks.gaussian, {"mutual_information": 1.0}, ("mutual_information", "dim")),
+    "equicorrelated": (tasks.EquicorrelatedGaussian, {"correlation": 0.5, "dim": 2}, ("correlation", "dim")),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_kind_of_bad_argument_is_named(entry: str) -> None:
+    call, good, names = ENTRIES[entry]
+    call(**good)
+    for name in names:
+        for value in BAD[name]:
+            with pytest.raises(ValueError, match=f"^{name} must be "):
+                call(**good | {name: value})
+
+
+def test_numbers_of_numpy_are_taken() -> None:
+    x, _ = tasks.gaussian(np.float64(1.0), np.int64(2)).sample(np.int32(7), np.int64(3))
+    assert torch.equal(x, tasks.gaussian(1.0, 2).sample(7, 3)[0])

@@ -1,4 +1,4 @@
-"""InfoNCE and NCE-CLUB, the two bounds of FactorCL: negatives are all pairs of the batch, the diagonal included."""
+"""InfoNCE, and NCE-CLUB on it: negatives are all pairs of the batch, the diagonal included."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..critics import Critic
 from ..ops.common.checks import check_choice, check_tensor
 from .base import CriticBound, check_anchor, check_paired
 from .conditional import StatisticsOf, within_labels
+from .registry import Ceiling, declare
 
 CONDITIONS = ("concat", "group")
 
@@ -57,6 +58,35 @@ class _Contrastive(CriticBound):
         return f"anchor={self.anchor!r}, condition={self.condition!r}"
 
 
+class SymmetricInfoNCE(CriticBound):
+    """The mean of InfoNCE with x and with y as the anchor: at most log B, one pass over the scores. What `estimate_mi`
+    fits by default."""
+
+    def contributions(self, x: Tensor, y: Tensor) -> Tensor:
+        """One per sample, [*, B], whose mean is the value."""
+        found = self.critic.statistics(x, y, stats=("positive", "row_lse", "col_lse"))
+        assert found.positive is not None and found.row_lse is not None and found.col_lse is not None
+        gap: Tensor = found.positive - (found.row_lse + found.col_lse) / 2
+        return gap + math.log(x.shape[-2])
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x [*, B, Dx], y [*, B, Dy] -> nats [*]. Raises ValueError for other shapes."""
+        check_paired(x, y)
+        return self.contributions(x, y).mean(-1)
+
+    def learning_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The negative bound, [*]."""
+        return -self.forward(x, y)
+
+
+@declare(
+    "infonce",
+    kind="lower",
+    value="mean_i S[i, i] - mean_i log mean_j exp S[i, j]",
+    negatives="all pairs",
+    ceiling=Ceiling("log n", math.log),
+    estimator=SymmetricInfoNCE,
+)
 class InfoNCE(_Contrastive):
     """Lower bound: mean_i S[i, i] - mean_i log sum_j exp S[i, j] + log B  (van den Oord et al. 2018;
     FactorCL, arXiv 2306.05268, eq. 10). At most log B.
@@ -85,6 +115,13 @@ class InfoNCE(_Contrastive):
         return -self.forward(x, y, condition)
 
 
+@declare(
+    "nce_club",
+    kind="upper",
+    value="mean_i S[i, i] - mean_ij S[i, j]",
+    negatives="all pairs",
+    trained_by="infonce",
+)
 class NCECLUB(_Contrastive):
     """Upper bound: mean_i S[i, i] - mean_{i, j} S[i, j], with a critic fitted by InfoNCE (FactorCL, arXiv
     2306.05268, eq. 11 and Theorem 2). The second mean is over all pairs, the diagonal included, as in

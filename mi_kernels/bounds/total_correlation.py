@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..critics import MLP
 from .base import GradientPenalty, bounded_exp, gradient_norm, interpolate, log_mean_exp
+from .registry import declare
 
 MEASURES = ("kl", "f", "wasserstein")
 SHUFFLES = ("independent", "together")
@@ -34,6 +35,14 @@ class JointCritic(nn.Module):
         return scores
 
 
+@declare(
+    "total_correlation",
+    kind="lower",
+    quantity="total correlation",
+    value="as `dv`, `nwj` or `wasserstein`, for two or more modalities",
+    negatives="shuffled modalities",
+    critics=("joint",),
+)
 class TotalCorrelation(GradientPenalty):
     """KL(P || Q) of the joint P of all modalities and the product Q of their marginals (MDM, Colombo et al. 2021).
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..critics import Critic
 from ..ops.common.checks import check_number
 from .base import CriticBound, bounded_exp, check_anchor, log_mean_exp, with_gradient_of
+from .registry import Ceiling, declare
 
 Baseline = Callable[[Tensor], Tensor]
 
@@ -38,6 +39,7 @@ def _log_baseline(baseline: Baseline | None, t: Tensor, like: Tensor) -> Tensor:
     return value.to(like.dtype).expand(like.shape)
 
 
+@declare("tuba", kind="lower", value="1 + E_P[T - log a] - E_Q[exp(T) / a]", negatives="off the diagonal")
 class TUBA(CriticBound):
     """Lower bound 1 + E_P[T - log a] - E_Q[exp(T) / a]  (Poole et al. 2019, I_TUBA), tight at T = log(dP / dQ) + log a.
 
@@ -69,6 +71,7 @@ class TUBA(CriticBound):
         return f"anchor={self.anchor!r}"
 
 
+@declare("nwj", kind="lower", value="E_P[T] - E_Q[exp(T - 1)]", negatives="off the diagonal")
 class NWJ(CriticBound):
     """Lower bound E_P[T] - E_Q[exp(T - 1)]  (Nguyen, Wainwright and Jordan 2010; Poole et al. 2019, I_NWJ), tight at
     T = 1 + log(dP / dQ): TUBA with log a = 1. Its variance grows as e^I (Song and Ermon 2020)."""
@@ -84,6 +87,7 @@ class NWJ(CriticBound):
         return -self.forward(x, y)
 
 
+@declare("dv", kind="lower", value="E_P[T] - log E_Q[exp T], in the limit of large n", negatives="off the diagonal")
 class DonskerVaradhan(CriticBound):
     """E_P[T] - log E_Q[exp T]  (Donsker and Varadhan 1983; MINE, Belghazi et al. 2018), tight at T = log(dP / dQ) +
     any constant. The logarithm of a batch's mean makes it biased upwards: a bound in the limit of large B only,
@@ -100,6 +104,7 @@ class DonskerVaradhan(CriticBound):
         return -self.forward(x, y)
 
 
+@declare("mine", kind="lower", value="as `dv`, trained with an averaged denominator", negatives="off the diagonal")
 class MINE(CriticBound):
     """Donsker-Varadhan whose gradient divides by a moving average (Belghazi et al. 2018, section 3.2).
 
@@ -178,6 +183,7 @@ def _js_objective(positive: Tensor, row_softplus: Tensor) -> Tensor:
     return F.logsigmoid(positive).mean(-1) - row_softplus.mean(-1) / (positive.shape[-1] - 1)
 
 
+@declare("js", kind="lower", value="NWJ at T + 1, T trained by Jensen-Shannon", negatives="off the diagonal")
 class JensenShannon(CriticBound):
     """A critic trained by the Jensen-Shannon objective, valued by NWJ (Hjelm et al. 2019; Poole et al. 2019, I_JS).
 
@@ -205,6 +211,13 @@ class JensenShannon(CriticBound):
         return math.log(2) - self.learning_loss(x, y) / 2
 
 
+@declare(
+    "smile",
+    kind="neither",
+    value="E_P[T] - log E_Q[exp clamp(T, -clip, clip)]",
+    negatives="off the diagonal",
+    trained_by="js",
+)
 class SMILE(CriticBound):
     """Donsker-Varadhan with a clipped partition term, at a critic trained by Jensen-Shannon (Song and Ermon 2020):
     E_P[T] - log E_Q[exp clamp(T, -clip, clip)].
@@ -217,7 +230,7 @@ class SMILE(CriticBound):
 
     def __init__(self, critic: Critic, clip: float = 5.0):
         super().__init__(critic)
-        check_number("clip", clip, positive=True)
+        check_number("clip", clip, positive=True, infinite=True)
         self.clip = float(clip)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -236,6 +249,14 @@ class SMILE(CriticBound):
         return f"clip={self.clip}"
 
 
+@declare(
+    "interpolated",
+    kind="lower",
+    value="between TUBA (alpha = 0) and InfoNCE (alpha = 1)",
+    negatives="off the diagonal",
+    # at the default alpha, 1 / 2
+    ceiling=Ceiling("1 + log(2 (n - 1))", lambda n: 1 + math.log(2 * (n - 1))),
+)
 class InterpolatedBound(CriticBound):
     """I_alpha: between TUBA (alpha = 0) and InfoNCE (alpha = 1)  (Poole et al. 2019, I_alpha).
 

@@ -8,6 +8,7 @@ from torch.nn.utils import parametrize
 
 from ..critics import Critic
 from .base import CriticBound, GradientPenalty, check_paired, gradient_norm, interpolate
+from .registry import declare
 
 
 class SpectralNorm(nn.Module):
@@ -47,6 +48,13 @@ def apply_spectral_norm(critic: nn.Module) -> None:
         parametrize.register_parametrization(module, "weight", SpectralNorm(weight))
 
 
+@declare(
+    "wasserstein",
+    kind="lower",
+    quantity="the Wasserstein distance W_1",
+    value="E_P[T] - E_Q[T], T kept Lipschitz",
+    negatives="off the diagonal",
+)
 class WassersteinDependency(CriticBound, GradientPenalty):
     """E_P[T] - E_Q[T]: at the best critic of Lipschitz constant 1 the Wasserstein-1 distance, in the Euclidean metric
     of [x, y], between the joint and the product of the marginals (Ozair et al. 2019), in the units of x and y and not

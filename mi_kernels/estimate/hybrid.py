@@ -19,16 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..critics import InnerProductCritic
-from .objectives import SymmetricInfoNCE
+from ..bounds.info_nce import SymmetricInfoNCE
+from ..critics import ConcatCritic, Critic, InnerProductCritic
+from ..ops.common.statistics import Statistics
 from .preprocessing import Coordinates
 
 RIDGE = 1e-4
 LARGEST_CORRELATION = 0.9999
 HIDDEN, EMBEDDING = 96, 24
+SCALAR_HIDDEN = 32
 # A further canonical pair must raise the bound on the validation samples by this many nats.
 LEAST_GAIN = 2e-3
 PATIENCE = 3
+
+Part = tuple[Coordinates, Coordinates]
 
 
 @dataclass
@@ -41,6 +45,7 @@ class CanonicalPairs:
     x_directions: Tensor  # [Dx, K]
     y_directions: Tensor  # [Dy, K]
     correlations: Tensor  # [K]
+    other: CanonicalPairs | None = None  # of the other kind of coordinates, which networks see beside these
 
     @classmethod
     def fit(cls, x: Coordinates, y: Coordinates, turned: bool) -> CanonicalPairs:
@@ -60,42 +65,70 @@ class CanonicalPairs:
         of_x, of_y = self.x_directions[:, :k], self.y_directions[:, :k]
         return CanonicalPairs(self.turned, self.x_mean, self.y_mean, of_x, of_y, self.correlations[:k])
 
-    def inputs(self, x: Coordinates, y: Coordinates) -> tuple[Tensor, Tensor]:
-        """What `HybridCritic` takes: per sample the K weighted variates, the quadratic term and the features."""
-        r = self.correlations
+    def variates(self, x: Coordinates, y: Coordinates) -> tuple[Tensor, Tensor]:
+        """The canonical variates of both sides, [n, K] each, in float64."""
         u = ((x.turned if self.turned else x.normal).double() - self.x_mean) @ self.x_directions
         v = ((y.turned if self.turned else y.normal).double() - self.y_mean) @ self.y_directions
+        return u, v
+
+    def inputs(self, x: Coordinates, y: Coordinates) -> tuple[Tensor, Tensor]:
+        """What `HybridCritic` takes: per sample the K weighted variates, the quadratic term, what the networks on top
+        of the Gaussian see and what networks alone see."""
+        r = self.correlations
+        u, v = self.variates(x, y)
         weight, quadratic = r / (1 - r * r), -0.5 * r * r / (1 - r * r)
         of_x, of_y = (u.square() * quadratic).sum(-1, keepdim=True), (v.square() * quadratic).sum(-1, keepdim=True)
-        left = torch.cat([(u * weight).float(), of_x.float(), x.features], -1)
-        return left, torch.cat([v.float(), of_y.float(), y.features], -1)
+        x_seen, y_seen = self._seen_on_top(x, y)
+        left = torch.cat([(u * weight).float(), of_x.float(), x_seen, x.features], -1)
+        return left, torch.cat([v.float(), of_y.float(), y_seen, y.features], -1)
+
+    def _seen_on_top(self, x: Coordinates, y: Coordinates) -> list[Tensor]:
+        """The variates that carry the linear dependence, and the radii: a few columns in place of all coordinates, of
+        which networks would mostly learn noise. A side of one coordinate keeps its features."""
+        kinds = [self.variates(x, y)] + ([self.other.variates(x, y)] if self.other else [])
+        variates = [torch.cat(side, -1).float() for side in zip(*kinds, strict=True)]
+        return [
+            side.features if side.normal.shape[-1] == 1 else torch.cat([own, side.radii], -1)
+            for own, side in zip(variates, (x, y), strict=True)
+        ]
+
+    def widths(self, x: Coordinates, y: Coordinates) -> list[tuple[int, int]]:
+        """Of x and of y: columns that the networks on top of the Gaussian see, and that networks alone see."""
+        seen = self._seen_on_top(*(Coordinates(*(t[:1] for t in side)) for side in (x, y)))
+        return [(own.shape[-1], side.features.shape[-1]) for own, side in zip(seen, (x, y), strict=True)]
 
 
 def _root(v: Tensor) -> Tensor:
     covariance = v.mT @ v / v.shape[0]
     scale = covariance.diagonal().mean()
     root: Tensor = torch.linalg.cholesky(
-        covariance + RIDGE * scale * torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
+        covariance + (RIDGE * scale).clamp_min(1e-12) * torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
     )
     return root
 
 
-def choose_pairs(
-    train: tuple[Coordinates, Coordinates], validation: tuple[Coordinates, Coordinates]
-) -> tuple[CanonicalPairs, float]:
+def choose_pairs(train: Part, validation: Part) -> tuple[CanonicalPairs, float]:
     """The canonical pairs, perhaps none, whose Gaussian has the highest InfoNCE on the validation samples."""
-    best, value = CanonicalPairs.fit(*train, turned=False).first(0), 0.0
+    turned = (False, True) if train[0].turned.shape != train[0].normal.shape else (False,)
+    found = [_best_pairs(CanonicalPairs.fit(*train, turned=t), validation) for t in turned]
+    if len(found) == 1:
+        return found[0]
+    (best, value), (other, _) = found if found[0][1] >= found[1][1] - LEAST_GAIN else reversed(found)
+    best.other = other
+    return best, value
+
+
+def _best_pairs(pairs: CanonicalPairs, validation: Part) -> tuple[CanonicalPairs, float]:
+    best, value, waited = pairs.first(0), 0.0, 0
     objective = SymmetricInfoNCE(GaussianCritic())
-    for turned in (False, True) if train[0].turned.shape != train[0].normal.shape else (False,):
-        pairs, waited = CanonicalPairs.fit(*train, turned=turned), 0
-        for k in range(1, pairs.correlations.numel() + 1):
-            a, b = pairs.first(k).inputs(*validation)
-            found = objective(a[:, : k + 1], b[:, : k + 1]).item()
-            waited = 0 if found > value + LEAST_GAIN else waited + 1
-            if not waited:
-                best, value = pairs.first(k), found
-            if waited == PATIENCE:
-                break
+    for k in range(1, pairs.correlations.numel() + 1):
+        a, b = pairs.first(k).inputs(*validation)
+        found = objective(a[:, : k + 1], b[:, : k + 1]).item()
+        waited = 0 if found > value + LEAST_GAIN else waited + 1
+        if not waited:
+            best, value = pairs.first(k), found
+        if waited == PATIENCE:
+            break
     return best, value
 
 
@@ -129,25 +162,60 @@ class _Network(nn.Module):
 class HybridCritic(InnerProductCritic):
     """Gaussian log density ratio with learned gates, plus <g(x), h(y)> + p(x) + q(y).
 
-    x [*, B, pairs + 1 + x_features], y alike: `CanonicalPairs.inputs`. With `gaussian=False` the first pairs + 1
-    columns are left out, and the networks learn everything.
+    x [*, B, .], y [*, B, .]: `CanonicalPairs.inputs`; `x_widths` and `y_widths`: `CanonicalPairs.widths`. With
+    `gaussian=False` the networks learn everything, from the features of the last columns.
     """
 
-    def __init__(self, pairs: int, x_features: int, y_features: int, gaussian: bool = True):
+    def __init__(self, pairs: int, x_widths: tuple[int, int], y_widths: tuple[int, int], gaussian: bool = True):
         super().__init__()
         self.pairs, self.gaussian = pairs, gaussian
-        self.x_network, self.y_network = _Network(x_features, silent=False), _Network(y_features, silent=True)
+        self.x_widths, self.y_widths = x_widths, y_widths
+        which = 0 if gaussian else 1
+        self.x_network = _Network(x_widths[which], silent=False)
+        self.y_network = _Network(y_widths[which], silent=True)
         self.gates = nn.Parameter(torch.ones(pairs), requires_grad=gaussian)
         self.quadratic_gate = nn.Parameter(torch.ones(()), requires_grad=gaussian)
 
+    def _seen(self, t: Tensor, widths: tuple[int, int]) -> Tensor:
+        first = self.pairs + 1 + (0 if self.gaussian else widths[0])
+        return t[..., first : first + widths[0 if self.gaussian else 1]]
+
     def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         k = self.pairs
-        (g, p), (h, q) = self.x_network(x[..., k + 1 :]), self.y_network(y[..., k + 1 :])
+        (g, p), (h, q) = self.x_network(self._seen(x, self.x_widths)), self.y_network(self._seen(y, self.y_widths))
         if not self.gaussian:
             return _with_terms([g], p), _with_terms([h], q, last=True), 1.0
         p, q = p + self.quadratic_gate * x[..., k : k + 1], q + self.quadratic_gate * y[..., k : k + 1]
         left = _with_terms([x[..., :k] * self.gates, g], p)
         return left, _with_terms([y[..., :k], h], q, last=True), 1.0
+
+
+class ScalarCritic(Critic):
+    """A small network on x and y side by side, for one coordinate on either side.
+
+    Edges of the support, as of a uniform noise, run along lines of both coordinates: a few units draw them where an
+    inner product of smooth functions of x and of y cannot. Cheap in spite of a network per pair, as both are narrow.
+    x [*, B, .], y [*, B, .]: `CanonicalPairs.inputs`, whose last columns it sees.
+    """
+
+    def __init__(self, x_width: int, y_width: int):
+        super().__init__()
+        self.x_width, self.y_width = x_width, y_width
+        self.network = ConcatCritic(x_width, y_width, (SCALAR_HIDDEN, SCALAR_HIDDEN))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.network(x[..., -self.x_width :], y[..., -self.y_width :])  # type: ignore[no-any-return]
+
+    def statistics(
+        self,
+        x: Tensor,
+        y: Tensor,
+        stats: Sequence[str] = ("positive", "row_lse"),
+        pairs: str = "all",
+        *,
+        clip: float | None = None,
+    ) -> Statistics:
+        return self.network.statistics(x[..., -self.x_width :], y[..., -self.y_width :], stats, pairs, clip=clip)
 
 
 class MeanCritic(InnerProductCritic):

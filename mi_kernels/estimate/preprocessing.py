@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 FREQUENCIES = 8
+# In spreads from the median. Farther out, coordinates tell no more than their ranks; Cauchy draws reach N.
+FARTHEST = 1e8
 
 
 class Coordinates(NamedTuple):
@@ -22,7 +24,8 @@ class Coordinates(NamedTuple):
 
     normal: Tensor  # [n, d], every coordinate standard normal
     turned: Tensor  # [n, 2 d], these and their products with the standardised radius; [n, d] where d = 1
-    features: Tensor  # [n, F], what the networks see
+    radii: Tensor  # [n, 2], standardised; [n, 0] where d = 1
+    features: Tensor  # [n, F], what networks see that learn everything
 
 
 class RankNormal:
@@ -60,23 +63,28 @@ class Preprocessing:
         self.rank = RankNormal(fitted)
         self.radius_rank = RankNormal(self._radii(fitted))
 
+    def distance(self, v: Tensor) -> Tensor:
+        """From the median, in spreads, coordinate by coordinate: [n, d]."""
+        return ((v - self.centre) / self.spread).abs()
+
     def _radii(self, v: Tensor) -> Tensor:
-        raw = ((v - self.centre) / self.spread).square().sum(-1)
+        # 1e150: squares of farther points would overflow, and NaN ranks follow.
+        raw = self.distance(v).clamp(max=1e150).square().sum(-1)
         return torch.stack([raw, self.rank(v).square().sum(-1)], -1)
 
     def __call__(self, v: Tensor) -> Coordinates:
         normal = self.rank(v)
-        raw = torch.asinh((v - self.centre) / self.spread)
+        raw = torch.asinh(((v - self.centre) / self.spread).clamp(-FARTHEST, FARTHEST))
         if self.dim == 1:
             # Waves over the ranks let a smooth network draw sharp edges, as of a uniform noise; in more dimensions
             # they only overfit.
             phase = math.pi * torch.arange(1, FREQUENCIES + 1, device=v.device) * torch.special.ndtr(normal)
-            extra, turned = phase.cos(), normal
+            extra, turned, radii = phase.cos(), normal, normal[:, :0]
         else:
-            extra = self.radius_rank(self._radii(v))
-            turned = torch.cat([normal, normal * extra[:, :1]], -1)
+            extra = radii = self.radius_rank(self._radii(v))
+            turned = torch.cat([normal, normal * radii[:, :1]], -1)
         features = torch.cat([normal, raw, extra], -1)
-        return Coordinates(normal.float(), turned.float(), features.float())
+        return Coordinates(normal.float(), turned.float(), radii.float(), features.float())
 
 
 def _quantile(v: Tensor, q: float) -> Tensor:

@@ -11,19 +11,25 @@ _NORMAL_95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class MIEstimate:
-    """Mutual information on held-out samples, in nats. Never clipped: a negative value is reported as it is.
+    """Mutual information in nats. Never clipped: a negative value is reported as it is.
 
-    `standard_error` joins two parts. `sampling_error` is that of the held-out value itself. `fit_error` is the drop
-    from `train_value`, the same value on the samples that fitted the critic, to `value`: a critic that memorises
-    raises the one and lowers the other. A regular model that holds the truth loses half of the drop; networks that
-    were stopped early lose more, so the whole of it counts as one standard error. A dependence that the critic cannot
-    express shows in neither part.
+    A fitted critic gains on the samples that it was fitted to and loses on others. For a model of many weak directions,
+    n samples and every direction shrunk by c, the gain is sum(c) / n minus what it loses, and the loss at the best c
+    is half of their sum. Stopping by validation samples aims at that c. So `value` is the middle of `train_value` and
+    `held_out_value`, and rests on both sets of samples; `held_out_value` alone lies below the truth by that loss, and
+    is what a lower bound holds for.
+
+    `standard_error` joins two parts. `sampling_error` is that of the middle of both sets. `fit_error` is half of the
+    drop from `train_value` to `held_out_value`, plus the sampling error that this half has itself: stopping may have
+    been early or late. It is at least what the validation samples can see, 2 over their number. A dependence that the
+    critic cannot express shows in neither.
     """
 
     value: float
     standard_error: float
     sampling_error: float
     fit_error: float
+    held_out_value: float
     train_value: float
     ceiling: float  # log of the number of candidates for InfoNCE, else infinite
     warnings: tuple[str, ...]
@@ -57,7 +63,7 @@ class MIEstimate:
             axes.plot(steps, [row["train"] for row in rows], f"C{member}:", label=f"training batches{name}")
             axes.plot(steps, [row["validation"] for row in rows], f"C{member}-", label=f"validation{name}")
         low, high = self.interval()
-        axes.axhline(self.value, color="black", label=f"held out {self.value:.3f}")
+        axes.axhline(self.value, color="black", label=f"estimate {self.value:.3f}")
         axes.axhspan(low, high, color="black", alpha=0.12, linewidth=0)
         if self.value > self.ceiling - 2:
             axes.axhline(self.ceiling, color="red", linestyle="--", label="ceiling")

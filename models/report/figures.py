@@ -12,6 +12,7 @@ import matplotlib
 import matplotlib.colors
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
@@ -78,17 +79,18 @@ def loss_curves(runs: Mapping[str, Sequence[Path]]) -> list[str]:
                         *_columns(points), style, lw=1.2, color=colour(index % 10, 10), label=label, marker=marker
                     )
             axis.set(title=name, xlabel="epoch", ylabel="loss")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2)
             found.append(svg(figure, f"loss of {name}"))
     return found
 
 
 def term_curves(runs: Mapping[str, Sequence[Path]]) -> list[str]:
-    """The terms of the losses of each model's first run, for models that have more than one; the legend lies below."""
+    """The first phase's terms in each model's first run, for models that have several; the legend lies below."""
     found = []
     with matplotlib.rc_context(STYLE):
         for name, paths in runs.items():
-            terms = [column for column in columns(paths[0]) if column.startswith("term/")]
+            terms = [term for term in columns(paths[0]) if term.startswith("term/") and term.count("/") == 1]
             if len(terms) < 2:
                 continue
             figure = panel()
@@ -98,6 +100,7 @@ def term_curves(runs: Mapping[str, Sequence[Path]]) -> list[str]:
                 style = "-" if index < len(COLOURS) else ":"
                 axis.plot(*_columns(points), style, color=colour(index % 10, 10), label=column[5:], lw=1.4)
             axis.set(title=f"terms of {name}", xlabel="epoch", ylabel="nats or the loss's unit")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2)
             found.append(svg(figure, f"terms of {name}"))
     return found

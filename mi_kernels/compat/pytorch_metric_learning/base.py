@@ -1,67 +1,136 @@
-"""What NTXentLoss and SupConLoss share: the checks, which path runs, and the reduction."""
+"""What NTXentLoss and SupConLoss share: checks, the scores, and the way to a reducer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...losses import common
 from ...ops.common.dtypes import accumulate_dtype
+from . import original
 from .pairs import Pairs, all_pairs, as_pairs
+
+_BLOCK_BYTES = 2 << 20
+_INNER_PRODUCT = ("forward", "compute_mat", "normalize", "maybe_normalize")
 
 
 def check_inputs(name: str, embeddings: Tensor, label_name: str, labels: Tensor | None) -> None:
-    if embeddings.dim() != 2 or not embeddings.shape[0]:
-        raise ValueError(f"{name} must have shape [batch, features] with batch >= 1, got {tuple(embeddings.shape)}")
-    if labels is not None and labels.shape != embeddings.shape[:1]:
+    if not isinstance(embeddings, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(embeddings).__name__}")
+    if embeddings.dim() != 2:
+        raise ValueError(f"{name} must have shape [batch, features], got {tuple(embeddings.shape)}")
+    if not embeddings.is_floating_point():
+        raise ValueError(f"{name} must be floating point, got {embeddings.dtype}")
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{label_name} must be a tensor, got {type(labels).__name__}")
+    if labels.shape != embeddings.shape[:1]:
         raise ValueError(f"{label_name} must have shape {tuple(embeddings.shape[:1])}, got {tuple(labels.shape)}")
+    if labels.is_complex():
+        raise ValueError(f"{label_name} must hold integers, got {labels.dtype}")
+    if labels.is_floating_point() and labels.device.type == "cpu" and bool(labels.isnan().any()):
+        raise ValueError(f"{label_name} must not be NaN: NaN equals no label, not even itself")
 
 
-class PairLoss(nn.Module):
-    """What both losses share: the inputs' checks, which path runs, and the reduction."""
+def wide(t: Tensor) -> Tensor:
+    return t.to(accumulate_dtype(t.dtype))
 
-    def __init__(
-        self,
-        temperature: float,
-        collect_stats: bool | None = None,
-        embedding_regularizer: nn.Module | None = None,
-        embedding_reg_weight: float = 1,
-        reducer: Callable[..., Tensor] | None = None,
-        distance: nn.Module | None = None,
-    ):
-        super().__init__()
+
+class _Again(torch.autograd.Function):
+    """function(*tensors), computed again in the backward instead of kept. (torch.utils.checkpoint imports the compiler:
+    seconds and 150 MiB.)"""
+
+    @staticmethod
+    def forward(ctx, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*tensors)
+        return function(*tensors)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        twice = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Aliases: one saved tensor may have been made from another.
+            wanted = ctx.needs_input_grad[1:]
+            again = [
+                t.view_as(t) if twice else t.detach().requires_grad_(w)
+                for t, w in zip(ctx.saved_tensors, wanted, strict=True)
+            ]
+            value = ctx.function(*again)
+        inputs = [t for t, w in zip(again, wanted, strict=True) if w]
+        found = iter(torch.autograd.grad(value, inputs, g, create_graph=twice, allow_unused=True))
+        return None, *(next(found) if w else None for w in wanted)
+
+
+class Scores(NamedTuple):
+    """Scores / temperature, [B, N]: of features that are multiplied by blocks of rows, or a distance's whole matrix."""
+
+    features: tuple[Tensor, Tensor] | None  # [B, D], [N, D]
+    matrix: Tensor | None
+    scale: float | Tensor
+    shape: tuple[int, int]
+
+    def whole(self) -> Tensor:
+        if self.features is None:
+            assert self.matrix is not None
+            return self.matrix
+        return self.features[0] @ self.features[1].mT * self.scale
+
+    def over_blocks(self, function: Callable[..., Tensor], *by_row: Tensor) -> Iterator[Tensor]:
+        """function(scores [b, N], first row, *by_row [b]) of blocks of b rows, which keep nothing for the backward but
+        their features where there are several. A matrix is one block: it is stored already."""
+        rows, columns = self.shape
+        if self.features is not None:
+            x, y = self.features
+            step = max(1, _BLOCK_BYTES // (x.element_size() * max(1, columns)))
+            if step < rows:
+                scale = torch.as_tensor(self.scale, dtype=x.dtype, device=x.device)
+                parts = zip(*(t.split(step) for t in (x, *by_row)), strict=True)
+                for first, (part, *beside) in zip(range(0, rows, step), parts, strict=True):
+
+                    def block(part: Tensor, y: Tensor, scale: Tensor, *beside: Tensor, first: int = first) -> Tensor:
+                        return function(part @ y.mT * scale, first, *beside)
+
+                    yield _Again.apply(block, part, y, scale, *beside)
+                return
+        yield function(self.whole(), 0, *by_row)
+
+
+def _is_inner_product(distance: Any) -> bool:
+    """Whether a distance is known to be an inner product: anything that a subclass, an instance, a hook or a record of
+    statistics may change is left to the distance itself."""
+    base = original.DotProductSimilarity
+    return (
+        isinstance(distance, base)
+        and all(getattr(type(distance), name) is getattr(base, name) for name in _INNER_PRODUCT)
+        and not any(name in vars(distance) for name in _INNER_PRODUCT)
+        and not (distance._forward_hooks or distance._forward_pre_hooks or distance.collect_stats)
+        and distance.power == 1
+        and distance.is_inverted
+    )
+
+
+class PairLoss(original.BaseMetricLossFunction):
+    """Both losses: the inputs' checks, which path runs, and the reduction."""
+
+    # the reducer whose result a loss can compute without the losses apart
+    own_reducer: Any = original.MeanReducer
+
+    def __init__(self, temperature: float, **kwargs: Any):
+        super().__init__(**kwargs)
         self.temperature = temperature
-        self.collect_stats = bool(collect_stats)
-        self.embedding_regularizer = embedding_regularizer
-        self.embedding_reg_weight = embedding_reg_weight
-        self.reducer = reducer
-        self.distance = distance
+        self.add_to_recordable_attributes(list_of_names=["temperature"], is_stat=False)
 
-    def _features(self, *embeddings: Tensor) -> list[Tensor] | None:
-        """What the scores are inner products of; None for a distance that is no inner product."""
-        if self.distance is None:
-            return [F.normalize(e.to(accumulate_dtype(e.dtype)), dim=1) for e in embeddings]
-        kind = {base.__name__ for base in type(self.distance).__mro__}
-        if "DotProductSimilarity" not in kind or getattr(self.distance, "power", 1) != 1:
-            return None
-        if not self.distance.normalize_embeddings:
-            return [e.to(accumulate_dtype(e.dtype)) for e in embeddings]
-        p: Any = self.distance.p
-        return [F.normalize(e.to(accumulate_dtype(e.dtype)), p=p, dim=1) for e in embeddings]
+    def get_default_distance(self) -> Any:
+        return original.CosineSimilarity()
 
-    def _matrix(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
-        """Scores / temperature, [B, N]."""
-        features = self._features(embeddings, ref_emb)
-        scale = common.inverse_temperature(self.temperature)
-        if features is not None:
-            return features[0] @ features[1].mT * scale
-        assert self.distance is not None
-        scores = self.distance(embeddings, ref_emb)
-        return (scores if self.distance.is_inverted else -scores) * scale
+    def get_default_reducer(self) -> Any:
+        return self.own_reducer()
 
     def forward(
         self,
@@ -71,68 +140,134 @@ class PairLoss(nn.Module):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        """embeddings [B, D], labels [B]; ref_emb [N, D], ref_labels [N] (default: the batch itself without the
-        diagonal); indices_tuple of triplets (anchor, positive, negative) or pairs replaces the labels' pairs."""
+        """embeddings [B, D], labels [B]; ref_emb [N, D], ref_labels [N] (default, or embeddings itself: the batch
+        without the diagonal); indices_tuple of triplets (anchor, positive, negative) or pairs replaces the labels'
+        pairs. Raises ValueError or TypeError naming the argument."""
         check_inputs("embeddings", embeddings, "labels", labels)
-        own = None
         if ref_emb is None:
             ref_emb, ref_labels = embeddings, labels
-            own = torch.arange(embeddings.shape[0], device=embeddings.device)
+        elif ref_emb is embeddings and ref_labels is None:
+            ref_labels = labels
         check_inputs("ref_emb", ref_emb, "ref_labels", ref_labels)
+        if embeddings.shape[1] != ref_emb.shape[1]:
+            raise ValueError(f"ref_emb must have {embeddings.shape[1]} features, got shape {tuple(ref_emb.shape)}")
         if indices_tuple is None and (labels is None or ref_labels is None):
             raise ValueError("labels (and ref_labels with ref_emb) or indices_tuple must be given")
-        if indices_tuple is None:
-            assert labels is not None and ref_labels is not None
-            device = embeddings.device
-            return self.against(embeddings, labels.to(device), ref_emb, ref_labels.to(device), own)
-        loss = self._listed(self._matrix(embeddings, ref_emb), as_pairs(indices_tuple), embeddings, labels)
-        return self._regularized(loss, embeddings)
+        device = embeddings.device
+        labels, ref_labels = (None if t is None else t.to(device) for t in (labels, ref_labels))
+        self.reset_stats()
+        found = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        return self._reduced(found, embeddings, labels)
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: tuple[Tensor, ...] | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> dict[str, dict[str, Any]]:
+        """The original's dictionary of losses, indices and reduction_type; already reduced where the reducer is the
+        default one."""
+        if indices_tuple is not None:
+            pairs = as_pairs(tuple(t.to(embeddings.device) for t in indices_tuple))
+            if not pairs[0].numel() or not pairs[2].numel():
+                return self.zero_losses()
+            return self._of_pairs(self._scores(embeddings, ref_emb), pairs)
+        assert labels is not None and ref_labels is not None
+        if ref_emb is not embeddings:
+            return self._of_labels(embeddings, labels, ref_emb, ref_labels, None)
+        own = torch.arange(embeddings.shape[0], device=embeddings.device)
+        if labels is ref_labels or torch.equal(labels, ref_labels):
+            return self._of_labels(embeddings, labels, ref_emb, labels, own)
+        # A row that has another label as a column: only a list can say so.
+        return self.compute_loss(embeddings, labels, all_pairs(labels, ref_labels, own), ref_emb, ref_labels)
 
     def against(
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, own: Tensor | None
     ) -> Tensor:
         """The loss from labels; own [B] is the column of ref_emb that is the row itself, None if there is none."""
-        features = self._features(embeddings, ref_emb)
-        if features is None:
-            pairs = all_pairs(labels, ref_labels, own)
-            loss = self._listed(self._matrix(embeddings, ref_emb), pairs, embeddings, labels)
-        else:
-            classes = torch.unique(torch.cat([labels, ref_labels]), return_inverse=True)[1].split(
-                [labels.shape[0], ref_labels.shape[0]]
-            )
-            loss = self._fused(features[0], features[1], classes[0], classes[1], own, embeddings, labels)
-        return self._regularized(loss, embeddings)
+        self.reset_stats()
+        return self._reduced(self._of_labels(embeddings, labels, ref_emb, ref_labels, own), embeddings, labels)
 
-    def _regularized(self, loss: Tensor, embeddings: Tensor) -> Tensor:
-        if self.embedding_regularizer is None:
-            return loss
-        return loss + self.embedding_reg_weight * self.embedding_regularizer(embeddings)
+    def _of_labels(self, embeddings, labels, ref_emb, ref_labels, own) -> dict[str, dict[str, Any]]:
+        if not embeddings.shape[0] or not ref_emb.shape[0]:
+            return self.zero_losses()
+        return self._labelled(self._scores(embeddings, ref_emb), labels, ref_labels, own)
 
-    def _reduce(self, losses: Tensor, indices: Any, kind: str, embeddings: Tensor, labels: Tensor | None) -> Tensor:
-        if self.reducer is not None:
-            found = {"loss": {"losses": losses, "indices": indices, "reduction_type": kind}}
-            return self.reducer(found, embeddings, labels)
-        return self._default_reduction(losses)
+    def _reduced(self, losses: dict[str, dict[str, Any]], embeddings: Tensor, labels: Tensor | None) -> Tensor:
+        self.add_embedding_regularization_to_loss_dict(losses, embeddings)
+        # Reducers make their zeros and their sums in the embeddings' type: fp16 would cap the loss.
+        return self.reducer(losses, wide(embeddings), labels)
 
-    def _default_reduction(self, losses: Tensor) -> Tensor:
+    def _scores(self, embeddings: Tensor, ref_emb: Tensor) -> Scores:
+        """What scores are made of: features whose inner products they are, or the distance's matrix."""
+        scale = common.inverse_temperature(self.temperature)
+        distance: Any = self.distance
+        shape = (embeddings.shape[0], ref_emb.shape[0])
+        if not _is_inner_product(distance):
+            if not any(True for _ in distance.parameters()):  # a distance that learns has a type of its own
+                same = ref_emb is embeddings
+                embeddings = wide(embeddings)
+                ref_emb = embeddings if same else wide(ref_emb)
+            matrix = wide(distance(embeddings, ref_emb))
+            return Scores(None, (matrix if distance.is_inverted else -matrix) * scale, scale, shape)
+        x = wide(embeddings)
+        y = x if ref_emb is embeddings else wide(ref_emb)
+        if distance.normalize_embeddings:
+            unit = F.normalize(x, p=distance.p, dim=1)
+            y = unit if y is x else F.normalize(y, p=distance.p, dim=1)
+            x = unit
+        return Scores((x, y), None, scale, shape)
+
+    def _reduces_itself(self) -> bool:
+        """Whether the loss may be reduced here, because the reducer is the default one and records nothing."""
+        reducer: Any = self.reducer
+        if type(reducer) is original.MultipleReducers and "loss" in reducer.reducers:
+            reducer = reducer.reducers["loss"]
+        return bool(
+            type(reducer) is self.own_reducer
+            and not reducer.collect_stats
+            and not (reducer._forward_hooks or reducer._forward_pre_hooks)
+        )
+
+    def _labelled(
+        self, scores: Scores, labels: Tensor, ref_labels: Tensor, own: Tensor | None
+    ) -> dict[str, dict[str, Any]]:
         raise NotImplementedError
 
-    def _listed(self, scores: Tensor, pairs: Pairs, embeddings: Tensor, labels: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
-    def _fused(
-        self,
-        x: Tensor,
-        y: Tensor,
-        row_class: Tensor,
-        col_class: Tensor,
-        own: Tensor | None,
-        embeddings: Tensor,
-        labels: Tensor,
-    ) -> Tensor:
+    def _of_pairs(self, scores: Scores, pairs: Pairs) -> dict[str, dict[str, Any]]:
         raise NotImplementedError
 
 
-def zero_loss(embeddings: Tensor) -> Tensor:
-    """0 with a gradient of zeros."""
-    return (embeddings.to(accumulate_dtype(embeddings.dtype)) * 0).sum()
+def sub_loss(losses: Tensor, indices: Any, kind: str) -> dict[str, dict[str, Any]]:
+    return {"loss": {"losses": losses, "indices": indices, "reduction_type": kind}}
+
+
+def already_reduced(loss: Tensor) -> dict[str, dict[str, Any]]:
+    return sub_loss(loss, None, "already_reduced")
+
+
+class Lists(NamedTuple):
+    """Pairs in the order of their anchors, so that the pairs of a block of rows lie together."""
+
+    rows: Tensor
+    columns: Tensor
+    order: Tensor | None  # where each pair was; None: they were in order
+
+    @classmethod
+    def of(cls, rows: Tensor, columns: Tensor) -> Lists:
+        if bool((rows[1:] >= rows[:-1]).all()):
+            return cls(rows, columns, None)
+        order = torch.argsort(rows, stable=True)
+        return cls(rows[order], columns[order], order)
+
+    def within(self, first: int, rows: int) -> tuple[Tensor, Tensor]:
+        """The pairs of a block of rows: rows, counted from the block's first, and columns."""
+        ends = torch.searchsorted(self.rows, self.rows.new_tensor([first, first + rows]))
+        part = slice(*ends.tolist())
+        return self.rows[part] - first, self.columns[part]
+
+    def as_given(self, values: Tensor) -> Tensor:
+        """Values of the pairs in their first order."""
+        return values if self.order is None else values[torch.argsort(self.order)]

@@ -6,16 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...memory_bank import ring_slots
+from . import original
 from .base import PairLoss, check_inputs
-from .pairs import all_pairs, as_pairs
+from .pairs import all_pairs, candidates_at, joined, without
+from .support import CROSS_BATCH, check_support, refuse
 
 
-class CrossBatchMemory(nn.Module):
+class CrossBatchMemory(original.CrossBatchMemory):
     """loss of the batch against the last memory_size embeddings and labels, the batch's own among them (Wang et al.
-    2020, XBM). State: embedding_memory, label_memory, queue_idx, has_been_filled.
+    2020, XBM). embedding_memory, label_memory; queue_idx: where the next row goes; has_been_filled.
 
     enqueue_mask [B]: only these are stored, only the others are anchors. indices_tuple, of a miner run on the batch, is
     added to the memory's pairs. With a loss of this module, no miner and no indices_tuple, nothing B x M is stored; any
@@ -25,8 +27,9 @@ class CrossBatchMemory(nn.Module):
 
     embedding_memory: Tensor
     label_memory: Tensor
-    queue_idx: Tensor
-    has_been_filled: Tensor
+    curr_batch_idx: Tensor
+    queue_idx: int
+    has_been_filled: bool
 
     def __init__(
         self,
@@ -36,27 +39,40 @@ class CrossBatchMemory(nn.Module):
         miner: Callable[..., tuple[Tensor, ...]] | None = None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        original.ModuleWithRecords.__init__(self, **kwargs)  # past the original's own set-up, which is done here
         for name, value in (("embedding_size", embedding_size), ("memory_size", memory_size)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        check_support(type(self), loss)
         self.loss = loss
         self.miner = miner
         self.embedding_size = embedding_size
         self.memory_size = memory_size
         self.reset_queue()
+        self.add_to_recordable_attributes(list_of_names=["embedding_size", "memory_size", "queue_idx"], is_stat=False)
+
+    @staticmethod
+    def supported_losses() -> list[str]:
+        """Names of the original's losses that may be wrapped."""
+        return list(CROSS_BATCH)
+
+    @classmethod
+    def check_loss_support(cls, loss_name: str) -> None:
+        """Raises ValueError for a name that is not among supported_losses()."""
+        refuse(cls, loss_name)
 
     def reset_queue(self) -> None:
         """Forgets everything."""
         self.register_buffer("embedding_memory", torch.zeros(self.memory_size, self.embedding_size))
         self.register_buffer("label_memory", torch.zeros(self.memory_size, dtype=torch.long))
-        self.register_buffer("queue_idx", torch.zeros((), dtype=torch.long))
-        self.register_buffer("has_been_filled", torch.zeros((), dtype=torch.bool))
+        self.queue_idx, self.has_been_filled = 0, False
 
     @torch.no_grad()
     def add_to_memory(self, embeddings: Tensor, labels: Tensor, batch_size: int) -> None:
         """Stores batch_size rows over the oldest; curr_batch_idx [batch_size] says where (-1: not kept)."""
-        start = int(self.queue_idx)
+        start = self.queue_idx
         dropped, runs, pointer = ring_slots(start, batch_size, self.memory_size)
         # New tensors: the loss of the batch before may still hold the old ones for its backward.
         self.embedding_memory, self.label_memory = self.embedding_memory.clone(), self.label_memory.clone()
@@ -65,8 +81,8 @@ class CrossBatchMemory(nn.Module):
             self.label_memory[slot : slot + length] = labels[row : row + length]
         rows = torch.arange(batch_size, device=labels.device)
         self.curr_batch_idx = torch.where(rows < dropped, -1, (start + rows) % self.memory_size)
-        self.has_been_filled.fill_(bool(self.has_been_filled) or start + batch_size >= self.memory_size)
-        self.queue_idx.fill_(pointer)
+        self.has_been_filled = self.has_been_filled or start + batch_size >= self.memory_size
+        self.queue_idx = pointer
 
     def forward(
         self,
@@ -75,12 +91,15 @@ class CrossBatchMemory(nn.Module):
         indices_tuple: tuple[Tensor, ...] | None = None,
         enqueue_mask: Tensor | None = None,
     ) -> Tensor:
-        """embeddings [B, D], labels [B] -> loss. Raises ValueError naming the argument."""
+        """embeddings [B, D], labels [B] -> loss. Raises ValueError or TypeError naming the argument."""
         if indices_tuple is not None and enqueue_mask is not None:
             raise ValueError("indices_tuple and enqueue_mask cannot both be given")
         check_inputs("embeddings", embeddings, "labels", labels)
+        if labels is None:
+            raise ValueError("labels must be given: the memory keeps them")
         if embeddings.shape[1] != self.embedding_size:
             raise ValueError(f"embeddings must have {self.embedding_size} features, got {tuple(embeddings.shape)}")
+        self.reset_stats()
         device = embeddings.device
         labels = labels.to(device)
         self.embedding_memory = self.embedding_memory.to(device, embeddings.dtype)
@@ -93,51 +112,54 @@ class CrossBatchMemory(nn.Module):
         else:
             if enqueue_mask.shape != labels.shape or enqueue_mask.dtype != torch.bool:
                 raise ValueError(f"enqueue_mask must be bool of shape {tuple(labels.shape)}, got {enqueue_mask!r}")
+            enqueue_mask = enqueue_mask.to(device)
             self.add_to_memory(embeddings[enqueue_mask], labels[enqueue_mask], int(enqueue_mask.sum()))
             embeddings, labels, own = embeddings[~enqueue_mask], labels[~enqueue_mask], None
-        fill = self.memory_size if self.has_been_filled else int(self.queue_idx)
+        fill = self.memory_size if self.has_been_filled else self.queue_idx
         memory, memory_labels = self.embedding_memory[:fill], self.label_memory[:fill]
         if isinstance(self.loss, PairLoss) and self.miner is None and indices_tuple is None:
             return self.loss.against(embeddings, labels, memory, memory_labels, own)
-        pairs = self._indices(embeddings, labels, memory, memory_labels, indices_tuple, own)
+        if indices_tuple is not None:
+            indices_tuple = candidates_at(indices_tuple, self.curr_batch_idx)
+        pairs = self.create_indices_tuple(embeddings, labels, memory, memory_labels, indices_tuple, own is not None)
         return self.loss(embeddings, labels, pairs, memory, memory_labels)
 
-    def _indices(
+    def create_indices_tuple(
         self,
         embeddings: Tensor,
         labels: Tensor,
-        memory: Tensor,
-        memory_labels: Tensor,
-        given: tuple[Tensor, ...] | None,
-        own: Tensor | None,
+        E_mem: Tensor,
+        L_mem: Tensor,
+        input_indices_tuple: tuple[Tensor, ...] | None,
+        do_remove_self_comparisons: bool,
     ) -> tuple[Tensor, ...]:
+        """Pairs or triplets of the batch against the memory, then those of input_indices_tuple, whose positives and
+        negatives are positions in the memory."""
         if self.miner is None:
-            found: tuple[Tensor, ...] = all_pairs(labels, memory_labels, own)
+            found: tuple[Tensor, ...] = all_pairs(labels, L_mem, None)
         else:
-            found = self.miner(embeddings, labels, memory, memory_labels)
-            if own is not None:
-                keep = own[found[0]] != found[1]
-                kept = 3 if len(found) == 3 else 2
-                found = (*(t[keep] for t in found[:kept]), *found[kept:])
-        if given is None:
-            return found
-        assert own is not None
-        anchor, positive, other, negative = as_pairs(given)
-        return (
-            *(
-                torch.cat([a, b.to(a)])
-                for a, b in zip(as_pairs(found), (anchor, own[positive], other, own[negative]), strict=True)
-            ),
-        )
+            found = self.miner(embeddings, labels, E_mem, L_mem)
+        if do_remove_self_comparisons:
+            found = without(found, self.curr_batch_idx)
+        return found if input_indices_tuple is None else joined(found, input_indices_tuple)
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *rest) -> None:
-        found: list[str] = []
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, found, *rest)
-        added = {prefix + "queue_idx", prefix + "has_been_filled"}
-        if added <= set(found) and prefix + "embedding_memory" in state_dict:
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "queue_idx"] = torch.tensor(self.queue_idx)
+        destination[prefix + "has_been_filled"] = torch.tensor(self.has_been_filled)
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
+        names = {name: prefix + name for name in ("queue_idx", "has_been_filled")}
+        kept: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, kept, errors)
+        unexpected.extend(key for key in kept if key not in names.values())
+        if all(key in state_dict for key in names.values()):
+            pointer = int(state_dict[names["queue_idx"]])
+            if not 0 <= pointer < self.memory_size:
+                errors.append(f"queue_idx must be within a memory of {self.memory_size}, got {pointer}")
+                return
+            self.queue_idx, self.has_been_filled = pointer, bool(state_dict[names["has_been_filled"]])
+        elif prefix + "embedding_memory" in state_dict:
             used = self.embedding_memory.ne(0).any(1).nonzero()
             fill = int(used[-1]) + 1 if used.numel() else 0
-            self.queue_idx.fill_(fill % self.memory_size)
-            self.has_been_filled.fill_(fill == self.memory_size)
-            found = [name for name in found if name not in added]
-        missing.extend(found)
+            self.queue_idx, self.has_been_filled = fill % self.memory_size, fill == self.memory_size

@@ -1,15 +1,22 @@
 """NTXentLoss, SupConLoss, SelfSupervisedLoss and CrossBatchMemory of pytorch-metric-learning (2.8, 2.9).
 
 With labels and a cosine or dot-product distance nothing B x N is stored: the original keeps positive pairs x negative
-pairs numbers (1.2 GB for 512 embeddings). With an indices_tuple, or another distance, the B x N scores are stored,
-never pairs x pairs. Reducers, distances, regularizers and miners of the original plug in. Differences:
+pairs numbers (1.2 GB for 512 embeddings). With an indices_tuple scores exist by blocks of rows. Another distance, a
+subclass of those two that overrides how scores are made among them, gives its B x N matrix. Reducers, distances,
+regularizers and miners of the original plug in; where the original is installed these are subclasses of its losses,
+with its default distance and reducers, so that its own wrappers take them. Differences:
 * 16-bit embeddings give an fp32 loss; the original's log(x + tiny) caps a half-precision loss at about 9.7 and cuts
   its gradient;
-* only a batch scored against itself leaves its own rows out; the original also drops the diagonal when ref_labels is
-  the same tensor as labels, that is the positive of every pair;
+* a batch scored against itself leaves its own rows out: where ref_emb is not given, or is the tensor embeddings. The
+  original decides that on ref_labels being the tensor labels: with another ref_emb it then drops the positive of every
+  pair, and with ref_emb=embeddings and a copy of the labels it counts every row as its own positive;
 * a single positive with a single negative counts (the original returns 0);
+* SupConLoss's average takes every anchor with a positive and another candidate: its loss is above 0, however small. The
+  original counts what its rounding left above 0;
 * CrossBatchMemory saves its pointer and fill, wraps around without losing rows, and reads an indices_tuple of a miner
   as positions in the batch, which they are;
+* CrossBatchMemory and SelfSupervisedLoss refuse losses of the original that the original does not support, and take any
+  other callable;
 * wrong shapes and a temperature that is not positive raise ValueError.
 """
 
@@ -19,20 +26,29 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ...losses import common, supcon
-from ...ops.common.dtypes import accumulate_dtype
-from ...ops.dot_critic import api
-from .base import PairLoss, zero_loss
+from ...losses import common
+from . import dense, large, original
+from .base import Lists, PairLoss, Scores, already_reduced, sub_loss
 from .cross_batch_memory import CrossBatchMemory
-from .pairs import Pairs, listed_log_sum, positive_pairs
+from .pairs import Pairs, pair_scores, positive_pairs
+from .support import SELF_SUPERVISED, check_support, refuse
 
 __all__ = ["CrossBatchMemory", "NTXentLoss", "SelfSupervisedLoss", "SupConLoss"]
 
-_BLOCK_BYTES = 8 << 20
+# Up to so many scores storing them is quicker than a kernel that does not.
+_SMALL = {"NTXentLoss": 1 << 12, "SupConLoss": 1 << 11}
+
+
+def _stored(scores: Scores, labels: Tensor, own: Tensor | None, loss: str) -> bool:
+    """Whether the loss is computed from stored scores: a distance's own, or few that are not those of two views, one
+    after the other, which have a kernel of their own."""
+    if scores.features is None:
+        return True
+    half = labels.shape[0] // 2
+    two_views = own is not None and torch.equal(labels[:half], labels[half:])
+    return scores.shape[0] * scores.shape[1] <= _SMALL[loss] and not two_views
 
 
 class NTXentLoss(PairLoss):
@@ -40,123 +56,123 @@ class NTXentLoss(PairLoss):
 
     e = exp(cosine / temperature); an anchor's other positives are in neither sum (Sohn 2016; Chen et al. 2020). 0 with
     a gradient if there is no positive or no negative pair. reducer: None is the mean over the pairs.
-    3N FLOP (N = 2 B N' D), and O(P D) for P positive pairs; where P is beyond 8 rows' worth their scores are made again
-    in row blocks, 4N more.
+    3N FLOP (N = 2 B N' D) where every anchor has one positive, its twin, otherwise 4N; O((B + N') D + P) memory for P
+    positive pairs. Where P is beyond 8 rows' worth their scores are made again in row blocks, 4N more.
     """
 
     def __init__(self, temperature: float = 0.07, **kwargs: Any):
         super().__init__(temperature, **kwargs)
 
-    def _default_reduction(self, losses: Tensor) -> Tensor:
-        return losses.mean()
+    def _of_pairs(self, scores: Scores, pairs: Pairs) -> dict[str, dict[str, Any]]:
+        positive, negative = Lists.of(*pairs[:2]), Lists.of(*pairs[2:])
 
-    def _listed(self, scores: Tensor, pairs: Pairs, embeddings: Tensor, labels: Tensor | None) -> Tensor:
-        anchor, positive, other, negative = pairs
-        if not anchor.numel() or not other.numel():
-            return zero_loss(embeddings)
-        scores = scores.to(accumulate_dtype(scores.dtype))
-        rest = listed_log_sum(scores[other, negative], other, scores.shape[0])
-        losses = F.softplus(rest[anchor] - scores[anchor, positive])
-        return self._reduce(losses, (anchor, positive), "pos_pair", embeddings, labels)
+        def block(s: Tensor, first: int) -> Tensor:
+            rest = dense.weighted_log_sum(s, *negative.within(first, s.shape[0]))
+            return dense.nt_xent_pairs(s, rest, *positive.within(first, s.shape[0]))
 
-    def _fused(
-        self,
-        x: Tensor,
-        y: Tensor,
-        row_class: Tensor,
-        col_class: Tensor,
-        own: Tensor | None,
-        embeddings: Tensor,
-        labels: Tensor,
-    ) -> Tensor:
-        sizes = torch.bincount(col_class, minlength=int(row_class.max()) + 1)[row_class]
-        number = int(sizes.sum()) - (0 if own is None else own.shape[0])
-        if number == 0 or bool((sizes == y.shape[0]).all()):
-            return zero_loss(embeddings)
-        scale = common.inverse_temperature(self.temperature)
-        rest = api.statistics(x, y, scale, row_ids=row_class, col_ids=col_class, pairs="unequal_ids").row_lse
-        assert rest is not None
-        if self.reducer is None and number > 8 * (x.shape[0] + y.shape[0]):
-            return _blocked_sum(x, y, scale, rest, row_class, col_class, own) / number
-        anchor, positive = positive_pairs(row_class, col_class, own)
-        losses = F.softplus(rest[anchor] - (x[anchor] * y[positive]).sum(1) * scale)
-        return self._reduce(losses, (anchor, positive), "pos_pair", embeddings, labels)
+        losses = positive.as_given(torch.cat(list(scores.over_blocks(block))))
+        if self._reduces_itself():
+            return already_reduced(losses.mean())
+        return sub_loss(losses, pairs[:2], "pos_pair")
+
+    def _labelled(
+        self, scores: Scores, labels: Tensor, ref_labels: Tensor, own: Tensor | None
+    ) -> dict[str, dict[str, Any]]:
+        if _stored(scores, labels, own, "NTXentLoss"):
+            s = scores.whole()
+            positive, negative = dense.label_masks(labels, ref_labels, own)
+            number = int(positive.sum())
+            if not number or not bool(negative.any()):
+                return self.zero_losses()
+            rest = dense.log_sum(s, negative)
+            if self._reduces_itself():
+                return already_reduced(dense.nt_xent_sum(s, rest, positive) / number)
+            pairs = torch.where(positive)
+            return sub_loss(dense.nt_xent_pairs(s, rest, *pairs), pairs, "pos_pair")
+        assert scores.features is not None
+        x, y = scores.features
+        classes = large.Classes.of(labels, ref_labels, own)
+        number = int(classes.positives.sum())
+        if not number or not bool((classes.negatives > 0).any()):
+            return self.zero_losses()
+        plain = self._reduces_itself()
+        if plain:
+            mean = large.twins_mean(x, y, scores.scale, classes)
+            if mean is not None:
+                return already_reduced(mean)
+        rest = large.negatives_log_sum(x, y, scores.scale, classes.row, classes.column)
+        if plain and number > 8 * (x.shape[0] + y.shape[0]):
+            return already_reduced(_blocked_sum(scores, rest, classes) / number)
+        pairs = positive_pairs(classes.row, classes.column, own)
+        losses = dense.softplus(rest[pairs[0]] - pair_scores(x, y, *pairs) * scores.scale)
+        return already_reduced(losses.mean()) if plain else sub_loss(losses, pairs, "pos_pair")
 
 
-def _blocked_sum(
-    x: Tensor,
-    y: Tensor,
-    scale: float | Tensor,
-    rest: Tensor,
-    row_class: Tensor,
-    col_class: Tensor,
-    own: Tensor | None,
-) -> Tensor:
-    """Sum of softplus(rest_a - S_ap) over the positive pairs, in row blocks that the backward computes again."""
+def _blocked_sum(scores: Scores, rest: Tensor, classes: large.Classes) -> Tensor:
+    """Sum of log(1 + exp(rest_a - S_ap)) over the positive pairs, in row blocks."""
 
-    def block(x: Tensor, y: Tensor, rest: Tensor, row_class: Tensor, own: Tensor | None) -> Tensor:
-        same = row_class[:, None] == col_class
-        if own is not None:
-            same[torch.arange(x.shape[0], device=x.device), own] = False
-        return F.softplus(rest[:, None] - x @ y.mT * scale).masked_fill(~same, 0).sum()
+    def block(s: Tensor, first: int, rest: Tensor) -> Tensor:
+        rows = slice(first, first + s.shape[0])
+        own = None if classes.own is None else classes.own[rows]
+        return dense.nt_xent_sum(s, rest, dense.label_masks(classes.row[rows], classes.column, own)[0])
 
-    step = max(1, _BLOCK_BYTES // (x.element_size() * y.shape[0]))
-    total = x.new_zeros(())
-    for i in range(0, x.shape[0], step):
-        rows = slice(i, i + step)
-        part = (x[rows], y, rest[rows], row_class[rows], None if own is None else own[rows])
-        total = total + checkpoint(block, *part, use_reentrant=False, preserve_rng_state=False)
-    return total
+    return torch.stack(list(scores.over_blocks(block, rest))).sum()
 
 
 class SupConLoss(PairLoss):
     """Per anchor, minus the mean over its positives of log softmax over positives and negatives (Khosla et al. 2020,
-    eq. 2), averaged over the anchors whose loss is not 0. reducer: None is that average. 4N FLOP, O((B + N') D)."""
+    eq. 2), averaged over the anchors that have a positive and another candidate, whose loss is above 0. reducer: None
+    is that average. 4N FLOP, 3N where all anchors have one positive or all have several; O((B + N') D) memory."""
+
+    own_reducer = original.AvgNonZeroReducer
 
     def __init__(self, temperature: float = 0.1, **kwargs: Any):
         super().__init__(temperature, **kwargs)
 
-    def _default_reduction(self, losses: Tensor) -> Tensor:
-        counted = losses > 0
-        return torch.where(counted, losses, 0).sum() / counted.sum().clamp(min=1)
+    def _of_pairs(self, scores: Scores, pairs: Pairs) -> dict[str, dict[str, Any]]:
+        positive, negative = Lists.of(*pairs[:2]), Lists.of(*pairs[2:])
 
-    def _listed(self, scores: Tensor, pairs: Pairs, embeddings: Tensor, labels: Tensor | None) -> Tensor:
-        if not pairs[0].numel() or not pairs[2].numel():
-            return zero_loss(embeddings)
-        scores = scores.to(accumulate_dtype(scores.dtype))
-        positive, negative = (torch.zeros(scores.shape, dtype=torch.bool, device=scores.device) for _ in range(2))
-        positive[pairs[0], pairs[1]] = True
-        negative[pairs[2], pairs[3]] = True
-        if bool((positive & negative).any()):
-            raise ValueError("indices_tuple must not name a pair as positive and as negative")
-        counts = positive.sum(1)
-        log_sum = scores.masked_fill(~(positive | negative), -torch.inf).logsumexp(1)
-        mean = torch.where(positive, scores, 0).sum(1) / counts.clamp(min=1)
-        losses = torch.where(counts > 0, log_sum - mean, 0)
-        everyone = torch.arange(scores.shape[0], device=scores.device)
-        return self._reduce(losses, everyone, "element", embeddings, labels)
+        def block(s: Tensor, first: int) -> Tensor:
+            p, n = (dense.listed_mask(s, *pairs.within(first, s.shape[0])) for pairs in (positive, negative))
+            if bool((p & n).any()):
+                raise ValueError("indices_tuple must not name a pair as positive and as negative")
+            return torch.stack([dense.sup_con_rows(s, p, n), _counted(p.sum(1), n.sum(1)).to(s.dtype)])
 
-    def _fused(
-        self,
-        x: Tensor,
-        y: Tensor,
-        row_class: Tensor,
-        col_class: Tensor,
-        own: Tensor | None,
-        embeddings: Tensor,
-        labels: Tensor,
-    ) -> Tensor:
-        sizes = torch.bincount(col_class, minlength=int(row_class.max()) + 1)[row_class]
-        others = sizes - (0 if own is None else 1)
-        negatives = y.shape[0] - sizes
-        if not bool((others > 0).any() and (negatives > 0).any()):
-            return zero_loss(embeddings)
-        scale = common.inverse_temperature(self.temperature)
-        losses, _ = supcon.class_rows(x, y, row_class, col_class, own=own, scale=scale)
-        # Rounding must not make a loss of a softmax over one candidate positive: the average would count it.
-        losses = torch.where((others == 1) & (negatives == 0), 0, losses)
-        everyone = torch.arange(x.shape[0], device=x.device)
-        return self._reduce(losses, everyone, "element", embeddings, labels)
+        losses, counted = torch.cat(list(scores.over_blocks(block)), 1)
+        return self._rows(losses, counted)
+
+    def _labelled(
+        self, scores: Scores, labels: Tensor, ref_labels: Tensor, own: Tensor | None
+    ) -> dict[str, dict[str, Any]]:
+        if _stored(scores, labels, own, "SupConLoss"):
+            positive, negative = dense.label_masks(labels, ref_labels, own)
+            positives, negatives = positive.sum(1), negative.sum(1)
+            if not bool(positives.any()) or not bool(negatives.any()):
+                return self.zero_losses()
+            losses = dense.sup_con_rows(scores.whole(), positive, negative)
+            return self._rows(losses, _counted(positives, negatives))
+        assert scores.features is not None
+        x, y = scores.features
+        classes = large.Classes.of(labels, ref_labels, own)
+        if not bool((classes.positives > 0).any()) or not bool((classes.negatives > 0).any()):
+            return self.zero_losses()
+        if self._reduces_itself():
+            mean = large.twins_mean(x, y, scores.scale, classes)
+            mean = large.class_mean(x, y, scores.scale, classes) if mean is None else mean
+            if mean is not None:
+                return already_reduced(mean)
+        losses = large.sup_con_rows(x, y, scores.scale, classes)
+        return self._rows(losses, _counted(classes.positives, classes.negatives))
+
+    def _rows(self, losses: Tensor, counted: Tensor) -> dict[str, dict[str, Any]]:
+        if self._reduces_itself():
+            return already_reduced(losses.sum() / counted.sum().clamp(min=1))
+        return sub_loss(losses, torch.arange(losses.shape[0], device=losses.device), "element")
+
+
+def _counted(positives: Tensor, negatives: Tensor) -> Tensor:
+    """Anchors whose loss is above 0 in exact arithmetic."""
+    return (positives > 0) & (positives + negatives > 1)
 
 
 class SelfSupervisedLoss(nn.Module):
@@ -164,8 +180,19 @@ class SelfSupervisedLoss(nn.Module):
 
     def __init__(self, loss: Callable[..., Tensor], symmetric: bool = True, **kwargs: Any):
         super().__init__(**kwargs)
+        check_support(type(self), loss)
         self.loss = loss
         self.symmetric = symmetric
+
+    @staticmethod
+    def supported_losses() -> list[str]:
+        """Names of the original's losses that may be wrapped."""
+        return list(SELF_SUPERVISED)
+
+    @classmethod
+    def check_loss_support(cls, loss_name: str) -> None:
+        """Raises ValueError for a name that is not among supported_losses()."""
+        refuse(cls, loss_name)
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
         common.check_same_shape("embeddings", embeddings, "ref_emb", ref_emb)

@@ -1,4 +1,4 @@
-"""Positive pairs from labels, and log-sums of listed pairs."""
+"""Positive and negative pairs: from labels or from lists, and the scores of listed pairs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from torch import Tensor
 
 # anchors of the positive pairs, their positives, anchors of the negative pairs, their negatives
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+_CHUNK_BYTES = 4 << 20
 
 
 def positive_pairs(row_class: Tensor, col_class: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -47,10 +49,63 @@ def as_pairs(indices: tuple[Tensor, ...]) -> Pairs:
     raise ValueError(f"indices_tuple must hold 3 (triplets) or 4 (pairs) index vectors, got {len(indices)}")
 
 
-def listed_log_sum(scores: Tensor, rows: Tensor, number: int) -> Tensor:
-    """log of the sum of exp scores [P] over those of one row, [number]; -inf where a row has none."""
-    top = scores.new_full((number,), -torch.inf).scatter_reduce(0, rows, scores.detach(), "amax")
-    top = torch.where(top.isfinite(), top, 0)
-    total = scores.new_zeros(number).index_add(0, rows, (scores - top[rows]).exp())
-    none = total == 0
-    return torch.where(none, -torch.inf, torch.where(none, 1, total).log() + top)
+def joined(found: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Two lists as one, in the form of the first: pairs, or triplets of every positive and negative of an anchor."""
+    if len(found) == 4:
+        given = as_pairs(given)
+    elif len(given) == 4:
+        positive, negative = torch.where(given[0][:, None] == given[2])
+        given = given[0][positive], given[1][positive], given[3][negative]
+    return tuple(torch.cat([a, b.to(a)]) for a, b in zip(found, given, strict=True))
+
+
+def candidates_at(indices: tuple[Tensor, ...], places: Tensor) -> tuple[Tensor, ...]:
+    """Pairs or triplets whose positives and negatives are counted anew: candidate k is at places[k]."""
+    candidates = (1, 2) if len(indices) == 3 else (1, 3)
+    return tuple(places[t.to(places.device)] if i in candidates else t for i, t in enumerate(indices))
+
+
+def without(indices: tuple[Tensor, ...], own: Tensor) -> tuple[Tensor, ...]:
+    """Pairs or triplets whose positive is not the anchor's own column."""
+    keep = own[indices[0]] != indices[1]
+    kept = 3 if len(indices) == 3 else 2
+    return (*(t[keep] for t in indices[:kept]), *indices[kept:])
+
+
+class _PairScores(torch.autograd.Function):
+    """<x_i, y_j> of listed pairs in chunks: the gathered rows of all pairs would be pairs x features numbers."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y, i, j)
+        found = [(x[a] * y[b]).sum(1) for a, b in _chunks(x, i, j)]
+        return torch.cat(found) if found else x.new_empty(0)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        x, y, i, j = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            slope = g[:, None]
+            dx = torch.zeros_like(x).index_add(0, i, slope * y[j])
+            dy = torch.zeros_like(y).index_add(0, j, slope * x[i])
+            return dx, dy, None, None
+        dx, dy = torch.zeros_like(x), torch.zeros_like(y)
+        step = _rows_of_chunk(x)
+        for (a, b), slope in zip(_chunks(x, i, j), g[:, None].split(step), strict=True):
+            dx.index_add_(0, a, slope * y[b])
+            dy.index_add_(0, b, slope * x[a])
+        return dx, dy, None, None
+
+
+def _rows_of_chunk(x: Tensor) -> int:
+    return max(1, _CHUNK_BYTES // (x.element_size() * max(1, x.shape[1])))
+
+
+def _chunks(x: Tensor, i: Tensor, j: Tensor) -> list[tuple[Tensor, Tensor]]:
+    step = _rows_of_chunk(x)
+    return list(zip(i.split(step), j.split(step), strict=True)) if i.numel() else []
+
+
+def pair_scores(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """<x_i, y_j> of listed pairs [P], differentiable twice. O(P) memory beyond a chunk of 4 MiB."""
+    return _PairScores.apply(x, y, i, j)

@@ -152,7 +152,7 @@ def _statistics(prepared: Prepared, bits: int, backend: str) -> tuple[Tensor, ..
 
 def _clipped(prepared: Prepared, bits: int, clip: float, backend: str) -> tuple[Tensor, ...]:
     """Statistics of clipped scores, which carry no gradient."""
-    check_number("clip", clip, positive=True)
+    check_number("clip", clip, positive=True, infinite=True)
     groups = prepared.problem.scale.shape[0]
 
     def run(problem: Problem, lead: tuple[int, ...] = ()) -> list[Tensor]:

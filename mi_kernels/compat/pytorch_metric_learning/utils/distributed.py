@@ -1,4 +1,10 @@
-"""Replaces `pytorch_metric_learning.utils.distributed`: `DistributedLossWrapper`."""
+"""Replaces `pytorch_metric_learning.utils.distributed`: losses and miners over the embeddings of all ranks.
+
+As in the original, gathered embeddings have this rank's rows first, then those of the other ranks without a gradient,
+and indices of miners count in that order. Ranks may hold different numbers of rows, which the original cannot. A
+CrossBatchMemory gets the rows in the order of the ranks, so that every rank keeps the same memory; the original's
+memories differ from rank to rank once they wrap around.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +15,102 @@ import torch
 from torch import Tensor, nn
 
 from .... import distributed
-from ..base import PairLoss
+from ....distributed.exchange import Ranks, gather_rows, meet
+from ..base import PairLoss, check_inputs
 from ..cross_batch_memory import CrossBatchMemory
-from ..pairs import all_pairs
+from ..pairs import all_pairs, without
 
-__all__ = ["DistributedLossWrapper"]
+__all__ = [
+    "DistributedLossWrapper",
+    "DistributedMinerWrapper",
+    "all_gather",
+    "all_gather_embeddings_and_labels",
+    "gather",
+    "gather_emb_and_ref",
+    "gather_enqueue_mask",
+    "get_indices_tuple",
+    "is_distributed",
+    "select_ref_or_regular",
+]
 
 
-def _own_first(t: Tensor) -> Tensor:
-    """This rank's rows, then those of the other ranks without a gradient: [B, ...] -> [W B, ...]."""
-    first = distributed.rank_and_size()[0] * t.shape[0]
-    every = distributed.gather(t.detach())
-    return torch.cat([t, every[:first], every[first + t.shape[0] :]])
+def is_distributed() -> bool:
+    """Whether there is a process group."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _uniform(labels: Tensor, device: torch.device) -> Tensor:
+    """Labels in a type that all ranks share."""
+    return labels.to(device, torch.float64 if labels.is_floating_point() else torch.long)
+
+
+def _others(t: Tensor, ranks: Ranks) -> Tensor:
+    """The rows of the other ranks, in their order, without a gradient."""
+    every = gather_rows(t.detach(), ranks)
+    return torch.cat([every[: ranks.first], every[ranks.first + t.shape[0] :]])
+
+
+def all_gather(x: Tensor) -> Tensor | None:
+    """The rows [B, ...] of the other ranks, in their order, without a gradient; None where there are none."""
+    if distributed.rank_and_size()[1] == 1:
+        return None
+    return _others(x, meet(x, name="x"))
+
+
+def all_gather_embeddings_and_labels(emb: Tensor, labels: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """`all_gather` of both; None, None where there are no other ranks."""
+    if distributed.rank_and_size()[1] == 1:
+        return None, None
+    ranks = meet(emb, name="emb")
+    return _others(emb, ranks), None if labels is None else _others(_uniform(labels, emb.device), ranks)
+
+
+def gather(emb: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """emb [B, D] and labels [B] followed by those of the other ranks, and the labels themselves."""
+    check_inputs("emb", emb, "labels", labels)
+    labels = None if labels is None else _uniform(labels, emb.device)
+    others, other_labels = all_gather_embeddings_and_labels(emb, labels)
+    if others is None:
+        return emb, labels, labels
+    all_labels = None if labels is None or other_labels is None else torch.cat([labels, other_labels])
+    return torch.cat([emb, others]), all_labels, labels
+
+
+def gather_emb_and_ref(
+    emb: Tensor, labels: Tensor | None, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """`gather` of the batch and of a reference batch: all_emb, all_labels, all_ref_emb, all_ref_labels, labels."""
+    all_emb, all_labels, labels = gather(emb, labels)
+    if ref_emb is None:
+        return all_emb, all_labels, None, None, labels
+    all_ref_emb, all_ref_labels, _ = gather(ref_emb, ref_labels)
+    return all_emb, all_labels, all_ref_emb, all_ref_labels, labels
+
+
+def gather_enqueue_mask(enqueue_mask: Tensor | None, device: torch.device) -> Tensor | None:
+    """An enqueue mask [B] followed by those of the other ranks."""
+    if enqueue_mask is None:
+        return None
+    enqueue_mask = enqueue_mask.to(device)
+    others = all_gather(enqueue_mask)
+    return enqueue_mask if others is None else torch.cat([enqueue_mask, others])
+
+
+def select_ref_or_regular(regular: Tensor | None, ref: Tensor | None) -> Tensor | None:
+    """ref where it is given."""
+    return regular if ref is None else ref
+
+
+def get_indices_tuple(
+    labels: Tensor,
+    ref_labels: Tensor,
+    embeddings: Tensor | None = None,
+    ref_emb: Tensor | None = None,
+    miner: Callable[..., tuple[Tensor, ...]] | None = None,
+) -> tuple[Tensor, ...]:
+    """Pairs or triplets of this rank's rows against candidates whose first rows are these rows."""
+    found = all_pairs(labels, ref_labels, None) if miner is None else miner(embeddings, labels, ref_emb, ref_labels)
+    return without(found, torch.arange(labels.shape[0], device=labels.device))
 
 
 class DistributedLossWrapper(nn.Module):
@@ -29,11 +119,13 @@ class DistributedLossWrapper(nn.Module):
     After DistributedDataParallel's average the gradients are those of one process that holds everything. efficient
     scores this rank's anchors only, at 1/W of the work, and has other gradients, as in the original;
     mk.distributed.sup_con and nt_xent have the work of the second and the gradients of the first. Without a process
-    group the loss alone, with a warning. Every rank needs the same shapes.
+    group the loss alone, with a warning. indices_tuple: of a DistributedMinerWrapper with the same `efficient`.
     """
 
     def __init__(self, loss: Callable[..., Tensor], efficient: bool = False):
         super().__init__()
+        if not callable(loss):
+            raise TypeError(f"loss must be callable, got {type(loss).__name__}")
         if efficient and isinstance(loss, CrossBatchMemory):
             raise ValueError("efficient must be False with a CrossBatchMemory")
         self.loss = loss
@@ -53,34 +145,91 @@ class DistributedLossWrapper(nn.Module):
             raise ValueError("ref_emb and ref_labels cannot be given with a CrossBatchMemory")
         size = distributed.rank_and_size()[1]
         if size == 1:
-            if not torch.distributed.is_initialized():
+            if not is_distributed():
                 warnings.warn("there is no process group: the loss is that of this process", stacklevel=2)
             if memory:
                 return self.loss(embeddings, labels, indices_tuple, enqueue_mask)
             return self.loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        labels, ref_labels = (None if t is None else t.to(embeddings.device) for t in (labels, ref_labels))
-        everyone = [
-            None if t is None else _own_first(t) for t in (embeddings, labels, ref_emb, ref_labels, enqueue_mask)
-        ]
         if memory:
-            return size * self.loss(everyone[0], everyone[1], indices_tuple, everyone[4])
+            if labels is None:
+                raise ValueError("labels must be given: the memory keeps them")
+            return size * self._with_memory(embeddings, labels, indices_tuple, enqueue_mask)
+        if ref_emb is embeddings:
+            ref_emb, ref_labels = None, None
+        all_emb, all_labels, all_ref, all_ref_labels, labels = gather_emb_and_ref(
+            embeddings, labels, ref_emb, ref_labels
+        )
         if not self.efficient:
-            return size * self.loss(everyone[0], everyone[1], indices_tuple, everyone[2], everyone[3])
-        return size * self._own_anchors(embeddings, labels, indices_tuple, everyone)
+            return size * self.loss(all_emb, all_labels, indices_tuple, all_ref, all_ref_labels)
+        own = torch.arange(embeddings.shape[0], device=embeddings.device) if all_ref is None else None
+        candidates, classes = (all_emb, all_labels) if all_ref is None else (all_ref, all_ref_labels)
+        return size * self._own_anchors(embeddings, labels, indices_tuple, candidates, classes, own)
 
     def _own_anchors(
         self,
         embeddings: Tensor,
         labels: Tensor | None,
         indices_tuple: tuple[Tensor, ...] | None,
-        everyone: list[Tensor | None],
+        candidates: Tensor,
+        classes: Tensor | None,
+        own: Tensor | None,
     ) -> Tensor:
-        own = torch.arange(embeddings.shape[0], device=embeddings.device) if everyone[2] is None else None
-        candidates, classes = (everyone[0], everyone[1]) if own is not None else (everyone[2], everyone[3])
         if indices_tuple is None:
-            if labels is None or candidates is None or classes is None:
+            if labels is None or classes is None:
                 raise ValueError("labels (and ref_labels with ref_emb) or indices_tuple must be given")
             if isinstance(self.loss, PairLoss):
                 return self.loss.against(embeddings, labels, candidates, classes, own)
             indices_tuple = all_pairs(labels, classes, own)
         return self.loss(embeddings, labels, indices_tuple, candidates, classes)
+
+    def _with_memory(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: tuple[Tensor, ...] | None,
+        enqueue_mask: Tensor | None,
+    ) -> Tensor:
+        check_inputs("embeddings", embeddings, "labels", labels)
+        ranks = meet(embeddings, name="embeddings")
+
+        def in_order(t: Tensor) -> Tensor:
+            every = gather_rows(t.detach(), ranks)
+            return torch.cat([every[: ranks.first], t, every[ranks.first + t.shape[0] :]])
+
+        if indices_tuple is not None:
+            indices_tuple = tuple(_in_rank_order(t.to(embeddings.device), ranks) for t in indices_tuple)
+        mask = None if enqueue_mask is None else in_order(enqueue_mask.to(embeddings.device))
+        return self.loss(in_order(embeddings), in_order(_uniform(labels, embeddings.device)), indices_tuple, mask)
+
+
+def _in_rank_order(indices: Tensor, ranks: Ranks) -> Tensor:
+    """Positions among rows that have this rank's first, as positions among rows in the order of the ranks."""
+    rows = ranks.sizes[ranks.rank]
+    before = torch.where(indices < rows + ranks.first, indices - rows, indices)
+    return torch.where(indices < rows, indices + ranks.first, before)
+
+
+class DistributedMinerWrapper(nn.Module):
+    """miner over the embeddings and labels of all ranks; its indices count this rank's rows first. efficient: only this
+    rank's rows are anchors."""
+
+    def __init__(self, miner: Callable[..., tuple[Tensor, ...]], efficient: bool = False):
+        super().__init__()
+        if not callable(miner):
+            raise TypeError(f"miner must be callable, got {type(miner).__name__}")
+        self.miner = miner
+        self.efficient = efficient
+
+    def forward(
+        self, emb: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """emb [B, D], labels [B] and a reference batch of this rank -> triplets or pairs."""
+        if distributed.rank_and_size()[1] == 1:
+            return self.miner(emb, labels, ref_emb, ref_labels)
+        all_emb, all_labels, all_ref, all_ref_labels, own = gather_emb_and_ref(emb, labels, ref_emb, ref_labels)
+        if not self.efficient:
+            return self.miner(all_emb, all_labels, all_ref, all_ref_labels)
+        assert own is not None
+        classes = select_ref_or_regular(all_labels, all_ref_labels)
+        assert classes is not None
+        return get_indices_tuple(own, classes, emb, select_ref_or_regular(all_emb, all_ref), self.miner)

@@ -1,0 +1,130 @@
+"""The one list of bounds: a bound declares itself beside its class, and everything else reads the list.
+
+    @declare("nwj", kind="lower", value="E_P[T] - E_Q[exp(T - 1)]", negatives="off the diagonal")
+    class NWJ(CriticBound): ...
+
+Importing `mi_kernels.bounds` imports every module of that folder, so a declaration in a new file is enough for
+`estimate_mi(estimator="nwj")`, for `python -m mi_kernels estimate --estimator nwj`, for the tests of
+tests/bounds/test_registry.py, for bench/staircase.py and for the table of docs/bounds.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from torch import nn
+
+KINDS = ("lower", "upper", "neither")
+# What scores a pair: a product of features of x and of y, or a network on x and y side by side. What scores otherwise:
+# a network on the concatenated rows of all modalities; a density q(y | x) of the bound's own.
+PAIR_CRITICS = ("inner product", "concat")
+CRITICS = (*PAIR_CRITICS, "joint", "density")
+MUTUAL_INFORMATION = "mutual information"
+
+Bound = TypeVar("Bound", bound=type[nn.Module])
+
+
+class Ceiling(NamedTuple):
+    """The largest value that n candidates allow: as text for tables, and as a function of n, in nats."""
+
+    formula: str
+    of: Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What the rest of the package knows of a bound.
+
+    `name` is what `estimate_mi` and the command line call it. `kind` says on which side of `quantity` the value lies
+    at every critic ("lower"), at the critic that fits best ("upper"), or on neither. `value` is its formula, for
+    tables. `ceiling` is None where n candidates allow any value.
+    `trained_by` names the bound whose `learning_loss` it shares. `estimator` builds what `estimate_mi` fits, where
+    that is not the bound with its defaults.
+    """
+
+    name: str
+    bound: type[nn.Module]
+    kind: str
+    value: str
+    negatives: str
+    ceiling: Ceiling | None
+    critics: tuple[str, ...]
+    quantity: str
+    trained_by: str
+    estimator: Callable[[Any], nn.Module]
+
+    @property
+    def estimates(self) -> bool:
+        """Whether `estimate_mi` takes it: it scores pairs, and its value is mutual information in nats."""
+        return self.quantity == MUTUAL_INFORMATION and set(self.critics) <= set(PAIR_CRITICS)
+
+    def highest(self, candidates: int) -> float:
+        """The largest value of a batch of `candidates` samples; infinite without a ceiling."""
+        return math.inf if self.ceiling is None else self.ceiling.of(candidates)
+
+
+_declared: dict[str, Declaration] = {}
+
+
+def declare(
+    name: str,
+    *,
+    kind: str,
+    value: str,
+    negatives: str,
+    ceiling: Ceiling | None = None,
+    critics: tuple[str, ...] = PAIR_CRITICS,
+    quantity: str = MUTUAL_INFORMATION,
+    trained_by: str | None = None,
+    estimator: Callable[[Any], nn.Module] | None = None,
+) -> Callable[[Bound], Bound]:
+    """Class decorator that enters a bound in the list; see `Declaration`.
+
+    Raises ValueError for a name that another class has and for an unknown kind or critic.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if not critics or not set(critics) <= set(CRITICS):
+        raise ValueError(f"critics must be a tuple of {', '.join(CRITICS)}, got {critics!r}")
+
+    def enter(bound: Bound) -> Bound:
+        known = _declared.get(name)
+        if known is not None and known.bound.__qualname__ != bound.__qualname__:
+            raise ValueError(f"name must be new, {name!r} is {known.bound.__qualname__}, got {bound.__qualname__}")
+        _declared[name] = Declaration(
+            name, bound, kind, value, negatives, ceiling, critics, quantity, trained_by or name, estimator or bound
+        )
+        return bound
+
+    return enter
+
+
+def declarations() -> tuple[Declaration, ...]:
+    """Every bound, by name."""
+    return tuple(_declared[name] for name in sorted(_declared))
+
+
+def estimators() -> tuple[str, ...]:
+    """Names that `estimate_mi` takes, its default first."""
+    return tuple(sorted((d.name for d in declarations() if d.estimates), key=lambda name: (name != "infonce", name)))
+
+
+def find(name: str) -> Declaration:
+    """The declaration of one bound. Raises ValueError for other names."""
+    if not isinstance(name, str) or name not in _declared:
+        raise ValueError(f"name must be one of {', '.join(sorted(_declared))}, got {name!r}")
+    return _declared[name]
+
+
+def table() -> list[str]:
+    """A Markdown table of every bound, line by line."""
+    lines = ["| name | class | kind | value | negatives | at most, of n candidates | critics |", "|" + "---|" * 7]
+    for d in declarations():
+        kind = d.kind if d.quantity == MUTUAL_INFORMATION else f"{d.kind}, of {d.quantity}"
+        ceiling = "-" if d.ceiling is None else d.ceiling.formula
+        cells = [f"`{d.name}`", f"`{d.bound.__name__}`", kind, d.value, d.negatives, ceiling, ", ".join(d.critics)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines

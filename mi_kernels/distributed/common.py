@@ -1,0 +1,54 @@
+"""What the distributed losses share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..losses import common
+from ..ops.common.checks import FLOATS, check_choice, check_tensor
+from ..ops.common.dtypes import accumulate_dtype
+from .exchange import Ranks, meet
+
+
+def met(features: Tensor, name: str, schedule: str, group: Any, dim: int = -2) -> Ranks:
+    """The rows of every rank, after the checks that need no exchange."""
+    check_choice("schedule", schedule, ("gather", "ring"))
+    check_tensor(name, features)
+    if features.dim() < 2:
+        raise ValueError(f"{name} must have shape [*, batch, features], got {tuple(features.shape)}")
+    if features.dtype not in FLOATS:
+        raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {features.dtype}")
+    return meet(features, dim=dim, group=group, name=name)
+
+
+def check_pair(name: str, a: Tensor, other: str, b: Tensor) -> None:
+    """The checks of the plain losses; a rank may have no rows."""
+    if all(isinstance(t, Tensor) and t.dim() > 1 and t.shape[-2] == 0 for t in (a, b)):
+        a, b = (t.new_zeros(*t.shape[:-2], 1, t.shape[-1]) for t in (a, b))
+    common.check_same_shape(name, a, other, b)
+
+
+def wide(*features: Tensor) -> list[Tensor]:
+    """Features in the accumulation type. A ring widens once, before all that uses them, so that gradients that cancel
+    are not rounded apart."""
+    return [t.to(accumulate_dtype(t.dtype)) for t in features]
+
+
+def idle(*used: Any) -> Tensor:
+    """0 for a rank without rows. It keeps the graph of what a loss uses: this rank must take part in the collectives of
+    the backward, and its temperature needs a gradient as those of the other ranks."""
+    return sum(t.reshape(-1)[:0].sum().to(accumulate_dtype(t.dtype)) for t in used if isinstance(t, Tensor))  # type: ignore[return-value]
+
+
+def pair_scores(x: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:
+    """scale <x_i, y_i>, [*, B]."""
+    dtype = accumulate_dtype(x.dtype)
+    factor = scale[..., None] if isinstance(scale, Tensor) and scale.dim() else scale
+    return (x.to(dtype) * y.to(dtype)).sum(-1) * factor
+
+
+def mean_over_ranks(rows: Tensor, ranks: Ranks) -> Tensor:
+    """The sum of losses [*, B], weighted so that its mean over the ranks is the mean over the rows of all ranks."""
+    return rows.sum() * (ranks.weight / max(1, rows.shape[:-1].numel()))
