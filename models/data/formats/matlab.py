@@ -118,9 +118,9 @@ def _unpacked(data: memoryview, limit: int) -> memoryview:
 def _variable(data: memoryview, order: str, path: str | Path) -> tuple[str, np.ndarray]:
     """Name and values of a matrix element. Raises ValueError, naming it, when it is no array of real numbers."""
     parts = _elements(data, order, 0)
-    flags = _numbers(*next(parts, (0, data[:0])), order)
+    flags = _whole(*next(parts, (0, data[:0])), order)
     kind, complex_ = int(flags[0]) & 0xFF if len(flags) else 0, len(flags) and int(flags[0]) & 0x800
-    shape = tuple(int(size) for size in _numbers(*next(parts, (0, data[:0])), order))
+    shape = tuple(int(size) for size in _whole(*next(parts, (0, data[:0])), order))
     name = printable(bytes(next(parts, (0, data[:0]))[1]).decode("latin-1"))
     if kind not in CLASSES or complex_:
         what = "complex" if complex_ else f"a {OTHER_CLASSES.get(kind, f'thing of class {kind}')}"
@@ -130,8 +130,15 @@ def _variable(data: memoryview, order: str, path: str | Path) -> tuple[str, np.n
         raise _Damaged(f"variable {name[:60]!r} of shape {shape} has {len(values)} values")
     dtype = np.dtype(bool) if len(flags) and int(flags[0]) & 0x200 else np.dtype(CLASSES[kind])
     check_size(len(values) * dtype.itemsize, file_bytes(path), path, name)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         return name, values.reshape(shape, order="F").astype(dtype)
+
+
+def _whole(kind: int, content: memoryview, order: str) -> np.ndarray:
+    values = _numbers(kind, content, order)
+    if values.dtype.kind == "f":
+        raise _Damaged("flags or a shape are no whole numbers")
+    return values
 
 
 def _numbers(kind: int, content: memoryview, order: str) -> np.ndarray:

@@ -363,6 +363,22 @@ def test_mat_files_with_cells_structures_or_of_version_7_3_are_named(tmp_path):
         matlab.read(path)
 
 
+def test_a_mat_file_whose_shape_is_no_whole_number_is_damaged(tmp_path):
+    path = writers.matlab(tmp_path, compressed=False)
+    content = bytearray(path.read_bytes())
+    shape = content.index(struct.pack("<IIII", 5, 8, 10, 4))
+    for kind, dims in (
+        (7, struct.pack("<ff", np.nan, 4)),
+        (7, struct.pack("<ff", np.inf, 4)),
+        (5, struct.pack("<ii", -10, 4)),
+    ):
+        content[shape : shape + 16] = struct.pack("<II", kind, 8) + dims
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is not a complete MATLAB file") as error:
+            matlab.read(path)
+        assert one_sentence(error, path)
+
+
 def test_wav_files_need_a_sane_header_and_one_rate(tmp_path):
     path, whole = tmp_path / "x.wav", (writers.wav(tmp_path) / "no" / "0.wav").read_bytes()
     wavfile.write(path, 7, np.zeros(20, np.int16))
