@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.data import Inputs
+from models.batch import Inputs
 from models.layers import (
     EFLSTM,
     MFN,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.data import Inputs
+from models.batch import Inputs
 from models.layers import (
     EFLSTM,
     MFN,

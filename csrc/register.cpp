@@ -48,11 +48,11 @@ TORCH_LIBRARY(mi_kernels_cpu, m) {
       "Tensor c, Tensor activations, Tensor? g_h, Tensor? g_c, int needs) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "rbf_mmd(Tensor x, Tensor y, Tensor gamma, float w_xx, float w_yy, float w_xy, int needs) "
+      "rbf_mmd(Tensor x, Tensor y, Tensor bandwidth, float w_xx, float w_yy, float w_xy, int needs) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("rbf_hsic(Tensor x, Tensor y, Tensor gx, Tensor gy) -> (Tensor, Tensor)");
+  m.def("rbf_hsic(Tensor x, Tensor y, Tensor sx, Tensor sy) -> (Tensor, Tensor)");
   m.def(
-      "rbf_hsic_grad(Tensor x, Tensor y, Tensor gx, Tensor gy, Tensor rows, Tensor g, int needs) "
+      "rbf_hsic_grad(Tensor x, Tensor y, Tensor sx, Tensor sy, Tensor rows, Tensor g, int needs) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "cross_attention_forward(Tensor[] query, Tensor[] key, Tensor[] value, Tensor[] query_lengths, "

@@ -1,4 +1,4 @@
-"""Command line: ``python -m models fit|compare|evaluate|report|demo``."""
+"""Command line: ``python -m models list|fit|evaluate|compare|sweep|report|convert|inspect|demo``."""
 
 from __future__ import annotations
 
@@ -6,76 +6,93 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
-from models.compare import compare, save
-from models.defaults import defaults
-from models.evaluation import summarise, table
-from models.experiment import evaluate_run, find_runs, write_report
-from models.runs import CHOICES, MODELS, RunConfig, load_data
-from models.training import fit
+from models import settings
+from models.compare import compare
+from models.data import SOURCES
+from models.data.corruption import CorruptionConfig
+from models.evaluation.runs import evaluate_damaged, evaluate_run, find_runs, results_below, write_json
+from models.evaluation.summary import summarise, table
+from models.registry import MODELS
+from models.report.write import write_report
+from models.settings import RunConfig
+from models.training import sweep
+from models.training.fit import fit, load_data
 
 DEMO_MODELS = ("factorcl-sup", "simclr", "supcon", "cross-self")
-SETTINGS: dict[str, tuple[type, str]] = {
-    "epochs": (int, "passes over the training rows"),
-    "batch_size": (int, "rows of a batch"),
-    "lr": (float, "Adam's step size"),
-    "weight_decay": (float, "AdamW's"),
-    "dropout": (float, "of the encoders"),
-    "input_noise": (float, "deviation of noise on the inputs in training"),
-    "inner_steps": (int, "CLUB critic steps per batch"),
-    "hidden": (int, "width of the encoders"),
-    "feature_dim": (int, "width of their outputs"),
-    "encoder_layers": (int, "of vectors: hidden layers - 1"),
-    "stride": (int, "of sequences: average this many frames"),
-    "segments": (int, "of sequences: equal parts with statistics of their own"),
-    "critic_hidden": (int, "width of FactorCL's critics"),
-    "head_layers": (int, "hidden layers of the heads - 1"),
-    "temperature": (float, "of the baselines"),
-}
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m models", description="Factorized multimodal models.")
     commands = top.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="models, data sets and configs that exist")
     train = commands.add_parser("fit", help="train one model")
-    train.add_argument("--model", choices=MODELS, default="factorcl-sup")
-    train.add_argument("--seed", type=int, default=0, help="decides weights, batches and drawn splits")
-    train.add_argument("--resume", action="store_true", help="go on from OUT/last.ckpt")
+    _add_config(train)
+    train.add_argument("--seed", type=int, help="short for --set training.seed=S")
+    train.add_argument(
+        "--resume",
+        nargs="?",
+        const="last",
+        choices=("last", "previous"),
+        help="go on from OUT's last checkpoint, or the one before",
+    )
+    train.add_argument("--evaluate", action="store_true", help="score the run when it is done")
     many = commands.add_parser("compare", help="search settings on validation rows, then train over several seeds")
+    many.add_argument("--data", default="digits")
+    many.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="for every model that has the key"
+    )
     many.add_argument("--models", type=_models, default=DEMO_MODELS, help=f"some of {','.join(MODELS)}")
     many.add_argument("--trials", type=int, default=0, help="settings tried per model; 0: the settings given here")
     many.add_argument("--json", type=Path, help="write the results here as well")
-    for command in (train, many):
-        _add_settings(command)
-    commands.add_parser("evaluate", help="linear probes of trained runs")
-    commands.add_parser("report", help="write OUT/report.html")
     demo = commands.add_parser("demo", help="train FactorCL-SUP and its baselines on digits, three seeds")
-    demo.add_argument("--epochs", type=int, default=defaults("digits").epochs)
+    demo.add_argument("--epochs", type=int)
     for command in (many, demo):
         command.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    for name, command in commands.choices.items():
-        folder = Path("runs") / (name if name in ("demo", "compare") else "run")
-        command.add_argument("--out", type=Path, default=folder)
-        command.add_argument("--quiet", action="store_true", help="no progress bar")
+    several = commands.add_parser("sweep", help="seeds and grids of settings side by side; resumes")
+    _add_config(several)
+    several.add_argument("--seeds", type=_seeds, default=(0,), help="as 0-4 or 0,3,5")
+    several.add_argument("--grid", action="append", default=[], metavar="KEY=V1,V2", help="values of a setting")
+    several.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    score = commands.add_parser("evaluate", help="scores of trained runs, also with damaged inputs")
+    score.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    score.add_argument("--missing", action="append", default=[], metavar="NAME", help="a modality that is not there")
+    score.add_argument("--noise", action="append", default=[], metavar="NAME=DEVIATION", help="NAME * means all")
+    commands.add_parser("report", help="write OUT/report.html")
+    for name in ("fit", "compare", "demo", "sweep", "evaluate", "report"):
+        folder = Path("runs") / (name if name in ("demo", "compare", "sweep") else "run")
+        commands.choices[name].add_argument("--out", type=Path, default=folder)
+        commands.choices[name].add_argument("--quiet", action="store_true", help="no progress")
+    change = commands.add_parser("convert", help="any known file format to the safe .npz")
+    change.add_argument("input", type=Path)
+    change.add_argument("output", type=Path)
+    change.add_argument("--format", help="of the input; found out when not given")
+    look = commands.add_parser("inspect", help="modalities, shapes, lengths, splits, labels, what is odd")
+    look.add_argument("input", type=Path)
     return top
 
 
-def _add_settings(command: argparse.ArgumentParser) -> None:
-    """Data and settings; a setting that is not given keeps what models/defaults.py has for the data."""
-    absent = argparse.SUPPRESS
-    command.add_argument("--data", default="digits", help="digits, synthetic, utd-mhad or FILE.npz")
-    command.add_argument("--modalities", type=_pair, default=absent, help="two array names of FILE.npz, as A,B")
-    for name, (kind, text) in SETTINGS.items():
-        command.add_argument("--" + name.replace("_", "-"), type=kind, default=absent, help=text)
-    for name, values in CHOICES.items():
-        command.add_argument("--" + name.replace("_", "-"), choices=values, default=absent)
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", type=Path, help="a YAML file with model, data and training")
+    command.add_argument("--model", help=f"one of {', '.join(MODELS)}")
+    command.add_argument("--data", help=f"{', '.join(SOURCES)} or a file")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as training.epochs=3")
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
-    given = {f.name: getattr(args, f.name) for f in fields(RunConfig) if hasattr(args, f.name)}
-    return replace(defaults(args.data), **given)
+    """--config FILE, or --model and --data (configs/MODEL/DATA.yaml where it exists); then --set and --seed."""
+    if args.config:
+        if args.model or args.data:
+            raise ValueError("--config names a model and data: leave out --model and --data, or change them with --set")
+        config = settings.from_file(args.config)
+    else:
+        config = settings.starting_point(args.model or DEMO_MODELS[0], args.data or "digits")
+    changes = settings.parse_changes(args.set)
+    if getattr(args, "seed", None) is not None:
+        changes["training.seed"] = args.seed
+    return config.changed(changes)
 
 
 def _models(text: str) -> tuple[str, ...]:
@@ -86,23 +103,63 @@ def _models(text: str) -> tuple[str, ...]:
     return names
 
 
-def _pair(text: str) -> tuple[str, str]:
-    names = text.split(",")
-    if len(names) != 2 or not all(names):
-        raise argparse.ArgumentTypeError(f"expected two names as A,B; got {text!r}")
-    return names[0], names[1]
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        found: list[int] = []
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            found += range(int(first), int(last if dash else first) + 1)
+    except ValueError:
+        found = []
+    if not found or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"expected seeds as 0-4 or 0,3,5; got {text!r}")
+    return tuple(found)
+
+
+def run_list(args: argparse.Namespace) -> str:
+    width = max(map(len, MODELS))
+    print("models")
+    for name, entry in MODELS.items():
+        print(f"  {name:{width}}  {entry.summary}")
+    print("data sets\n  " + "\n  ".join(SOURCES))
+    found = settings.known_configs()
+    print("configs\n  " + "\n  ".join(found))
+    return f"{len(MODELS)} models, {len(SOURCES)} data sets, {len(found)} configs"
 
 
 def run_fit(args: argparse.Namespace) -> str:
     config = _config(args)
-    module = fit(config, load_data(config), args.out, resume=args.resume, progress=not args.quiet)
-    return f"trained {config.model} on {config.data} for {module.current_epoch} epochs: {args.out}/last.ckpt"
+    module = fit(config, load_data(config), args.out, resume=args.resume or False, progress=not args.quiet)
+    if args.evaluate:
+        print(table(summarise([evaluate_run(args.out)])))
+    return f"trained {config.name} on {module.data.name} for {module.current_epoch} epochs: {args.out}"
 
 
 def run_evaluate(args: argparse.Namespace) -> str:
-    results = [evaluate_run(folder) for folder in find_runs(args.out)]
+    folders = find_runs(args.out)
+    damage = CorruptionConfig(
+        drop={name: 1.0 for name in args.missing},
+        noise={name: _number(name, value) for name, value in (_pair(text) for text in args.noise)},
+    )
+    results: list[dict[str, Any]] = []
+    for folder in folders:
+        results += evaluate_damaged(folder, damage, args.split) if damage.active else [evaluate_run(folder, args.split)]
     print(table(summarise(results)))
-    return f"evaluated {len(results)} run{'s' * (len(results) > 1)} below {args.out}"
+    return f"evaluated {len(folders)} run{'s' * (len(folders) > 1)} below {args.out} on {args.split} rows"
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--noise must be NAME=DEVIATION, got {text!r}")
+    return name, value
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"--noise of {name} must be a number, got {value!r}") from None
 
 
 def run_report(args: argparse.Namespace) -> str:
@@ -114,35 +171,88 @@ def run_compare(args: argparse.Namespace) -> str:
     if args.seeds < 1 or args.trials < 0:
         raise ValueError(f"seeds must be at least 1 and trials at least 0, got {args.seeds} and {args.trials}")
     start = time.monotonic()
-    base = _config(args)
-    found = compare(base, args.models, range(args.seeds), args.out, number=args.trials, progress=not args.quiet)
+    changes = settings.parse_changes(args.set)
+    bases = _bases(args.models, args.data, changes)
+    found = compare(bases, range(args.seeds), args.out, number=args.trials, progress=not args.quiet)
     if args.json:
-        save(args.json, found)
+        write_json(args.json, found)
     print(table(found["summary"]))
     write_report(args.out)
     return f"compared {len(args.models)} models in {time.monotonic() - start:.0f} s: open {args.out}/report.html"
 
 
+def _bases(models: Sequence[str], data: str, changes: dict[str, Any]) -> dict[str, RunConfig]:
+    """Where each model starts; a change of a model's setting goes to those that have it, and must reach one."""
+    bases = {model: settings.starting_point(model, data) for model in models}
+    found = {}
+    for model, base in bases.items():
+        mine = {n: v for n, v in changes.items() if not n.startswith("model.") or n in base.flat()}
+        found[model] = base.changed(mine)
+    for name in changes:
+        if name.startswith("model.") and not any(name in base.flat() for base in bases.values()):
+            raise ValueError(f"there is no setting {name} in {', '.join(models)}")
+    return found
+
+
+def run_sweep(args: argparse.Namespace) -> str:
+    axes = {}
+    for text in args.grid:
+        name, equals, values = text.partition("=")
+        if not equals:
+            raise ValueError(f"--grid must be KEY=V1,V2, got {text!r}")
+        axes[name] = [settings.parse_value(value, name) for value in values.split(",")]
+    todo = sweep.jobs(_config(args), axes, args.seeds, args.out)
+    failures = sweep.run(todo, args.jobs)
+    results = []
+    for folder, result in results_below(args.out) if len(failures) < len(todo) else []:
+        group = folder.parent.relative_to(args.out) if args.out in folder.parents else Path()
+        results.append(result | ({"label": f"{result['model']} {group}"} if str(group) != "." else {}))
+    print(table(summarise(results)))
+    write_json(args.out / "sweep.json", {"summary": summarise(results), "failed": failures})
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {len(todo)} runs failed; the last: {failures[-1]}")
+    return f"swept {len(todo)} runs: {args.out}/sweep.json"
+
+
 def run_demo(args: argparse.Namespace) -> str:
     args.models, args.trials, args.data, args.json = DEMO_MODELS, 0, "digits", None
+    args.set = [] if args.epochs is None else [f"training.epochs={args.epochs}"]
     start = time.monotonic()
     run_compare(args)
     return f"demo done in {time.monotonic() - start:.0f} s: open {args.out}/report.html"
 
 
+def run_convert(args: argparse.Namespace) -> str:
+    from models.data.convert import convert
+
+    return convert(args.input, args.output, args.format)
+
+
+def run_inspect(args: argparse.Namespace) -> str:
+    from models.data.inspect import describe
+
+    return describe(args.input)
+
+
+COMMANDS = {
+    "list": run_list,
+    "fit": run_fit,
+    "evaluate": run_evaluate,
+    "compare": run_compare,
+    "sweep": run_sweep,
+    "report": run_report,
+    "convert": run_convert,
+    "inspect": run_inspect,
+    "demo": run_demo,
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    commands = {
-        "fit": run_fit,
-        "compare": run_compare,
-        "evaluate": run_evaluate,
-        "report": run_report,
-        "demo": run_demo,
-    }
     try:
-        print(commands[args.command](args))
+        print(COMMANDS[args.command](args))
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; go on with: python -m models fit ... --resume", file=sys.stderr)

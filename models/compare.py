@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.data import PairedData
-from models.defaults import trials
-from models.evaluation import evaluate, headline, input_features, majority, probe, summarise, validation_accuracy
-from models.experiment import evaluate_run
+from models.data.dataset import Dataset
+from models.evaluation.metrics import primary
+from models.evaluation.runs import RESULTS, evaluate_run, public, write_json
+from models.evaluation.scores import validation_value
+from models.evaluation.summary import summarise
 from models.provenance import commit, describe
-from models.runs import RunConfig, build, load_data
-from models.training import fit
+from models.settings import RunConfig, read
+from models.training.fit import fit, load_data
+from models.training.search import SEQUENCES, VECTORS, applicable, trials
 
 # Apart from every seed that is reported, so that a choice is not made on the weights and splits it is reported on.
 SEARCH_SEED = 1000
 
 
+def space(data: Dataset) -> Mapping[str, Sequence[Any]]:
+    """What a search may try on this data."""
+    return SEQUENCES if any(modality.is_sequence for modality in data.modalities) else VECTORS
+
+
 def trial(config: RunConfig, folder: Path, *, progress: bool) -> dict[str, Any]:
-    """Trains one setting; its validation accuracy, or the reason why it has none."""
+    """Trains one setting; its value on the validation rows (larger is better), or the reason why it has none."""
     data = load_data(config)
     start = time.monotonic()
     try:
@@ -30,21 +37,25 @@ def trial(config: RunConfig, folder: Path, *, progress: bool) -> dict[str, Any]:
     except RuntimeError as error:
         if "the loss became" not in str(error):
             raise
-        return {"valid": 0.0, "failed": str(error)}
-    return {"valid": validation_accuracy(module.model, data), "seconds": round(time.monotonic() - start, 1)}
+        return {"valid": None, "failed": str(error)}
+    value = validation_value(module.model, data)
+    seconds = round(time.monotonic() - start, 1)
+    return {"valid": value if math.isfinite(value) else None, "seconds": seconds}
 
 
 def search(base: RunConfig, number: int, out: Path, *, progress: bool = True) -> tuple[RunConfig, list[dict[str, Any]]]:
-    """The best of ``number`` settings for base.model by validation accuracy (the first of equals), and all of them."""
+    """The best of ``number`` settings for the base's model on the validation rows (the first of equals), and all."""
     tried = []
-    for index, changes in enumerate(trials(base.data, number)):
-        config = replace(base, **changes, seed=SEARCH_SEED)
+    base_here = base.changed({"training.seed": SEARCH_SEED})
+    for index, drawn in enumerate(trials(space(load_data(base_here)), number)):
+        changes = applicable(base, drawn)
+        config = base_here.changed(changes)
         found = _kept(out / f"trial{index}", "trial.json", config, lambda c, f: trial(c, f, progress=progress))
         what = changes or "the defaults"
-        print(f"{base.model}, trial {index}: validation accuracy {found['valid']:.3f} with {what}", flush=True)
+        print(f"{base.name}, trial {index}: {found['valid']} on the validation rows with {what}", flush=True)
         tried.append({"settings": changes, **found})
-    best = max(tried, key=lambda entry: entry["valid"])
-    return replace(base, **best["settings"]), tried
+    best = max(tried, key=lambda entry: -math.inf if entry["valid"] is None else entry["valid"])
+    return base.changed(best["settings"]), tried
 
 
 def _kept(folder: Path, name: str, config: RunConfig, run: Any) -> dict[str, Any]:
@@ -52,83 +63,65 @@ def _kept(folder: Path, name: str, config: RunConfig, run: Any) -> dict[str, Any
     path, here = folder / name, commit()
     if path.is_file() and here and not here.endswith("+changes"):
         kept = json.loads(path.read_text())
-        if kept.get("commit") == here and RunConfig.read(folder) == config:
+        if kept.get("commit") == here and not read(folder).differences(config):
             print(f"{folder.name}: kept from an earlier call at this commit", flush=True)
             return kept["found"]
     found = run(config, folder)
-    path.write_text(json.dumps({"commit": here, "found": found}, indent=1) + "\n")
+    write_json(path, {"commit": here, "found": found})
     return found
 
 
-def references(config: RunConfig, data: PairedData) -> list[dict[str, Any]]:
-    """What needs no training: a linear model of the (standardised, pooled) input, and untrained encoders."""
-    linear = {name: probe(part, data) for name, part in input_features(data, config.segments).items()}
-    untrained = build(replace(config, model="simclr"), data)
-    return [
-        {"model": "linear", "seed": config.seed, "probe": linear},
-        {"model": "untrained", "seed": config.seed, "probe": evaluate(untrained, data)},
-    ]
-
-
 def compare(
-    base: RunConfig, models: Sequence[str], seeds: Iterable[int], out: Path, *, number: int = 0, progress: bool = True
+    bases: Mapping[str, RunConfig], seeds: Iterable[int], out: Path, *, number: int = 0, progress: bool = True
 ) -> dict[str, Any]:
     """Every model with every seed in ``out``/MODEL-seedK, each with the best of ``number`` searched settings.
 
-    Without a search (number 0) all models get ``base``. The search trains in ``out``.search/, with a seed of its own.
-    Returns what ``--json`` writes.
+    bases: by model, where each starts; all on the same data. Without a search (number 0) that is what runs. The search
+    trains in ``out``.search/, with a seed of its own. Returns what ``--json`` writes.
     """
+    if not bases:
+        raise ValueError("models must name at least one model")
     chosen: dict[str, RunConfig] = {}
     tried: dict[str, list[dict[str, Any]]] = {}
     results: list[dict[str, Any]] = []
-    for model in models:
-        chosen[model], tried[model] = replace(base, model=model), []
+    for model, base in bases.items():
+        chosen[model], tried[model] = base, []
         if number:
             folder = out.with_name(out.name + ".search") / model
-            chosen[model], tried[model] = search(chosen[model], number, folder, progress=progress)
+            chosen[model], tried[model] = search(base, number, folder, progress=progress)
     for seed in seeds:
-        data = load_data(replace(base, seed=seed))
-        results += references(replace(base, seed=seed), data)
-        for model in models:
-            config = replace(chosen[model], seed=seed)
+        for model in bases:
+            config = chosen[model].changed({"training.seed": seed})
             print(f"{model}, seed {seed}", flush=True)
             folder = out / f"{model}-seed{seed}"
-            results.append(_kept(folder, "run.json", config, lambda c, f, d=data: _run(c, d, f, progress)))
+            results.append(_kept(folder, "kept.json", config, lambda c, f: _run(c, f, progress)))
+    data = load_data(next(iter(bases.values())))
     return {
-        "what": f"test accuracy of linear probes on {data.name}; every choice was made on the validation rows",
+        "what": f"test {primary(data.target)} on {data.name}; every choice was made on the validation rows",
         "machine": describe(),
-        "data": {split: len(data.rows(split)) for split in ("train", "valid", "test")} | {"majority": majority(data)},
-        "base": _public(base, data),
+        "data": {split: int((data.split == code).sum()) for code, split in enumerate(("train", "valid", "test"))},
+        "base": {model: public(base, data) for model, base in bases.items()},
         "search": {
             "trials_per_model": number,
-            "criterion": "validation accuracy of the probe on a seed that is not reported",
+            "criterion": "validation rows, on a seed that is not reported",
             "seed": SEARCH_SEED,
             "models": tried,
         },
-        "chosen": {model: base.changes(config) for model, config in chosen.items()},
-        "representation": {model: headline(evaluated) for model, evaluated in _parts(results).items()},
+        "chosen": {model: _changes(bases[model], config) for model, config in chosen.items()},
+        "representation": {result["model"]: result["headline"] for result in results},
         "summary": summarise(results),
         "runs": results,
     }
 
 
-def _run(config: RunConfig, data: PairedData, folder: Path, progress: bool) -> dict[str, Any]:
+def _changes(base: RunConfig, config: RunConfig) -> dict[str, Any]:
+    return {name: config.flat()[name] for name in base.differences(config)}
+
+
+def _run(config: RunConfig, folder: Path, progress: bool) -> dict[str, Any]:
     start = time.monotonic()
-    fit(config, data, folder, progress=progress)
+    fit(config, load_data(config), folder, progress=progress)
     seconds = round(time.monotonic() - start, 1)
-    found = evaluate_run(folder)
-    return {"model": config.model, "seed": config.seed, "fit_seconds": seconds, "probe": found["probe"]}
-
-
-def _parts(results: list[dict[str, Any]]) -> dict[str, list[str]]:
-    return {run["model"]: list(run["probe"]) for run in results if run["model"] != "linear"}
-
-
-def _public(config: RunConfig, data: PairedData) -> dict[str, Any]:
-    """The settings without a user's path."""
-    return asdict(config) | {"data": data.name if config.data.endswith(".npz") else config.data}
-
-
-def save(path: Path, found: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    result = evaluate_run(folder) | {"fit_seconds": seconds}
+    write_json(folder / RESULTS, result)
+    return result

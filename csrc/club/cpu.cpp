@@ -1,5 +1,5 @@
 // Gaussian CLUB on a CPU (mi_kernels/ops/club/schema.py has the formulas): one pass over mu, logvar and y forward, after
-// one over y for its mean, and one backward. About 15 and 30 B D FLOP; mu, logvar and y are read, gradients written.
+// one over y for its mean (two in fp64), and one backward. About 15 and 30 B D FLOP; mu, logvar and y are read, gradients written.
 //
 // Rows are cut into parts that depend on the shape alone, so the sums, and their bits, do not depend on the threads.
 // A part works in tiles of 64 rows by 64 columns: sums of a tile stay in registers, in T, and are flushed into doubles.
@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "../common/simd.h"
@@ -37,6 +38,10 @@ template <class In, class T>
 MK_INLINE void add_rows(int64_t rows, int64_t n, int64_t stride, const In* y, double* sum) {
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t d = 0; d < n; ++d) sum[d] += static_cast<double>(static_cast<T>(y[i * stride + d]));
+}
+MK_CLONES void sum_remainders(int64_t rows, int64_t n, int64_t stride, const double* y, const double* mean, double* sum) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t d = 0; d < n; ++d) sum[d] += y[i * stride + d] - mean[d];
 }
 
 template <class In, class T>
@@ -151,6 +156,22 @@ const In* data(const OptTensor& t) {
   return t ? t->const_data_ptr<In>() : nullptr;
 }
 
+// The sum of fp64 numbers is not known beyond fp64: what the rounded mean leaves is summed in one more pass.
+template <class Total>
+void add_remainders(const Shape& s, const double* y, Total&& total, double* partial, double* moment) {
+  const int64_t D = s.D, width = kSums * D;
+  s.each_part([&](int64_t g, int64_t p, int64_t row, int64_t count) {
+    double* sum = partial + (g * s.parts + p) * width;
+    std::fill_n(sum, D, 0.0);
+    s.each_tile(row, count, [&](int64_t i, int64_t rows, int64_t d, int64_t n) {
+      sum_remainders(rows, n, D, y + (g * s.B + i) * D + d, moment + g * kMoments * D + d, sum + d);
+    });
+  });
+  for (int64_t g = 0; g < s.G; ++g)
+    for (int64_t d = 0; d < D; ++d)
+      moment[(g * kMoments + kLow) * D + d] = total(g, 0, d) / static_cast<double>(s.B);
+}
+
 template <class In, class T>
 void forward_of(const Shape& s, const Tensor& mu, const OptTensor& logvar, const Tensor& y, Tensor& value,
                 Tensor& moments) {
@@ -178,6 +199,7 @@ void forward_of(const Shape& s, const Tensor& mu, const OptTensor& logvar, const
       at[kHigh * D] = static_cast<T>(mean);
       at[kLow * D] = static_cast<T>(mean - static_cast<double>(at[kHigh * D]));
     }
+  if constexpr (std::is_same_v<In, double>) add_remainders(s, y_at, total, partial.get(), moment);
   s.each_part([&](int64_t g, int64_t p, int64_t row, int64_t count) {
     double* sum = partial.get() + (g * s.parts + p) * width;
     std::fill_n(sum, width, 0.0);

@@ -72,7 +72,7 @@ class Scratch {
 // Zen 4: at 9 to 16 features a kernel of its own took up to twice as long as matmuls of tiles.
 constexpr int64_t kSmall = 8, kTile = 64, kMostLanes = 16;
 
-// What the elementwise steps of a tile know of its rows: the queries along the lanes.
+// The rows of a tile, as its elementwise steps see them; the queries lie along the lanes.
 template <class T>
 struct TileRows {
   int64_t first, n;  // queries

@@ -1,4 +1,5 @@
-// The table of one instruction set: see vec.h for what must be defined. MK_WIDTHS lists the padded widths of small heads.
+// The table of kernels of one instruction set, table<T, widths...>(): the padded widths are those of small heads. The
+// including source defines MK_ISA and MK_VECTOR_BYTES, see vec.h.
 #pragma once
 
 #include "small.h"

@@ -4,10 +4,9 @@
 #include <cstdint>
 
 #include "../common/cuda/runtime.h"
+#include "schema.h"
 
 namespace mk::cross_attention {
-
-constexpr int kMostFeatures = 16, kMostPairs = 16;  // a launch's arguments take 4 KiB at most
 
 enum class Type : int { fp32, bf16, fp16 };
 

@@ -129,8 +129,8 @@ __device__ __forceinline__ void add(float (&sum)[D], float factor, const float (
   for (int e = 0; e < D; ++e) sum[e] += factor * x[e];
 }
 
-// Brings rows first .. end of `a`, times `factor`, (and of `b`) into the tile, 32 at a time, with what extra(row, place) writes behind them,
-// and calls visit(row) for each tile. The next tile's loads are under way while one is visited.
+// Brings rows first .. end of `a`, times `factor`, (and of `b`) into the tile, 32 at a time, with what extra(row, place)
+// writes behind them, and calls visit(row) for each tile. The next tile's loads are under way while one is visited.
 template <int D, bool both, class Extra, class Visit>
 __device__ __forceinline__ void walk(const Rows& a, float factor, const Rows& b, int first, int end, float* tile,
                                      Extra extra, Visit visit) {

@@ -1,7 +1,7 @@
 // Heads of at most 8 features in fp32, where a product of matrices would be all overhead: everything stays in registers.
 //
-// Forward: 16 (as many as a register holds) queries along the lanes, keys one after the other as broadcasts; E multiplications for the score, an exp2, Ev
-// multiplications for the output. No maximum is subtracted while Cauchy and Schwarz say that exp2 stays in range. Sparsemax
+// Forward: as many queries along the lanes as a register holds (up to 16), keys one after the other as broadcasts; E
+// multiplications for the score, an exp2, Ev multiplications for the output. No maximum is subtracted while Cauchy and Schwarz say that exp2 stays in range. Sparsemax
 // keeps the scores of these 16 queries and finds their thresholds (sparse.h).
 //
 // Backward: 16 keys along the lanes with their gradients in registers, eight queries one after the other; the score gradients

@@ -19,8 +19,8 @@ struct Threshold {
   int64_t candidates;
 };
 
-// Scores [n][stride] of one vector of rows; -inf is a key that is masked, a NaN or +inf makes tau a NaN. `z` [n][lanes] receives the candidates' z and
-// `index` their keys.
+// Scores [n][stride] of one vector of rows; -inf is a key that is masked, a NaN or +inf makes tau a NaN. `z` [n][lanes]
+// receives the candidates' z and `index` their keys.
 template <class T>
 MK_INLINE Threshold<T> threshold(int64_t n, const T* s, int64_t stride, T* z, int32_t* index) {
   const Vec<T> zero = fill(T(0)), low = fill(minus_infinity<T>());

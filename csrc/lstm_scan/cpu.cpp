@@ -10,14 +10,16 @@
 #include <tuple>
 
 #include "problem.h"
+#include "schema.h"
 
 namespace mk::lstm {
 namespace {
 
+using namespace lstm_scan;  // schema.h
+
 using at::Tensor;
 using OptTensor = std::optional<Tensor>;
 
-enum Needs : int64_t { kWeight = 1, kBias = 2, kH0 = 4, kC0 = 8, kX = 16, kInputWeight = 32 };
 constexpr int64_t kChunk = 256;  // steps of rows that one matmul of dW sums over
 constexpr int64_t kTasks = 16;   // of dW at least, where there are steps enough
 constexpr int64_t kChunks = 8;   // of a task that shares its columns with others: their sums are added up in the end
@@ -421,12 +423,12 @@ Gradients gradients_of(const Source& source, const Tensor& weight, const OptTens
     return at::empty(needs & bit ? sizes : at::IntArrayRef{0}, h.options());
   };
   Gradients found{sequence(!source.x, 4 * s.H),
-                  sequence(source.x && needs & kX, width),
-                  wanted(source.x ? kInputWeight : 0, {s.G, 4 * s.H, width}),
-                  wanted(kWeight, {s.G, 4 * s.H, s.H}),
-                  wanted(kBias, {s.G, 4 * s.H}),
-                  wanted(kH0, {s.G, s.B, s.H}),
-                  wanted(kC0, {s.G, s.B, s.H})};
+                  sequence(source.x && needs & kNeedX, width),
+                  wanted(source.x ? kNeedInputWeight : 0, {s.G, 4 * s.H, width}),
+                  wanted(kNeedWeight, {s.G, 4 * s.H, s.H}),
+                  wanted(kNeedBias, {s.G, 4 * s.H}),
+                  wanted(kNeedH0, {s.G, s.B, s.H}),
+                  wanted(kNeedC0, {s.G, s.B, s.H})};
   const auto run = h.scalar_type() == at::kDouble ? backward_of<double> : backward_of<float>;
   run(s, source, widened(weight), widened(h0), widened(c0), h, c, activations, g_h, g_c, found);
   return found;

@@ -9,14 +9,13 @@
 
 #include "../common/cuda/torch.h"
 #include "launch.cuh"
+#include "schema.h"
 
 namespace mk::lstm_scan {
 namespace {
 
 using at::Tensor;
 using OptTensor = std::optional<Tensor>;
-
-enum Needs : int64_t { kWeight = 1, kBias = 2, kH0 = 4, kC0 = 8 };
 
 Tensor floats(const Tensor& t) { return t.to(at::kFloat).contiguous(); }
 OptTensor floats(const OptTensor& t) { return t ? OptTensor(floats(*t)) : t; }
@@ -78,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_backward(
   auto wanted = [&](int64_t bit) {
     return needs & bit ? at::empty({z.G, z.B, z.H}, h.options()) : at::empty({0}, h.options());
   };
-  Tensor d = at::empty({z.G, z.B, z.T, 4 * z.H}, h.options()), dh0 = wanted(kH0), dc0 = wanted(kC0);
+  Tensor d = at::empty({z.G, z.B, z.T, 4 * z.H}, h.options()), dh0 = wanted(kNeedH0), dc0 = wanted(kNeedC0);
   const Backward b{w.const_data_ptr<float>(),
                    pointer_or_null<float>(c_first),
                    c.const_data_ptr<float>(),
@@ -91,8 +90,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_backward(
                    pointer_or_null<float>(dc0)};
   check_launch(backward(z, b, current_stream()), "lstm_scan_backward");
   const Tensor none = at::empty({0}, h.options());
-  return {inputs < z.T ? d.narrow(2, 0, inputs).contiguous() : d, needs & kWeight ? weight_gradient(d, h, h0) : none,
-          needs & kBias ? d.sum({1, 2}) : none.clone(), dh0, dc0};
+  return {inputs < z.T ? d.narrow(2, 0, inputs).contiguous() : d, needs & kNeedWeight ? weight_gradient(d, h, h0) : none,
+          needs & kNeedBias ? d.sum({1, 2}) : none.clone(), dh0, dc0};
 }
 
 }  // namespace

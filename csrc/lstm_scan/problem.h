@@ -41,8 +41,8 @@ struct Projected {
   const T* weight = nullptr;  // packed as the recurrent one
 };
 
-// Rows of one group that a thread takes through all steps by itself, the longest first: those still running at a step
-// are the first ones.
+// Rows of one group that a thread takes through all steps by itself. The longest come first, so the rows still running at
+// a step are a prefix.
 struct Block {
   int64_t g;
   std::vector<int64_t> rows, lengths;
@@ -55,7 +55,7 @@ struct Block {
   int64_t longest() const { return lengths.empty() ? 0 : lengths[0]; }
 };
 
-// Rows are dealt out like cards, so that every block has its share of long ones.
+// Rows, sorted by length, go to the blocks in turn, so that every block gets its share of long ones.
 inline std::vector<Block> make_blocks(const Shape& s) {
   const int64_t by_size = (s.B + kRows - 1) / kRows, by_threads = (s.threads + s.G - 1) / s.G;
   const int64_t count = std::max(by_size, std::min(by_threads, (s.B + 7) / 8));

@@ -2,10 +2,13 @@
 #pragma once
 
 #include "../common/simd.h"
+#include "schema.h"
 
 namespace mk::mlp {
 
-enum class Act : int64_t { kRelu, kLeakyRelu, kTanh, kSigmoid, kElu, kGelu, kSilu };
+using namespace mlp_critic;  // schema.h
+
+enum class Act : int64_t { kRelu, kLeakyRelu, kTanh, kSigmoid, kElu, kGelu, kSilu };  // as kActivations
 
 template <class T>
 MK_INLINE T capped_exp(T x) {

@@ -5,7 +5,7 @@
 #include <torch/library.h>
 
 #include <optional>
-#include <string_view>
+#include <iterator>
 #include <vector>
 
 #include "problem.h"
@@ -17,15 +17,12 @@ using at::Tensor;
 using OptTensor = std::optional<Tensor>;
 
 Act activation_of(c10::string_view name) {
-  constexpr std::pair<std::string_view, Act> names[] = {
-      {"relu", Act::kRelu}, {"leaky_relu", Act::kLeakyRelu}, {"tanh", Act::kTanh}, {"sigmoid", Act::kSigmoid},
-      {"elu", Act::kElu},   {"gelu", Act::kGelu},            {"silu", Act::kSilu}};
-  for (const auto& [known, act] : names)
-    if (known == std::string_view(name.data(), name.size())) return act;
+  for (size_t k = 0; k < std::size(kActivations); ++k)
+    if (name == kActivations[k]) return static_cast<Act>(k);
   TORCH_CHECK_VALUE(false, "mlp_critic has no activation '", name, "'");
 }
 
-// Inputs in the accumulation type.
+// Inputs in the accumulation type. The type of the products is that of the weights: u and v may be wider.
 struct Call {
   Tensor u, v;
   std::vector<Tensor> parameters;  // [w2, b2,] w, b
@@ -36,10 +33,10 @@ struct Call {
 
   Call(const Tensor& u_, const Tensor& v_, at::TensorList weights, at::TensorList biases, c10::string_view activation,
        c10::string_view output, bool off)
-      : act(activation_of(activation)), softplus_output(output == "softplus"), off_diagonal(off) {
+      : act(activation_of(activation)), softplus_output(output == kOutputs[1]), off_diagonal(off) {
     TORCH_CHECK_VALUE(weights.size() == biases.size() && (weights.size() == 1 || weights.size() == 2),
                       "mlp_critic on a CPU takes one or two hidden layers, got ", weights.size());
-    const auto input = u_.scalar_type();
+    const auto input = weights[0].scalar_type();
     type = input == at::kDouble ? at::kDouble : at::kFloat;
     const bool medium = input == at::kFloat &&
                         at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::MEDIUM;

@@ -8,14 +8,13 @@
 
 #include "../common/cuda/torch.h"
 #include "launch.cuh"
+#include "schema.h"
 
 namespace mk::mlp_critic {
 namespace {
 
 using at::Tensor;
 using OptTensor = std::optional<Tensor>;
-
-enum Stats : int64_t { kRowLse = 1, kColLse = 2, kRowSoftplus = 4, kClippedRowLse = 8 };
 
 Precision precision_of(const Tensor& u, bool tf32) {
   switch (u.scalar_type()) {

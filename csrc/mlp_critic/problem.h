@@ -55,9 +55,9 @@ class Problem {
 
  public:
   explicit Problem(const Inputs<T>& inputs) : in(inputs) {
-    column_tiles = ceil_div(in.N, 64);
-    t.C = 16 * ceil_div(ceil_div(in.N, column_tiles), 16);
-    t.R = 64 / t.C;
+    column_tiles = ceil_div(in.N, kTilePairs);
+    t.C = kColumnStep * ceil_div(ceil_div(in.N, column_tiles), kColumnStep);
+    t.R = kTilePairs / t.C;
     t.P = t.R * t.C;
     row_tiles = ceil_div(in.B, t.R);
     w1_ = 32 * ceil_div(in.H1, 32);
@@ -279,7 +279,7 @@ class Problem {
 
   // g [P] of tile (i, j) from its scores before the output activation.
   void score_gradient(int64_t group, int64_t i, int64_t j, const Scratch& s, const Weights<T>& w, const T* raw, T* g) {
-    T scores[kMaxPairs];
+    T scores[kTilePairs];
     if (in.softplus_output) {
       softplus_all(t.P, raw, scores);
     } else {
@@ -306,7 +306,7 @@ class Problem {
     if (!s.du) s.du = make_buffer<T>(t.R * w1_);
     std::fill_n(s.du.get(), t.R * w1_, T(0));
     for (int64_t j = 0; j < column_tiles; ++j) {
-      T score[kMaxPairs], gradient[kMaxPairs];
+      T score[kTilePairs], gradient[kTilePairs];
       const int64_t tile = (g * row_tiles + i) * column_tiles + j;
       const uint32_t* masks = nullptr;
       if (kept_masks) {
@@ -344,7 +344,7 @@ class Problem {
     }
     if (bits_) {
       const T* operand = gradient;
-      T rounded[kMaxPairs];
+      T rounded[kTilePairs];
       if constexpr (kLow) {
         round_fairly(t, i * t.R, j * t.C, gradient, rounded);
         operand = rounded;

@@ -5,8 +5,6 @@
 
 namespace mk::mlp {
 
-enum Stats : int64_t { kRowLse = 1, kColLse = 2, kRowSoftplus = 4, kClippedRowLse = 8 };
-
 namespace body {
 
 template <class T>

@@ -17,8 +17,6 @@ struct Shape {
   int64_t R, C, P;  // P = R C
 };
 
-constexpr int64_t kMaxPairs = 64;
-
 namespace body {
 
 // out [width][P] = act(u + v), or [width / 2][P] pairs.
@@ -95,7 +93,7 @@ MK_INLINE void put_gradient(int64_t k, int64_t P, const T* d, const T* before, E
 template <Act A, class T, class E>
 MK_INLINE void masked_gradient(int64_t width, Shape t, const uint32_t* masks, const T* g, const T* operand, E* rows,
                                E* pairs, T* d_bias) {
-  T d[2][kMaxPairs], flat[kMaxPairs], low[kMaxPairs];
+  T d[2][kTilePairs], flat[kTilePairs], low[kTilePairs];
   for (int64_t p = 0; p < t.P; ++p) low[p] = A == Act::kRelu ? T(0) : g[p] * T(0.01);
   for (int64_t p = 0; p < t.P; ++p) flat[p] = A == Act::kRelu ? T(0) : operand[p] * T(0.01);
   for (int64_t k = 0; k < width; ++k) {
@@ -121,7 +119,7 @@ MK_INLINE void masked_gradient(int64_t width, Shape t, const uint32_t* masks, co
 template <Act A, class T, class E>
 MK_INLINE void smooth_gradient(int64_t width, Shape t, const T* z, const T* bias, const T* w, const T* g, E* rows,
                                E* pairs, T* d_w, T* d_bias) {
-  T d[2][kMaxPairs];
+  T d[2][kTilePairs];
   for (int64_t k = 0; k < width; ++k) {
     const T b = bias[k], weight = w[k];
     const T* row = z + k * t.P;
@@ -163,7 +161,7 @@ MK_INLINE void first_layer_gradient(int64_t n, int64_t width, Shape t, const T* 
 template <Act A, class T>
 MK_INLINE void single_layer(int64_t width, Shape t, const T* u, const T* vt, const T* w, T* score) {
   for (int64_t r = 0; r < t.R; ++r) {
-    T s[kMaxPairs];
+    T s[kTilePairs];
     for (int64_t c = 0; c < t.C; ++c) s[c] = score[r * t.C + c];
     for (int64_t l = 0; l < width; ++l) {
       const T a = u[r * width + l], weight = w[l];

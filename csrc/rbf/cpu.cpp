@@ -10,7 +10,7 @@ namespace {
 
 using at::Tensor;
 
-enum RbfNeeds : int64_t { kNeedX = 1, kNeedY = 2, kNeedGamma = 4 };
+enum RbfNeeds : int64_t { kNeedX = 1, kNeedY = 2, kNeedBandwidth = 4 };
 
 template <class T>
 struct TileWork {
@@ -68,9 +68,10 @@ MK_CLONES double kernel_of_tile(const TileWork<double>& w) { return kernel_tile(
 template <class T>
 class Mmd {
  public:
-  Mmd(const Side<T>& x, const Side<T>& y, int64_t depth, const T* gamma, int64_t K, const double (&weights)[3],
+  Mmd(const Side<T>& x, const Side<T>& y, int64_t depth, const Precisions<T>& kernels, const double (&weights)[3],
       int64_t threads)
-      : z_({x, y}, depth), K_(K), gamma_(gamma), weights_{weights[0], weights[1], weights[2]} {
+      : z_({x, y}, depth, kernels.scale), K_(static_cast<int64_t>(kernels.gamma.size())), gamma_(kernels.gamma.data()),
+        weights_{weights[0], weights[1], weights[2]} {
     threads_ = std::max<int64_t>(1, std::min(threads, (z_.count() + 1) / 2));
     each_share([&](int64_t begin, int64_t end) { z_.pack(begin, end); });
   }
@@ -118,14 +119,14 @@ class Mmd {
     const bool same = z_.side(p) == z_.side(q);
     const double weight = weights_[same ? z_.side(p) : 2] * (same && p != q ? 2 : 1);
     if (weight == 0) return;
-    z_.products(p, q, s);
+    const typename Tiles<T>::Pair both = z_.products(p, q, s);
     std::vector<double> gamma_sum(want_gamma ? K_ : 0, 0.0);
-    const TileWork<T> tile{z_.rows(p), s, z_.norm(p), z_.norm(q), z_.valid(q), gamma_, K_,
-                           static_cast<T>(-2 * weight / K_), w.tiles.row_sum, w.tiles.col_sum.get() + q * kBlock,
+    const TileWork<T> tile{z_.rows(p), s, both.row_norm, both.col_norm, z_.valid(q), gamma_, K_,
+                           static_cast<T>(-2 * weight / K_), z_.row_sum(both, w.tiles), z_.col_sum(both, w.tiles),
                            want_gamma ? gamma_sum.data() : nullptr};
     w.value += weight / K_ * kernel_of_tile(tile);
     for (int64_t k = 0; k < static_cast<int64_t>(gamma_sum.size()); ++k) w.gamma[k] -= weight / K_ * gamma_sum[k];
-    z_.add(p, q, s, w.tiles);
+    z_.add(both, w.tiles);
   }
 
   Tiles<T> z_;
@@ -135,33 +136,35 @@ class Mmd {
 };
 
 template <class T>
-void mmd_of(const Tensor& x, const Tensor& y, const Tensor& gamma, const double (&weights)[3], Tensor& value, Tensor& dx,
-            Tensor& dy, Tensor& dgamma) {
-  const int64_t B = x.size(1), N = y.size(1), D = x.size(2), K = gamma.size(1);
+void mmd_of(const Tensor& x, const Tensor& y, const Tensor& bandwidth, const double (&weights)[3], Tensor& value,
+            Tensor& dx, Tensor& dy, Tensor& dbandwidth) {
+  const int64_t B = x.size(1), N = y.size(1), D = x.size(2), K = bandwidth.size(1);
   each_group(x.size(0), 1.0 * (B + N) * (B + N) * D, [&](int64_t g, int64_t threads) {
     auto part = [g](Tensor& t, int64_t n) { return t.numel() ? t.mutable_data_ptr<T>() + g * n : nullptr; };
-    std::vector<double> slopes(dgamma.numel() ? K : 0);
+    std::vector<double> slopes(dbandwidth.numel() ? K : 0);
+    const T* widths = bandwidth.const_data_ptr<T>() + g * K;
+    const Precisions<T> kernels(widths, K);
     Mmd<T> problem({x.const_data_ptr<T>() + g * B * D, B, part(dx, B * D)},
-                   {y.const_data_ptr<T>() + g * N * D, N, part(dy, N * D)}, D, gamma.const_data_ptr<T>() + g * K, K,
-                   weights, threads);
+                   {y.const_data_ptr<T>() + g * N * D, N, part(dy, N * D)}, D, kernels, weights, threads);
     value.mutable_data_ptr<double>()[g] = problem.run(slopes.empty() ? nullptr : slopes.data());
-    for (int64_t k = 0; k < static_cast<int64_t>(slopes.size()); ++k) part(dgamma, K)[k] = static_cast<T>(slopes[k]);
+    for (int64_t k = 0; k < static_cast<int64_t>(slopes.size()); ++k)
+      part(dbandwidth, K)[k] = static_cast<T>(kernels.of_bandwidth(k, slopes[k], widths[k]));
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> rbf_mmd(const Tensor& x, const Tensor& y, const Tensor& gamma, double w_xx,
-                                                   double w_yy, double w_xy, int64_t needs) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> rbf_mmd(const Tensor& x, const Tensor& y, const Tensor& bandwidth,
+                                                   double w_xx, double w_yy, double w_xy, int64_t needs) {
   const auto type = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   auto cast = [&](const Tensor& t) { return t.to(type).contiguous(); };
-  const Tensor a = cast(x), b = cast(y), c = cast(gamma);
+  const Tensor a = cast(x), b = cast(y), c = cast(bandwidth);
   auto wanted = [&](int64_t bit, const Tensor& t) {
     return at::empty(needs & bit ? t.sizes() : at::IntArrayRef{0}, t.options());
   };
   Tensor value = at::empty({x.size(0)}, a.options().dtype(at::kDouble));
-  Tensor dx = wanted(kNeedX, a), dy = wanted(kNeedY, b), dgamma = wanted(kNeedGamma, c);
+  Tensor dx = wanted(kNeedX, a), dy = wanted(kNeedY, b), dbandwidth = wanted(kNeedBandwidth, c);
   const double weights[3] = {w_xx, w_yy, w_xy};
-  (type == at::kDouble ? mmd_of<double> : mmd_of<float>)(a, b, c, weights, value, dx, dy, dgamma);
-  return {value, dx.to(x.scalar_type()), dy.to(y.scalar_type()), dgamma.to(gamma.scalar_type())};
+  (type == at::kDouble ? mmd_of<double> : mmd_of<float>)(a, b, c, weights, value, dx, dy, dbandwidth);
+  return {value, dx.to(x.scalar_type()), dy.to(y.scalar_type()), dbandwidth.to(bandwidth.scalar_type())};
 }
 
 }  // namespace

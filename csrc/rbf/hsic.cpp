@@ -10,7 +10,7 @@ namespace {
 
 using at::Tensor;
 
-enum HsicNeeds : int64_t { kX = 1, kY = 2, kGx = 4, kGy = 8 };
+enum HsicNeeds : int64_t { kX = 1, kY = 2, kWidthX = 4, kWidthY = 8 };
 
 template <class T>
 struct Kernel {  // of one sample's tile
@@ -145,8 +145,9 @@ MK_CLONES void slopes_of_tile(int64_t rows, const Kernel<double>& x, const Kerne
 template <class T>
 class Hsic {
  public:
-  Hsic(const Side<T>& x, int64_t x_depth, T gx, const Side<T>& y, int64_t y_depth, T gy, int64_t threads)
-      : x_({x}, x_depth), y_({y}, y_depth), B_(x.count), gx_(gx), gy_(gy) {
+  Hsic(const Side<T>& x, int64_t x_depth, T sx, const Side<T>& y, int64_t y_depth, T sy, int64_t threads)
+      : of_x_(&sx, 1), of_y_(&sy, 1), x_({x}, x_depth, of_x_.scale), y_({y}, y_depth, of_y_.scale), B_(x.count),
+        gx_(of_x_.gamma[0]), gy_(of_y_.gamma[0]), sx_(sx), sy_(sy) {
     threads_ = std::max<int64_t>(1, std::min(threads, (x_.count() + 1) / 2));
     each_share([&](int64_t begin, int64_t end) { x_.pack(begin, end), y_.pack(begin, end); });
   }
@@ -155,7 +156,8 @@ class Hsic {
   void forward(double* products, double* rows) {
     const int64_t width = x_.count() * kBlock;
     std::vector<std::vector<double>> found(threads_, std::vector<double>(3 + 2 * width, 0.0));
-    each_pair([&](int64_t t, int64_t p, int64_t q, Kernel<T>& kx, Kernel<T>& ky) {
+    each_pair([&](int64_t t, int64_t p, int64_t q, const Pair& of_x, const Pair& of_y) {
+      const Kernel<T> kx = kernel(of_x, gx_), ky = kernel(of_y, gy_);
       double *of_products = found[t].data(), *of_rows = of_products + 3;
       Sums<T> sums;
       sums_of_tile(x_.rows(p), kx, ky, x_.valid(q), sums);
@@ -176,8 +178,8 @@ class Hsic {
     std::copy_n(found[0].data() + 3 + width, B_, rows + B_);
   }
 
-  // g [3] of the traces over B^2; gradients of the samples go to their sides
-  void backward(const double* g, const double* rows, double* dgx, double* dgy) {
+  // g [3] of the traces over B^2; gradients of the samples go to their sides, those of the bandwidths to dsx and dsy
+  void backward(const double* g, const double* rows, double* dsx, double* dsy) {
     const int64_t width = x_.count() * kBlock;
     std::vector<T> mean_e(width, T(0)), mean_f(width, T(0));
     double all_e = 0, all_f = 0;
@@ -193,15 +195,16 @@ class Hsic {
     std::vector<Scratch> scratch(threads_);
     auto slope = [&](int k) { return static_cast<T>(g[k] / (batch * batch)); };
     each_pair(
-        [&](int64_t t, int64_t p, int64_t q, Kernel<T>& kx, Kernel<T>& ky) {
+        [&](int64_t t, int64_t p, int64_t q, const Pair& of_x, const Pair& of_y) {
           Scratch& w = scratch[t];
+          const Kernel<T> kx = kernel(of_x, gx_), ky = kernel(of_y, gy_);
           const Means<T> means{&mean_e[p * kBlock], &mean_f[p * kBlock], &mean_e[q * kBlock], &mean_f[q * kBlock],
                                static_cast<T>(all_e / (batch * batch)), static_cast<T>(all_f / (batch * batch))};
-          Slopes<T> out{slope(0), slope(1), slope(2), T(p == q ? -2 : -4), w.x.row_sum, w.x.col_sum.get() + q * kBlock,
-                        w.y.row_sum, w.y.col_sum.get() + q * kBlock, 0, 0};
+          Slopes<T> out{slope(0), slope(1), slope(2), T(p == q ? -2 : -4), x_.row_sum(of_x, w.x), x_.col_sum(of_x, w.x),
+                        y_.row_sum(of_y, w.y), y_.col_sum(of_y, w.y), 0, 0};
           slopes_of_tile(x_.rows(p), kx, ky, x_.valid(q), means, out);
           w.gamma_x -= (p == q ? 1 : 2) * out.gamma_x, w.gamma_y -= (p == q ? 1 : 2) * out.gamma_y;
-          x_.add(p, q, kx.s, w.x), y_.add(p, q, ky.s, w.y);
+          x_.add(of_x, w.x), y_.add(of_y, w.y);
         },
         [&](int64_t t, int64_t p) {
           if (p < 0) return x_.begin(scratch[t].x), y_.begin(scratch[t].y);
@@ -209,21 +212,26 @@ class Hsic {
         },
         [&](int64_t t, int64_t p) { x_.end_row(p, scratch[t].x), y_.end_row(p, scratch[t].y); });
     std::vector<typename Tiles<T>::Work*> of_x, of_y;
-    *dgx = *dgy = 0;
+    double dgx = 0, dgy = 0;
     for (Scratch& w : scratch) {
       of_x.push_back(&w.x), of_y.push_back(&w.y);
-      *dgx += w.gamma_x, *dgy += w.gamma_y;
+      dgx += w.gamma_x, dgy += w.gamma_y;
     }
+    *dsx = of_x_.of_bandwidth(0, dgx, sx_), *dsy = of_y_.of_bandwidth(0, dgy, sy_);
     each_share([&](int64_t begin, int64_t end) { x_.finish(begin, end, of_x), y_.finish(begin, end, of_y); });
   }
 
  private:
+  using Pair = typename Tiles<T>::Pair;
+
+  static Kernel<T> kernel(const Pair& pair, T gamma) { return {pair.s, pair.row_norm, pair.col_norm, gamma}; }
+
   template <class F>
   void each_share(F&& f) const {
     each_thread(threads_, [&](int64_t t) { f(x_.count() * t / threads_, x_.count() * (t + 1) / threads_); });
   }
 
-  // f(thread, p, q, kernels with their inner products); begin(thread, -1) and begin(thread, p) before, end(thread, p) after
+  // f(thread, p, q, both samples' tiles); begin(thread, -1) and begin(thread, p) before, end(thread, p) after
   template <class F, class Begin, class End>
   void each_pair(F&& f, Begin&& begin, End&& end) const {
     each_thread(threads_, [&](int64_t t) {
@@ -232,9 +240,7 @@ class Hsic {
       each_row_of_tiles(x_.count(), t, threads_, [&](int64_t p) {
         begin(t, p);
         for (int64_t q = p; q < x_.count(); ++q) {
-          x_.products(p, q, s_x.get()), y_.products(p, q, s_y.get());
-          Kernel<T> kx{s_x.get(), x_.norm(p), x_.norm(q), gx_}, ky{s_y.get(), y_.norm(p), y_.norm(q), gy_};
-          f(t, p, q, kx, ky);
+          f(t, p, q, x_.products(p, q, s_x.get()), y_.products(p, q, s_y.get()));
         }
         end(t, p);
       });
@@ -242,19 +248,20 @@ class Hsic {
     });
   }
 
+  Precisions<T> of_x_, of_y_;
   Tiles<T> x_, y_;
   int64_t B_, threads_ = 1;
-  T gx_, gy_;
+  T gx_, gy_, sx_, sy_;
 };
 
 struct Problem {
-  Tensor x, y, gx, gy;
+  Tensor x, y, sx, sy;
   bool wide;
   int64_t G, B;
-  Problem(const Tensor& x_, const Tensor& y_, const Tensor& gx_, const Tensor& gy_) : G(x_.size(0)), B(x_.size(1)) {
+  Problem(const Tensor& x_, const Tensor& y_, const Tensor& sx_, const Tensor& sy_) : G(x_.size(0)), B(x_.size(1)) {
     wide = x_.scalar_type() == at::kDouble;
     auto cast = [&](const Tensor& t) { return t.to(wide ? at::kDouble : at::kFloat).contiguous(); };
-    x = cast(x_), y = cast(y_), gx = cast(gx_), gy = cast(gy_);
+    x = cast(x_), y = cast(y_), sx = cast(sx_), sy = cast(sy_);
   }
   template <class T, class F>
   void each(T* dx, T* dy, F&& f) const {
@@ -263,14 +270,15 @@ struct Problem {
       auto side = [&](const Tensor& t, T* gradient, int64_t D) {
         return Side<T>{t.const_data_ptr<T>() + g * B * D, B, gradient ? gradient + g * B * D : nullptr};
       };
-      Hsic<T> one(side(x, dx, Dx), Dx, gx.const_data_ptr<T>()[g], side(y, dy, Dy), Dy, gy.const_data_ptr<T>()[g], threads);
+      const T width_x = sx.const_data_ptr<T>()[g], width_y = sy.const_data_ptr<T>()[g];
+      Hsic<T> one(side(x, dx, Dx), Dx, width_x, side(y, dy, Dy), Dy, width_y, threads);
       f(one, g);
     });
   }
 };
 
-std::tuple<Tensor, Tensor> rbf_hsic(const Tensor& x, const Tensor& y, const Tensor& gx, const Tensor& gy) {
-  const Problem c(x, y, gx, gy);
+std::tuple<Tensor, Tensor> rbf_hsic(const Tensor& x, const Tensor& y, const Tensor& sx, const Tensor& sy) {
+  const Problem c(x, y, sx, sy);
   const auto options = c.x.options().dtype(at::kDouble);
   Tensor products = at::empty({c.G, 3}, options), rows = at::empty({c.G, 2, c.B}, options);
   double *p = products.mutable_data_ptr<double>(), *r = rows.mutable_data_ptr<double>();
@@ -280,29 +288,30 @@ std::tuple<Tensor, Tensor> rbf_hsic(const Tensor& x, const Tensor& y, const Tens
 }
 
 template <class T>
-void gradients_of(const Problem& c, const double* rows, const double* g, Tensor& dx, Tensor& dy, Tensor& dgx, Tensor& dgy) {
+void gradients_of(const Problem& c, const double* rows, const double* g, Tensor& dx, Tensor& dy, Tensor& dsx,
+                  Tensor& dsy) {
   auto at = [](Tensor& t) { return t.numel() ? t.mutable_data_ptr<T>() : nullptr; };
-  T *of_x = at(dgx), *of_y = at(dgy);
+  T *of_x = at(dsx), *of_y = at(dsy);
   c.each<T>(at(dx), at(dy), [&](Hsic<T>& one, int64_t group) {
-    double slope_x, slope_y;
-    one.backward(g + 3 * group, rows + 2 * c.B * group, &slope_x, &slope_y);
-    if (of_x) of_x[group] = static_cast<T>(slope_x);
-    if (of_y) of_y[group] = static_cast<T>(slope_y);
+    double of_sx, of_sy;
+    one.backward(g + 3 * group, rows + 2 * c.B * group, &of_sx, &of_sy);
+    if (of_x) of_x[group] = static_cast<T>(of_sx);
+    if (of_y) of_y[group] = static_cast<T>(of_sy);
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> rbf_hsic_grad(const Tensor& x, const Tensor& y, const Tensor& gx,
-                                                         const Tensor& gy, const Tensor& rows, const Tensor& g,
+std::tuple<Tensor, Tensor, Tensor, Tensor> rbf_hsic_grad(const Tensor& x, const Tensor& y, const Tensor& sx,
+                                                         const Tensor& sy, const Tensor& rows, const Tensor& g,
                                                          int64_t needs) {
-  const Problem c(x, y, gx, gy);
+  const Problem c(x, y, sx, sy);
   auto wanted = [&](int64_t bit, const Tensor& t) {
     return at::empty(needs & bit ? t.sizes() : at::IntArrayRef{0}, t.options());
   };
-  Tensor dx = wanted(kX, c.x), dy = wanted(kY, c.y), dgx = wanted(kGx, c.gx), dgy = wanted(kGy, c.gy);
+  Tensor dx = wanted(kX, c.x), dy = wanted(kY, c.y), dsx = wanted(kWidthX, c.sx), dsy = wanted(kWidthY, c.sy);
   const Tensor sums = rows.contiguous(), slopes = g.to(at::kDouble).contiguous();
   (c.wide ? gradients_of<double> : gradients_of<float>)(c, sums.const_data_ptr<double>(),
-                                                        slopes.const_data_ptr<double>(), dx, dy, dgx, dgy);
-  return {dx.to(x.scalar_type()), dy.to(y.scalar_type()), dgx.to(gx.scalar_type()), dgy.to(gy.scalar_type())};
+                                                        slopes.const_data_ptr<double>(), dx, dy, dsx, dsy);
+  return {dx.to(x.scalar_type()), dy.to(y.scalar_type()), dsx.to(sx.scalar_type()), dsy.to(sy.scalar_type())};
 }
 
 }  // namespace

@@ -1,10 +1,12 @@
 // Samples as tiles of 64 rows: inner products of two tiles, and the gradient of a symmetric sum over pairs of rows.
 //
-// Only pairs of tiles p <= q are formed. A tile of inner products is made by brgemm and turned by the caller into slopes
-// W = dL/d(r^2) * 2 while it is in cache; then
+// Samples are packed as z = (x - centre) / unit, with their mean as the centre and a power of two near the smallest
+// bandwidth as the unit: squares then neither overflow nor vanish. Only pairs of tiles p <= q are formed. brgemm makes
+// a tile of inner products, and the caller turns it into slopes W = dL/d(r^2) * 2 while it is in cache; then
 //   dz_p -= W z_q (owned by p's thread),   dz_q^T -= z_p^T W (per thread, summed in a fixed order),
 // and the parts along z_i itself come from W's row and column sums. With N^2 pairs in all and M = N^2 D FLOP:
-// M for the inner products, 2 M for the gradients. Extra memory: 2 copies of the tiles and one gradient a thread.
+// M for the inner products, 2 M for the gradients. Extra memory: 3 copies of the tiles and one gradient a thread.
+// Tiles with pairs too near for inner products (near.h) take M and 2 M from differences of rows, at a lower speed.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -15,6 +17,7 @@
 
 #include "../common/gemm.h"
 #include "../common/rows.h"
+#include "near.h"
 
 namespace mk::rbf {
 
@@ -56,6 +59,26 @@ Array<T> array(int64_t n) {
   return Array<T>(new T[static_cast<size_t>(std::max<int64_t>(n, 1))]);
 }
 
+// A group's kernels: 1 / unit, a power of two, and gamma of samples in units. A bandwidth of 0, infinity or NaN gives NaN.
+template <class T>
+struct Precisions {
+  T scale;
+  std::vector<T> gamma;
+
+  Precisions(const T* bandwidth, int64_t count) {
+    const T smallest = *std::min_element(bandwidth, bandwidth + count);
+    int exponent = 0;
+    std::frexp(smallest, &exponent);
+    scale = std::isfinite(smallest) && smallest != T(0) ? std::ldexp(T(1), 1 - exponent)
+                                                        : std::numeric_limits<T>::quiet_NaN();
+    for (int64_t k = 0; k < count; ++k) gamma.push_back(T(0.5) / ((bandwidth[k] * scale) * (bandwidth[k] * scale)));
+  }
+
+  double of_bandwidth(int64_t k, double of_gamma, T bandwidth) const {  // a gradient of gamma as one of the bandwidth
+    return -2.0 * of_gamma * gamma[k] / bandwidth;
+  }
+};
+
 template <class T>
 struct Side {
   const T* rows;
@@ -83,14 +106,24 @@ void each_row_of_tiles(int64_t tiles, int64_t t, int64_t threads, F&& f) {
 template <class T>
 class Tiles {  // of one or two samples, one after the other
  public:
-  // What a thread accumulates; slopes() of a pair adds to row_sum (rows of p) and col_sum + q * kBlock.
+  // What a thread accumulates.
   struct Work {
     Array<T> acc, dzt, col_sum;  // [dblocks][kBlock][kBlock], [tiles][D][kBlock], [tiles][kBlock]
-    T row_sum[kBlock];
+    T row_sum[kBlock], unused[kBlock];
     bool started;
   };
 
-  Tiles(const std::vector<Side<T>>& sides, int64_t depth) : D(depth), dblocks_((depth + kBlock - 1) / kBlock) {
+  // A pair of tiles for squared_distances(): inner products s [rows(p)][kBlock] and norms of both. Where `direct`, s
+  // holds -r^2 / 2 and the norms are 0.
+  struct Pair {
+    int64_t p, q;
+    T* s;
+    const T *row_norm, *col_norm;
+    bool direct;
+  };
+
+  Tiles(const std::vector<Side<T>>& sides, int64_t depth, T scale)
+      : D(depth), dblocks_((depth + kBlock - 1) / kBlock), scale_(scale) {
     for (size_t k = 0; k < sides.size(); ++k) {
       gradients_ |= sides[k].gradient != nullptr;
       for (int64_t i = 0; i < sides[k].count; i += kBlock) {
@@ -98,7 +131,9 @@ class Tiles {  // of one or two samples, one after the other
         tiles_.push_back({sides[k].rows + i * D, std::min(kBlock, sides[k].count - i), gradient, static_cast<int>(k)});
       }
     }
-    zt_ = array<T>(count() * D * kBlock);
+    centre_ = array<T>(D);
+    set_centre();
+    z_ = array<T>(count() * D * kBlock), zt_ = array<T>(count() * D * kBlock), peak_ = array<T>(count());
     if (gradients_) zp_ = array<T>(count() * dblocks_ * kBlock * kBlock), row_sum_ = array<T>(count() * kBlock);
     norm_ = array<T>(count() * kBlock), valid_ = array<T>(count() * kBlock);
   }
@@ -113,12 +148,19 @@ class Tiles {  // of one or two samples, one after the other
     for (int64_t p = begin; p < end; ++p) pack_tile(p);
   }
 
-  // Inner products of tiles p and q, [rows(p)][kBlock]
-  void products(int64_t p, int64_t q, T* s) const {
-    gemm(rows(p), D, D, false, tiles_[p].at, zt_.get() + q * D * kBlock, s);
-    if (p == q)
-      for (int64_t i = 0; i < rows(p); ++i) s[i * kBlock + i] = norm(p)[i];
+  // Tiles p and q, their products in s [kBlock][kBlock]
+  Pair products(int64_t p, int64_t q, T* s) const {
+    static constexpr T kZeros[kBlock] = {};
+    if (far_apart(p, q, s)) return {p, q, s, norm(p), norm(q), false};
+    std::vector<T> other(D * kBlock);
+    pack_as_given(q, other.data());
+    from_differences(rows(p), D, scale_, tiles_[p].at, other.data(), s);
+    return {p, q, s, kZeros, kZeros, true};
   }
+
+  // Where the sums of a pair's slopes go; those of differences are not needed.
+  T* row_sum(const Pair& pair, Work& w) const { return pair.direct ? w.unused : w.row_sum; }
+  T* col_sum(const Pair& pair, Work& w) const { return pair.direct ? w.unused : w.col_sum.get() + pair.q * kBlock; }
 
   void begin(Work& w) const {
     w.col_sum = array<T>(count() * kBlock);
@@ -129,12 +171,16 @@ class Tiles {  // of one or two samples, one after the other
   }
   void begin_row(Work& w) const {
     std::fill_n(w.row_sum, kBlock, T(0));
+    std::fill_n(w.unused, kBlock, T(0));
     w.started = false;
   }
 
-  // Takes in the slopes [rows(p)][kBlock] of a pair of tiles.
-  void add(int64_t p, int64_t q, T* slopes, Work& w) const {
-    const int64_t n = rows(p);
+  // Takes in the slopes of a pair of tiles, which are in the place of its products.
+  void add(const Pair& pair, Work& w) const {
+    const int64_t p = pair.p, q = pair.q, n = rows(p);
+    T* slopes = pair.s;
+    if (pair.direct) return add_differences(pair, w);
+    if (p == q) leave_out_own(pair, w);
     if (tiles_[p].gradient)
       for (int64_t b = 0; b < dblocks_; ++b)
         gemm(n, kBlock, kBlock, w.started, slopes, zp_.get() + (q * dblocks_ + b) * kBlock * kBlock,
@@ -171,7 +217,8 @@ class Tiles {  // of one or two samples, one after the other
       for (size_t k = 1; k < work.size(); ++k) rows::add(D * kBlock, work[k]->dzt.get() + p * D * kBlock, other);
       rows::transpose(D, rows(p), other, kBlock, nullptr, back.data(), D);
       for (int64_t i = 0; i < rows(p); ++i)
-        rows::step_along(D, along[i], tiles_[p].at + i * D, back.data() + i * D, out + i * D);
+        rows::step_along(D, along[i], z(p) + i * D, back.data() + i * D, out + i * D);
+      if (scale_ != T(1)) rows::scaled_copy(rows(p) * D, out, scale_, out);
     }
   }
 
@@ -183,15 +230,77 @@ class Tiles {  // of one or two samples, one after the other
     int side;
   };
 
+  const T* z(int64_t p) const { return z_.get() + p * D * kBlock; }
+
+  void set_centre() {
+    std::vector<double> total(D, 0.0);
+    std::vector<T> part(D);
+    int64_t count = 0;
+    for (const Tile& tile : tiles_) {
+      std::fill(part.begin(), part.end(), T(0));
+      for (int64_t i = 0; i < tile.rows; ++i) rows::add(D, tile.at + i * D, part.data());
+      for (int64_t d = 0; d < D; ++d) total[d] += static_cast<double>(part[d]);
+      count += tile.rows;
+    }
+    for (int64_t d = 0; d < D; ++d) centre_[d] = static_cast<T>(total[d] / static_cast<double>(count));
+  }
+
+  // Inner products of tiles p and q, and whether they will do.
+  bool far_apart(int64_t p, int64_t q, T* s) const {
+    const T reach = peak_[p] + peak_[q];
+    if (!(reach <= T(kLargestNorms))) return false;
+    gemm(rows(p), D, D, false, z(p), zt_.get() + q * D * kBlock, s);
+    auto set_own = [&](T sign) {
+      for (int64_t i = 0; p == q && i < rows(p); ++i) s[i * kBlock + i] = sign * norm(p)[i];
+    };
+    if (reach > T(kSafeNorms)) {
+      set_own(T(-1));  // a row and itself are no near pair
+      if (any_near(rows(p), norm(p), norm(q), s)) return false;
+    }
+    set_own(T(1));
+    return true;
+  }
+
+  void pack_as_given(int64_t q, T* out) const {  // [D][kBlock], zeros beyond the rows
+    if (rows(q) < kBlock) std::fill_n(out, D * kBlock, T(0));
+    rows::transpose(rows(q), D, tiles_[q].at, D, nullptr, out, kBlock);
+  }
+
+  // A row has no slope along itself: s_i z_i - W_ii z_i would leave the rounding of a far row.
+  void leave_out_own(const Pair& pair, Work& w) const {
+    for (int64_t i = 0; i < rows(pair.p); ++i) {
+      T& own = pair.s[i * kBlock + i];
+      row_sum(pair, w)[i] -= own, col_sum(pair, w)[i] -= own;
+      own = T(0);
+    }
+  }
+
+  void add_differences(const Pair& pair, Work& w) const {
+    const int64_t p = pair.p, q = pair.q;
+    T* own = tiles_[p].gradient ? w.acc.get() : nullptr;
+    T* other = tiles_[q].gradient ? w.dzt.get() + q * D * kBlock : nullptr;
+    if (own && !w.started) std::fill_n(own, dblocks_ * kBlock * kBlock, T(0));
+    w.started = true;
+    if (!own && !other) return;
+    std::vector<T> rows_of_q(D * kBlock);
+    pack_as_given(q, rows_of_q.data());
+    along_differences(rows(p), D, scale_, tiles_[p].at, rows_of_q.data(), pair.s, own, other);
+  }
+
   void pack_tile(int64_t p) {
     const int64_t n = rows(p);
-    const T* z = tiles_[p].at;
+    T* z = z_.get() + p * D * kBlock;
+    for (int64_t i = 0; i < n; ++i) about(D, tiles_[p].at + i * D, centre_.get(), scale_, z + i * D);
     T *zt = zt_.get() + p * D * kBlock, *norm = norm_.get() + p * kBlock;
     if (n < kBlock) std::fill_n(zt, D * kBlock, T(0));
     rows::transpose(n, D, z, D, nullptr, zt, kBlock);
     std::fill_n(norm, kBlock, T(0));
     rows::squared_norms(n, D, z, norm);
-    for (int64_t i = 0; i < kBlock; ++i) valid_[p * kBlock + i] = i < n ? T(1) : T(0);
+    peak_[p] = T(0);
+    for (int64_t i = 0; i < kBlock; ++i) {
+      valid_[p * kBlock + i] = i < n ? T(1) : T(0);
+      peak_[p] = norm[i] <= T(kLargestNorms) ? std::max(peak_[p], norm[i]) : std::numeric_limits<T>::infinity();
+    }
     if (!gradients_) return;
     T* zp = zp_.get() + p * dblocks_ * kBlock * kBlock;
     std::fill_n(zp, dblocks_ * kBlock * kBlock, T(0));
@@ -203,7 +312,8 @@ class Tiles {  // of one or two samples, one after the other
   int64_t D, dblocks_;
   bool gradients_ = false;
   std::vector<Tile> tiles_;
-  Array<T> zt_, zp_, norm_, valid_, row_sum_;
+  T scale_;
+  Array<T> centre_, z_, zt_, zp_, norm_, peak_, valid_, row_sum_;
 };
 
 // f(group, threads): many small groups share the threads, one large group splits. `flops` is of one group.

@@ -16,13 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.club.api import NEGATIVES, gaussian_club
+from ..ops.common import transforms
+from ..ops.common.checks import check_choice, check_tensor
 from .density import LOGVAR_BOUND, GaussianConditional, check_samples, check_widths, network, wide
 from .registry import declare
-
-
-def _check_negatives(negatives: str) -> None:
-    if negatives not in NEGATIVES:
-        raise ValueError(f"negatives must be one of {', '.join(NEGATIVES)}, got {negatives!r}")
 
 
 def _check_two(x: Tensor) -> None:
@@ -56,7 +53,7 @@ class CLUB(GaussianConditional):
         backend: str | None = None,
     ):
         super().__init__(x_dim, y_dim, hidden_dim, logvar_bound=logvar_bound, groups=groups, backend=backend)
-        _check_negatives(negatives)
+        check_choice("negatives", negatives, NEGATIVES)
         self.negatives = negatives
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -71,8 +68,10 @@ class CLUB(GaussianConditional):
 
 def _partners(shape: torch.Size, negatives: str, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """For every i of [*, B] the index of its negative; an independent draw in every group."""
-    where = generator.device if generator is not None else device
-    order = torch.rand(shape, device=where, generator=generator).argsort(-1).to(device)
+    if generator is None:  # torch.compile does not take generator=None beside a symbolic shape
+        order = torch.rand(shape, device=device).argsort(-1)
+    else:
+        order = torch.rand(shape, device=generator.device, generator=generator).argsort(-1).to(device)
     if negatives == "all":
         return order
     # order_k -> order_k+1 is a single random cycle: nobody is its own partner, and every other index is equally likely
@@ -134,7 +133,7 @@ class CLUBMean(GaussianConditional):
     ):
         nn.Module.__init__(self)
         check_widths(x_dim=x_dim, y_dim=y_dim, hidden_dim=hidden_dim, groups=groups)
-        _check_negatives(negatives)
+        check_choice("negatives", negatives, NEGATIVES)
         self.x_dim, self.y_dim, self.logvar_bound, self.backend = x_dim, y_dim, None, backend
         self.negatives = negatives
         self.p_mu = network(x_dim, hidden_dim, y_dim, groups)
@@ -186,17 +185,20 @@ class CLUBCategorical(nn.Module):
     ):
         super().__init__()
         check_widths(x_dim=x_dim, num_classes=num_classes, hidden_dim=hidden_dim, groups=groups)
-        _check_negatives(negatives)
+        check_choice("negatives", negatives, NEGATIVES)
         self.x_dim, self.num_classes, self.negatives = x_dim, num_classes, negatives
         self.variational_net = network(x_dim, hidden_dim, num_classes, groups)
 
     def _logits(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [*, B, C] and labels as indices [*, B, 1], checked."""
         check_samples("x", x, self.x_dim)
-        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != x.shape[:-1]:
-            given = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        check_tensor("labels", labels)
+        if labels.is_floating_point() or labels.is_complex() or labels.shape != x.shape[:-1]:
+            given = f"{labels.dtype} {tuple(labels.shape)}"
             raise ValueError(f"labels must be integers of shape {tuple(x.shape[:-1])}, got {given}")
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        if labels.device != x.device:
+            raise ValueError(f"labels are on {labels.device}, x is on {x.device}")
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not transforms.active():
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= self.num_classes:
                 raise ValueError(f"labels must lie in [0, {self.num_classes}), got {low} to {high}")

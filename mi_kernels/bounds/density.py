@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..critics import GroupedLinear
+from ..ops.common import checks
 from ..ops.dot_critic import api as dot_critic
 from .registry import declare
 
@@ -20,16 +21,16 @@ LOGVAR_BOUND = 6.0
 
 
 def check_samples(name: str, t: Tensor, width: int) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-    if t.dim() < 2 or t.shape[-1] != width or t.numel() == 0:
+    """A floating-point tensor [*, batch, width] that is not empty; TypeError or ValueError naming it otherwise."""
+    if isinstance(t, Tensor) and (t.dim() < 2 or t.shape[-1] != width or t.numel() == 0):
         raise ValueError(f"{name} must be [*, batch, {width}] and not empty, got {tuple(t.shape)}")
+    checks.check_samples(name, t)
 
 
 def check_widths(**widths: int | None) -> None:
     for name, width in widths.items():
-        if width is not None and width < 1:
-            raise ValueError(f"{name} must be at least 1, got {width}")
+        if width is not None:
+            checks.check_integer(name, width, 1)
 
 
 def network(in_dim: int, hidden_dim: int | None, out_dim: int, groups: int | None) -> nn.Module:
@@ -72,8 +73,8 @@ class GaussianConditional(nn.Module):
     ):
         super().__init__()
         check_widths(x_dim=x_dim, y_dim=y_dim, hidden_dim=hidden_dim, groups=groups)
-        if logvar_bound is not None and not logvar_bound > 0:
-            raise ValueError(f"logvar_bound must be positive or None, got {logvar_bound}")
+        if logvar_bound is not None:
+            checks.check_number("logvar_bound", logvar_bound, positive=True)
         self.x_dim, self.y_dim, self.logvar_bound, self.backend = x_dim, y_dim, logvar_bound, backend
         self.p_mu = network(x_dim, hidden_dim, y_dim, groups)
         self.p_logvar = network(x_dim, hidden_dim, y_dim, groups)
@@ -104,6 +105,8 @@ class GaussianConditional(nn.Module):
     def _check(self, x: Tensor, y: Tensor) -> None:
         check_samples("x", x, self.x_dim)
         check_samples("y", y, self.y_dim)
+        if x.device != y.device:
+            raise ValueError(f"y is on {y.device}, x is on {x.device}")
         if x.shape[:-1] != y.shape[:-1]:
             raise ValueError(f"y must have the batch dimensions of x, {tuple(x.shape[:-1])}, got {tuple(y.shape[:-1])}")
 
@@ -215,6 +218,11 @@ class BarberAgakov(GaussianConditional):
         if entropy is None:
             entropy = gaussian_entropy
         h = entropy(y) if callable(entropy) else entropy
-        if isinstance(h, Tensor) and h.numel() != 1 and h.shape != found.shape:
-            raise ValueError(f"entropy must be a number or have shape {tuple(found.shape)}, got {tuple(h.shape)}")
+        if isinstance(h, Tensor):
+            if h.numel() != 1 and h.shape != found.shape:
+                raise ValueError(f"entropy must be a number or have shape {tuple(found.shape)}, got {tuple(h.shape)}")
+            if h.is_complex():
+                raise TypeError(f"entropy must be real, got {h.dtype}")
+        else:
+            checks.check_number("entropy", h)
         return found + h

@@ -10,7 +10,17 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-__all__ = ["club", "factorcl", "info_nce", "lightly", "open_clip", "pytorch_metric_learning", "smile", "supcontrast"]
+__all__ = [
+    "club",
+    "factorcl",
+    "info_nce",
+    "lightly",
+    "open_clip",
+    "pytorch_metric_learning",
+    "smile",
+    "supcontrast",
+    "torch_nn",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+from types import ModuleType
+
+import torch
 from torch import Tensor, nn
 
 from ..ops.common.statistics import Statistics
 from ..ops.mlp_critic import api as mlp_critic
 
+_FEW = 32 * 32  # so few pairs cost less joined than with the first layer split
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
@@ -31,6 +37,9 @@ def _layers(network: nn.Sequential, temperature: float) -> tuple[list[Tensor], l
 
 def pair_scores(network: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
     """S[i, j] = network([x_i, y_j]), [B, N], materialised."""
+    if x.shape[0] * y.shape[0] <= _FEW and x.dtype == y.dtype:
+        rows, columns = x[:, None].expand(-1, y.shape[0], -1), y.expand(x.shape[0], -1, -1)
+        return network(torch.cat([rows, columns], -1)).squeeze(-1)
     weights, biases, activation = _layers(network, 1.0)
     return mlp_critic.scores(x, y, weights, biases, activation=activation)
 
@@ -43,16 +52,40 @@ def pair_statistics(
     *,
     temperature: float = 1.0,
     output: str = "identity",
+    pairs: str = "all",
 ) -> Statistics:
     """Statistics of S[i, j] = network([x_i, y_j]) / temperature without keeping S."""
     weights, biases, activation = _layers(network, temperature)
-    return mlp_critic.statistics(x, y, weights, biases, activation=activation, output=output, stats=stats)
+    return mlp_critic.statistics(x, y, weights, biases, activation=activation, output=output, stats=stats, pairs=pairs)
 
 
-def check_pair(x_samples: Tensor, y_samples: Tensor) -> None:
-    """Raises ValueError unless both are [B, features] with one B >= 1."""
+def check_pair(x_samples: Tensor, y_samples: Tensor, *, more_dimensions: bool = False) -> None:
+    """Raises TypeError or ValueError unless both are floating point, [B, features] with one B >= 1; with
+    more_dimensions [B, *, features] too, alike in all but the features."""
     for name, t in (("x_samples", x_samples), ("y_samples", y_samples)):
-        if t.dim() != 2 or not t.shape[0]:
-            raise ValueError(f"{name} must have shape [B, features] with at least one sample, got {tuple(t.shape)}")
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+        if t.dim() < 2 or (t.dim() > 2 and not more_dimensions) or not t.shape[0]:
+            shape = "[B, *, features]" if more_dimensions else "[B, features]"
+            raise ValueError(f"{name} must have shape {shape} with at least one sample, got {tuple(t.shape)}")
+        if not t.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {t.dtype}")
     if x_samples.shape[0] != y_samples.shape[0]:
         raise ValueError(f"y_samples must hold {x_samples.shape[0]} samples as x_samples, got {y_samples.shape[0]}")
+    if x_samples.shape[:-1] != y_samples.shape[:-1]:
+        raise ValueError(
+            f"y_samples must have the dimensions {tuple(x_samples.shape[:-1])} of x_samples before its features, "
+            f"got {tuple(y_samples.shape)}"
+        )
+
+
+def star_modules(*names: str) -> list[str]:
+    """The modules that `from ... import *` of the original brings to its own scripts: np only where it is installed."""
+    return [name for name in names if name != "np" or importlib.util.find_spec("numpy") is not None]
+
+
+def numpy_when_used(module: str, name: str) -> ModuleType:
+    """The `__getattr__` of a module whose np is imported only by those who ask for it."""
+    if name == "np":
+        return importlib.import_module("numpy")
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")

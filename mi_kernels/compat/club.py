@@ -6,13 +6,17 @@ names, values and random draws are the original's. Differences:
 * L1OutUB runs on any device and leaves the anchor out; the original's mask has a dimension too many, so that its value
   is another bound's (0.0900 instead of -0.0798 in one example);
 * MINE takes the logarithm of a mean stably; the original is -inf from scores of about 88.
-* NWJ and InfoNCE store no scores. Bad shapes raise ValueError.
+* NWJ and InfoNCE store no scores. Bad shapes and integers raise ValueError;
+* log_sum_exp works without a dim too.
+As in the original, all but NWJ, InfoNCE and CLUBForCategorical also take [B, *, features]: pairs are within a position,
+the value is the mean over the positions (and loglikeli sums over the first of them).
 VarUB keeps the original's mean over dimensions: y_dim times it is the bound E KL(q(y|x) || N(0, I)).
 """
 
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +25,41 @@ from torch import Tensor, nn
 from ..ops.club.api import gaussian_club
 from ..ops.common.dtypes import accumulate_dtype
 from ..ops.dot_critic import api as dot_critic
-from ._mlp import check_pair, pair_statistics
+from ._mlp import check_pair, numpy_when_used, pair_statistics, star_modules
 
-__all__ = ["CLUB", "MINE", "NWJ", "CLUBForCategorical", "CLUBMean", "CLUBSample", "InfoNCE", "L1OutUB", "VarUB"]
+__all__ = [
+    "CLUB",
+    "MINE",
+    "NWJ",
+    "CLUBForCategorical",
+    "CLUBMean",
+    "CLUBSample",
+    "InfoNCE",
+    "L1OutUB",
+    "VarUB",
+    "log_sum_exp",
+]
+__all__ += star_modules("math", "nn", "np", "torch")  # the original's notebooks take them from here
+
+
+def __getattr__(name: str) -> ModuleType:
+    return numpy_when_used(__name__, name)
+
+
+def log_sum_exp(value: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """log sum exp of value over dim, over everything without one; an all -inf slice gives -inf."""
+    if dim is None:
+        return value.flatten().logsumexp(0)
+    return value.logsumexp(dim, keepdim)
+
+
+def _by_position(t: Tensor) -> Tensor:
+    """[B, *, features] -> [*, B, features]: a problem for each position."""
+    return t if t.dim() == 2 else t.movedim(0, -2)
+
+
+def _over_positions(values: Tensor) -> Tensor:
+    return values.mean() if values.dim() else values
 
 
 def _network(inputs: int, hidden: int, outputs: int, *last: nn.Module) -> nn.Sequential:
@@ -46,7 +82,7 @@ class _Gaussian(nn.Module):
 
     def loglikeli(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
         """Mean over the batch of sum_d -(mu - y)^2 / var - log var: twice the log-likelihood without its constant."""
-        check_pair(x_samples, y_samples)
+        check_pair(x_samples, y_samples, more_dimensions=True)
         mu, logvar = self.get_mu_logvar(x_samples)
         return (-((mu - y_samples) ** 2) / logvar.exp() - logvar).sum(1).mean(0)
 
@@ -58,16 +94,16 @@ class CLUB(_Gaussian):
     """Upper bound mean_i log q(y_i | x_i) - mean_ij log q(y_j | x_i) (Cheng et al. 2020, eq. 10), j = i included."""
 
     def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
-        check_pair(x_samples, y_samples)
+        check_pair(x_samples, y_samples, more_dimensions=True)
         mu, logvar = self.get_mu_logvar(x_samples)
-        return gaussian_club(mu, logvar, y_samples)
+        return _over_positions(gaussian_club(_by_position(mu), _by_position(logvar), _by_position(y_samples)))
 
 
 class CLUBSample(_Gaussian):
     """CLUB with one negative an anchor, from a permutation of the batch (which may leave y_i in place)."""
 
     def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
-        check_pair(x_samples, y_samples)
+        check_pair(x_samples, y_samples, more_dimensions=True)
         mu, logvar = self.get_mu_logvar(x_samples)
         shuffled = y_samples[torch.randperm(x_samples.shape[0]).to(y_samples.device)]
         distance = (mu - shuffled) ** 2 - (mu - y_samples) ** 2
@@ -86,11 +122,11 @@ class CLUBMean(nn.Module):
         return self.p_mu(x_samples), 0
 
     def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
-        check_pair(x_samples, y_samples)
-        return gaussian_club(self.p_mu(x_samples), None, y_samples)
+        check_pair(x_samples, y_samples, more_dimensions=True)
+        return _over_positions(gaussian_club(_by_position(self.p_mu(x_samples)), None, _by_position(y_samples)))
 
     def loglikeli(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
-        check_pair(x_samples, y_samples)
+        check_pair(x_samples, y_samples, more_dimensions=True)
         return -((self.p_mu(x_samples) - y_samples) ** 2).sum(1).mean(0)
 
     def learning_loss(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
@@ -110,21 +146,28 @@ class CLUBForCategorical(nn.Module):
             self.variational_net = _network(input_dim, hidden_size, label_num)
 
     def _check(self, inputs: Tensor, labels: Tensor) -> None:
+        for name, t in (("inputs", inputs), ("labels", labels)):
+            if not isinstance(t, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
         if inputs.dim() != 2 or not inputs.shape[0]:
             raise ValueError(f"inputs must have shape [B, features] with B >= 1, got {tuple(inputs.shape)}")
         if labels.shape != inputs.shape[:1] or labels.is_floating_point():
             raise ValueError(
                 f"labels must be integers of shape {tuple(inputs.shape[:1])}, got {labels.dtype} {tuple(labels.shape)}"
             )
-        if labels.device.type == "cpu" and (int(labels.min()) < 0 or int(labels.max()) >= self.label_num):
+        if torch.compiler.is_compiling() or labels.device.type != "cpu":
+            return  # reading the labels would break the graph or make a GPU wait; gather raises then
+        if int(labels.min()) < 0 or int(labels.max()) >= self.label_num:
             raise ValueError(f"labels must be in [0, {self.label_num}), got {int(labels.min())} to {int(labels.max())}")
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """inputs [B, input_dim], labels [B] integers -> nats."""
         self._check(inputs, labels)
         log_q = self.variational_net(inputs).log_softmax(-1)
-        frequency = F.one_hot(labels.long(), self.label_num).to(log_q.dtype).mean(0)
-        return log_q.gather(1, labels.long()[:, None]).mean() - (log_q.mean(0) * frequency).sum()
+        labels = labels.long()
+        ones = log_q.new_ones(()).expand(labels.shape)
+        frequency = log_q.new_zeros(log_q.shape[1]).scatter_add(0, labels, ones) / labels.shape[0]
+        return log_q.gather(1, labels[:, None]).mean() - (log_q.mean(0) * frequency).sum()
 
     def loglikeli(self, inputs: Tensor, labels: Tensor) -> Tensor:
         self._check(inputs, labels)
@@ -142,13 +185,15 @@ class MINE(nn.Module):
         self.T_func = _network(x_dim + y_dim, hidden_size, 1)
 
     def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
-        check_pair(x_samples, y_samples)
+        check_pair(x_samples, y_samples, more_dimensions=True)
         size = y_samples.shape[0]
         shuffled = y_samples[torch.randint(size, (size,)).to(y_samples.device)]
-        joint = self.T_func(torch.cat([x_samples, y_samples], -1))
-        product = self.T_func(torch.cat([x_samples, shuffled], -1))
-        wide = accumulate_dtype(product.dtype)
-        return joint.to(wide).mean() - (product.to(wide).logsumexp(0).squeeze() - math.log(size))
+        # One pass over both halves: small batches are bound by launches.
+        pairs = torch.cat([torch.cat([x_samples, x_samples]), torch.cat([y_samples, shuffled])], -1)
+        scores = self.T_func(pairs)
+        joint, product = scores.to(accumulate_dtype(scores.dtype)).flatten().chunk(2)
+        top = product.detach().amax()
+        return joint.mean() - ((product - top).exp().mean().log() + top)
 
     def learning_loss(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
         return -self.forward(x_samples, y_samples)
@@ -196,16 +241,16 @@ class L1OutUB(_Gaussian):
     """
 
     def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
-        check_pair(x_samples, y_samples)
+        check_pair(x_samples, y_samples, more_dimensions=True)
         size = x_samples.shape[0]
         if size < 2:
             raise ValueError(f"x_samples must hold at least two samples, got {tuple(x_samples.shape)}")
         mu, logvar = self.get_mu_logvar(x_samples)
         wide = accumulate_dtype(mu.dtype)
-        mu, logvar, y = mu.to(wide), logvar.to(wide), y_samples.to(wide)
+        mu, logvar, y = (_by_position(t.to(wide)) for t in (mu, logvar, y_samples))
         positive = (-((mu - y) ** 2) / logvar.exp() - logvar).sum(-1) / 2
         # Only differences count; large common offsets would cancel badly between y^2, mu y and mu^2.
-        centre = y.mean(0).detach()
+        centre = y.mean(-2, keepdim=True).detach()
         mu, y = mu - centre, y - centre
         precision = (-logvar).exp()
         found = dot_critic.statistics(
@@ -223,6 +268,6 @@ class VarUB(_Gaussian):
     """Mean over batch and dimensions of KL(q(y | x) || N(0, 1)): 1 / y_dim of the variational upper bound."""
 
     def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
-        check_pair(x_samples, y_samples)
+        check_pair(x_samples, y_samples, more_dimensions=True)
         mu, logvar = self.get_mu_logvar(x_samples)
-        return (mu**2 + logvar.exp() - 1 - logvar).mean() / 2
+        return (mu**2 + logvar.expm1() - logvar).mean() / 2

@@ -9,13 +9,14 @@ features that are not normalised; probabilistic_classifier_eval clamps the logit
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._mlp import check_pair, mlp, pair_scores, pair_statistics
+from ._mlp import check_pair, mlp, numpy_when_used, pair_scores, pair_statistics, star_modules
 from .smile import infonce_lower_bound
 from .supcontrast import SupConLoss
 
@@ -30,6 +31,11 @@ __all__ = [
     "probabilistic_classifier_eval",
     "probabilistic_classifier_obj",
 ]
+__all__ += star_modules("np", "nn", "torch")  # the original's scripts take them from here
+
+
+def __getattr__(name: str) -> ModuleType:
+    return numpy_when_used(__name__, name)
 
 
 def _square(f: Tensor) -> int:

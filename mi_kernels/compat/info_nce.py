@@ -1,21 +1,36 @@
 """Replaces `info_nce` (info-nce-pytorch 0.1.4): `from mi_kernels.compat.info_nce import InfoNCE, info_nce`.
 
-Results are the original's. Differences, each where the original fails: a temperature that is not positive (0 gave NaN),
-an unknown negative_mode or reduction, and empty batches raise ValueError; 16-bit inputs give an fp32 loss.
+Results are the original's, the helpers `normalize` and `transpose` included. Differences: a temperature that is not
+positive, an unknown negative_mode or reduction, and empty batches raise ValueError (the original returns NaN or fails
+later); a temperature is one number (the original broadcasts a tensor over the logits); 16-bit inputs give an fp32 loss,
+and a row of zeros is finite in fp16 too.
 """
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses import contrastive
 
-__all__ = ["InfoNCE", "info_nce"]
+__all__ = ["InfoNCE", "info_nce", "normalize", "transpose"]
 
 
-def _dimensions(name: str, t: Tensor, number: int, why: str = "") -> None:
+def transpose(x: Tensor) -> Tensor:
+    """x with its last two dimensions exchanged."""
+    return x.transpose(-2, -1)
+
+
+def normalize(*xs: Tensor | None) -> list[Tensor | None]:
+    """Every tensor with its last dimension scaled to length 1; None stays None."""
+    return [None if x is None else F.normalize(x, dim=-1) for x in xs]
+
+
+def _dimensions(name: str, t: Tensor, number: int) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
     if t.dim() != number:
-        raise ValueError(f"{name} must have {number} dimensions{why}, got shape {tuple(t.shape)}")
+        raise ValueError(f"{name} must have {number} dimensions, got shape {tuple(t.shape)}")
     if not t.shape[0]:
         raise ValueError(f"{name} must not be empty, got shape {tuple(t.shape)}")
 
@@ -31,13 +46,16 @@ def info_nce(
     """InfoNCE of normalised query, positive_key [N, D], in one direction (van den Oord et al. 2018, eq. 4).
 
     Without negative_keys the other positives are the negatives; with them, [M, D] ("unpaired") or [N, M, D]
-    ("paired"), only they are. reduction "none" [N], "mean" or "sum". 3 N FLOP with N = 2 B^2 D, O(B D) memory.
-    Raises ValueError naming the argument.
+    ("paired"), only they are. temperature: a number or a tensor of one element, which may be learnable. reduction
+    "none" [N], "mean" or "sum". 3 N FLOP with N = 2 B^2 D, O(B D) memory. Raises ValueError or TypeError naming the
+    argument.
     """
     if negative_mode not in ("unpaired", "paired"):
         raise ValueError(f"negative_mode must be 'unpaired' or 'paired', got {negative_mode!r}")
     _dimensions("query", query, 2)
     _dimensions("positive_key", positive_key, 2)
+    if negative_keys is not None and not isinstance(negative_keys, Tensor):
+        raise TypeError(f"negative_keys must be a tensor or None, got {type(negative_keys).__name__}")
     if negative_keys is not None and negative_keys.dim() != (2 if negative_mode == "unpaired" else 3):
         expected = "[M, D]" if negative_mode == "unpaired" else "[N, M, D]"
         raise ValueError(
@@ -47,6 +65,10 @@ def info_nce(
         raise ValueError(
             f"negative_keys must have the {query.shape[-1]} components of query, got {tuple(negative_keys.shape)}"
         )
+    if isinstance(temperature, Tensor):
+        if temperature.numel() != 1:
+            raise ValueError(f"temperature must be one number, got shape {tuple(temperature.shape)}")
+        temperature = temperature.reshape(())
     return contrastive.info_nce(query, positive_key, negative_keys, temperature, reduction, negative_mode)
 
 

@@ -1,15 +1,17 @@
 """Replaces lightly's contrastive losses: `from mi_kernels.compat.lightly import NTXentLoss, MemoryBankModule, DCLLoss`.
 
-Differences: the memory bank starts empty (lightly fills it with random vectors that are negatives from the first
-step: while it is empty the loss is 0), loses no row where it wraps around, and its contents, pointer and fill are saved
-(a checkpoint of lightly, which has none of them, still loads). 16-bit outputs give an fp32 loss; DCLLoss without a
-negative raises ValueError.
+Results are the original's, and the memory bank starts with the same random unit rows. Differences: the bank's contents,
+pointer and fill are saved (a checkpoint of lightly, which has none of them, still loads); 16-bit outputs give an fp32
+loss, and a row of zeros is finite in fp16 too; DCLLoss without a negative and DCLLoss with a temperature of 0 raise
+ValueError (the original returns NaN). Two options of MemoryBankModule mend what the original does with the first
+batches: start="empty" has no random negatives, wrap=True loses no row at the end of the bank.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -17,26 +19,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import distributed
-from ..losses import common
+from ..losses import common, negatives
 from ..memory_bank import ring_slots
-from ..ops.common.dtypes import accumulate_dtype
+from ..ops.common.rows import unit_rows
 from ..ops.dot_critic import api
 
 __all__ = ["DCLLoss", "DCLWLoss", "MemoryBankModule", "NTXentLoss", "negative_mises_fisher_weights"]
 
 
 def _check_settings(temperature: float, gather_distributed: bool) -> None:
-    if abs(temperature) < 1e-8:
-        raise ValueError(f"temperature must not be 0, got {temperature}")
+    if not abs(temperature) >= 1e-8:
+        raise ValueError(f"Illegal temperature: abs({temperature}) < 1e-8, it divides the scores")
     if gather_distributed and not dist.is_available():
         raise ValueError("gather_distributed must be False: this torch was built without torch.distributed")
 
 
-class MemoryBankModule(nn.Module):
-    """The last outputs as negatives: forward(output [B, D], update=...) -> (output, negatives or None).
+def _check_outputs(out0: Tensor, out1: Tensor) -> None:
+    common.check_same_shape("out0", out0, "out1", out1)
+    if out0.dim() != 2 or not out0.shape[0]:
+        raise ValueError(f"out0 must have shape [N, D] with N >= 1, got {tuple(out0.shape)}")
+    if not out0.is_floating_point():
+        raise ValueError(f"out0 must be floating point, got {out0.dtype}")
 
-    size: (rows, dim); 0 turns the bank off; one number takes dim from the first output. Negatives are a copy of the
-    rows stored before this call, (dim, rows) or, with feature_dim_first=False, (rows, dim). labels are ignored.
+
+class MemoryBankModule(nn.Module):
+    """Earlier outputs as negatives: forward(output [B, ...], update=...) -> (output, negatives or None).
+
+    size: (rows, *dims); 0 turns the bank off; one number takes the dims from the first output. Negatives are a copy of
+    the rows stored before this call, (rows, *dims), or, with feature_dim_first, with the first and the last dimension
+    exchanged. labels are ignored.
+
+    start: "random" fills the bank with random vectors of unit length, as lightly does; "empty" returns only what was
+    stored. wrap: a batch that reaches the end of the bank goes on at its beginning (a batch larger than the bank leaves
+    its last rows); without it, as in lightly, the rest of the batch is dropped. For NTXentLoss, assign such a bank:
+    `loss.memory_bank = MemoryBankModule((4096, 128), start="empty", wrap=True)`.
+
+    Subclasses may call `_init_memory_bank(size)` and `_dequeue_and_enqueue(batch)`, as with the original.
     """
 
     bank: Tensor
@@ -48,52 +66,82 @@ class MemoryBankModule(nn.Module):
         size: int | Sequence[int] = 65536,
         gather_distributed: bool = False,
         feature_dim_first: bool = True,
+        *,
+        start: str = "random",
+        wrap: bool = False,
     ):
         super().__init__()
         sizes = (size,) if isinstance(size, int) else tuple(size)
-        if not 1 <= len(sizes) <= 2 or any(x < 0 for x in sizes) or (len(sizes) == 2 and not sizes[1]):
-            raise ValueError(f"size must be 0, rows or (rows, dim) without negative numbers, got {size}")
+        if not sizes or not all(isinstance(x, int) for x in sizes):
+            raise ValueError(f"size must be an integer or a sequence of integers, got {size!r}")
+        if any(x < 0 for x in sizes):
+            raise ValueError(f"Illegal memory bank size {size}, all entries must be non-negative.")
+        if start not in ("random", "empty"):
+            raise ValueError(f"start must be 'random' or 'empty', got {start!r}")
         self.size = sizes
         self.gather_distributed = gather_distributed
         self.feature_dim_first = feature_dim_first
-        if sizes[0] and len(sizes) == 1:
+        self.start = start
+        self.wrap = wrap
+        kept = sizes[0] > 0
+        self.register_buffer("bank", torch.zeros(sizes), persistent=kept)
+        self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long), persistent=kept)
+        self.register_buffer("bank_fill", torch.zeros(1, dtype=torch.long), persistent=kept)
+        if len(sizes) > 1:
+            self._init_memory_bank(sizes)
+        elif kept:
             warnings.warn(
-                f"size={size} names no feature dimension, the first output's is taken: pass ({size}, dim) instead",
+                f"Memory bank size 'size={size}' does not specify feature dimension. It is recommended to set the "
+                "feature dimension with 'size=(n, dim)' when creating the memory bank. Distributed training might "
+                "fail if the feature dimension is not set.",
                 UserWarning,
                 stacklevel=2,
             )
-        kept = sizes[0] > 0
-        self.register_buffer("bank", torch.zeros(sizes if len(sizes) == 2 else (sizes[0], 0)), persistent=kept)
-        self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long), persistent=kept)
-        self.register_buffer("bank_fill", torch.zeros(1, dtype=torch.long), persistent=kept)
 
     def forward(
         self, output: Tensor, labels: Tensor | None = None, update: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         if not self.size[0]:
             return output, None
-        if not self.bank.shape[1]:
-            self.bank = self.bank.new_zeros(self.size[0], output.shape[1])
-        if output.dim() != 2 or output.shape[1] != self.bank.shape[1]:
-            raise ValueError(f"output must have shape [B, {self.bank.shape[1]}], got {tuple(output.shape)}")
-        negatives = self.bank[: int(self.bank_fill)].clone()
+        if self.bank.dim() == 1:
+            self._init_memory_bank((*self.size, *output.shape[1:]))
+        if output.shape[1:] != self.bank.shape[1:]:
+            dims = ", ".join(str(d) for d in self.bank.shape[1:])
+            raise ValueError(f"output must have shape [B, {dims}], got {tuple(output.shape)}")
+        negatives = self.bank.detach().clone()
+        if self.start == "empty":
+            negatives = negatives[: int(self.bank_fill)]
         if update:
-            self._enqueue(output.detach())
-        return output, negatives.mT if self.feature_dim_first else negatives
+            self._dequeue_and_enqueue(output)
+        return output, negatives.transpose(0, -1) if self.feature_dim_first else negatives
 
     @torch.no_grad()
-    def _enqueue(self, batch: Tensor) -> None:
+    def _init_memory_bank(self, size: tuple[int, ...]) -> None:
+        if self.start == "random":
+            # Drawn on the CPU in fp32, so that one seed gives the rows that lightly has.
+            self.bank = F.normalize(torch.randn(size).type_as(self.bank), dim=-1)
+        else:
+            self.bank = self.bank.new_zeros(size)
+        self.bank_ptr = torch.zeros_like(self.bank_ptr)
+        self.bank_fill = torch.zeros_like(self.bank_fill)
+
+    @torch.no_grad()
+    def _dequeue_and_enqueue(self, batch: Tensor) -> None:
+        batch = batch.detach()
         if self.gather_distributed:
             batch = distributed.gather(batch)
-        _, runs, pointer = ring_slots(int(self.bank_ptr), batch.shape[0], self.size[0])
+        pointer = int(self.bank_ptr)
+        if not self.wrap:
+            batch = batch[: self.size[0] - pointer]
+        _, runs, pointer = ring_slots(pointer, batch.shape[0], self.size[0])
         for slot, row, length in runs:
             self.bank[slot : slot + length] = batch[row : row + length].to(self.bank)
         self.bank_ptr.fill_(pointer)
-        self.bank_fill.fill_(min(self.size[0], int(self.bank_fill) + batch.shape[0]))
+        self.bank_fill.add_(batch.shape[0]).clamp_(max=self.size[0])
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *rest) -> None:
         stored = state_dict.get(prefix + "bank")
-        if stored is not None and len(self.size) == 1 and stored.dim() == 2 and stored.shape[0] == self.size[0]:
+        if stored is not None and self.bank.dim() == 1 and stored.shape[:1] == self.bank.shape:
             self.bank = self.bank.new_zeros(stored.shape)
         found: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, found, *rest)
@@ -122,17 +170,14 @@ class NTXentLoss(nn.Module):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         scale = 1 / self.temperature
-        common.check_same_shape("out0", out0, "out1", out1)
+        _check_outputs(out0, out1)
         if not self.memory_bank.size[0]:
             if self.gather_distributed:
                 return distributed.nt_xent_scaled(out0, out1, scale)
             return common.nt_xent_scaled(out0, out1, scale)
-        if out0.dim() != 2 or not out0.shape[0]:
-            raise ValueError(f"out0 must have shape [N, D] with N >= 1, got {tuple(out0.shape)}")
-        out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
-        _, negatives = self.memory_bank(out1, update=out0.requires_grad)
-        negatives = negatives.mT.to(out0)
-        return common.explicit_negatives(out0, out1, negatives, scale, "unpaired", None).mean()
+        query, key = unit_rows(out0), unit_rows(out1)
+        _, bank = self.memory_bank(key, update=out0.requires_grad)
+        return negatives.shared_negatives(query, key, bank.mT.to(query), scale, "mean")
 
 
 def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5) -> Tensor:
@@ -161,10 +206,9 @@ class DCLLoss(nn.Module):
         self.gather_distributed = gather_distributed
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        common.check_same_shape("out0", out0, "out1", out1)
-        if out0.dim() != 2:
-            raise ValueError(f"out0 must have shape [N, D], got {tuple(out0.shape)}")
-        out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
+        _check_outputs(out0, out1)
+        short = out0.dtype  # what the kernels take; what leaves a positive is kept in the accumulation type
+        out0, out1 = unit_rows(out0), unit_rows(out1)
         rank, views0, views1 = 0, out0, out1
         if self.gather_distributed:
             rank = distributed.rank_and_size()[0]
@@ -174,13 +218,12 @@ class DCLLoss(nn.Module):
             raise ValueError(f"out0 must hold at least two samples, or there is no negative, got {tuple(out0.shape)}")
         own = torch.arange(rank * items, (rank + 1) * items, device=out0.device)
         every = torch.arange(views0.shape[0], device=out0.device).repeat(2)
-        wide = accumulate_dtype(out0.dtype)
-        positive = (out0.to(wide) * out1.to(wide)).sum(1) / self.temperature
-        candidates = torch.cat([views0, views1])
+        positive = (out0 * out1).sum(1) / self.temperature
+        candidates = torch.cat([views0, views1]).to(short)
         losses: list[Tensor] = []
         for one, other in ((out0, out1), (out1, out0)):
             found = api.statistics(
-                one, candidates, 1 / self.temperature, row_ids=own, col_ids=every, pairs="unequal_ids"
+                one.to(short), candidates, 1 / self.temperature, row_ids=own, col_ids=every, pairs="unequal_ids"
             )
             assert found.row_lse is not None
             weight = 1 if self.weight_fn is None else self.weight_fn(one, other)
@@ -192,7 +235,5 @@ class DCLWLoss(DCLLoss):
     """DCLLoss weighted by `negative_mises_fisher_weights`."""
 
     def __init__(self, temperature: float = 0.1, sigma: float = 0.5, gather_distributed: bool = False):
-        def weight_fn(out0: Tensor, out1: Tensor) -> Tensor:
-            return negative_mises_fisher_weights(out0, out1, sigma)
-
-        super().__init__(temperature, weight_fn, gather_distributed)
+        # A partial, not a closure: it can be pickled.
+        super().__init__(temperature, partial(negative_mises_fisher_weights, sigma=sigma), gather_distributed)

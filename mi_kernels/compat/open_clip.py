@@ -1,11 +1,12 @@
 """Replaces open_clip's losses: `from mi_kernels.compat.open_clip import ClipLoss`, and SigLipLoss, CoCaLoss,
-DistillClipLoss, gather_features.
+DistillClipLoss, GenLipLoss, gather_features, fused_linear_cross_entropy, neighbour_exchange and its variants.
 
 Takes the keywords of 3.3.0 and of the main branch: chunk_size is accepted and not needed, memory is O(B D) anyway;
 use_horovod=True raises. Features are normalised by the caller and logit_scale multiplies, as in the original.
 Differences: the loss comes out in fp32 for 16-bit features; batches of different sizes, an unknown dist_impl and a
 world_size that is not the process group's raise ValueError; logit_bias takes part, so DistributedDataParallel does not
-find it unused. All of SigLipLoss's dist_impl give one result; here each gathers the texts once.
+find it unused. All of SigLipLoss's dist_impl give one result; here each gathers the texts once. Features are gathered
+by mk.distributed.gather: the original's private `_all_gather_with_grad` and `dist_fcol` do not exist.
 """
 
 from __future__ import annotations
@@ -17,9 +18,43 @@ from torch import Tensor, nn
 from .. import distributed
 from ..losses import common, contrastive
 from ..ops.common.dtypes import accumulate_dtype
+from ..ops.common.rows import widened
 from ..ops.dot_critic import api
+from ._captions import GenLipLoss, fused_linear_cross_entropy
+from ._distillation import expected_score, from_scores
+from ._neighbours import (
+    NeighbourExchange,
+    NeighbourExchangeBidir,
+    neighbour_exchange,
+    neighbour_exchange_bidir,
+    neighbour_exchange_bidir_with_grad,
+    neighbour_exchange_with_grad,
+)
 
-__all__ = ["ClipLoss", "CoCaLoss", "DistillClipLoss", "SigLipLoss", "gather_features"]
+__all__ = [
+    "ClipLoss",
+    "CoCaLoss",
+    "DistillClipLoss",
+    "GenLipLoss",
+    "NeighbourExchange",
+    "NeighbourExchangeBidir",
+    "SigLipLoss",
+    "fused_linear_cross_entropy",
+    "gather_features",
+    "neighbour_exchange",
+    "neighbour_exchange_bidir",
+    "neighbour_exchange_bidir_with_grad",
+    "neighbour_exchange_with_grad",
+]
+
+
+_HELD = 256 * 256  # scores of SigLipLoss and DistillClipLoss
+_FEW = 32 * 32  # scores of ClipLoss, whose operator has less to prepare
+
+
+def _held(rows: Tensor, columns: Tensor, limit: int = _HELD) -> bool:
+    """Whether all scores are held: on a CPU, up to 256 KiB of them cost less than the fixed part of the operators."""
+    return rows.device.type == "cpu" and rows.dim() == columns.dim() == 2 and rows.shape[0] * columns.shape[0] <= limit
 
 
 def _check_world(rank: int, world_size: int, use_horovod: bool = False) -> None:
@@ -130,6 +165,11 @@ class ClipLoss(nn.Module):
         logit_bias: Tensor | None = None,
     ) -> Tensor:
         common.check_same_shape("image_features", image_features, "text_features", text_features)
+        if self.world_size == 1 and _held(image_features, text_features, _FEW):
+            logits = logit_scale * widened(image_features) @ widened(text_features).mT
+            logits = logits if logit_bias is None else logits + logit_bias
+            labels = torch.arange(len(logits), device=logits.device)
+            return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.mT, labels)) / 2
         if self.world_size == 1:
             return contrastive.clip_loss(image_features, text_features, logit_scale, logit_bias)
         images, texts = self._gathered(image_features, text_features)
@@ -192,40 +232,36 @@ class CoCaLoss(ClipLoss):
         return clip_loss, caption_loss
 
 
-def _distill_rows(
-    rows: Tensor, columns: Tensor, scale: float | Tensor, teacher_rows: Tensor, teacher_columns: Tensor, teacher_scale
-) -> Tensor:
-    """Mean over the rows of the cross-entropy from the teacher's softmax to the student's.
-
-    sum_j p_ij S_ij = scale <x_i, sum_j p_ij y_j>, and sum_j p_ij y_j is attention of the teacher's rows over its
-    columns with the student's columns as values.
-    """
-    wide = accumulate_dtype(rows.dtype)
-    lse = api.statistics(rows, columns, scale).row_lse
-    assert lse is not None
-    query, key, value = (t.to(wide)[None, None] for t in (teacher_scale * teacher_rows, teacher_columns, columns))
-    expected = F.scaled_dot_product_attention(query, key, value, scale=1.0)[0, 0]
-    return (lse - scale * (rows.to(wide) * expected).sum(-1)).mean()
-
-
 class DistillClipLoss(ClipLoss):
     """ClipLoss and the cross-entropy from a teacher's softmaxes: (contrastive_loss, distill_loss).
 
-    The teacher's expectation is computed as attention, so no scores are stored where torch's attention is fused.
+    Both need the same log-sums of the student's scores, so the second loss is the first one, plus the mean positive
+    score, minus the mean score under the teacher's softmaxes. 7N FLOP and 1 or 2 times the teacher's 2 B^2 D', O(B D)
+    memory.
     """
 
     def dist_loss(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """The original's formula over stored logits [B, N]."""
         return -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1)).sum(dim=1).mean(dim=0)
 
-    def _sides(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Image rows, their columns, text rows, their columns."""
+    def _expected(self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], teacher_scale) -> Tensor:
+        """The mean over both directions of the student's score (without its scale) under the teacher's softmaxes."""
         if self.world_size == 1:
-            return image_features, text_features, text_features, image_features
-        images, texts = self._gathered(image_features, text_features)
-        if self.local_loss:
-            return image_features, texts, text_features, images
-        return images, texts, texts, images
+            return expected_score(*student, *teacher, teacher_scale, both=True)
+        every, taught = self._gathered(*student), self._gathered(*teacher)
+        if not self.local_loss:
+            return expected_score(*every, *taught, teacher_scale, both=True)
+        forth = expected_score(student[0], every[1], teacher[0], taught[1], teacher_scale, both=False)
+        back = expected_score(student[1], every[0], teacher[1], taught[0], teacher_scale, both=False)
+        return (forth + back) / 2
+
+    def _positive(self, student: tuple[Tensor, Tensor]) -> Tensor:
+        """The mean inner product of the pairs that the contrastive loss is over."""
+        images, texts = student if self.world_size == 1 or self.local_loss else self._gathered(*student)
+        if self.world_size > 1 and self.local_loss and not self.gather_with_grad:
+            # The columns are the gathered features, without a gradient: each direction moves its rows alone.
+            return ((images * texts.detach()).sum() + (images.detach() * texts).sum()) / (2 * images.shape[0])
+        return (images * texts).sum() / images.shape[0]
 
     def forward(  # type: ignore[override]
         self,
@@ -238,18 +274,22 @@ class DistillClipLoss(ClipLoss):
         output_dict: bool = False,
     ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
         """The dist_ arguments are the teacher's: features [B, D'] of any width."""
+        common.check_same_shape("image_features", image_features, "text_features", text_features)
         names = ("dist_image_features", "dist_text_features")
         common.check_same_shape(names[0], dist_image_features, names[1], dist_text_features)
         if dist_image_features.shape[0] != image_features.shape[0]:
             raise ValueError(
                 f"dist_image_features must hold {image_features.shape[0]} rows, got {tuple(dist_image_features.shape)}"
             )
-        loss = self._contrastive(image_features, text_features, logit_scale)
-        student = self._sides(image_features, text_features)
-        teacher = self._sides(dist_image_features, dist_text_features)
-        forth = _distill_rows(*student[:2], logit_scale, *teacher[:2], dist_logit_scale)
-        back = _distill_rows(*student[2:], logit_scale, *teacher[2:], dist_logit_scale)
-        distill = (forth + back) / 2
+        # Widened once: the gradients of the three terms below cancel where the student has learnt the teacher.
+        student = widened(image_features), widened(text_features)
+        teacher = (dist_image_features, dist_text_features)
+        if self.world_size == 1 and _held(*student):
+            loss, distill = from_scores(*student, logit_scale, *teacher, dist_logit_scale)
+        else:
+            loss = self._contrastive(*student, logit_scale)
+            expected = self._expected(student, teacher, dist_logit_scale)
+            distill = loss + logit_scale * (self._positive(student) - expected)
         if output_dict:
             return {"contrastive_loss": loss, "distill_loss": distill}
         return loss, distill
@@ -269,8 +309,6 @@ class SigLipLoss(nn.Module):
         super().__init__()
         if dist_impl not in (None, "bidir", "shift", "reduce", "gather"):
             raise ValueError(f"dist_impl must be 'bidir', 'shift', 'reduce' or 'gather', got {dist_impl!r}")
-        if chunk_size < 0:
-            raise ValueError(f"chunk_size must not be negative, got {chunk_size}")
         self.cache_labels = cache_labels
         self.rank = rank
         self.world_size = world_size
@@ -295,6 +333,45 @@ class SigLipLoss(nn.Module):
         logits = logit_scale * image_features @ text_features.mT
         return logits if logit_bias is None else logits + logit_bias
 
+    def _loss(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: Tensor | float | None = None,
+        negative_only: bool = False,
+    ) -> Tensor:
+        """The loss of this process's images [B, D] against texts [N, D], over B; with negative_only no pair is
+        positive."""
+        if image_features.shape == text_features.shape:
+            if _held(image_features, text_features):
+                return self._from_scores(image_features, text_features, logit_scale, logit_bias, negative_only)
+            return contrastive.siglip_loss(
+                image_features, text_features, logit_scale, logit_bias, negative_only=negative_only
+            )
+        return self._rectangular(image_features, text_features, logit_scale, logit_bias, negative_only)
+
+    def _from_scores(self, images: Tensor, texts: Tensor, scale, bias, negative_only: bool) -> Tensor:
+        wide = accumulate_dtype(images.dtype)
+        logits = self.get_logits(images.to(wide), texts.to(wide), scale, bias)
+        target = torch.zeros_like(logits) if negative_only else torch.eye(len(logits), dtype=wide, device=logits.device)
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
+
+    def _rectangular(self, images: Tensor, texts: Tensor, scale, bias, negative_only: bool) -> Tensor:
+        """Every pair as a negative, softplus(S); a positive one then lacks -S, for softplus(-S) = softplus(S) - S."""
+        if images.dim() != 2 or texts.dim() != 2 or images.shape[1] != texts.shape[1] or not self.chunk_size > 0:
+            raise ValueError(
+                f"image_features {tuple(images.shape)} and text_features {tuple(texts.shape)} must have one shape, or "
+                "one width with a chunk_size"
+            )
+        prepared = api.prepare(images, texts, scale, row_bias=common.bias_rows(bias, images))
+        loss = api.loss(prepared, w_soft=1.0 / images.shape[0])
+        if negative_only:
+            return loss
+        pairs, wide = min(images.shape[0], texts.shape[0]), accumulate_dtype(images.dtype)
+        positive = (images[:pairs].to(wide) * texts[:pairs].to(wide)).sum() * scale
+        return loss - (positive if bias is None else positive + pairs * bias) / images.shape[0]
+
     def forward(
         self,
         image_features: Tensor,
@@ -307,5 +384,5 @@ class SigLipLoss(nn.Module):
             _check_world(self.rank, self.world_size)
             loss = distributed.siglip_loss(image_features, text_features, logit_scale, logit_bias)
         else:
-            loss = contrastive.siglip_loss(image_features, text_features, logit_scale, logit_bias)
+            loss = self._loss(image_features, text_features, logit_scale, logit_bias)
         return {"contrastive_loss": loss} if output_dict else loss

@@ -2,6 +2,7 @@
 
 Bounds are functions of a score matrix [B, B] that the caller stores, in nats, to be maximised. Differences:
 everything stays on the device of its input (the original moves it to CUDA; `device` is accepted and ignored);
+estimate_mutual_information with this module's ConcatCritic stores neither scores nor activations;
 tuba_lower_bound leaves its input alone (the original subtracts the baseline in place); mine_lower_bound works in logs,
 so scores of 500 stay finite; an unknown estimator raises ValueError. The module forms that store no scores are
 mk.InfoNCE, mk.NWJ, mk.SMILE and so on.
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._mlp import mlp, pair_scores
+from ._mlp import check_pair, mlp, numpy_when_used, pair_scores, pair_statistics, star_modules
 
 __all__ = [
     "ConcatCritic",
@@ -40,6 +42,11 @@ __all__ = [
     "smile_lower_bound",
     "tuba_lower_bound",
 ]
+__all__ += star_modules("F", "nn", "np", "torch")  # the original's two files bring them with their stars
+
+
+def __getattr__(name: str) -> ModuleType:
+    return numpy_when_used(__name__, name)
 
 
 def _size(scores: Tensor, least: int = 1) -> int:
@@ -155,12 +162,31 @@ def estimate_mutual_information(
     }
     if estimator not in (*bounds, "tuba", "smile"):
         raise ValueError(f"estimator must be one of {', '.join((*bounds, 'tuba', 'smile'))}, got {estimator!r}")
+    if type(critic_fn) is ConcatCritic and estimator in ("infonce", "nwj", "dv"):
+        return _without_scores(estimator, x, y, critic_fn)
     scores = critic_fn(x, y)
     if estimator == "smile":
         return smile_lower_bound(scores, **kwargs)
     if estimator == "tuba":
         return tuba_lower_bound(scores, None if baseline_fn is None else baseline_fn(y).reshape(-1))
     return bounds[estimator](scores)
+
+
+def _without_scores(estimator: str, x: Tensor, y: Tensor, critic: ConcatCritic) -> Tensor:
+    """The bounds that read log-sums alone, from the statistics of a critic whose scores are not stored."""
+    check_pair(x, y)
+    size = x.shape[0]
+    if estimator == "infonce":
+        found = pair_statistics(critic._f, x, y, ("positive", "row_lse"))
+        assert found.positive is not None and found.row_lse is not None
+        return math.log(size) + (found.positive - found.row_lse).mean()
+    if size < 2:
+        raise ValueError(f"x must hold at least two samples, got {tuple(x.shape)}")
+    found = pair_statistics(critic._f, x, y, ("row_lse",), pairs="off_diagonal")
+    assert found.row_lse is not None
+    log_mean = found.row_lse.logsumexp(0) - math.log(size * (size - 1))
+    joint = critic._f(torch.cat([x, y], -1)).mean()
+    return joint - log_mean if estimator == "dv" else joint - (log_mean - 1).exp()
 
 
 class SeparableCritic(nn.Module):

@@ -8,12 +8,15 @@ and counts in the mean, as in the current original (older copies give NaN); 16-b
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses import common, supcon
 from ..ops.common.dtypes import accumulate_dtype
 
 __all__ = ["SupConLoss"]
+
+_HELD = 256 * 256
 
 
 class SupConLoss(nn.Module):
@@ -22,7 +25,8 @@ class SupConLoss(nn.Module):
     features [B, V, ...]: V views, flattened, normalised by the caller. labels [B] or mask [B, B] (may be asymmetric and
     weighted) say what is positive; without both, SimCLR. The mean is over all B V anchors ("all") or the B first views
     ("one"). No score is stored for a mask either: positives enter through mask @ features (2 B^2 D FLOP), the rest
-    costs 4N with N = 2 (B V)^2 D. Raises ValueError naming the argument.
+    costs 3N with N = 2 (B V)^2 D, or 4N where an anchor has no positive. On a CPU up to 256 x 256 scores are held: they
+    cost less than the operator's fixed part. Raises ValueError naming the argument.
     """
 
     def __init__(self, temperature: float = 0.07, contrast_mode: str = "all", base_temperature: float = 0.07):
@@ -39,24 +43,46 @@ class SupConLoss(nn.Module):
         views = features.shape[1]
         contrast = features.transpose(0, 1).flatten(0, 1)
         anchors = contrast if self.contrast_mode == "all" else contrast[:items]
-        own = torch.arange(anchors.shape[0], device=features.device)
         scale = common.inverse_temperature(self.temperature)
-        repeats = anchors.shape[0] // items
-        if mask is None:
+        if mask is not None and mask.shape != (items, items):
+            raise ValueError(f"mask must have shape {(items, items)}, got {tuple(mask.shape)}")
+        if anchors.device.type == "cpu" and anchors.shape[0] * contrast.shape[0] <= _HELD:
+            loss = _from_scores(anchors, contrast, _mask(labels, mask, anchors, items), views, scale)
+        elif mask is None:
             if labels is None:
-                classes = own[:items]
+                classes = torch.arange(items, device=features.device)
             else:
                 classes = torch.unique(labels.reshape(-1).to(features.device), return_inverse=True)[1]
-            groups = (classes.repeat(repeats), classes.repeat(views))
+            groups = (classes.repeat(anchors.shape[0] // items), classes.repeat(views))
             loss = supcon.class_mean(anchors, contrast, *groups, every=True, scale=scale)
         else:
-            if mask.shape != (items, items):
-                raise ValueError(f"mask must have shape {(items, items)}, got {tuple(mask.shape)}")
+            repeats = anchors.shape[0] // items
             mask = mask.to(features.device, accumulate_dtype(features.dtype))
             diagonal = mask.diagonal()
             towards = (mask @ features.to(mask.dtype).sum(1)).repeat(repeats, 1)
             towards = towards - diagonal.repeat(repeats)[:, None] * anchors
             weight = (views * mask.sum(1) - diagonal).repeat(repeats)
-            rows, _ = supcon.weighted_rows(anchors, contrast, towards, weight, own=own, aligned=True, scale=scale)
-            loss = rows.mean()
+            loss = supcon.weighted_mean(anchors, contrast, towards, weight, every=True, scale=scale)
         return self.temperature / self.base_temperature * loss
+
+
+def _mask(labels: Tensor | None, mask: Tensor | None, like: Tensor, items: int) -> Tensor:
+    """Which items are positive for which, [B, B], in the accumulation type."""
+    wide = accumulate_dtype(like.dtype)
+    if mask is not None:
+        return mask.to(like.device, wide)
+    if labels is None:
+        return torch.eye(items, dtype=wide, device=like.device)
+    labels = labels.reshape(-1).to(like.device)
+    return (labels[:, None] == labels).to(wide)
+
+
+def _from_scores(anchors: Tensor, contrast: Tensor, mask: Tensor, views: int, scale: float | Tensor) -> Tensor:
+    """The mean over the anchors with all scores held; anchor i is column i."""
+    scores = anchors.to(mask.dtype) @ contrast.to(mask.dtype).mT * scale
+    own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
+    positive = mask.detach().repeat(scores.shape[0] // mask.shape[0], views).masked_fill(own, 0)
+    weight = positive.sum(1, keepdim=True)
+    target = positive.div_(torch.where(weight > supcon.NONE, weight, torch.inf))  # no positive: a row of zeros
+    # Finite, because 0 times -inf is NaN.
+    return F.cross_entropy(scores.masked_fill(own, -1e30), target)

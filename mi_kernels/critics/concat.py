@@ -7,10 +7,11 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ..ops.common.checks import backend_name, check_choice, check_integer, check_samples
 from ..ops.common.statistics import Statistics
 from ..ops.mlp_critic import api as mlp_critic
-from ..ops.mlp_critic.schema import OUTPUTS
-from .base import Critic, check_activation, check_positive, check_width
+from ..ops.mlp_critic.schema import ACTIVATIONS, OUTPUTS
+from .base import Critic, check_hidden, check_width
 from .layers import GroupedLinear
 
 
@@ -18,9 +19,9 @@ class ConcatCritic(Critic):
     """f(x, y) = MLP([x, y]), one score per pair (Poole et al. 2019, section 3; FactorCL, Liang et al. 2023).
 
     x [*, B, x_dim], y [*, N, y_dim]. `layers` are `nn.Linear` with their default initialisation, the first
-    taking x and y in this order, the last giving the score; `activation` (relu, leaky_relu, tanh, sigmoid, elu,
-    gelu, silu) stands between them, and `output` ("identity" or "softplus") behind the last. With `groups=G` there
-    are G independent critics, every parameter has a leading dimension G, and inputs are [G, B, .].
+    taking x and y in this order, the last giving the score. `activation` (relu, leaky_relu, tanh, sigmoid, elu,
+    gelu, silu) follows every layer but the last, `output` ("identity" or "softplus") follows the last. With `groups=G`
+    there are G independent critics, every parameter has a leading dimension G, and inputs are [G, B, .].
 
     Cost with M = 2 B N sum_l H_l H_{l+1} over the hidden layers: M FLOPs forward, 2 M backward where what is kept
     (with ReLU in the compiled backend, a bit per pair and unit) fits `memory_budget` bytes (64 MiB), 3 M where it
@@ -28,7 +29,8 @@ class ConcatCritic(Critic):
     costs O((B + N) D H).
 
     The public FactorCL code has two hidden layers of 512 where the paper says one; the default follows the
-    code. Raises ValueError for inputs of other widths, empty batches, mixed devices or dtypes, unknown names.
+    code. Raises ValueError for inputs of other widths, empty batches, mixed devices or dtypes and unknown names,
+    TypeError for what is no tensor or no integer.
     """
 
     def __init__(
@@ -44,16 +46,17 @@ class ConcatCritic(Critic):
         backend: str | None = None,
     ):
         super().__init__()
-        check_positive(x_dim=x_dim, y_dim=y_dim)
-        check_activation(activation)
-        if len(hidden_dims) == 0 or min(hidden_dims) < 1:
-            raise ValueError(f"hidden_dims must hold at least one positive width, got {tuple(hidden_dims)}")
+        check_integer("x_dim", x_dim, least=1)
+        check_integer("y_dim", y_dim, least=1)
+        check_hidden(hidden_dims, least=1)
+        check_choice("activation", activation, ACTIVATIONS)
         if groups is not None:
-            check_positive(groups=groups)
+            check_integer("groups", groups, least=1)
+        check_choice("output", output, OUTPUTS)
+        check_integer("memory_budget", memory_budget, least=1)
         self.x_dim, self.y_dim, self.groups = x_dim, y_dim, groups
-        if output not in OUTPUTS:
-            raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
         self.activation, self.output = activation, output
+        backend_name(backend)
         self.memory_budget, self.backend = memory_budget, backend
         widths = list(pairwise([x_dim + y_dim, *hidden_dims, 1]))
         self.layers: nn.ModuleList
@@ -65,9 +68,17 @@ class ConcatCritic(Critic):
     def _parameters_of(self, name: str) -> list[Tensor]:
         return [getattr(layer, name) for layer in self.layers]
 
+    def _check(self, x: Tensor, y: Tensor) -> None:
+        for name, t, width in (("x", x, self.x_dim), ("y", y, self.y_dim)):
+            check_samples(name, t)
+            check_width(name, t, width)
+            if self.groups is not None and tuple(t.shape[:-2]) != (self.groups,):
+                raise ValueError(
+                    f"{name} must be [{self.groups}, batch, {width}] for {self.groups} critics, got {tuple(t.shape)}"
+                )
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        check_width("x", x, self.x_dim)
-        check_width("y", y, self.y_dim)
+        self._check(x, y)
         return mlp_critic.scores(
             x,
             y,
@@ -86,8 +97,7 @@ class ConcatCritic(Critic):
         *,
         clip: float | None = None,
     ) -> Statistics:
-        check_width("x", x, self.x_dim)
-        check_width("y", y, self.y_dim)
+        self._check(x, y)
         return mlp_critic.statistics(
             x,
             y,

@@ -13,6 +13,8 @@ from ..ops.mlp_critic.activations import ACTIVATIONS
 
 
 class MLP(nn.Module):
+    """`nn.Linear` layers of these widths, with `activation` after every layer but the last."""
+
     def __init__(self, widths: Sequence[int], activation: str):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
@@ -25,8 +27,8 @@ class MLP(nn.Module):
 
 
 class GroupedLinear(nn.Module):
-    """G independent `nn.Linear` in one: weight [G, out, in], bias [G, out]; each initialised as `nn.Linear`
-    is."""
+    """G independent `nn.Linear` in one module: x [G, B, in] -> [G, B, out], weight [G, out, in], bias [G, out]. Each is
+    initialised as `nn.Linear` is."""
 
     def __init__(self, groups: int, in_features: int, out_features: int):
         super().__init__()

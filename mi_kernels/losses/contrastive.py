@@ -6,11 +6,12 @@ scales. N below is 2 B^2 D FLOP; forward and backward together cost 3N one-sided
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..ops.common.checks import check_choice, check_integer
 from ..ops.dot_critic import api
-from . import common
+from . import common, negatives
 
 PAIR = ("image_features", "text_features", "logit_scale", "row_ids", "col_ids")
 
@@ -27,13 +28,17 @@ def info_nce(
     symmetric: bool = False,
     query_ids: Tensor | None = None,
     key_ids: Tensor | None = None,
+    in_batch: bool = False,
+    negative_mask: Tensor | None = None,
     memory_budget: int = 0,
     backend: str | None = None,
 ) -> Tensor:
     """InfoNCE: -log softmax of the positive pair among the candidates (van den Oord et al. 2018, eq. 4).
 
     query, positive_key [*, B, D]; pairs on the diagonal are positive, the other keys of the batch negative.
-    negative_keys [*, M, D] ("unpaired", shared) or [*, B, M, D] ("paired") replace the batch's own negatives.
+    negative_keys [*, M, D] ("unpaired", shared) or [*, B, M, D] ("paired") replace the batch's own negatives, or with
+    in_batch join them (hard negatives; candidates beyond the batch). negative_mask [*, B, M] names the paired ones that
+    exist, where queries have different numbers.
     temperature: number, 0-d tensor or [*], may be learnable. query_ids, key_ids [*, B]: equal ids are not negatives of
     each other (key_ids defaults to query_ids). symmetric averages both directions, as CLIP does. reduction: "none"
     [*, B], "mean" or "sum". memory_budget bytes may hold scores: the symmetric loss then costs 3N instead of 4N
@@ -50,10 +55,23 @@ def info_nce(
     if negative_keys is not None:
         if symmetric or query_ids is not None or key_ids is not None:
             raise ValueError("negative_keys cannot be combined with symmetric, query_ids or key_ids")
-        rows = common.explicit_negatives(
-            query, positive_key, negative_keys, scale, negative_mode, backend, normalize
-        )
-        return common.reduced(rows, reduction)
+        if negative_mode == "paired" or not in_batch:
+            return negatives.explicit_negatives(
+                query,
+                positive_key,
+                negative_keys,
+                scale,
+                reduction,
+                negative_mode,
+                normalize=normalize,
+                mask=negative_mask,
+                in_batch=in_batch,
+                backend=backend,
+            )
+        negatives.check_negatives(query, positive_key, negative_keys, negative_mode, negative_mask)
+        positive_key = torch.cat([positive_key, negative_keys], dim=-2)
+    elif in_batch or negative_mask is not None:
+        raise ValueError("in_batch and negative_mask need negative_keys")
     if query_ids is None and key_ids is not None:
         raise ValueError("key_ids was given without query_ids")
     key_ids = query_ids if key_ids is None else key_ids

@@ -1,21 +1,25 @@
 """Distances between distributions by a Gaussian kernel: squared MMD, MMD to a standard normal, and HSIC.
 
-The kernel is k(a, b) = exp(-|a - b|^2 / (2 s^2)) with bandwidth s. Everything is summed as k - 1, since the ones cancel
-exactly in all three: near their null the values stay accurate in fp32. No B x B tensor exists.
+The kernel is k(a, b) = exp(-|a - b|^2 / (2 s^2)) with bandwidth s. All three sum k - 1, because the ones cancel: near
+their null the values stay accurate in fp32. No B x B tensor is stored.
+
+Distances come from inner products about the common mean, in units of the bandwidth. Where samples spread so far that
+products lose the distance between two near rows (an outlier, clusters far apart), tiles that hold such pairs take it
+from differences of the rows: a far row changes the time, not the accuracy.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
-from ..ops.common.checks import check_samples
+from ..ops.common.checks import check_choice, check_number, check_samples, positive_values
 from ..ops.common.dtypes import accumulate_dtype
-from ..ops.rbf import api
-from ..ops.rbf.reference import centred, squared_distances
+from ..ops.rbf import api, median
 
 Bandwidth = float | Tensor | Sequence[float | Tensor] | None
 ESTIMATORS = ("biased", "unbiased")
@@ -53,39 +57,34 @@ def median_distance(*samples: Tensor) -> Tensor:
     At most 128 evenly spaced rows of each sample take part: deterministic, at most 2^16 distances a group, and the same
     whatever the order of the samples. A constant: no gradient flows through it.
     """
-    pooled = torch.cat([_subsample(t.detach().to(accumulate_dtype(t.dtype))) for t in samples], 1)
-    if pooled.shape[1] < 2:
-        return pooled.new_ones(pooled.shape[0])
-    first, second = torch.triu_indices(pooled.shape[1], pooled.shape[1], 1, device=pooled.device)
-    about_mean, _ = centred(pooled)
-    found = squared_distances(about_mean, about_mean, 0)[:, first, second].median(-1).values
-    return torch.where(found > 0, found, 1.0).sqrt()
+    return median.median_distance(torch.cat([_subsample(t.detach().to(accumulate_dtype(t.dtype))) for t in samples], 1))
 
 
-def _gamma(bandwidth: Bandwidth, groups: torch.Size, like: Tensor) -> Tensor:
-    """1 / (2 s^2), [G, K], from one bandwidth (number, 0-d tensor or [*]) or a sequence of K."""
-    if isinstance(bandwidth, str):
-        raise TypeError(f"bandwidth must be a number, a tensor or a sequence of them, got {bandwidth!r}")
-    several = bandwidth if isinstance(bandwidth, Sequence) else (bandwidth,)
+def _is_sequence(bandwidth: Bandwidth) -> TypeGuard[Sequence[float | Tensor]]:
+    return isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str | bytes)
+
+
+def _bandwidths(given: Bandwidth, groups: torch.Size, like: Tensor) -> Tensor:
+    """Bandwidths [G, K] from one (number, 0-d tensor or [*]) or a sequence of K."""
+    several = given if _is_sequence(given) else (given,)
     if len(several) == 0:
         raise ValueError("bandwidth must hold at least one number, got an empty sequence")
-    values = [float(s) for s in several if isinstance(s, float | int)]
-    if len(values) == len(several):
-        if not all(v > 0 for v in values):
-            raise ValueError(f"bandwidth must be positive, got {bandwidth}")
-        # filled, not copied from the host: a copy would stall a GPU and cannot be captured in a graph
-        return torch.stack([like.new_full((groups.numel(),), 0.5 / v**2) for v in values], -1)
-    columns = []
-    for s in several:
-        if s is None:
-            raise ValueError("bandwidth must hold numbers or tensors, got None in a sequence")
-        t = s.to(like) if isinstance(s, Tensor) else like.new_full((), s)
-        if t.numel() != 1 and t.shape != groups:
-            raise ValueError(f"bandwidth must be a number, a 0-d tensor or {tuple(groups)}, got {tuple(t.shape)}")
-        if t.device.type == "cpu" and not torch.compiler.is_compiling() and not (t.detach() > 0).all():
-            raise ValueError(f"bandwidth must be positive, got {t.detach().tolist()}")
-        columns.append(0.5 / t.reshape(-1).expand(groups.numel()).square())
-    return torch.stack(columns, -1)
+    return torch.stack([_column(s, groups, like) for s in several], -1)
+
+
+def _column(s: object, groups: torch.Size, like: Tensor) -> Tensor:
+    """One bandwidth as [G]. Numbers are filled in: a copy from the host would stall a GPU and break graph capture."""
+    if not isinstance(s, Tensor):
+        check_number("bandwidth", s, positive=True)
+        limits = torch.finfo(like.dtype)
+        if not limits.tiny <= s <= limits.max:  # type: ignore[operator]
+            raise ValueError(f"bandwidth must be within the range of {like.dtype}, got {s}")
+        value = s if isinstance(s, float | int | torch.SymFloat | torch.SymInt) else float(s)  # type: ignore[arg-type]
+        return like.new_full((groups.numel(),), value)  # type: ignore[arg-type]
+    if s.numel() != 1 and s.shape != groups:
+        raise ValueError(f"bandwidth must be a number, a 0-d tensor or {tuple(groups)}, got {tuple(s.shape)}")
+    positive_values("bandwidth", s)
+    return s.to(like).reshape(-1).expand(groups.numel())
 
 
 def mmd(
@@ -105,17 +104,15 @@ def mmd(
     rounding) or "unbiased" (may be negative; needs two rows of each).
 
     fp32 out (fp64 for fp64), summed as k - 1 in fp64. Differentiable twice in x, y and a tensor bandwidth; the
-    gradients are computed with the value. Distances come from inner products about the common mean: in fp32, pairs
-    nearer to each other than a thousandth of their distance from it count as equal. Cost forward and backward, with
-    M = 2 B N D FLOP and B = N: 6M compiled, where the symmetric sums are halved, 7M in plain torch; O((B + N) D)
-    memory. Raises ValueError or TypeError naming the argument.
+    gradients are computed with the value. Cost forward and backward, with M = 2 B N D FLOP and B = N: 6M compiled,
+    where the symmetric sums are halved, 7M in plain torch, and several times that for tiles that need differences of
+    rows; O((B + N) D) memory. Raises ValueError or TypeError naming the argument.
     """
     _check("x", x)
     _check("y", y, x)
     if kernel != "rbf":
         raise ValueError(f"kernel must be 'rbf', got {kernel!r}")
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    check_choice("estimator", estimator, ESTIMATORS)
     rows, columns = x.shape[-2], y.shape[-2]
     less = 0 if estimator == "biased" else 1
     if less and min(rows, columns) < 2:
@@ -123,9 +120,9 @@ def mmd(
     dtype = torch.promote_types(accumulate_dtype(x.dtype), accumulate_dtype(y.dtype))
     groups = x.shape[:-2]
     a, b = _flat(x, dtype), _flat(y, dtype)
-    gamma = _gamma(median_distance(a, b).view(groups) if bandwidth is None else bandwidth, groups, a)
+    s = median_distance(a, b)[:, None] if bandwidth is None else _bandwidths(bandwidth, groups, a)
     found = api.mmd(
-        a, b, gamma, 1 / (rows * (rows - less)), 1 / (columns * (columns - less)), -2 / (rows * columns), backend
+        a, b, s, 1 / (rows * (rows - less)), 1 / (columns * (columns - less)), -2 / (rows * columns), backend
     )
     return found.to(dtype).reshape(groups)
 
@@ -152,16 +149,16 @@ def gaussian_mmd(
     """
     _check("z", z)
     depth, batch, groups = z.shape[-1], z.shape[-2], z.shape[:-2]
-    s = depth / math.sqrt(2) if bandwidth is None else bandwidth
+    s: float | Tensor = depth / math.sqrt(2) if bandwidth is None else bandwidth
+    if not isinstance(s, Tensor):
+        check_number("bandwidth", s, positive=True)
     if prior_samples is not None:
         _check("prior_samples", prior_samples, z)
         return mmd(z, prior_samples, bandwidth=s, backend=backend)
     flat = _flat(z, accumulate_dtype(z.dtype))
-    gamma = _gamma(s, groups, flat)
-    if gamma.shape[-1] != 1:
-        raise ValueError(f"bandwidth must be one number or 0-d tensor, got {gamma.shape[-1]} of them")
-    own = api.mmd(flat, flat[:, :0], gamma, 1 / batch**2, 0.0, 0.0, backend)
-    inverse = 2 * gamma[:, 0].double()  # 1 / s^2
+    widths = _bandwidths(s, groups, flat)
+    own = api.mmd(flat, flat[:, :0], widths, 1 / batch**2, 0.0, 0.0, backend)
+    inverse = widths[:, 0].double() ** -2
     prior = torch.expm1(-0.5 * depth * torch.log1p(2 * inverse))
     squares = flat.square().sum(-1, dtype=torch.float64)
     to_prior = -0.5 * depth * torch.log1p(inverse)[:, None] - 0.5 * squares * (inverse / (1 + inverse))[:, None]
@@ -187,17 +184,16 @@ def hsic(
     _check("y", y, x, same_batch=True)
     groups = x.shape[:-2]
     dtype = torch.promote_types(accumulate_dtype(x.dtype), accumulate_dtype(y.dtype))
-    (a, _), (b, _) = centred(_flat(x, dtype)), centred(_flat(y, dtype))
-    pair = bandwidth if isinstance(bandwidth, Sequence) else (bandwidth, bandwidth)
+    a, b = _flat(x, dtype), _flat(y, dtype)
+    pair = bandwidth if _is_sequence(bandwidth) else (bandwidth, bandwidth)
     if len(pair) != 2:
         raise ValueError(f"bandwidth must be one for both or a pair, got {len(pair)} of them")
-    gx, gy = (
-        _gamma(median_distance(t).view(groups) if s is None else s, groups, t)[:, 0]
-        for s, t in zip(pair, (a, b), strict=True)
+    sx, sy = (
+        median_distance(t) if s is None else _column(s, groups, t) for s, t in zip(pair, (a, b), strict=True)
     )
-    cross, own_x, own_y = api.hsic(a, b, gx, gy, backend).unbind(-1)
+    cross, own_x, own_y = api.hsic(a, b, sx, sy, backend).unbind(-1)
     if not normalized:
         return cross.to(dtype).reshape(groups)
-    known = ~(torch.minimum(own_x, own_y) <= _CONSTANT)  # this way round a NaN shows
+    known = ~(torch.minimum(own_x, own_y) <= _CONSTANT)  # written so that NaN propagates
     ratio = cross / torch.where(known, own_x * own_y, 1.0).sqrt()
     return torch.where(known, ratio, 0.0).to(dtype).reshape(groups)

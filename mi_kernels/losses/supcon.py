@@ -11,7 +11,7 @@ from ..ops.common.rows import widened
 from ..ops.dot_critic import api
 from . import common
 
-_NONE = 1e-6  # a weight up to which an anchor has no positive
+NONE = 1e-6  # a weight up to which an anchor has no positive
 
 
 def check_views(features: Tensor, labels: Tensor | None, base_temperature: float, contrast_mode: str) -> int:
@@ -113,11 +113,27 @@ def class_mean(
     own = torch.arange(anchors.shape[0], device=anchors.device)
     x, y = _widened(anchors, contrast)
     towards, weight = _of_classes(x, y, row_class, col_class, own, True)
-    if _readable(weight) and bool((weight > _NONE).all()):
+    return weighted_mean(x, y, towards, weight, every=every, scale=scale, backend=backend)
+
+
+def weighted_mean(
+    anchors: Tensor,
+    contrast: Tensor,
+    towards: Tensor,
+    weight: Tensor,
+    *,
+    every: bool,
+    scale: float | Tensor,
+    backend: str | None = None,
+) -> Tensor:
+    """class_mean from towards_i = sum_p m_ip contrast_p [A, D] and weight_i = sum_p m_ip [A]; column i is anchor i."""
+    x, y = _widened(anchors, contrast)
+    if _readable(weight) and bool((weight > NONE).all()):
         # Where all rows count alike, their gradients can be computed with the value: 3N instead of 4N.
         prepared = api.prepare(x, y, scale, pairs="off_diagonal")
         mean = api.loss(prepared, w_row=1 / anchors.shape[0], backend=backend)
         return mean - _positive(x, towards, scale, weight).mean()
+    own = torch.arange(anchors.shape[0], device=anchors.device)
     rows, valid = weighted_rows(x, y, towards, weight, own=own, aligned=True, scale=scale, backend=backend)
     return rows.mean() if every else rows.sum() / valid.sum().clamp(min=1)
 
@@ -183,7 +199,7 @@ def weighted_rows(
 ) -> tuple[Tensor, Tensor]:
     """class_rows from towards_i = sum_p m_ip contrast_p [A, D] and weight_i = sum_p m_ip [A]."""
     anchors, contrast = _widened(anchors, contrast)
-    valid = weight > _NONE
+    valid = weight > NONE
     positive = _positive(anchors, towards, scale, torch.where(valid, weight, 1))
     if own is None or aligned:
         pairs = "off_diagonal" if aligned else "all"

@@ -1,33 +1,89 @@
-"""Data sources: each returns a PairedData."""
+"""Data sets by name, and files: both become a Dataset, standardised with the statistics of its training rows.
 
-from models.data.base import SPLITS, Batch, Inputs, Modality, PairedData
-from models.data.digits import load_digits
-from models.data.npz import load_npz
-from models.data.synthetic import generate
-from models.data.utd_mhad import load_utd_mhad
+A data set is one entry of SOURCES: a function of ``seed`` (for splits that are drawn) that returns a Dataset with raw
+values. It may also take ``target`` and ``split``, names of another label or split of the same data; ``load`` refuses
+settings that a source does not take. A file is read by ``read_file``, which has the same arguments after the path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from inspect import signature  # by name: models.data.inspect takes the place of the module once it is imported
+from pathlib import Path
+
+from models.batch import Batch, Inputs, Target
+from models.data.dataset import SPLITS, Dataset, Modality
+from models.data.sources import SOURCES, read_file
+from models.data.sources.digits import load as load_digits
+from models.data.sources.synthetic import generate
+from models.data.sources.utd_mhad import load as load_utd_mhad
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data, and what of it.
+
+    name: one of SOURCES, or the path of a file. modalities: their names, in order; empty for all of them.
+    target, split: names of another label or split, where the data has several. format: of a file, found out when empty.
+    threshold: turns a regression target into two classes, above it or not. standardise: see Dataset.standardised.
+    """
+
+    name: str = "digits"
+    modalities: tuple[str, ...] = ()
+    target: str = ""
+    split: str = ""
+    format: str = ""
+    threshold: float | None = None
+    standardise: bool = True
+
+    @property
+    def is_file(self) -> bool:
+        return self.name not in SOURCES
+
+
+def load(config: DataConfig, seed: int = 0) -> Dataset:
+    """The data set that ``config`` describes. Raises FileNotFoundError, or ValueError that names what does not fit."""
+    data = _raw(config, seed)
+    if config.modalities:
+        data = data.choose(config.modalities)
+    if config.threshold is not None:
+        data = _thresholded(data, config.threshold)
+    return data.standardised() if config.standardise else data
+
+
+def _raw(config: DataConfig, seed: int) -> Dataset:
+    options = {name: getattr(config, name) for name in ("target", "split", "format") if getattr(config, name)}
+    source = read_file if config.is_file else SOURCES[config.name]
+    if config.modalities and "modalities" in signature(source).parameters:
+        options["modalities"] = config.modalities
+    if config.is_file and not Path(config.name).exists() and not Path(config.name).suffix:
+        raise ValueError(f"data must be {', '.join(SOURCES)} or a file; got {config.name!r}, which is neither")
+    for name in options:
+        if name not in signature(source).parameters:
+            raise ValueError(f"data.{name} must be left empty for {config.name!r}, which has one only")
+    return source(config.name, seed=seed, **options) if config.is_file else source(seed=seed, **options)
+
+
+def _thresholded(data: Dataset, threshold: float) -> Dataset:
+    if not data.target.is_regression or data.target.size != 1 or data.labels is None:
+        raise ValueError(f"data.threshold needs a regression target of one dimension, {data.name!r} has none")
+    labels = (data.labels.reshape(-1) > threshold).long()
+    names = (f"at most {threshold:g}", f"above {threshold:g}")
+    return replace(data, labels=labels, target=Target.classes(2, names))
+
 
 __all__ = [
+    "SOURCES",
     "SPLITS",
     "Batch",
+    "DataConfig",
+    "Dataset",
     "Inputs",
     "Modality",
-    "PairedData",
+    "Target",
+    "generate",
     "load",
     "load_digits",
-    "load_npz",
     "load_utd_mhad",
-    "generate",
+    "read_file",
 ]
-
-
-def load(source: str, seed: int = 0, modalities: tuple[str, str] | None = None) -> PairedData:
-    """``digits``, ``synthetic``, ``utd-mhad`` or the path of an ``.npz`` file."""
-    if source == "digits":
-        return load_digits(seed)
-    if source == "synthetic":
-        return generate(seed=seed)
-    if source == "utd-mhad":
-        return load_utd_mhad()
-    if source.endswith(".npz"):
-        return load_npz(source, seed, modalities)
-    raise ValueError(f"data must be digits, synthetic, utd-mhad or a file that ends in .npz; got {source!r}")

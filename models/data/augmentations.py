@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from models.data.base import Inputs, Modality
+from models.batch import Inputs
+from models.data.dataset import Modality
 
 
 class Augmentation:
@@ -18,32 +19,41 @@ class Augmentation:
 
     independent: vectors: one of {swap halves, noise 0.01, zero 10 % of the features, identity} per row;
     sequences: one of {permute the frames, noise 0.1, zero a fifth of the frames, identity};
-    images: shift by up to one pixel (the crop), brightness and pixel noise.
+    images: shift by up to one pixel (the crop), brightness and pixel noise; tokens: a tenth of them becomes 0.
     unique: vectors: noise or identity; sequences: noise on still frames only; images: the same without the
-        shift.
+        shift; tokens: identity.
     """
 
     def __init__(self, modality: Modality, unique: bool = False):
         self.unique = unique
-        self.shape = modality.shape
+        self.shape, self.is_tokens = modality.shape, modality.is_tokens
 
     def __call__(self, inputs: Inputs, generator: Generator) -> Inputs:
-        values, lengths = inputs
+        return Inputs(self._view(inputs, generator), inputs.lengths, inputs.present)
+
+    def _view(self, inputs: Inputs, generator: Generator) -> Tensor:
+        values, lengths, _ = inputs
+        if self.is_tokens:
+            kept = torch.rand(values.shape, generator=generator) >= 0.1
+            return values if self.unique else values * kept
         if lengths is not None:
-            view = _still_noise if self.unique else _sequence_view
-            return Inputs(view(values, lengths, generator), lengths)
+            return (_still_noise if self.unique else _sequence_view)(values, lengths, generator)
         if self.shape is not None:
-            return Inputs(_image_view(values, self.shape, not self.unique, generator))
-        return Inputs(_vector_view(values, self.unique, generator))
+            return _image_view(values, self.shape, not self.unique, generator)
+        return _vector_view(values, self.unique, generator)
 
 
 def noisy(inputs: Inputs, scale: float, generator: Generator) -> Inputs:
-    """Normal noise of deviation ``scale`` on every value but the padding."""
-    values, lengths = inputs
+    """Normal noise of deviation ``scale`` on every value but the padding; tokens have none."""
+    values, lengths, present = inputs
+    if not values.is_floating_point():
+        return inputs
     noise = scale * _randn(values, generator)
     if lengths is not None:
         noise *= (torch.arange(values.shape[1]) < lengths[:, None])[..., None]
-    return Inputs(values + noise, lengths)
+    elif present is not None:
+        noise *= present[:, None]
+    return Inputs(values + noise, lengths, present)
 
 
 def _randn(like: Tensor, generator: Generator) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import mi_kernels as mk
-from models.data.base import Inputs
+from models.batch import Inputs
 
 # Their product, -2^21, dwarfs any score; both are exact in every dtype.
 QUERY_MARK, FREE_ROW = 2.0**7, -(2.0**14)

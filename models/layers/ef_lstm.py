@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.data.base import Inputs
+from models.batch import Inputs
 from models.layers.lengths import same_steps, sequence
 from models.layers.sequence import LSTMEncoder, check_positive
 from models.layers.transformer import check_rate
@@ -43,4 +43,7 @@ class EFLSTM(nn.Module):
         return self.encoder(Inputs(torch.cat([x.values for x in sequences], 2), lengths))
 
     def forward(self, *inputs: Inputs | Tensor) -> Tensor:
-        return self.out(self.features(*inputs))
+        return self.head(self.features(*inputs))
+
+    def head(self, h: Tensor) -> Tensor:
+        return self.out(h)

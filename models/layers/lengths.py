@@ -9,16 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.data.base import Inputs
+from models.batch import Inputs
 
 
 def sequence(name: str, x: Inputs | Tensor, dim: int | None = None) -> Inputs:
     """Values [B, T, dim], zero beyond the lengths, and the lengths [B] on the values' device.
 
+    A length of 0 is a sequence that is missing: it comes out as a single step of zeros, so that every layer takes it.
     The lengths are None when no step is padding. Their values are not looked at on an accelerator, which would have to
     be waited for, nor in a compiled graph, which would break.
     """
-    values, lengths = x if isinstance(x, Inputs) else (x, None)
+    values, lengths = (x.values, x.lengths) if isinstance(x, Inputs) else (x, None)
     if not isinstance(values, Tensor) or values.dim() != 3 or values.shape[1] == 0:
         raise ValueError(f"{name} must have values [batch, steps, features] with a step, got {_described(values)}")
     if not values.is_floating_point():
@@ -28,7 +29,7 @@ def sequence(name: str, x: Inputs | Tensor, dim: int | None = None) -> Inputs:
     lengths = checked_lengths(name, lengths, values)
     if lengths is None:
         return Inputs(values)
-    return Inputs(values.masked_fill(~steps_within(lengths, values.shape[1])[..., None], 0), lengths)
+    return Inputs(values.masked_fill(~steps_within(lengths, values.shape[1])[..., None], 0), lengths.clamp(min=1))
 
 
 def checked_lengths(name: str, lengths: Tensor | None, values: Tensor) -> Tensor | None:
@@ -39,8 +40,8 @@ def checked_lengths(name: str, lengths: Tensor | None, values: Tensor) -> Tensor
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise ValueError(f"lengths of {name} must be {batch} integers, got {_described(lengths)} of {lengths.dtype}")
     if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-        if batch and not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
-            raise ValueError(f"lengths of {name} must lie between 1 and {steps}, got {lengths.tolist()}")
+        if batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+            raise ValueError(f"lengths of {name} must lie between 0 and {steps}, got {lengths.tolist()}")
         if bool((lengths == steps).all()):
             return None
     return lengths.to(values.device, torch.int64)

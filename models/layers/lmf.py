@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.data.base import Inputs
+from models.batch import Inputs
 from models.layers.lengths import mean_over_steps, sequence
 from models.layers.sequence import check_positive
 from models.layers.transformer import check_rate
@@ -74,7 +74,7 @@ class PooledEncoder(nn.Module):
             if values.shape[1] != self.dim:
                 raise ValueError(f"x must have {self.dim} features, got {values.shape[1]}")
             return self.net(values)
-        values, lengths = sequence("x", x, self.dim)
+        values, lengths, _ = sequence("x", x, self.dim)
         return self.net(mean_over_steps(values, lengths))
 
 

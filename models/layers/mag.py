@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.data.base import Inputs
+from models.batch import Inputs
 from models.layers.lengths import same_steps, sequence, steps_within
 from models.layers.sequence import check_positive
 from models.layers.transformer import check_rate

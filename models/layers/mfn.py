@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.data.base import Inputs
+from models.batch import Inputs
 from models.layers.lengths import last_step, same_steps, sequence
 from models.layers.sequence import LSTM, check_positive
 from models.layers.transformer import check_rate
@@ -139,4 +139,7 @@ class MFN(nn.Module):
         self.out = _two_layers(self.features.out_dim, out_hidden, out_dim, out_dropout)
 
     def forward(self, *inputs: Inputs | Tensor) -> Tensor:
-        return self.out(self.features(*inputs))
+        return self.head(self.features(*inputs))
+
+    def head(self, z: Tensor) -> Tensor:
+        return self.out(z)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.data.base import Inputs
+from models.batch import Inputs
 from models.layers.attention import Visible
 from models.layers.lengths import sequence, steps_within
 from models.layers.transformer import Dropouts, TransformerStack, check_heads, check_rate, run_together
@@ -163,7 +163,7 @@ class CrossModal(nn.Module):
         """[B, T - kernel + 1, d], zero beyond what the convolution saw of each sequence, and the lengths left."""
         if self.config.padding == "public":
             x = Inputs(x.values if isinstance(x, Inputs) else x)
-        values, lengths = sequence(f"inputs[{modality}]", x, self.dims[modality])
+        values, lengths, _ = sequence(f"inputs[{modality}]", x, self.dims[modality])
         values = F.dropout(values, self.config.of("input_dropout", modality), self.training)
         projection, kernel = self.projections[modality], self.config.kernel(modality)
         if isinstance(projection, nn.Identity):
@@ -192,6 +192,9 @@ class MulT(nn.Module):
         self.out = nn.Linear(width, out_dim)
 
     def forward(self, *inputs: Inputs | Tensor) -> Tensor:
-        h = self.features(*inputs)
+        return self.head(self.features(*inputs))
+
+    def head(self, h: Tensor) -> Tensor:
+        """Features [B, M (M - 1) d] to predictions."""
         hidden = F.dropout(self.hidden(h).relu(), self.features.config.output_dropout, self.training)
         return self.out(h + self.residual(hidden))

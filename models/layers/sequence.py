@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import mi_kernels as mk
-from models.data.base import Inputs
+from models.batch import Inputs
 from models.layers.attention import Visible
 from models.layers.lengths import last_step, mean_over_steps, sequence, steps_within
 from models.layers.transformer import Dropouts, TransformerStack, check_heads, check_rate, run_together
@@ -71,7 +71,7 @@ class LSTMEncoder(nn.Module):
         self.out = nn.Identity() if out_dim is None else nn.Linear(hidden, out_dim)
 
     def forward(self, x: Inputs | Tensor) -> Tensor:
-        h, lengths = sequence("x", x, self.dim)
+        h, lengths, _ = sequence("x", x, self.dim)
         for depth, lstm in enumerate(self.lstms):
             h, _ = lstm(self.dropout(h) if depth else h, lengths)
         return self.out(self.dropout(last_step(h, lengths)))
@@ -125,7 +125,7 @@ class GRUEncoder(nn.Module):
         self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.directions * hidden, out_dim))
 
     def forward(self, x: Inputs | Tensor) -> Tensor:
-        values, lengths = sequence("x", x, self.dim)
+        values, lengths, _ = sequence("x", x, self.dim)
         if lengths is None:
             states, last = self.gru(values)
         else:
@@ -167,7 +167,7 @@ class TransformerEncoder(nn.Module):
         self.out = nn.Linear(width, out_dim)
 
     def forward(self, x: Inputs | Tensor) -> Tensor:
-        values, lengths = sequence("x", x, self.dim)
+        values, lengths, _ = sequence("x", x, self.dim)
         target = Inputs(self.project(values), lengths)
         visible = Visible.between(target, target, self.causal)
         last = self.readout == "last"

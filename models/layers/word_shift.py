@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mi_kernels as mk
-from models.data.base import Inputs
+from models.batch import Inputs
 from models.layers.lengths import sequence
 from models.layers.mag import AdaptationGate
 from models.layers.sequence import check_choice
@@ -55,10 +55,10 @@ class WordShift(nn.Module):
     def forward(self, text: Inputs | Tensor, *others: Inputs | Tensor) -> Tensor:
         if len(others) != len(self.dims):
             raise ValueError(f"others must be one per modality, {len(self.dims)}, got {len(others)}")
-        words, lengths = sequence("text", text, self.text_dim)
+        words, lengths, _ = sequence("text", text, self.text_dim)
         frames = [sequence(f"others[{m}]", x, dim) for m, (x, dim) in enumerate(zip(others, self.dims, strict=True))]
         queries, keys, values = [], [], []
-        for linear, (x, _) in zip(cast(list[nn.Linear], self.keys), frames, strict=True):
+        for linear, (x, _, _) in zip(cast(list[nn.Linear], self.keys), frames, strict=True):
             query, key = words @ linear.weight, x
             if linear.bias is not None:
                 query = torch.cat([query, (words @ linear.bias)[..., None]], 2)

@@ -195,3 +195,68 @@ def test_bad_input_is_named():
             module(x, labels)
     with pytest.raises(ValueError, match="inputs"):
         module(x[0], torch.zeros(3, dtype=torch.long))
+
+
+def literal_club(mu, logvar, y):
+    """The original's formula: the mean over the first dimension of y for every position."""
+    positive = -((mu - y) ** 2) / 2 / logvar.exp()
+    negative = -((y[None] - mu[:, None]) ** 2).mean(1) / 2 / logvar.exp()
+    return (positive.sum(-1) - negative.sum(-1)).mean()
+
+
+@pytest.mark.parametrize("positions", [(3,), (2, 3)])
+def test_inputs_of_more_dimensions(positions):
+    x, y = draw(5, *positions, 4), draw(5, *positions, 2, seed=1)
+    model = club.CLUB(4, 2, 8).double()
+    mu, logvar = model.get_mu_logvar(x)
+    same(model(x, y), literal_club(mu, logvar, y), [x, y])
+    mean = club.CLUBMean(4, 2).double()
+    same(mean(x, y), literal_club(mean.p_mu(x), torch.zeros(()), y), [x, y])
+    out = club.L1OutUB(4, 2, 8).double()
+    mu, logvar = out.get_mu_logvar(x)
+    log_q = (-((y[None] - mu[:, None]) ** 2) / 2 / logvar[:, None].exp() - logvar[:, None] / 2).sum(-1)  # [x, y, ...]
+    own = torch.eye(5, dtype=torch.bool).reshape(5, 5, *(1,) * len(positions))
+    leave_out = log_q.masked_fill(own, -torch.inf).logsumexp(0) - math.log(4)
+    positive = torch.stack([log_q[i, i] for i in range(5)])
+    same(out(x, y), (positive - leave_out).mean(), [x, y])
+    for name in ("CLUBSample", "MINE", "VarUB"):
+        value = getattr(club, name)(4, 2, 8).double()(x, y)
+        assert value.dim() == 0 and value.isfinite()
+    for name in ("NWJ", "InfoNCE"):
+        with pytest.raises(ValueError, match="x_samples"):
+            getattr(club, name)(4, 2, 8).double()(x, y)
+
+
+def test_log_sum_exp():
+    value = draw(3, 4)
+    for dim, keep in ((0, False), (1, True), (-1, False)):
+        want = value.exp().sum(dim, keepdim=keep).log()
+        torch.testing.assert_close(club.log_sum_exp(value, dim, keep), want)
+        assert club.log_sum_exp(value + 1000, dim, keep).isfinite().all()
+    torch.testing.assert_close(club.log_sum_exp(value), value.exp().sum().log())
+
+
+def test_mine_is_finite_where_exp_overflows():
+    model = club.MINE(2, 2, 4)
+    with torch.no_grad():
+        model.T_func[2].bias.fill_(500.0)
+    value = model(draw(6, 2).float(), draw(6, 2, seed=1).float())
+    assert value.isfinite()
+
+
+@pytest.mark.parametrize("name", ["CLUB", "CLUBSample", "CLUBMean", "MINE", "NWJ", "InfoNCE", "L1OutUB", "VarUB"])
+def test_integers_and_other_types_are_named(name):
+    model = getattr(club, name)(3, 3, 8)
+    x, integers = torch.randn(4, 3), torch.arange(12).reshape(4, 3)
+    for arguments, error, argument in (
+        ((integers, x), ValueError, "x_samples"),
+        ((x, integers), ValueError, "y_samples"),
+        ((None, x), TypeError, "x_samples"),
+        ((x, x.tolist()), TypeError, "y_samples"),
+    ):
+        with pytest.raises(error, match=argument):
+            model(*arguments)
+        with pytest.raises(error, match=argument):
+            model.learning_loss(*arguments)
+    with pytest.raises(TypeError, match="labels"):
+        club.CLUBForCategorical(3, 2)(x, [0, 1, 0, 1])

@@ -24,12 +24,25 @@ LIBRARIES = {
     ],
     "info_nce": ["InfoNCE", "info_nce"],
     "lightly": ["DCLLoss", "MemoryBankModule", "NTXentLoss"],
-    "open_clip": ["ClipLoss", "CoCaLoss", "DistillClipLoss", "SigLipLoss", "gather_features"],
+    "open_clip": [
+        "ClipLoss",
+        "CoCaLoss",
+        "DistillClipLoss",
+        "GenLipLoss",
+        "SigLipLoss",
+        "fused_linear_cross_entropy",
+        "gather_features",
+        "neighbour_exchange",
+        "neighbour_exchange_bidir",
+        "neighbour_exchange_bidir_with_grad",
+        "neighbour_exchange_with_grad",
+    ],
     "pytorch_metric_learning": ["losses", "utils"],
     "pytorch_metric_learning.losses": ["CrossBatchMemory", "NTXentLoss", "SelfSupervisedLoss", "SupConLoss"],
     "pytorch_metric_learning.utils.distributed": ["DistributedLossWrapper"],
     "smile": ["ConcatCritic", "SeparableCritic", "estimate_mutual_information", "smile_lower_bound"],
     "supcontrast": ["SupConLoss"],
+    "torch_nn": ["InfoNCELoss", "info_nce_loss"],
 }
 
 
@@ -64,6 +77,21 @@ assert not [name for name in originals if name in sys.modules]
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("library", "names"),
+    [
+        ("club", "CLUB MINE log_sum_exp np math torch nn"),
+        ("factorcl", "InfoNCECritic mlp np torch nn"),
+        ("smile", "ConcatCritic np torch F nn"),
+    ],
+)
+def test_stars_bring_what_the_originals_scripts_use(library, names):
+    space = {}
+    exec(f"from mi_kernels.compat.{library} import *", space)
+    assert [name for name in names.split() if name not in space] == []
+    assert space["np"].__name__ == "numpy" and space["torch"] is torch
+
+
 def compiled_cases():
     compat = mk.compat
     x, y = (torch.nn.functional.normalize(torch.randn(6, 4), dim=1).requires_grad_() for _ in range(2))
@@ -76,6 +104,8 @@ def compiled_cases():
         "dcl": (compat.lightly.DCLLoss(), x, y),
         "sup_con": (compat.supcontrast.SupConLoss(), features),
         "club": (compat.club.CLUB(4, 4, 8), x, y),
+        "club_categorical": (compat.club.CLUBForCategorical(4, 3, 8), x, torch.tensor([0, 2, 1, 1, 0, 2])),
+        "info_nce_negatives": (compat.info_nce.InfoNCE(), x, y, features[:, 0]),
         "club_info_nce": (compat.club.InfoNCE(4, 4, 8), x, y),
         "leave_one_out": (compat.club.L1OutUB(4, 4, 8), x, y),
         "factorcl": (compat.factorcl.InfoNCECritic(4, 4, 8, 1, "relu"), x, y),

@@ -1,6 +1,8 @@
 """mi_kernels.compat.lightly against fp64 formulas and, where installed, lightly."""
 
 import io
+import pickle
+import re
 import warnings
 
 import pytest
@@ -46,6 +48,8 @@ def test_signatures():
         "size=65536",
         "gather_distributed=False",
         "feature_dim_first=True",
+        "start='random'",
+        "wrap=False",
     ]
     assert parameters(lightly.MemoryBankModule.forward) == ["output", "labels=None", "update=False"]
     assert parameters(lightly.DCLLoss) == ["temperature=0.1", "weight_fn=None", "gather_distributed=False"]
@@ -84,9 +88,41 @@ def test_dcl(kind, oracle):
     same(got, want, [one, two])
 
 
+def own_bank(temperature, size, **options):
+    loss = lightly.NTXentLoss(temperature, size)
+    loss.memory_bank = lightly.MemoryBankModule(size, **options)
+    return loss.double()
+
+
 @pytest.mark.parametrize("temperature", [0.2, -0.3])
-def test_memory_bank_holds_what_was_seen(temperature):
+def test_memory_bank_starts_with_random_unit_rows_and_drops_what_does_not_fit(temperature):
     loss = lightly.NTXentLoss(temperature, (12, 3)).double()
+    slots = loss.memory_bank.bank.clone()
+    torch.testing.assert_close(slots.norm(dim=1), torch.ones(12, dtype=torch.float64))
+    pointer = 0
+    for step in range(6):
+        one, two = draw(5, 3, seed=2 * step), draw(5, 3, seed=2 * step + 1)
+        same(loss(one, two), moco(one, two, slots.clone(), temperature), [one, two])
+        kept = F.normalize(two.detach(), dim=1)[: 12 - pointer]
+        slots[pointer : pointer + len(kept)] = kept
+        pointer = (pointer + len(kept)) % 12
+        torch.testing.assert_close(loss.memory_bank.bank, slots)
+
+
+def test_memory_bank_equals_the_originals_from_the_first_step():
+    module = theirs("lightly.loss.ntx_ent_loss")
+    torch.manual_seed(0)
+    mine = lightly.NTXentLoss(0.2, (8, 3)).double()
+    torch.manual_seed(0)
+    other = module.NTXentLoss(0.2, (8, 3)).double()
+    for step in range(5):
+        one, two = draw(3, 3, seed=2 * step), draw(3, 3, seed=2 * step + 1)
+        same(mine(one, two), other(one, two), [one, two])
+
+
+@pytest.mark.parametrize("temperature", [0.2, -0.3])
+def test_bank_that_starts_empty_and_wraps_holds_what_was_seen(temperature):
+    loss = own_bank(temperature, (12, 3), start="empty", wrap=True)
     kept = torch.zeros(0, 3, dtype=torch.float64)
     slots = torch.zeros(12, 3, dtype=torch.float64)
     for step in range(6):
@@ -98,14 +134,57 @@ def test_memory_bank_holds_what_was_seen(temperature):
         torch.testing.assert_close(loss.memory_bank.bank, slots)
 
 
-def test_full_bank_equals_the_original():
-    mine = lightly.NTXentLoss(0.2, (8, 3)).double()
-    other = theirs("lightly.loss.ntx_ent_loss").NTXentLoss(0.2, (8, 3)).double()
-    for step in range(5):  # batches of 4 in a bank of 8: no row is dropped by the original either
-        one, two = draw(4, 3, seed=2 * step), draw(4, 3, seed=2 * step + 1)
-        got, want = mine(one, two), other(one, two)
-        if step >= 2:
-            same(got, want, [one, two])
+def test_bank_that_starts_empty_gives_no_loss_at_first():
+    loss = own_bank(0.2, (8, 3), start="empty")
+    one, two = draw(4, 3), draw(4, 3, seed=1)
+    value = loss(one, two)
+    value.backward()
+    assert value == 0 and (one.grad == 0).all()
+
+
+def test_bank_of_a_new_module_is_not_empty_for_subclasses():
+    class Nearest(lightly.MemoryBankModule):
+        def forward(self, output, update=False):
+            output, bank = super().forward(output, update=update)
+            bank = bank.T
+            return bank[(output @ bank.T).argmax(1)]
+
+    nearest = Nearest((16, 3), feature_dim_first=True)
+    rows = nearest(torch.randn(5, 3), update=True)
+    assert rows.shape == (5, 3) and rows.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(6, 2, 3), 6])
+def test_bank_takes_features_of_more_dimensions(size):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bank = lightly.MemoryBankModule(size)
+    batch = torch.randn(4, 2, 3)
+    _, before = bank(batch, update=True)
+    _, after = bank(batch)
+    assert before.shape == after.shape == (3, 2, 6)
+    assert torch.equal(after.transpose(0, -1)[:4], batch) and not torch.equal(before, after)
+
+
+def test_weighted_loss_can_be_pickled():
+    loss = lightly.DCLWLoss(0.2, sigma=0.7)
+    again = pickle.loads(pickle.dumps(loss))
+    one, two = draw(4, 3), draw(4, 3, seed=1)
+    assert again(one, two) == loss(one, two) != lightly.DCLWLoss(0.2, sigma=0.1)(one, two)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_of_zeros_are_finite_in_16_bits_and_do_not_spoil_the_bank(dtype):
+    one, two = draw(4, 3, dtype=dtype).detach(), draw(4, 3, seed=1, dtype=dtype).detach()
+    one[1], two[2] = 0, 0
+    for loss in (lightly.NTXentLoss(0.2, (8, 3)), lightly.DCLLoss(0.2), lightly.DCLWLoss(0.2)):
+        x, y = one.clone().requires_grad_(), two.clone().requires_grad_()
+        value = loss(x, y)
+        value.backward()
+        assert value.dtype == torch.float32 and value.isfinite()
+        assert x.grad[0].isfinite().all() and y.grad[0].isfinite().all()
+        if isinstance(loss, lightly.NTXentLoss):
+            assert loss.memory_bank.bank.isfinite().all()
 
 
 def test_bank_does_not_change_without_a_gradient_or_before_backward():
@@ -118,14 +197,6 @@ def test_bank_does_not_change_without_a_gradient_or_before_backward():
     loss(one, two)
     (first + second).backward()
     assert one.grad.isfinite().all()
-
-
-def test_first_step_has_no_random_negatives():
-    loss = lightly.NTXentLoss(0.2, (8, 3)).double()
-    one, two = draw(4, 3), draw(4, 3, seed=1)
-    value = loss(one, two)
-    value.backward()
-    assert value == 0 and (one.grad == 0).all()
 
 
 def test_bank_survives_a_checkpoint_and_loads_the_originals():
@@ -146,8 +217,8 @@ def test_bank_survives_a_checkpoint_and_loads_the_originals():
 
 
 def test_size_without_a_dimension_warns_and_takes_the_outputs():
-    with pytest.warns(UserWarning, match="dimension"):
-        bank = lightly.MemoryBankModule(6)
+    with pytest.warns(UserWarning, match=re.escape("Memory bank size 'size=6' does not specify feature dimension")):
+        bank = lightly.MemoryBankModule(6, start="empty")
     bank(torch.ones(2, 4), update=True)
     output, negatives = bank(torch.zeros(2, 4))
     assert output.shape == (2, 4) and negatives.shape == (4, 2)
@@ -177,8 +248,16 @@ def test_bad_input_is_named():
             getattr(lightly, name)()(one, one[:2])
     with pytest.raises(ValueError, match="negative"):
         lightly.DCLLoss()(one[:1], one[:1])
-    for size in (-1, (4, -2), (4, 0), (1, 2, 3), ()):
+    for size in (-1, (4, -2), ()):
         with pytest.raises(ValueError, match="size"):
             lightly.MemoryBankModule(size)
+    with pytest.raises(ValueError, match=re.escape("Illegal memory bank size (4, -2), all entries must be non-neg")):
+        lightly.MemoryBankModule((4, -2))
+    with pytest.raises(ValueError, match="start"):
+        lightly.MemoryBankModule((4, 2), start="zeros")
+    with pytest.raises(ValueError, match="out0"):
+        lightly.DCLLoss()(torch.ones(4, 3, dtype=torch.long), torch.ones(4, 3, dtype=torch.long))
+    with pytest.raises(TypeError, match="out0"):
+        lightly.NTXentLoss()(None, one)
     with pytest.raises(ValueError, match="output"):
         lightly.MemoryBankModule((4, 2))(one)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mi_kernels.compat import smile
-from tests.compat.originals import draw, parameters, same
+from tests.compat.originals import draw, largest_saved, parameters, same
 
 
 def parts(f):
@@ -180,3 +180,20 @@ def test_bad_input_is_named():
         smile.mine_lower_bound(draw(3, 3), momentum=1.5)
     with pytest.raises(ValueError, match="activation"):
         smile.mlp(2, 3, 1, 1, "step")
+
+
+@pytest.mark.parametrize("items", [9, 40])
+@pytest.mark.parametrize("estimator", ["infonce", "nwj", "dv", "js", "smile", "tuba"])
+def test_estimates_of_a_concatenated_critic_equal_those_of_its_scores(estimator, items):
+    x, y = draw(items, 3), draw(items, 3, seed=1)
+    critic = smile.ConcatCritic(3, 8, 1, "relu").double()
+    got = smile.estimate_mutual_information(estimator, x, y, critic)
+    want = smile.estimate_mutual_information(estimator, x, y, lambda a, b: critic(a, b))
+    same(got, want, [x, y, *critic.parameters()])
+
+
+def test_infonce_of_a_concatenated_critic_stores_no_activations():
+    x, y = draw(128, 3).float(), draw(128, 3, seed=1).float()
+    critic = smile.ConcatCritic(3, 8, 1, "relu")
+    kept = largest_saved(lambda: smile.estimate_mutual_information("infonce", x, y, critic))
+    assert kept < 128 * 128 * 8 <= largest_saved(lambda: critic(x, y))  # at most a bit for each hidden unit and pair

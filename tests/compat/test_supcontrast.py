@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mi_kernels.compat import factorcl
+from mi_kernels.compat import factorcl, supcontrast
 from mi_kernels.compat.supcontrast import SupConLoss
 from tests.compat.originals import draw, largest_saved, parameters, same
 
@@ -38,6 +38,13 @@ def test_signature():
     assert factorcl.SupConLoss is SupConLoss
 
 
+@pytest.fixture(params=["scores held", "operator"])
+def route(request, monkeypatch):
+    if request.param == "operator":
+        monkeypatch.setattr(supcontrast, "_HELD", 0)
+
+
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("mode", ["all", "one"])
 @pytest.mark.parametrize("given", ["labels", "column", "mask", "asymmetric", "weights", "nothing"])
 @pytest.mark.parametrize("views", [1, 2, 3])
@@ -65,6 +72,7 @@ def test_more_dimensions_are_flattened():
     same(SupConLoss()(features, LABELS), want, [features])
 
 
+@pytest.mark.usefixtures("route")
 def test_features_that_are_not_normalised_give_a_finite_loss():
     features = 30 * draw(7, 2, 16)
     loss = SupConLoss()(features, LABELS)
@@ -73,6 +81,7 @@ def test_features_that_are_not_normalised_give_a_finite_loss():
     assert SupConLoss()(features.float(), LABELS).isfinite()
 
 
+@pytest.mark.usefixtures("route")
 def test_anchors_without_positives_add_zero_and_count():
     features = draw(7, 1, 4, unit=True)
     lonely = torch.arange(7)

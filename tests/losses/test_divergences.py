@@ -306,12 +306,12 @@ def test_compiles_in_one_graph(name):
 
 
 def test_hsic_is_an_operator_with_backends(backend):
-    x, y, gx, gy = draw(2, 9, 3).detach(), draw(2, 9, 2).detach(), torch.rand(2).double(), torch.rand(2).double()
+    x, y, sx, sy = draw(2, 9, 3).detach(), draw(2, 9, 2).detach(), 1 + torch.rand(2).double(), torch.rand(2).double()
     ops = torch.ops.mi_kernels
-    _, rows = ops.rbf_hsic(x, y, gx, gy, backend)
-    torch.library.opcheck(ops.rbf_hsic.default, (x, y, gx, gy, backend))
+    _, rows = ops.rbf_hsic(x, y, sx, sy, backend)
+    torch.library.opcheck(ops.rbf_hsic.default, (x, y, sx, sy, backend))
     for needs in (15, 6, 1):
-        arguments = (x, y, gx, gy, rows, torch.rand(2, 3).double(), needs, backend)
+        arguments = (x, y, sx, sy, rows, torch.rand(2, 3).double(), needs, backend)
         torch.library.opcheck(ops.rbf_hsic_grad.default, arguments)
     torch.testing.assert_close(mk.hsic(x, y, backend=backend), mk.hsic(x, y))
 
@@ -324,9 +324,9 @@ def test_hsic_and_its_gradients_equal_the_materialised_definition(backend, shape
     """Sums, and every gradient under random weights of the three traces, at sizes of several tiles."""
     x, y = draw(*shape).detach().to(dtype), draw(*shape[:-1], other).detach().to(dtype)
     x, y = x.reshape(-1, *shape[-2:]), y.reshape(-1, shape[-2], other)
-    gx, gy = torch.rand(x.shape[0]) / shape[-1] + 0.01, torch.rand(x.shape[0]) / other + 0.01
+    sx, sy = ((2 * torch.rand(x.shape[0]) / d + 0.02).rsqrt() for d in (shape[-1], other))
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    leaves = [x.requires_grad_(), y.requires_grad_(), gx.to(wide).requires_grad_(), gy.to(wide).requires_grad_()]
+    leaves = [x.requires_grad_(), y.requires_grad_(), sx.to(wide).requires_grad_(), sy.to(wide).requires_grad_()]
     exact = [t.detach().double().requires_grad_() for t in leaves]
     weights = torch.randn(x.shape[0], 3, dtype=torch.float64)
     got, want = rbf_api.hsic(*leaves, backend=backend), hsic_formulas.value(*exact)
@@ -363,10 +363,11 @@ def test_hsic_is_the_same_bits_twice(backend):
 
 
 def test_opcheck_accepts_the_operator(backend):
-    x, y, gamma = draw(2, 6, 3).detach(), draw(2, 5, 3).detach(), torch.rand(2, 2, dtype=torch.float64)
+    x, y, s = draw(2, 6, 3).detach(), draw(2, 5, 3).detach(), 0.5 + torch.rand(2, 2, dtype=torch.float64)
     for needs in (0, 7, 1):
-        torch.library.opcheck(torch.ops.mi_kernels.rbf_mmd.default, (x, y, gamma, 0.1, 0.2, -0.3, needs, backend))
-    torch.library.opcheck(torch.ops.mi_kernels.rbf_mmd.default, (x, y[:, :0], gamma, 0.1, 0.0, 0.0, 5, backend))
+        torch.library.opcheck(torch.ops.mi_kernels.rbf_mmd.default, (x, y, s, 0.1, 0.2, -0.3, needs, backend))
+    torch.library.opcheck(torch.ops.mi_kernels.rbf_mmd.default, (x, y[:, :0], s, 0.1, 0.0, 0.0, 5, backend))
+    torch.library.opcheck(torch.ops.mi_kernels.rbf_median.default, (x,))
 
 
 @pytest.mark.parametrize(

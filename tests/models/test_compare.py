@@ -1,4 +1,4 @@
-"""Comparisons: searches see validation rows alone, every model gets the same trials, results can be read back."""
+"""Comparisons and sweeps: choices see validation rows alone, all models get the same trials, results come back."""
 
 import dataclasses
 import json
@@ -8,84 +8,117 @@ import pytest
 import torch
 
 from models import compare as comparing
-from models.__main__ import main
-from models.compare import SEARCH_SEED, compare, references, search
-from models.data import Modality, PairedData, generate
-from models.defaults import SEQUENCES, VECTORS, defaults, trials
-from models.evaluation import headline, input_features, validation_accuracy
-from models.runs import RunConfig, build
+from models.batch import Target
+from models.compare import SEARCH_SEED, compare, search
+from models.data import SOURCES, Dataset, Modality, generate
+from models.evaluation.probes import Probe, input_features, probe
+from models.evaluation.scores import evaluate, references, validation_value
+from models.evaluation.summary import best_rows, summarise, table, verdicts
+from models.registry import build
+from models.training.search import SEQUENCES, VECTORS, applicable, trials
+from models.training.sweep import finished, jobs
+from tests.models.helpers import config
 
-TINY = RunConfig(
-    data="synthetic", epochs=1, batch_size=16, lr=1e-3, hidden=12, feature_dim=8, encoder_layers=0, critic_hidden=12
-)
+TINY = config(epochs=1)
 
 
 @pytest.fixture(autouse=True)
-def small_data(monkeypatch):
-    monkeypatch.setattr(comparing, "load_data", lambda config: generate(100, seed=config.seed))
-    monkeypatch.setattr("models.experiment.load_data", lambda config: generate(100, seed=config.seed))
+def small_data(monkeypatch, one_thread):
+    monkeypatch.setitem(SOURCES, "synthetic", lambda seed: generate(100, seed=seed))
+
+
+def data():
+    return generate(100).standardised()
 
 
 def flipped(data):
     """The same rows with every test label changed."""
-    y = data.y.clone()
-    y[data.rows("test")] = 1 - y[data.rows("test")]
-    return dataclasses.replace(data, y=y)
+    labels = data.labels.clone()
+    labels[data.rows("test")] = 1 - labels[data.rows("test")]
+    return dataclasses.replace(data, labels=labels)
 
 
-@pytest.mark.parametrize("space, data", [(VECTORS, "synthetic"), (SEQUENCES, "utd-mhad"), (VECTORS, "mine.npz")])
-def test_trials_start_with_the_defaults_and_cover_every_value(space, data):
-    drawn = trials(data, 9)
-    assert len(drawn) == 9 and drawn[0] == {} and drawn == trials(data, 9)
+@pytest.mark.parametrize("space", [VECTORS, SEQUENCES])
+def test_trials_start_with_the_defaults_and_cover_every_value(space):
+    drawn = trials(space, 9)
+    assert len(drawn) == 9 and drawn[0] == {} and drawn == trials(space, 9)
     for name, values in space.items():
         assert {trial[name] for trial in drawn[1:]} == set(values)
-    for trial in drawn:
-        dataclasses.replace(defaults(data), **trial)
+    for model in ("factorcl-sup", "simclr", "early-fusion"):
+        base = config(model)
+        for trial in drawn:
+            base.changed(applicable(base, trial))
+            assert {"training.lr"} <= set(applicable(base, trial)) or trial == {}
     with pytest.raises(ValueError, match="number of trials"):
-        trials(data, 0)
+        trials(space, 0)
 
 
-def test_validation_accuracy_does_not_depend_on_test_rows():
-    data = generate(100)
-    model = build(TINY, data)
-    changed = flipped(data)
-    changed.first.values[data.rows("test")] = 100.0
-    assert validation_accuracy(model, changed) == validation_accuracy(model, generate(100))
+@pytest.mark.parametrize("model", ["factorcl-sup", "early-fusion"])
+def test_the_validation_value_does_not_depend_on_test_rows(model):
+    settings = config(model)
+    made = build(settings.name, settings.model, data(), 0)
+    changed = flipped(data())
+    changed["x1"].values[changed.rows("test")] = 100.0
+    assert validation_value(made, changed) == validation_value(made, data())
 
 
-def test_a_search_takes_the_first_setting_of_the_highest_validation_accuracy(monkeypatch, tmp_path):
-    scores = iter([0.2, 0.7, 0.5, 0.7])
+def test_the_probe_chooses_on_valid_and_never_reads_test_labels():
+    features = data()["x1"].values.numpy()
+    score, other = probe(features, data()), probe(features, flipped(data()))
+    assert (other["valid"], other["strength"]) == (score["valid"], score["strength"])
+    assert other["test"]["accuracy"] == pytest.approx(1 - score["test"]["accuracy"])
+
+
+def test_a_probe_of_a_regression_target_is_a_ridge():
+    x = torch.randn(200, 5)
+    y = x @ torch.arange(5.0) + 0.1 * torch.randn(200)
+    made = Dataset("line", (Modality("x", x),), y, Target.regression(), torch.arange(200) % 3)
+    found = probe(x.numpy(), made)
+    assert found["test"]["mae"] < 0.3 and found["test"]["pearson"] > 0.99 and found["strength"] == 1.0
+    assert references(made)["constant"]["-"]["test"]["mae"] > 3
+
+
+def test_a_class_without_a_train_row_is_never_predicted():
+    labels = torch.tensor([0, 1] * 20 + [2] * 10)
+    split = torch.tensor([0] * 30 + [1] * 10 + [2] * 10)
+    made = Dataset("d", (Modality("x", torch.randn(50, 3)),), labels, Target.classes(3), split)
+    found = Probe(made["x"].values.numpy(), made)
+    assert found.predict(made["x"].values.numpy()).argmax(1).max() < 2
+    with pytest.raises(ValueError, match="one class only in its train rows"):
+        Probe(made["x"].values.numpy(), dataclasses.replace(made, labels=labels.clamp(max=0)))
+
+
+def test_a_search_takes_the_first_setting_of_the_highest_validation_value(monkeypatch, tmp_path):
+    scores, seen = iter([0.2, 0.7, None, 0.7]), []
     monkeypatch.setattr(
         comparing, "trial", lambda config, folder, progress: seen.append(config) or {"valid": next(scores)}
     )
-    seen = []
-    for index in range(4):
-        (tmp_path / f"trial{index}").mkdir()
     best, tried = search(TINY, 4, tmp_path)
-    assert [entry["valid"] for entry in tried] == [0.2, 0.7, 0.5, 0.7]
-    assert best == dataclasses.replace(TINY, **trials("synthetic", 4)[1])
+    assert [entry["valid"] for entry in tried] == [0.2, 0.7, None, 0.7]
+    assert best == TINY.changed(applicable(TINY, trials(VECTORS, 4)[1]))
     assert {config.seed for config in seen} == {SEARCH_SEED}
 
 
 def test_a_trial_that_diverges_is_kept_as_a_failure(tmp_path):
-    found = comparing.trial(dataclasses.replace(TINY, lr=1e30), tmp_path, progress=False)
-    assert found["valid"] == 0.0 and "the loss became" in found["failed"]
+    found = comparing.trial(TINY.changed({"training.lr": 1e30}), tmp_path, progress=False)
+    assert found["valid"] is None and "the loss became" in found["failed"]
 
 
 def test_a_comparison_reports_choices_searches_and_references(tmp_path):
-    found = compare(TINY, ("factorcl-sup", "simclr"), range(2), tmp_path / "out", number=2, progress=False)
+    bases = {"factorcl-sup": TINY, "mult": config("mult", epochs=1)}
+    found = compare(bases, range(2), tmp_path / "out", number=2, progress=False)
     assert json.loads(json.dumps(found)) == found
-    assert [len(found["search"]["models"][model]) for model in ("factorcl-sup", "simclr")] == [2, 2]
     for model, entries in found["search"]["models"].items():
         best = max(entries, key=lambda entry: entry["valid"])
-        assert found["chosen"][model].items() <= best["settings"].items()
+        assert len(entries) == 2 and found["chosen"][model].items() <= best["settings"].items()
         assert all("test" not in entry for entry in entries)
-    assert found["representation"] == {"untrained": "encoder", "factorcl-sup": "full", "simclr": "encoder"}
-    assert {(run["model"], run["seed"]) for run in found["runs"]} == {
-        (model, seed) for model in ("linear", "untrained", "factorcl-sup", "simclr") for seed in (0, 1)
-    }
+    assert found["representation"] == {"factorcl-sup": "full", "mult": "head"}
     rows = {(row["model"], row["representation"]): row for row in found["summary"]}
-    values = [run["probe"]["full"]["test"] for run in found["runs"] if run["model"] == "factorcl-sup"]
+    for untrained in (("factorcl-sup", "untrained full"), ("mult", "untrained fused")):
+        assert untrained in rows
+    assert {("constant", "-"), ("linear", "x1"), ("linear", "x2"), ("linear", "input")} <= set(rows)
+    assert all(row["seeds"] == 2 for row in rows.values())
+    values = [run["scores"]["full"]["test"]["accuracy"] for run in found["runs"] if run["model"] == "factorcl-sup"]
     assert rows["factorcl-sup", "full"]["mean"] == pytest.approx(np.mean(values))
 
 
@@ -94,62 +127,66 @@ def test_runs_are_kept_for_the_same_settings_at_the_same_clean_commit_only(monke
 
     def run(config, folder):
         config.save(folder)
-        calls.append(config.lr)
+        calls.append(config)
         return {"call": len(calls)}
 
     def kept(config=TINY):
-        return comparing._kept(tmp_path, "run.json", config, run)["call"]
+        return comparing._kept(tmp_path, "kept.json", config, run)["call"]
 
+    other = TINY.changed({"training.lr": 0.5})
     monkeypatch.setattr(comparing, "commit", lambda: "abc")
     assert [kept(), kept()] == [1, 1]
-    assert kept(dataclasses.replace(TINY, lr=0.5)) == 2
+    assert kept(other) == 2
     monkeypatch.setattr(comparing, "commit", lambda: "abd")
-    assert kept(dataclasses.replace(TINY, lr=0.5)) == 3
+    assert kept(other) == 3
     monkeypatch.setattr(comparing, "commit", lambda: "abd+changes")
-    assert [kept(dataclasses.replace(TINY, lr=0.5)) for _ in range(2)] == [4, 5]
+    assert [kept(other) for _ in range(2)] == [4, 5]
 
 
-def test_references_are_a_linear_model_of_the_input_and_untrained_encoders():
-    linear, untrained = references(TINY, generate(100))
-    assert set(linear["probe"]) == {"x1", "x2", "input"} and set(untrained["probe"]) == {"encoder"}
+def test_representations_are_those_of_the_paper():
+    made = {name: build(name, config(name).model, data(), 0) for name in ("factorcl-sup", "simclr", "mult")}
+    assert set(evaluate(made["factorcl-sup"], data()).scores) == {"full", "S", "U1", "U2", "encoder"}
+    assert set(evaluate(made["simclr"], data()).scores) == {"encoder"}
+    assert set(evaluate(made["mult"], data()).scores) == {"head", "fused"}
 
 
-def test_input_features_pool_sequences_and_pass_vectors():
-    frames = torch.arange(12.0)[:, None]
+def test_input_features_pool_sequences_and_tokens_and_pass_vectors():
     offsets = torch.tensor([0, 4, 12])
-    data = PairedData(
-        "d",
-        Modality("a", frames, offsets),
-        Modality("b", torch.eye(2)),
-        torch.tensor([0, 1]),
-        torch.tensor([0, 1]),
-        2,
-    )
-    parts = input_features(data, segments=2)
-    np.testing.assert_allclose(parts["x1"][:, [0, 2]], [[0.5, 2.5], [5.5, 9.5]])
-    np.testing.assert_array_equal(parts["x2"], np.eye(2))
-    assert parts["input"].shape == (2, 6)
+    tokens = Modality("c", torch.tensor([1, 1, 2]), torch.tensor([0, 3, 3]))
+    modalities = (Modality("a", torch.arange(12.0)[:, None], offsets), Modality("b", torch.eye(2)), tokens)
+    made = Dataset("d", modalities, torch.tensor([0, 1]), Target.classes(2), torch.tensor([0, 1]))
+    parts = input_features(made, segments=2)
+    np.testing.assert_allclose(parts["a"][:, [0, 2]], [[0.5, 2.5], [5.5, 9.5]])
+    np.testing.assert_array_equal(parts["b"], np.eye(2))
+    np.testing.assert_allclose(parts["c"], [[2 / 3, 1 / 3, 0], [0, 0, 0]])
+    assert parts["input"].shape == (2, 4 + 2 + 3)
 
 
-def test_the_headline_is_the_heads_of_factorcl_and_the_encoders_of_a_baseline():
-    assert headline(["encoder", "full", "S"]) == "full" and headline(["encoder"]) == "encoder"
+def result(model, seed, value, metric="accuracy"):
+    return {"model": model, "seed": seed, "metric": metric, "scores": {"head": {"test": {metric: value}}}}
 
 
-def test_the_command_compares_and_writes_its_results(tmp_path, capsys, monkeypatch):
-    reported = []
-    monkeypatch.setattr("models.__main__.write_report", reported.append)  # the demo's test writes a page
-    sizes = ["--epochs", "1", "--batch-size", "16", "--hidden", "8", "--feature-dim", "8", "--critic-hidden", "8"]
-    where = ["--out", str(tmp_path / "runs"), "--json", str(tmp_path / "results" / "found.json"), "--quiet"]
-    command = ["compare", "--data", "synthetic", "--models", "simclr,factorcl-sup", "--seeds", "1", "--trials", "1"]
-    assert main([*command, *sizes, *where]) == 0
-    found = json.loads((tmp_path / "results" / "found.json").read_text())
-    assert found["search"]["trials_per_model"] == 1 and found["base"]["hidden"] == 8
-    assert reported == [tmp_path / "runs"]
-    assert "compared 2 models" in capsys.readouterr().out.splitlines()[-1]
+def test_a_summary_is_mean_and_sample_deviation_and_the_best_is_marked():
+    runs = [result("a", 0, 0.5), result("a", 1, 0.7), result("b", 0, 0.8), result("b", 1, 0.82)]
+    first, second = summary = summarise(runs)
+    assert first["mean"] == pytest.approx(0.6) and first["deviation"] == pytest.approx(0.1414, abs=1e-4)
+    assert second["seeds"] == 2 and best_rows(summary) == [1]
+    assert [line[0] for line in table(summary).splitlines()] == [" ", " ", "*"]
+    assert verdicts(summary, {"a": "head", "b": "head"}) == ["a loses to b.", "b beats a."]
+    lower = summarise([result("a", 0, 0.5, "mae"), result("b", 0, 0.8, "mae")])
+    assert best_rows(lower) == [0] and verdicts(lower, {"a": "head", "b": "head"})[0] == "a beats b."
 
 
-@pytest.mark.parametrize("arguments", [["--models", "simclr,bert"], ["--models", "simclr,simclr"]])
-def test_unknown_and_repeated_models_are_refused(arguments, capsys):
-    with pytest.raises(SystemExit):
-        main(["compare", *arguments])
-    assert "expected different names" in capsys.readouterr().err
+def test_a_grid_has_a_folder_a_run_and_knows_what_is_finished(tmp_path):
+    axes = {"training.lr": [0.1, 0.2], "model.temperature": [1.0]}
+    todo = jobs(config("simclr"), axes, (0, 3), tmp_path)
+    assert [str(job.folder.relative_to(tmp_path)) for job in todo] == [
+        f"lr={lr},temperature=1.0/seed{seed}" for lr in (0.1, 0.2) for seed in (0, 3)
+    ]
+    assert todo[3].config.training.lr == 0.2 and todo[3].config.seed == 3
+    assert not finished(todo[0])
+    todo[0].config.save(todo[0].folder)
+    (todo[0].folder / "results.json").write_text("{}")
+    assert finished(todo[0]) and not finished(todo[0]._replace(config=todo[1].config))
+    with pytest.raises(ValueError, match=r"no setting training.lrr; did you mean training.lr\?"):
+        jobs(config("simclr"), {"training.lrr": [1]}, (0,), tmp_path)

@@ -1,14 +1,17 @@
 """Encoders ignore padding; augmentations keep shapes and what they promise to keep."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from models.data import Inputs, Modality
 from models.data.augmentations import Augmentation, noisy
-from models.encoders import GRUEncoder, SegmentEncoder, make_encoder, mlp, segment_statistics
+from models.layers.encoders import EncoderConfig, GRUEncoder, SegmentEncoder, make_encoder, mlp, segment_statistics
 
 SEQUENCES = Modality("s", torch.zeros(10, 3), torch.tensor([0, 4, 10]))
 VECTORS = Modality("v", torch.zeros(5, 20))
+TOKENS = Modality("t", torch.tensor([1, 2, 3]), torch.tensor([0, 2, 3]), table=torch.randn(5, 6))
 IMAGES = Modality("i", torch.zeros(5, 32), shape=(8, 4))
 
 
@@ -35,6 +38,16 @@ def test_a_sequence_encoder_never_sees_the_padding(kind, stride):
         torch.testing.assert_close(together[row], alone[0])
 
 
+@pytest.mark.parametrize("kind", [GRUEncoder, SegmentEncoder])
+def test_a_missing_sequence_is_encoded_whatever_stands_in_its_row(kind):
+    encoder, x = kind(3, 8, 4), sequences(rows=4)
+    lengths = torch.cat([torch.tensor([0]), x.lengths[1:]])
+    found = encoder(Inputs(x.values, lengths))
+    other = encoder(Inputs(torch.cat([torch.full_like(x.values[:1], torch.nan), x.values[1:]]), lengths))
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, other)
+
+
 def test_segments_have_the_mean_and_deviation_of_their_own_frames():
     x = sequences(rows=5)
     found = segment_statistics(x.values.double(), x.lengths, 3).reshape(5, 3, 2, 3)  # [B, segment, mean|std, D]
@@ -57,10 +70,15 @@ def test_segments_tell_a_movement_from_its_reverse():
 
 
 def test_encoders_follow_the_kind_of_modality():
-    assert isinstance(make_encoder(SEQUENCES, 8, 4, 1, sequences="gru"), GRUEncoder)
-    assert isinstance(make_encoder(SEQUENCES, 8, 4, 1, sequences="segments"), SegmentEncoder)
-    assert make_encoder(SEQUENCES, 8, 4, 1)(sequences()).shape == (64, 4)
-    assert make_encoder(VECTORS, 8, 4, 1)(torch.zeros(5, 20)).shape == (5, 4)
+    config = EncoderConfig(hidden=8, out_dim=4, layers=1)
+    assert isinstance(make_encoder(SEQUENCES, dataclasses.replace(config, kind="gru")), GRUEncoder)
+    assert isinstance(make_encoder(SEQUENCES, config), SegmentEncoder)
+    assert make_encoder(SEQUENCES, config)(sequences()).shape == (64, 4)
+    assert make_encoder(VECTORS, config)(torch.zeros(5, 20)).shape == (5, 4)
+    tokens = Inputs(torch.tensor([[1, 2, 3], [2, 0, 0]]), torch.tensor([3, 1]))
+    assert make_encoder(TOKENS, config)(tokens).shape == (2, 4)
+    trained = make_encoder(dataclasses.replace(TOKENS, table=None), config)
+    assert trained(tokens).shape == (2, 4) and "embedding.weights.weight" in trained.state_dict()
     with pytest.raises(ValueError, match="activation"):
         mlp(2, 2, 2, 1, "swish")
 
@@ -84,7 +102,7 @@ def test_dropout_acts_in_training_alone():
         (SEQUENCES, sequences(), "gru"),
         (VECTORS, torch.randn(5, 20), "segments"),
     ):
-        encoder = make_encoder(modality, 8, 4, 1, sequences=kind, dropout=0.5)
+        encoder = make_encoder(modality, EncoderConfig(hidden=8, out_dim=4, layers=1, kind=kind, dropout=0.5))
         assert not torch.equal(encoder(x), encoder(x))
         assert torch.equal(encoder.eval()(x), encoder(x))
 

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from models.data import Batch, Inputs
-from models.encoders import MLPEncoder
-from models.factorcl import MAXIMISED, MINIMISED, FactorCLConfig, FactorCLSSL, FactorCLSUP
+from models.batch import Batch, Inputs, Target
+from models.data import Dataset, Modality
+from models.factorcl import MAXIMISED, MINIMISED, FactorCLConfig, FactorCLSSL, FactorCLSUP, Settings, build_sup
+from models.layers.encoders import MLPEncoder
 
 SMALL = FactorCLConfig(num_classes=3, feature_dims=(8, 6), critic_hidden=(16, 16))
 
@@ -25,16 +26,15 @@ def small(kind, config=SMALL):
 
 def batch(size=10):
     generator = torch.Generator().manual_seed(1)
-    return Batch(
-        Inputs(torch.randn(size, 5, generator=generator)),
-        Inputs(torch.randn(size, 4, generator=generator)),
-        torch.randint(3, (size,), generator=generator),
-    )
-
-
-def views(size=10):
+    inputs = {name: Inputs(torch.randn(size, dim, generator=generator)) for name, dim in (("a", 5), ("b", 4))}
+    labels = torch.randint(3, (size,), generator=generator)
     generator = torch.Generator().manual_seed(2)
-    return [(Inputs(torch.randn(size, 5, generator=generator)), Inputs(torch.randn(size, 4, generator=generator)))]
+    view = {name: Inputs(torch.randn(size, dim, generator=generator)) for name, dim in (("a", 5), ("b", 4))}
+    return Batch(inputs, labels, None, torch.arange(size), (view,))
+
+
+def inner_loss(model, data):
+    return model.inner_loss(model.inner_pairs(data)).total
 
 
 def test_parameter_counts_equal_the_public_synthetic_model():
@@ -48,14 +48,14 @@ def test_parameter_counts_equal_the_public_synthetic_model():
 
 @pytest.mark.parametrize("kind", [FactorCLSUP, FactorCLSSL])
 def test_a_fresh_model_has_a_total_loss_near_zero(kind):
-    loss, terms = small(kind).loss(batch(), views())
+    loss, terms = small(kind).loss(batch())
     assert abs(loss.item()) < 0.05
     assert set(terms) == {*MAXIMISED, *MINIMISED}
 
 
 @pytest.mark.parametrize("kind", [FactorCLSUP, FactorCLSSL])
 def test_the_loss_is_the_signed_sum_of_the_terms(kind):
-    loss, terms = small(kind).loss(batch(), views())
+    loss, terms = small(kind).loss(batch())
     expected = sum(terms[name] for name in MINIMISED) - sum(terms[name] for name in MAXIMISED)
     torch.testing.assert_close(loss.detach(), expected)
 
@@ -70,7 +70,7 @@ def test_weight_two_counts_the_terms_of_u_twice():
 @pytest.mark.parametrize("kind", [FactorCLSUP, FactorCLSSL])
 def test_the_inner_loss_reaches_the_club_critics_alone(kind):
     model = small(kind)
-    model.inner_loss(batch(), views()).backward()
+    inner_loss(model, batch()).backward()
     phi = {id(parameter) for parameter in model.inner_parameters()}
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == (id(parameter) in phi), name
@@ -78,7 +78,7 @@ def test_the_inner_loss_reaches_the_club_critics_alone(kind):
 
 def test_every_parameter_outside_the_club_critics_learns_from_the_loss():
     model = small(FactorCLSUP)
-    model.loss(batch())[0].backward()
+    model.loss(batch()).total.backward()
     phi = {id(parameter) for parameter in model.inner_parameters()}
     for name, parameter in model.named_parameters():
         if id(parameter) not in phi:
@@ -87,9 +87,10 @@ def test_every_parameter_outside_the_club_critics_learns_from_the_loss():
 
 def test_factors_concatenate_the_heads_of_their_terms():
     model, data = small(FactorCLSUP), batch()
-    s1, u1, s2, u2 = model.factors(data.x1, data.x2)
+    x1, x2 = data.inputs.values()
+    s1, u1, s2, u2 = model.factors(x1, x2)
     assert [part.shape[1] for part in (s1, u1, s2, u2)] == [16, 24, 12, 18]
-    e1, _ = model.encode(data.x1, data.x2)
+    e1, _ = model.encode(x1, x2)
     torch.testing.assert_close(s1[:, :8], model.heads1["infonce_x1x2"](e1))
     torch.testing.assert_close(u1[:, 8:16], model.heads1["infonce_x1y"](e1))
 
@@ -107,7 +108,7 @@ def test_every_documented_choice_gives_a_finite_loss_and_gradient(values):
     model = small(FactorCLSUP, dataclasses.replace(SMALL, **dict(zip(OPTIONS, values, strict=True))))
     loss, _ = model.loss(batch())
     loss.backward()
-    model.inner_loss(batch()).backward()
+    inner_loss(model, batch()).backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -120,7 +121,7 @@ def test_shared_critics_serve_both_terms_of_a_pair_and_learn_in_the_inner_loop_a
     assert count(own) - count(model) == sum(count(own.bounds[name]) for name in MINIMISED)
     phi = {id(parameter) for parameter in model.inner_parameters()}
     assert phi == {id(p) for name in ("infonce_x1x2", "infonce_x1x2_cond") for p in model.bounds[name].parameters()}
-    model.inner_loss(batch(), views()).backward()
+    inner_loss(model, batch()).backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == (id(parameter) in phi), name
 
@@ -128,12 +129,12 @@ def test_shared_critics_serve_both_terms_of_a_pair_and_learn_in_the_inner_loop_a
 @pytest.mark.parametrize("kind", [FactorCLSUP, FactorCLSSL])
 def test_shared_critics_are_fitted_on_the_heads_of_both_terms(kind):
     model = small(kind, SHARED)
-    pairs = model._pairs(("infonce_x1x2", "club_x1x2", "infonce_x1x2_cond", "club_x1x2_cond"), batch(), views())
+    pairs = model._pairs(("infonce_x1x2", "club_x1x2", "infonce_x1x2_cond", "club_x1x2_cond"), batch())
     expected = 0.0
     for name, (a, b) in pairs.items():
         scores = model.bounds[name].critic(a, b).double()  # [x, y]; every y is contrasted with all x
         expected = expected - (scores.diag() - scores.logsumexp(0)).mean() - math.log(len(scores))
-    torch.testing.assert_close(model.inner_loss(batch(), views()).double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(inner_loss(model, batch()).double(), expected, atol=1e-5, rtol=0)
 
 
 def test_ssl_conditions_the_club_term_on_the_augmented_views():
@@ -141,7 +142,7 @@ def test_ssl_conditions_the_club_term_on_the_augmented_views():
     for condition in ("augmented", "repeated"):
         model = small(FactorCLSSL, dataclasses.replace(SMALL, ssl_club_condition=condition))
         terms[condition] = [
-            model.terms(batch(), v)["club_x1x2_cond"].item() for v in (views(), [(batch().x1, batch().x2)])
+            model.terms(data)["club_x1x2_cond"].item() for data in (batch(), batch()._replace(views=(batch().inputs,)))
         ]
     assert terms["augmented"][0] != terms["augmented"][1]
     assert terms["repeated"][0] == terms["repeated"][1]
@@ -152,14 +153,15 @@ def test_ssl_conditions_the_club_term_on_the_augmented_views():
 def test_label_negatives_do_not_compare_classes(name, method):
     """Each class weighs as often as it occurs; a class with a single sample has no negatives and adds nothing."""
     model, data = small(FactorCLSUP, dataclasses.replace(SMALL, conditional_negatives="label")), batch()
-    data.y[data.y == data.y[0]] = (data.y[0] + 1) % SMALL.num_classes
-    data.y[0] = (data.y[0] - 1) % SMALL.num_classes  # the only one of its class
-    assert (data.y == data.y[0]).sum() == 1
-    a, b = model._pairs((name,), data, [])[name]
+    y = data.target
+    y[y == y[0]] = (y[0] + 1) % SMALL.num_classes
+    y[0] = (y[0] - 1) % SMALL.num_classes  # the only one of its class
+    assert (y == y[0]).sum() == 1
+    a, b = model._pairs((name,), data)[name]
     plain = getattr(small(FactorCLSUP).bounds[name], method)
-    classes = [torch.nonzero(data.y == label).flatten() for label in data.y.unique()]
-    want = sum(len(rows) / len(data.y) * plain(a[rows], b[rows]) for rows in classes if len(rows) > 1)
-    found = model._estimate(name, a, b, data.y, method)
+    classes = [torch.nonzero(y == label).flatten() for label in y.unique()]
+    want = sum(len(rows) / len(y) * plain(a[rows], b[rows]) for rows in classes if len(rows) > 1)
+    found = model._estimate(name, a, b, y, method)
     torch.testing.assert_close(found, want)
     grads = zip(torch.autograd.grad(found, (a, b), retain_graph=True), torch.autograd.grad(want, (a, b)), strict=True)
     for f, w in grads:
@@ -178,4 +180,36 @@ def test_ssl_refuses_what_needs_labels_or_views():
     with pytest.raises(ValueError, match="conditional_negatives"):
         small(FactorCLSSL, dataclasses.replace(SMALL, conditional_negatives="label"))
     with pytest.raises(ValueError, match="views"):
-        small(FactorCLSSL).loss(batch())
+        small(FactorCLSSL).loss(batch()._replace(views=()))
+
+
+@pytest.mark.parametrize("kind", [FactorCLSUP, FactorCLSSL])
+def test_rows_that_lack_a_modality_take_no_part_in_a_loss(kind):
+    model, data = small(kind), batch()
+    here = torch.arange(10) % 3 > 0
+    lame = data._replace(inputs=data.inputs | {"b": data.inputs["b"]._replace(present=here)})
+    for phase in model.phases():
+        wanted, found = data.take(here), phase.usable(lame)
+        assert torch.equal(found.rows, wanted.rows)
+        torch.testing.assert_close(found.inputs["a"].values, wanted.inputs["a"].values)
+
+
+def test_representations_are_the_factors_side_by_side():
+    model, data = small(FactorCLSUP), batch()
+    parts = model.representations(data)
+    s1, u1, s2, u2 = model.factors(*data.inputs.values())
+    torch.testing.assert_close(parts["full"], torch.cat([s1, u1, s2, u2], 1))
+    torch.testing.assert_close(parts["S"], torch.cat([s1, s2], 1))
+    assert model.headline in parts and set(model.shown) <= set(parts)
+
+
+def test_a_third_modality_is_refused_by_name():
+    data = Dataset(
+        "d",
+        tuple(Modality(name, torch.zeros(4, 2)) for name in ("pose", "sound", "depth")),
+        torch.arange(4) % 2,
+        Target.classes(2),
+        torch.zeros(4, dtype=torch.int64),
+    )
+    with pytest.raises(ValueError, match=r"takes 2 modalities, the data has 3: pose, sound, depth; choose with"):
+        build_sup(Settings(), data)

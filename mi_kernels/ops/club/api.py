@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..common import autograd as handover
-from ..common.checks import check_samples
+from ..common import transforms
+from ..common.autograd import batched, differentiable_gradients, needs, scaled
+from ..common.checks import backend_name, check_choice, check_samples
 from . import dispatch, reference
 from .schema import NEED_LOGVAR, NEED_MU, NEED_Y
 
@@ -27,14 +28,32 @@ class _ClubFunction(torch.autograd.Function):
     def backward(ctx, g):
         mu, logvar, y, moments = ctx.saved_tensors
         if torch.is_grad_enabled():
-            inputs = [t for t in (mu, logvar, y) if t is not None and t.requires_grad]
-            found = iter(torch.autograd.grad(reference.value(mu, logvar, y), inputs, g, create_graph=True))
-            return *(next(found) if t is not None and t.requires_grad else None for t in (mu, logvar, y)), None
+            return *differentiable_gradients(_formula, (mu, logvar, y), ctx.needs_input_grad[:3], (g,)), None
         bits = (NEED_MU, NEED_LOGVAR, NEED_Y)
-        needs = handover.needs(ctx.needs_input_grad, bits)
+        wanted = needs(ctx.needs_input_grad, bits)
         run = torch.ops.mi_kernels.club_backward if torch.compiler.is_compiling() else dispatch.backward
-        gradients = run(*_contiguous(mu, logvar, y), moments, g.contiguous(), needs, ctx.backend)
-        return *(t if needs & bit else None for t, bit in zip(gradients, bits, strict=True)), None
+        many = batched(g)  # kernels take one slope: theirs is 1, in fp32 for 16-bit inputs
+        slope = moments.new_ones(moments.shape[:-2]) if many else g.contiguous()
+        problem = tuple(t if t is None or not many else t.to(moments.dtype) for t in (mu, logvar, y))
+        gradients = run(*_contiguous(*problem), moments, slope, wanted, ctx.backend)
+        found = [t if wanted & bit else None for t, bit in zip(gradients, bits, strict=True)]
+        if many:
+            found = [None if t is None else t.to(mu.dtype) for t in scaled(found, [g] * 3)]
+        return *found, None
+
+
+def _formula(mu: Tensor, logvar: Tensor | None, y: Tensor) -> tuple[Tensor]:
+    return (reference.value(mu, logvar, y),)
+
+
+def _bound(mu: Tensor, logvar: Tensor | None, y: Tensor, backend: str) -> Tensor:
+    if not transforms.active():
+        found: Tensor = _ClubFunction.apply(mu, logvar, y, backend)
+        return found
+    operator = transforms.Operator(
+        lambda lead, *tensors: (_ClubFunction.apply(*tensors, backend),), lambda lead, *tensors: _formula(*tensors)
+    )
+    return transforms.apply(operator, mu, logvar, y)[0]
 
 
 def _contiguous(mu: Tensor, logvar: Tensor | None, y: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -66,8 +85,7 @@ def gaussian_club(
     """
     _check("mu", mu)
     _check("y", y, mu)
-    if negatives not in NEGATIVES:
-        raise ValueError(f"negatives must be one of {', '.join(NEGATIVES)}, got {negatives!r}")
+    check_choice("negatives", negatives, NEGATIVES)
     batch = mu.shape[-2]
     if negatives == "others" and batch < 2:
         raise ValueError(f"negatives='others' needs a batch of two or more, got mu {tuple(mu.shape)}")
@@ -76,5 +94,5 @@ def gaussian_club(
         _check("logvar", logvar, mu)
         dtype = torch.promote_types(dtype, logvar.dtype)
     cast = lambda t: t if t.dtype == dtype else t.to(dtype)  # noqa: E731
-    value = _ClubFunction.apply(cast(mu), None if logvar is None else cast(logvar), cast(y), backend or "")
+    value = _bound(cast(mu), None if logvar is None else cast(logvar), cast(y), backend_name(backend))
     return value * (batch / (batch - 1)) if negatives == "others" else value

@@ -47,6 +47,14 @@ def batched(t: Tensor) -> bool:
     return torch._C._functorch.is_legacy_batchedtensor(t) or torch._C._functorch.is_batchedtensor(t)
 
 
+def needs_formula(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether a backward must give gradients in plain torch: they will be differentiated again (`create_graph`), or the
+    gradients that arrive are batches under vmap (`is_grads_batched`), which no kernel takes."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or any(g is not None and batched(g) for g in gradients)
+
+
 def differentiable_gradients(
     formula: Formula,
     inputs: Sequence[Tensor | None],
@@ -58,15 +66,17 @@ def differentiable_gradients(
     The formula runs on aliases of the inputs. On the inputs themselves, a gradient would also flow from an input into
     another one that the caller computed it from, and autograd would then count that path a second time.
     """
-    aliases = [None if t is None else t.view_as(t) for t in inputs]
-    targets = [a for a, need in zip(aliases, needed, strict=True) if need and a is not None]
-    outputs = formula(*aliases)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        aliases = [None if t is None else t.view_as(t) for t in inputs]
+        targets = [a for a, need in zip(aliases, needed, strict=True) if need and a is not None]
+        outputs = formula(*aliases)
     used = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.requires_grad]
     if not used or not targets:
         return (None,) * len(inputs)
     found = iter(
         torch.autograd.grad(
-            [o for o, _ in used], targets, [g for _, g in used], create_graph=True, allow_unused=True
+            [o for o, _ in used], targets, [g for _, g in used], create_graph=again, allow_unused=True
         )
     )
     return tuple(next(found) if need else None for need in needed)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .autograd import batched
+
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -74,3 +76,36 @@ def positive_values(name: str, t: Tensor) -> None:
     low, high = (float(bound) for bound in t.detach().aminmax())
     if not (low > 0 and high < math.inf):
         raise ValueError(f"{name} must be positive and finite, got {t.detach().tolist()}")
+
+
+def check_floats(name: str, t: Any) -> None:
+    """A tensor of a known floating-point dtype."""
+    check_tensor(name, t)
+    if t.dtype not in FLOATS:
+        raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
+
+
+def check_lengths(name: str, t: Any, shape: tuple[int, ...], meaning: str, most: int, longest: str) -> None:
+    """Integers from 0 to `most`, of this shape; `meaning` and `longest` say both in words.
+
+    Values on a GPU, in a compiled graph and under vmap are not looked at: that would wait for the device, break the
+    graph or raise. Kernels clamp them.
+    """
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor or None, got {type(t).__name__}")
+    if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+        raise ValueError(f"{name} must be of an integer type, got {t.dtype}")
+    if tuple(t.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {meaning} = {list(shape)}, got {list(t.shape)}")
+    if t.device.type != "cpu" or torch.compiler.is_compiling() or batched(t):
+        return
+    low, high = (int(x) for x in t.aminmax())
+    if low < 0 or high > most:
+        raise ValueError(f"{name} must lie between 0 and {longest} = {most}, got {low} to {high}")
+
+
+def check_range(name: str, value: Any, low: float, high: float) -> None:
+    """A real number with low <= value < high; NaN is none."""
+    check_number(name, value)
+    if not low <= value < high:
+        raise ValueError(f"{name} must be a number in [{low:g}, {high:g}), got {value}")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from .checks import check_choice
 
 STATISTICS = ("positive", "row_lse", "col_lse", "row_sum", "row_softplus", "clipped_row_lse")
 PAIRS = ("all", "off_diagonal")
@@ -24,12 +27,11 @@ class Statistics(NamedTuple):
 
 def check_request(stats: Sequence[str], pairs: str, clip: float | None) -> None:
     """Names of statistics and pairs that exist, and a clip where one is needed; ValueError otherwise."""
-    if isinstance(stats, str) or not stats or any(s not in STATISTICS for s in stats):
+    if not isinstance(stats, list | tuple) or not stats or any(s not in STATISTICS for s in stats):
         raise ValueError(f"stats must be a non-empty sequence out of {STATISTICS}, got {stats!r}")
-    if pairs not in PAIRS:
-        raise ValueError(f"pairs must be one of {PAIRS}, got {pairs!r}")
-    if "clipped_row_lse" in stats and not (clip is not None and clip > 0):
-        raise ValueError(f"clip must be a positive number where clipped_row_lse is wanted, got {clip}")
+    check_choice("pairs", pairs, PAIRS)
+    if "clipped_row_lse" in stats and not (isinstance(clip, int | float | torch.SymFloat) and clip > 0):
+        raise ValueError(f"clip must be a positive number where clipped_row_lse is wanted, got {clip!r}")
 
 
 def check_pairing(stats: Sequence[str], pairs: str, rows: int, columns: int) -> None:

@@ -34,7 +34,8 @@ class Operator:
     lead: tuple[int, ...] = ()
 
     def values(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(self.run(self.lead, *tensors))
+        # Forward mode refuses custom functions whose outputs are views.
+        return tuple(t.clone() if t._is_view() else t for t in self.run(self.lead, *tensors))
 
     def defined(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         return tuple(self.formula(self.lead, *tensors))
@@ -51,9 +52,18 @@ def active() -> bool:
 
 
 def apply(operator: Operator, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """The operator's outputs, under the transforms that are active."""
-    outputs: tuple[Tensor, ...] = _Value.apply(operator, *tensors)
+    """The operator's outputs, under the transforms that are active.
+
+    Nested forward mode takes the formula itself: a function's jvp sees the values of the inner level alone, and the
+    outer derivative would be lost.
+    """
+    outputs: tuple[Tensor, ...] = operator.defined(*tensors) if _forward_twice() else _Value.apply(operator, *tensors)
     return outputs
+
+
+def _forward_twice() -> bool:
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1
 
 
 def _leading(size: int, dims: Sequence[int | None], tensors: Tensors) -> list[Tensor | None]:

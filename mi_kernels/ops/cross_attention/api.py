@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from ..common.checks import FLOATS
+from ..common.checks import backend_name, check_choice, check_floats, check_integer, check_lengths, check_range
 from . import autograd, dispatch
-from .schema import NO_OFFSET, NORMALIZERS
+from .schema import NO_OFFSET, NORMALIZERS, Rule
 
 
 def _backend(device: torch.device, requested: str | None) -> str:
@@ -28,18 +28,15 @@ _SHAPES = {
 }
 
 
-def _check_tensor(name: str, shape: str, t: Tensor) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+def _check_sequences(name: str, shape: str, t: Tensor) -> None:
+    check_floats(name, t)
     if t.dim() != 4 or 0 in t.shape:
         raise ValueError(f"{name} must have shape {shape} and not be empty, got {tuple(t.shape)}")
-    if t.dtype not in FLOATS:
-        raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
 
 
 def _check_pair(names: dict[str, str], query: Tensor, key: Tensor, value: Tensor) -> None:
     for side, t in (("query", query), ("key", key), ("value", value)):
-        _check_tensor(names[side], _SHAPES[side], t)
+        _check_sequences(names[side], _SHAPES[side], t)
     if key.shape[:2] != query.shape[:2] or key.shape[3] != query.shape[3]:
         raise ValueError(
             f"{names['key']} must have the batch, heads and head size of {names['query']} {tuple(query.shape)}, "
@@ -52,10 +49,14 @@ def _check_pair(names: dict[str, str], query: Tensor, key: Tensor, value: Tensor
         )
 
 
-def _check_alike(first: str, like: Tensor, named: Sequence[tuple[str, Tensor]]) -> None:
+def _check_devices(first: str, like: Tensor, named: Sequence[tuple[str, Tensor]]) -> None:
     for name, t in named:
         if t.device != like.device:
             raise ValueError(f"{name} must be on the device of {first}, {like.device}, got {t.device}")
+
+
+def _check_dtypes(first: str, like: Tensor, named: Sequence[tuple[str, Tensor]]) -> None:
+    for name, t in named:
         if t.dtype != like.dtype:
             raise ValueError(f"{name} must have the dtype of {first}, {like.dtype}, got {t.dtype}")
 
@@ -64,31 +65,27 @@ def _check_lengths(name: str, lengths: Tensor | None, side: str, t: Tensor) -> T
     """[B] int64 on the device of t, or [0] for None."""
     if lengths is None:
         return torch.empty(0, dtype=torch.int64, device=t.device)
-    if not isinstance(lengths, Tensor):
-        raise TypeError(f"{name} must be a tensor or None, got {type(lengths).__name__}")
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise ValueError(f"{name} must be integers, got {lengths.dtype}")
-    if lengths.shape != (t.shape[0],):
-        raise ValueError(f"{name} must have one entry per item of {side}, {t.shape[0]}, got {tuple(lengths.shape)}")
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = (int(x) for x in lengths.aminmax())
-        if low < 0 or high > t.shape[2]:
-            raise ValueError(f"{name} must lie in [0, {t.shape[2]}], the length of {side}, got {low} to {high}")
+    check_lengths(name, lengths, t.shape[:1], f"[items of {side}]", t.shape[2], f"the length of {side}")
     return lengths.to(device=t.device, dtype=torch.int64)
 
 
 def _check_offset(name: str, offset: int | None) -> int:
     if offset is None:
         return NO_OFFSET
-    if isinstance(offset, bool | float | Tensor):
-        raise ValueError(f"{name} must be an integer or None, got {offset!r}")
+    check_integer(name, offset, least=-(2**63))
     return max(-NO_OFFSET, min(offset, NO_OFFSET))
 
 
-def _check_number(name: str, x: float, low: float, high: float, accepted: str) -> float:
-    if isinstance(x, bool | Tensor) or not (low <= x < high):
-        raise ValueError(f"{name} must be {accepted}, got {x}")
-    return float(x)
+def _check_scale(name: str, scale: float | None, query: Tensor) -> float:
+    if scale is None:
+        return 1.0 / math.sqrt(query.shape[3])
+    check_range(name, scale, -1e30, 1e30)
+    return float(scale)
+
+
+def _check_dropout(name: str, p: float) -> float:
+    check_range(name, p, 0.0, 1.0)
+    return float(p)
 
 
 def _seeds(seed: int | Tensor | None, pairs: int, dropouts: Sequence[float], device: torch.device) -> Tensor:
@@ -101,21 +98,21 @@ def _seeds(seed: int | Tensor | None, pairs: int, dropouts: Sequence[float], dev
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise ValueError(f"seed must be an integer or one int64 in a tensor, got {seed.dtype} {tuple(seed.shape)}")
         return seed.reshape(1).to(device) + torch.arange(pairs, device=device)
-    if isinstance(seed, bool | float) or not -(2**63) <= seed < 2**63 - pairs:
+    check_integer("seed", seed, least=-(2**63))
+    if seed >= 2**63 - pairs:
         raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}")
     return torch.arange(pairs, device=device) + seed
 
 
-def _run(
+def _prepare(
     labels: Sequence[dict[str, str]],
     inputs: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]],
     rules: Mapping[str, Sequence[Any]],
     normalizer: str,
     seed: int | Tensor | None,
-    backend: str | None,
-) -> tuple[Tensor, ...]:
-    if normalizer not in NORMALIZERS:
-        raise ValueError(f"normalizer must be one of {', '.join(NORMALIZERS)}, got {normalizer!r}")
+) -> tuple[Rule, autograd.Pairs]:
+    """Checks, casts as autocast asks, and gathers what every pair is made of."""
+    check_choice("normalizer", normalizer, NORMALIZERS)
     query_lengths, key_lengths, offsets, scales, dropouts = [], [], [], [], []
     named: list[tuple[str, Tensor]] = []
     for i, (name, query, key, value) in enumerate(zip(labels, *inputs, strict=True)):
@@ -124,29 +121,61 @@ def _run(
         query_lengths.append(_check_lengths(name["query_lengths"], rules["query_lengths"][i], name["query"], query))
         key_lengths.append(_check_lengths(name["key_lengths"], rules["key_lengths"][i], name["key"], key))
         offsets.append(_check_offset(name["causal_offset"], rules["causal_offset"][i]))
-        scale, p = rules["scale"][i], rules["dropout_p"][i]
-        if scale is None:
-            scale = 1.0 / math.sqrt(query.shape[3])
-        scales.append(_check_number(name["scale"], scale, -1e30, 1e30, "a finite number or None"))
-        dropouts.append(_check_number(name["dropout_p"], p, 0.0, 1.0, "a number in [0, 1)"))
+        scales.append(_check_scale(name["scale"], rules["scale"][i], query))
+        dropouts.append(_check_dropout(name["dropout_p"], rules["dropout_p"][i]))
     first, like = named[0]
+    _check_devices(first, like, named[1:])
     device = like.device.type
     if torch.is_autocast_enabled(device) and like.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         inputs = tuple([t.to(dtype) for t in side] for side in inputs)  # type: ignore[assignment]
         named = [(name, t.to(dtype)) for name, t in named]
         like = named[0][1]
-    _check_alike(first, like, named[1:])
-    rule = (tuple(offsets), tuple(scales), tuple(dropouts), normalizer == "sparsemax")
+    _check_dtypes(first, like, named[1:])
+    rule = Rule(tuple(offsets), tuple(scales), tuple(dropouts), normalizer == "sparsemax")
     seeds = _seeds(seed, len(labels), dropouts, like.device)
-    where = _backend(like.device, backend)
-    lengths, tensors = (query_lengths, key_lengths), [*inputs[0], *inputs[1], *inputs[2]]
-    if where == "reference":
-        return tuple(autograd.by_definition(rule, seeds, lengths, tensors))
-    return autograd.attention(rule, where, seeds, lengths, tensors)
+    return rule, autograd.Pairs(*inputs, query_lengths, key_lengths, seeds)
 
 
 _RULES = ("query_lengths", "key_lengths", "causal_offset", "scale", "dropout_p")
+
+
+@overload
+def cross_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    query_lengths: Tensor | None = ...,
+    key_lengths: Tensor | None = ...,
+    causal_offset: int | None = ...,
+    normalizer: str = ...,
+    dropout_p: float = ...,
+    scale: float | None = ...,
+    seed: int | Tensor | None = ...,
+    return_weights: Literal[False] = ...,
+    average_weights: bool = ...,
+    backend: str | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def cross_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    query_lengths: Tensor | None = ...,
+    key_lengths: Tensor | None = ...,
+    causal_offset: int | None = ...,
+    normalizer: str = ...,
+    dropout_p: float = ...,
+    scale: float | None = ...,
+    seed: int | Tensor | None = ...,
+    return_weights: Literal[True],
+    average_weights: bool = ...,
+    backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def cross_attention(
@@ -161,15 +190,17 @@ def cross_attention(
     dropout_p: float = 0.0,
     scale: float | None = None,
     seed: int | Tensor | None = None,
+    return_weights: bool = False,
+    average_weights: bool = False,
     backend: str | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of queries to keys of another sequence: normalizer(scale q k^T) v, no weight ever stored.
 
     query [B, heads, Tq, E], key [B, heads, Tk, E], value [B, heads, Tk, Ev] -> [B, heads, Tq, Ev] in their dtype; any
     strides. Self-attention is the case key = query.
 
-    query_lengths, key_lengths: [B] integers. Keys from an item's key length on never matter, whatever they hold; query
-        rows from its query length on come out zero and give no gradient.
+    query_lengths, key_lengths: [B] integers. Keys at and beyond an item's key length are never read, whatever they
+        hold; query rows at and beyond its query length come out zero and give no gradient.
     causal_offset: c masks keys with j - i > c. 0 is the usual causal mask; MulT's default is |Tk - Tq|. A query left
         without any key comes out zero.
     normalizer: "softmax", or "sparsemax", the Euclidean projection onto the simplex (Martins and Astudillo 2016,
@@ -178,27 +209,36 @@ def cross_attention(
     scale: of the scores; 1 / sqrt(E) by default.
     seed: integer or int64 tensor of one element that fixes what is dropped, the same on every backend; otherwise drawn
         from torch's generator of the device.
+    return_weights: also return the weights that multiplied the values, after dropout, [B, heads, Tq, Tk] in the dtype
+        of query, differentiable. Plain torch computes them beside the kernels: O(B heads Tq Tk) memory, several times.
+    average_weights: return their mean over the heads, [B, Tq, Tk], as `torch.nn.MultiheadAttention` does.
 
-    Differentiable any number of times; second derivatives materialise the weights. Under autocast the inputs are cast
-    to its dtype. Scores and sums are fp32 (fp64 for fp64 inputs).
+    Differentiable any number of times, also in forward mode and under torch.func's transforms: values and first
+    gradients run in the kernels (vmap becomes a batch dimension), the rest materialises the weights. Under autocast the
+    inputs are cast to its dtype. Scores and sums are fp32 (fp64 for fp64 inputs).
 
     Cost: 2 B heads Tq Tk (E + Ev) FLOPs and B heads Tq Tk exponentials forward, about 2.5 times the FLOPs and as many
     exponentials backward, less what lengths and the mask rule out; beyond the inputs and the output, 4 B heads Tq bytes
     are kept for the backward. Equation: Vaswani et al. 2017, (1), with the masks of MulT (Tsai et al. 2019, section 3).
 
-    Raises ValueError for empty or mismatched shapes, mixed devices or dtypes, lengths out of range (those on a GPU, or
-    in a compiled graph, are clamped instead), unknown names and numbers out of range, TypeError for what is no tensor,
-    and RuntimeError for a named backend that cannot run.
+    Raises ValueError for empty or mismatched shapes, mixed devices or dtypes, lengths out of range (those on a GPU, in
+    a compiled graph or under vmap are clamped instead), unknown names and numbers out of range, TypeError for what is
+    no tensor or no number, and RuntimeError for a named backend that cannot run.
     """
     labels = {name: name for name in ("query", "key", "value", *_RULES)}
     rules = (query_lengths, key_lengths, causal_offset, scale, dropout_p)
     single = {name: [x] for name, x in zip(_RULES, rules, strict=True)}
-    return _run([labels], ([query], [key], [value]), single, normalizer, seed, backend)[0]
+    rule, pairs = _prepare([labels], ([query], [key], [value]), single, normalizer, seed)
+    out = autograd.attention(rule, _backend(query.device, backend_name(backend) or None), pairs)[0]
+    if not return_weights:
+        return out
+    weights = autograd.weights(rule, pairs)[0]
+    return out, (weights.mean(1) if average_weights else weights).to(out.dtype)
 
 
 def _sequence(name: str, given: Any, pairs: int) -> Sequence[Any]:
     if not isinstance(given, list | tuple):
-        raise ValueError(f"{name} must be a list, one entry per pair, got {type(given).__name__}")
+        raise TypeError(f"{name} must be a list, one entry per pair, got {type(given).__name__}")
     if len(given) != pairs:
         raise ValueError(f"{name} must have one entry per pair, {pairs}, got {len(given)}")
     return given
@@ -227,8 +267,10 @@ def cross_attention_grouped(
 
     Cost, errors and sources as in `cross_attention`; errors name the entry, `keys[2]`.
     """
-    if not isinstance(queries, list | tuple) or not queries:
-        raise ValueError(f"queries must be a list of at least one tensor, got {type(queries).__name__}")
+    if not isinstance(queries, list | tuple):
+        raise TypeError(f"queries must be a list of tensors, got {type(queries).__name__}")
+    if not queries:
+        raise ValueError("queries must be a list of at least one tensor, got none")
     pairs = len(queries)
     inputs = (queries, _sequence("keys", keys, pairs), _sequence("values", values, pairs))
     rules: dict[str, Sequence[Any]] = {}
@@ -238,4 +280,5 @@ def cross_attention_grouped(
         rules[name] = _sequence(name, number, pairs) if isinstance(number, list | tuple) else [number] * pairs
     plural = {"query": "queries", "key": "keys", "value": "values"} | {name: name for name in _RULES}
     labels = [{name: f"{shown}[{i}]" for name, shown in plural.items()} for i in range(pairs)]
-    return list(_run(labels, inputs, rules, normalizer, seed, backend))
+    rule, tensors = _prepare(labels, inputs, rules, normalizer, seed)
+    return list(autograd.attention(rule, _backend(tensors.seed.device, backend_name(backend) or None), tensors))

@@ -2,103 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import reference
-
-# causal_offset, scale and dropout_p of every pair; sparse
-Rule = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], bool]
-
-
-def _thirds(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    n = len(tensors) // 3
-    return list(tensors[:n]), list(tensors[n : 2 * n]), list(tensors[2 * n :])
+from ..common import transforms
+from ..common.autograd import differentiable_gradients, needs_formula
+from . import dispatch, reference
+from .schema import Rule
 
 
-def by_definition(
-    rule: Rule, seed: Tensor, lengths: tuple[Sequence[Tensor], Sequence[Tensor]], tensors: Sequence[Tensor]
-) -> list[Tensor]:
+class Pairs(NamedTuple):
+    """The tensors of a call, each a list with one entry per pair, and one seed per pair in one tensor."""
+
+    query: Sequence[Tensor]
+    key: Sequence[Tensor]
+    value: Sequence[Tensor]
+    query_lengths: Sequence[Tensor]
+    key_lengths: Sequence[Tensor]
+    seed: Tensor
+
+    @staticmethod
+    def of(tensors: Sequence[Tensor]) -> Pairs:
+        """From the flat list that autograd's functions take."""
+        *rest, seed = tensors
+        n = len(rest) // 5
+        query, key, value, query_lengths, key_lengths = (list(rest[i * n : (i + 1) * n]) for i in range(5))
+        return Pairs(query, key, value, query_lengths, key_lengths, seed)
+
+    def flat(self) -> list[Tensor]:
+        return [*self.query, *self.key, *self.value, *self.query_lengths, *self.key_lengths, self.seed]
+
+
+def by_definition(rule: Rule, pairs: Pairs) -> list[Tensor]:
     """The materialised formula for every pair."""
-    offsets, scales, dropouts, sparse = rule
-    pairs: Any = zip(
-        *_thirds(tensors), *lengths, offsets, scales, dropouts, seed.unbind(), [sparse] * len(scales), strict=True
-    )
-    return [reference.attention(*pair)[0] for pair in pairs]
+    return [reference.attention(*(*pair, rule.sparse))[0] for pair in _each(rule, pairs)]
+
+
+def weights(rule: Rule, pairs: Pairs) -> list[Tensor]:
+    """The normalised weights of every pair after dropout, [B, heads, Tq, Tk] in the accumulation type."""
+    return [reference.weights(q, k, *rest, rule.sparse) for q, k, _, *rest in _each(rule, pairs)]
+
+
+def _each(rule: Rule, pairs: Pairs) -> Iterator[Any]:
+    tensors = (pairs.query, pairs.key, pairs.value, pairs.query_lengths, pairs.key_lengths)
+    return zip(*tensors, rule.causal_offset, rule.scale, rule.dropout_p, pairs.seed.unbind(), strict=True)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rule: Rule, backend: str, seed: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        n = len(tensors) // 5
-        lengths, inputs = (list(tensors[:n]), list(tensors[n : 2 * n])), tensors[2 * n :]
-        offsets, scales, dropouts, sparse = rule
-        found = torch.ops.mi_kernels.cross_attention_forward(
-            *_thirds(inputs), *lengths, offsets, scales, dropouts, seed, sparse, backend
-        )
-        ctx.save_for_backward(seed, *tensors, *found)
+    def forward(ctx: Any, rule: Rule, numbers: Tensor | None, backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+        pairs = Pairs.of(tensors)
+        if numbers is None:
+            found = dispatch.forward(*pairs[:5], *rule[:3], pairs.seed, rule.sparse, backend)
+        else:
+            run: Any = torch.ops.mi_kernels.cross_attention_forward
+            found = run(*pairs[:5], rule.causal_offset, numbers, pairs.seed, rule.sparse, backend)
+        ctx.save_for_backward(*tensors, *found, numbers)
         ctx.rule, ctx.backend = rule, backend
-        return tuple(found[:n])
+        return tuple(found[: len(pairs.query)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        n = len(grads)
-        seed, *saved = ctx.saved_tensors
-        lengths, inputs = (saved[:n], saved[n : 2 * n]), saved[2 * n : 5 * n]
-        needed = ctx.needs_input_grad[3 + 2 * n :]
-        none = (None,) * (3 + 2 * n)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return *none, *_differentiable_gradients(ctx.rule, seed, lengths, inputs, needed, grads)
-        offsets, scales, dropouts, sparse = ctx.rule
-        found = torch.ops.mi_kernels.cross_attention_backward(
-            list(grads),
-            *_thirds(inputs),
-            saved[5 * n : 6 * n],
-            saved[6 * n :],
-            *lengths,
-            offsets,
-            scales,
-            dropouts,
-            seed,
-            sparse,
-            ctx.backend,
-        )
-        return *none, *(g if need else None for g, need in zip(found, needed, strict=True))
+        n, rule = len(grads), ctx.rule
+        *tensors, numbers = ctx.saved_tensors
+        tensors, outs, stats = tensors[: -2 * n], tensors[-2 * n : -n], tensors[-n:]
+        pairs, needed = Pairs.of(tensors), ctx.needs_input_grad[3 : 3 + 3 * n]
+        none, others = (None,) * 3, (None,) * (2 * n + 1)
+        if needs_formula(grads):
+            formula = lambda *t: by_definition(rule, Pairs.of([*t, *tensors[3 * n :]]))  # noqa: E731
+            return *none, *differentiable_gradients(formula, tensors[: 3 * n], needed, grads), *others
+        given = (list(grads), *pairs[:3], outs, stats, *pairs[3:5])
+        if numbers is None:
+            found = dispatch.backward(*(*given, *rule[:3], pairs.seed, rule.sparse, ctx.backend))
+        else:
+            run: Any = torch.ops.mi_kernels.cross_attention_backward
+            found = run(*given, rule.causal_offset, numbers, pairs.seed, rule.sparse, ctx.backend)
+        return *none, *(g if need else None for g, need in zip(found, needed, strict=True)), *others
 
 
-def _differentiable_gradients(
-    rule: Rule,
-    seed: Tensor,
-    lengths: tuple[Sequence[Tensor], Sequence[Tensor]],
-    inputs: Sequence[Tensor],
-    needed: Sequence[bool],
-    grads: Sequence[Tensor],
-) -> list[Tensor | None]:
-    """First-order gradients that can be differentiated again; materialises the scores."""
-    # Aliases: a tensor that serves twice must not collect the sum of both gradients.
-    aliases = [t.view_as(t) for t in inputs]
-    outs = by_definition(rule, seed, lengths, aliases)
-    targets = [a for a, need in zip(aliases, needed, strict=True) if need]
-    used = [(o, g) for o, g in zip(outs, grads, strict=True) if o.requires_grad]
-    found = iter(
-        torch.autograd.grad([o for o, _ in used], targets, [g for _, g in used], create_graph=True, allow_unused=True)
+def attention(rule: Rule, backend: str, pairs: Pairs) -> Sequence[Tensor]:
+    """Outs of every pair, differentiable. Nothing of size Tq Tk is kept, except by the reference."""
+    if transforms.active():
+        run, formula = partial(_run, backend), by_definition
+        operator = transforms.Operator(partial(_on_lead, run, rule), partial(_on_lead, formula, rule))
+        return transforms.apply(operator, *pairs.flat())
+    return _run(backend, rule, pairs)
+
+
+def _run(backend: str, rule: Rule, pairs: Pairs) -> Sequence[Tensor]:
+    if backend == "reference":
+        return by_definition(rule, pairs)
+    tensors = pairs.flat()
+    if not torch.compiler.is_compiling():
+        return _Attention.apply(rule, None, backend, *tensors)
+    # A compiled graph would be compiled again for each value of a float, so floats travel in a tensor; and dynamo takes
+    # no tensor twice, as self-attention has it.
+    scalar = lambda x: torch.full((), x, dtype=torch.float64)  # noqa: E731
+    numbers = torch.stack([scalar(x) for x in (*rule.scale, *rule.dropout_p)]).view(2, -1)
+    tensors = [t.view_as(t) if any(t is u for u in tensors[:i]) else t for i, t in enumerate(tensors)]
+    return _Attention.apply(rule._replace(scale=(), dropout_p=()), numbers, backend, *tensors)
+
+
+def _on_lead(
+    run: Callable[[Rule, Pairs], Sequence[Tensor]], rule: Rule, lead: tuple[int, ...], *tensors: Tensor
+) -> list[Tensor]:
+    """`run` on tensors with the leading dimensions `lead`, one for each vmap around the operator.
+
+    Without dropout they join the items of the batch. What is dropped depends on an item's place in the batch, so with
+    dropout every element of `lead` becomes a pair of its own, with its own seed.
+    """
+    if not lead:
+        return list(run(rule, Pairs.of(tensors)))
+    d, count = len(lead), torch.Size(lead).numel()
+    if not any(rule.dropout_p):
+        *rest, seed = tensors
+        outs = run(rule, Pairs.of([*(t.flatten(0, d) for t in rest), seed[(0,) * d]]))
+        return [o.unflatten(0, (*lead, -1)) for o in outs]
+    single = [t.flatten(0, d - 1).unbind() for t in tensors[:-1]]
+    repeated = rule._replace(
+        causal_offset=[c for c in rule.causal_offset for _ in range(count)],
+        scale=[s for s in rule.scale for _ in range(count)],
+        dropout_p=[p for p in rule.dropout_p for _ in range(count)],
     )
-    return [next(found) if need else None for need in needed]
-
-
-def attention(
-    rule: Rule,
-    backend: str,
-    seed: Tensor,
-    lengths: tuple[Sequence[Tensor], Sequence[Tensor]],
-    inputs: Sequence[Tensor],
-) -> tuple[Tensor, ...]:
-    """Outs of every pair, differentiable; `inputs` are all queries, all keys, all values. Nothing of size Tq Tk is
-    kept."""
-    tensors = [*lengths[0], *lengths[1], *inputs]
-    if torch.compiler.is_compiling():  # dynamo takes no tensor twice; in self-attention one is key and value
-        tensors = [t.view_as(t) if any(t is u for u in tensors[:i]) else t for i, t in enumerate(tensors)]
-    return _Attention.apply(rule, backend, seed, *tensors)
+    seeds = tensors[-1].flatten(0, d - 1).mT.flatten()  # [pairs x lead]
+    outs = run(repeated, Pairs.of([*(t for each in single for t in each), seeds]))
+    return [torch.stack(list(outs[i : i + count])).unflatten(0, lead) for i in range(0, len(outs), count)]

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MOST_FEATURES = 16
+from .schema import MOST_FEATURES
+
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

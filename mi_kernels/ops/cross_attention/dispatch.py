@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
-import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -21,11 +19,6 @@ KERNELS = {"triton": ("triton_forward", "triton_backward"), "cuda": ("cuda", "cu
 AUTOMATIC = "gpu"  # what runs on a GPU when no backend is named: `_routed` says, call by call
 
 
-@functools.cache
-def _has_kernel(name: str) -> bool:
-    return all(importlib.util.find_spec(f"{__package__}.{module}") is not None for module in KERNELS[name])
-
-
 def _kernel(name: str, direction: int) -> ModuleType:
     return importlib.import_module(f"{__package__}.{KERNELS[name][direction]}")
 
@@ -33,10 +26,6 @@ def _kernel(name: str, direction: int) -> ModuleType:
 def backend_for(device: torch.device, requested: str | None) -> str:
     """The backend that attends on `device`; raises RuntimeError for a named one that cannot."""
     name = resolve("cross_attention", device, requested)
-    if name in KERNELS and not _has_kernel(name):
-        if (requested or requested_backend()) == name:
-            raise RuntimeError(f"backend {name!r} was asked for and has no cross_attention")
-        return "chunked"
     return AUTOMATIC if name == "triton" and (requested or requested_backend()) is None else name
 
 
@@ -47,7 +36,7 @@ def _routed(backend: str, pairs: tuple, sparse: bool) -> str:
     return "sdpa" if sdpa.suits(*pairs, sparse=sparse) else "triton"
 
 
-def _forward(query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p, seed, sparse, backend):
+def forward(query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p, seed, sparse, backend):
     pairs = (query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p)
     backend = _routed(backend, pairs, sparse)
     if backend == "cpu":
@@ -60,7 +49,7 @@ def _forward(query, key, value, query_lengths, key_lengths, causal_offset, scale
     return [out for out, _ in found] + [stat for _, stat in found]
 
 
-def _backward(
+def backward(
     grad_out,
     query,
     key,
@@ -89,6 +78,17 @@ def _backward(
     return [gradients[side] for side in range(3) for gradients in found]
 
 
+def _forward_operator(query, key, value, query_lengths, key_lengths, causal_offset, numbers, *rest) -> list[Tensor]:
+    return forward(query, key, value, query_lengths, key_lengths, causal_offset, *numbers.tolist(), *rest)
+
+
+def _backward_operator(
+    grad_out, query, key, value, out, stat, query_lengths, key_lengths, causal_offset, numbers, *rest
+) -> list[Tensor]:
+    pairs = (grad_out, query, key, value, out, stat, query_lengths, key_lengths)
+    return backward(*pairs, causal_offset, *numbers.tolist(), *rest)
+
+
 for _key in ("CPU", "CUDA"):
-    library.impl("cross_attention_forward", _forward, _key)
-    library.impl("cross_attention_backward", _backward, _key)
+    library.impl("cross_attention_forward", _forward_operator, _key)
+    library.impl("cross_attention_backward", _backward_operator, _key)

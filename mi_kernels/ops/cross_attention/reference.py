@@ -6,6 +6,8 @@ or blocks of them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -90,6 +92,39 @@ def normalize(s: Tensor, allowed: Tensor, sparse: bool) -> tuple[Tensor, Tensor]
     return p, stat.where(alive, torch.inf)
 
 
+def _weights_and_stat(
+    query: Tensor,
+    key: Tensor,
+    query_lengths: Tensor,
+    key_lengths: Tensor,
+    causal_offset: int,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor,
+    sparse: bool,
+    first: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Weights after dropout [B, heads, Tq, Tk] and the statistic [B, heads, Tq, 1]."""
+    dtype, (batch, heads, length, _), keys = accumulate_dtype(query.dtype), query.shape, key.shape[2]
+    rows = torch.arange(first, first + length, device=query.device)
+    query_within = _within(query_lengths, rows)
+    key_within = _within(key_lengths, torch.arange(keys, device=key.device))
+    q = _zero_padding(query, query_within).to(dtype)
+    k = _zero_padding(key, key_within).to(dtype)
+    allowed = _allowed(rows, keys, query_within, key_within, causal_offset)
+    with torch.autocast(query.device.type, enabled=False):  # it would multiply what was widened in 16 bits
+        p, stat = normalize((q * scale) @ k.mT, allowed, sparse)
+    if dropout_p > 0:
+        p = p * dropout_factor(seed, dropout_p, batch, heads, rows, keys, dtype)
+    return p, stat
+
+
+def weights(query: Tensor, key: Tensor, *rest: Any) -> Tensor:
+    """Normalised weights after dropout, [B, heads, Tq, Tk] in the accumulation type; arguments as of `attention`,
+    without the value."""
+    return _weights_and_stat(query, key, *rest)[0]
+
+
 def attention(
     query: Tensor,
     key: Tensor,
@@ -105,18 +140,11 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """out and stat of schema.py for one pair, differentiable any number of times. `query` may be the rows from `first`
     on of a longer one."""
-    dtype, (batch, heads, length, _), keys = accumulate_dtype(query.dtype), query.shape, key.shape[2]
-    rows = torch.arange(first, first + length, device=query.device)
-    query_within = _within(query_lengths, rows)
-    key_within = _within(key_lengths, torch.arange(keys, device=key.device))
-    q = _zero_padding(query, query_within).to(dtype)
-    k = _zero_padding(key, key_within).to(dtype)
-    v = _zero_padding(value, key_within).to(dtype)
-    allowed = _allowed(rows, keys, query_within, key_within, causal_offset)
-    with torch.autocast(query.device.type, enabled=False):  # it would multiply what was widened in 16 bits
-        p, stat = normalize((q * scale) @ k.mT, allowed, sparse)
-        if dropout_p > 0:
-            p = p * dropout_factor(seed, dropout_p, batch, heads, rows, keys, dtype)
+    rule = (query_lengths, key_lengths, causal_offset, scale, dropout_p, seed, sparse, first)
+    p, stat = _weights_and_stat(query, key, *rule)
+    key_within = _within(key_lengths, torch.arange(key.shape[2], device=key.device))
+    v = _zero_padding(value, key_within).to(p.dtype)
+    with torch.autocast(query.device.type, enabled=False):
         return (p @ v).to(query.dtype), stat.squeeze(-1)
 
 

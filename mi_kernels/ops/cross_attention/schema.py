@@ -13,7 +13,8 @@ its own, in one call. Per pair:
 
     query_lengths, key_lengths   [B] int64, or [0] for "all of them"; values are clamped to [0, T]
     causal_offset                int; NO_OFFSET for "no mask"
-    scale, dropout_p             float, 0 <= dropout_p < 1
+    scale, dropout_p             float, 0 <= dropout_p < 1; the operators take all of them in one tensor `numbers`
+                                 [2, pairs], fp64 on the CPU: a float argument would be a constant of a compiled graph
     seed                         entry of one int64 tensor [pairs]; not read where dropout_p is 0
 
 A forward returns the outs and then the stats, [B, heads, Tq] in the accumulation type (fp64 for fp64, fp32 otherwise):
@@ -35,6 +36,9 @@ Dropout is a counter hash in 32-bit unsigned arithmetic, the same in every backe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -42,18 +46,28 @@ from ..common.dtypes import accumulate_dtype
 
 NORMALIZERS = ("softmax", "sparsemax")
 NO_OFFSET = 2**31 - 1
+# Limits of the CUDA kernels; csrc/cross_attention/schema.h states them too, tests/ops/common/test_schemas.py compares.
+MOST_FEATURES, MOST_PAIRS = 16, 16
+
+
+class Rule(NamedTuple):
+    """How the pairs of a call attend: one entry per pair, and whether all use sparsemax."""
+
+    causal_offset: Sequence[int]
+    scale: Sequence[float]
+    dropout_p: Sequence[float]
+    sparse: bool
 
 library = torch.library.Library("mi_kernels", "FRAGMENT")
 _pairs = "Tensor[] query, Tensor[] key, Tensor[] value"
 _rule = (
-    "Tensor[] query_lengths, Tensor[] key_lengths, SymInt[] causal_offset, float[] scale, float[] dropout_p, "
-    "Tensor seed, bool sparse, str backend"
+    "Tensor[] query_lengths, Tensor[] key_lengths, SymInt[] causal_offset, Tensor numbers, Tensor seed, bool sparse, "
+    "str backend"
 )
 library.define(f"cross_attention_forward({_pairs}, {_rule}) -> Tensor[]")
 library.define(
     f"cross_attention_backward(Tensor[] grad_out, {_pairs}, Tensor[] out, Tensor[] stat, {_rule}) -> Tensor[]"
 )
-
 
 
 def dropout_threshold(p: float) -> int:

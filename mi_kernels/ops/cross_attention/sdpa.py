@@ -1,9 +1,9 @@
-"""The part of attention that torch's own flash attention computes as well, for the automatic choice on a GPU.
+"""torch's own flash attention, for the calls on a GPU that it can serve and where no backend is named.
 
-Softmax over all keys, or causal over as many keys as queries, without lengths and dropout, in 16 bits: then out and
-row_lse are the same numbers, and on long sequences of wide heads a kernel that was tuned per architecture for years is
-the one to run. As the statistic is the same, a forward of one kind may have a backward of the other. It takes one
-launch per pair, so that pairs shorter than FROM stay in the grouped kernels. The backward runs in flash attention's
+It serves softmax over all keys, or causal with as many keys as queries, without lengths and dropout, in 16 bits. Out
+and row_lse are then what the other kernels compute, so forward and backward may come from different kernels. On long
+sequences of wide heads it is faster, as it is tuned for every architecture. It takes one launch per pair, so pairs
+shorter than FROM stay in the grouped kernels. The backward runs in flash attention's
 deterministic mode, as everything here does. Costs as in `triton_forward` and `triton_backward`, and a copy of each
 result, which flash attention leaves in the order [B, T, heads, E].
 """

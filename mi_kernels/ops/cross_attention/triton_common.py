@@ -21,14 +21,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.triton import mma
-from .schema import dropout_threshold
+from .schema import MOST_PAIRS, dropout_threshold
 
 # Columns of the table of sizes; a stride takes three.
 START, TQ, TK, HEADS, OFFSET, QUERY_LENGTHS, KEY_LENGTHS, DROP_BELOW = (tl.constexpr(i) for i in range(8))
 QUERY, KEY, VALUE, GRAD = (tl.constexpr(i) for i in (8, 11, 14, 17))
 # Columns of the table of numbers, each a sum of two so that fp64 gets all its digits.
 SCALE, KEEP = (tl.constexpr(i) for i in (0, 2))
-MOST_PAIRS = 16  # arguments of a kernel take 4 KiB at most
 _MAX_LENGTH = 2**28
 MOST_REGISTERS = 255  # of a thread; left to itself, ptxas spills a few to let one more block in
 

@@ -5,26 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..common.checks import FLOATS
+from ..common.checks import backend_name, check_floats, check_integer, check_lengths, check_tensor
 from . import autograd, dispatch  # noqa: F401  (dispatch registers the operators)
 
 
 def _check_tensor(name: str, t: Tensor, shape: tuple[int, ...], meaning: str) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    check_tensor(name, t)
     if tuple(t.shape) != shape:
         raise ValueError(f"{name} must have shape {meaning} = {list(shape)}, got {list(t.shape)}")
 
 
 def _check_weight(name: str, weight: Tensor) -> None:
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(weight).__name__}")
+    check_tensor(name, weight)
     if weight.dim() not in (2, 3) or weight.numel() == 0 or weight.shape[-2] != 4 * weight.shape[-1]:
         raise ValueError(f"{name} must have shape [4H, H], or [G, 4H, H] for G groups, got {list(weight.shape)}")
 
 
 def _check_vectors(tensors: dict[str, Tensor | None], shape: tuple[int, ...], meaning: str) -> None:
-    """Those that are there, `meaning` without groups."""
+    """Optional tensors of one shape; `meaning` is that shape in letters, without the group dimension."""
     grouped = len(shape) > meaning.count(",") + 1
     for name, t in tensors.items():
         if t is not None:
@@ -33,14 +31,14 @@ def _check_vectors(tensors: dict[str, Tensor | None], shape: tuple[int, ...], me
 
 def _check_kinds(first: str, like: Tensor, others: dict[str, Tensor | None]) -> None:
     """One known dtype and one device; under autocast any dtypes that it casts."""
-    autocast = torch.is_autocast_enabled(like.device.type)
-    for name, t in {first: like, **others}.items():
-        if t is None:
-            continue
-        if t.dtype not in FLOATS:
-            raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
+    present = {name: t for name, t in others.items() if t is not None}
+    check_floats(first, like)
+    for name, t in present.items():
+        check_floats(name, t)
         if t.device != like.device:
             raise ValueError(f"{name} must be on the device of {first}, {like.device}, got {t.device}")
+    autocast = torch.is_autocast_enabled(like.device.type)
+    for name, t in present.items():
         if t.dtype != like.dtype and not autocast:
             raise ValueError(f"{name} must have the dtype of {first}, {like.dtype}, got {t.dtype}")
 
@@ -59,14 +57,7 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
 def _checked_lengths(lengths: Tensor | None, batch: tuple[int, ...], steps: int, device: torch.device) -> Tensor | None:
     if lengths is None:
         return None
-    _check_tensor("lengths", lengths, batch, "[B]" if len(batch) == 1 else "[G, B]")
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise ValueError(f"lengths must be of an integer type, got {lengths.dtype}")
-    # Looking at values on a GPU would wait for it, and would break a compiled graph.
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = lengths.aminmax()
-        if low < 0 or high > steps:
-            raise ValueError(f"lengths must lie between 0 and T = {steps}, got {int(low)} to {int(high)}")
+    check_lengths("lengths", lengths, batch, "[B]" if len(batch) == 1 else "[G, B]", steps, "T")
     return lengths.to(device, torch.int64)
 
 
@@ -88,8 +79,8 @@ def lstm(
 ) -> tuple[Tensor, Tensor]:
     """One LSTM layer: all hidden and cell states, h [B, T, H] and c [B, T, H], of inputs x [B, T, D].
 
-    `lstm_scan` with the projection of the input: on a CPU the gates of a few steps at a time are formed in cache and
-    used there, which saves 8 H numbers a step of memory traffic. Parameters are those of a layer of `torch.nn.LSTM`
+    `lstm_scan` with the projection of the input: a CPU forms the gates of a few steps at a time in cache and uses them
+    there, which saves 8 H numbers a step of memory traffic. Parameters are those of a layer of `torch.nn.LSTM`
     (`weight_ih` [4H, D], `weight_hh` [4H, H], biases [4H] or None), `h0` and `c0` [B, H] default to zeros. `lengths`
     [B]: from its length on a row is zero in h and c, passes no gradient, and may hold anything in x, NaN too. With a
     leading group dimension on every argument G layers run in one call.
@@ -101,8 +92,7 @@ def lstm(
     _check_weight("weight_hh", weight_hh)
     width, hidden = weight_hh.shape[-2:]
     lead = tuple(weight_hh.shape[:-2])
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    check_tensor("x", x)
     if x.dim() != 3 + len(lead) or tuple(x.shape[:-3]) != lead or not x.numel():
         letters = "[G, B, T, D]" if lead else "[B, T, D]"
         raise ValueError(
@@ -118,7 +108,7 @@ def lstm(
     x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0 = _autocast(  # type: ignore[assignment]
         x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0
     )
-    h, c = autograd.lstm(x, weight_ih, weight_hh, _summed(bias_ih, bias_hh), h0, c0, lengths, backend)
+    h, c = autograd.lstm(x, weight_ih, weight_hh, _summed(bias_ih, bias_hh), h0, c0, lengths, backend_name(backend))
     return h.to(x.dtype), c.to(x.dtype)
 
 
@@ -141,18 +131,18 @@ def lstm_scan(
     on every argument (`weight_hh` [G, 4H, H], `gates` [G, B, T, 4H]) G scans run in one call.
 
     Results have the dtype of `gates`; 16-bit inputs are scanned in fp32. Under autocast every input takes its dtype.
-    Differentiable twice (second derivatives run step by step in plain torch). Deterministic.
+    Differentiable any number of times, also in forward mode and under torch.func's transforms: values and first
+    gradients run in the kernels (vmap becomes a group dimension), the rest step by step in plain torch. Deterministic.
 
     Cost, per row and step: 8 H^2 FLOP forward and 16 H^2 backward; the activations and states, 6 H numbers, are kept
     for the backward pass, `gates` are not. Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000, as
     `torch.nn.LSTM` computes it.
 
-    Raises ValueError or TypeError naming the argument (on a GPU and in compiled graphs, values of `lengths` are not
-    looked at); RuntimeError if a backend that was named cannot run.
+    Raises ValueError or TypeError naming the argument (values of `lengths` are not checked on a GPU, in a compiled
+    graph or under vmap); RuntimeError if a backend that was named cannot run.
     """
     _check_weight("weight_hh", weight_hh)
-    if not isinstance(gates, Tensor):
-        raise TypeError(f"gates must be a tensor, got {type(gates).__name__}")
+    check_tensor("gates", gates)
     width, hidden = weight_hh.shape[-2:]
     lead = tuple(weight_hh.shape[:-2])
     letters = "[G, B, T, 4H]" if lead else "[B, T, 4H]"
@@ -167,7 +157,7 @@ def lstm_scan(
     _check_kinds("gates", gates, {"weight_hh": weight_hh, "bias": bias, "h0": h0, "c0": c0})
     lengths = _checked_lengths(lengths, tuple(batch), steps, gates.device)
     gates, weight_hh, bias, h0, c0 = _autocast(gates, weight_hh, bias, h0, c0)  # type: ignore[assignment]
-    h, c = autograd.scan(gates, weight_hh, bias, h0, c0, lengths, steps, backend)
+    h, c = autograd.scan(gates, weight_hh, bias, h0, c0, lengths, steps, backend_name(backend))
     return h.to(gates.dtype), c.to(gates.dtype)
 
 
@@ -183,33 +173,31 @@ def lstm_decode(
 ) -> Tensor:
     """An LSTM that runs on its own output: hidden states h [B, steps, H].
 
-    Starts from h = c = 0; the input of step 0 is `code` [B, H], that of a later step the h before it. So from step 1 on
-    input and recurrent weights [4H, H] act on the same vector and are added up once: half the multiplications. Biases
-    are [4H] or None; a leading group dimension on every argument runs G decoders in one call.
+    Starts from h = c = 0. The input of step 0 is `code` [B, H], the input of every later step is the h before it. From
+    step 1 on both weights [4H, H] multiply the same vector, so their sum is formed once: half the multiplications.
+    Biases are [4H] or None; a leading group dimension on every argument runs G decoders in one call.
 
     Gradients reach `weight_ih` through step 0 and through the sum, `weight_hh` through the sum alone. Dtypes, second
     derivatives and errors as in `lstm_scan`; cost, per row and step, 8 H^2 FLOP forward and 16 H^2 backward. Decoder of
-    Tsai et al. 2019 (arXiv 1806.06176), whose code adds no weights up: the same function, rounded otherwise.
+    Tsai et al. 2019 (arXiv 1806.06176), whose code multiplies by both weights: the same function, rounded differently.
     """
     _check_weight("weight_hh", weight_hh)
     _check_tensor("weight_ih", weight_ih, tuple(weight_hh.shape), "of weight_hh")
     width, hidden = weight_hh.shape[-2:]
     lead = tuple(weight_hh.shape[:-2])
     letters = "[G, B, H]" if lead else "[B, H]"
-    if not isinstance(code, Tensor):
-        raise TypeError(f"code must be a tensor, got {type(code).__name__}")
+    check_tensor("code", code)
     if code.dim() != 2 + len(lead) or code.shape[-1] != hidden or tuple(code.shape[:-2]) != lead or not code.numel():
         raise ValueError(
             f"code must have shape {letters} with H = {hidden} and not be empty (weight_hh is "
             f"{list(weight_hh.shape)}), got {list(code.shape)}"
         )
     _check_vectors({"bias_ih": bias_ih, "bias_hh": bias_hh}, (*lead, width), "[4H]")
-    if isinstance(steps, bool) or not isinstance(steps, (int, torch.SymInt)) or steps < 1:
-        raise ValueError(f"steps must be a positive integer, got {steps!r}")
+    check_integer("steps", steps, least=1)
     weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
     _check_kinds("code", code, weights)
     code, weight_ih, weight_hh, bias_ih, bias_hh = _autocast(code, weight_ih, weight_hh, bias_ih, bias_hh)  # type: ignore[assignment]
     bias = _summed(bias_ih, bias_hh)
     first = (code @ weight_ih.mT).unsqueeze(-2)
-    h, _ = autograd.scan(first, weight_ih + weight_hh, bias, None, None, None, steps, backend)
+    h, _ = autograd.scan(first, weight_ih + weight_hh, bias, None, None, None, steps, backend_name(backend))
     return h.to(code.dtype)

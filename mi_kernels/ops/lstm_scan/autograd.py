@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 
 from ..common import autograd as handover
+from ..common import transforms
 from . import dispatch, reference
 from .schema import NEED_BIAS, NEED_C0, NEED_H0, NEED_INPUT_WEIGHT, NEED_WEIGHT, NEED_X
 
 
 class _StandIn(torch.autograd.Function):
-    """A tensor without memory of its own that has the place of `t` in autograd's graph: a second derivative passes
-    through it, so that the gates, 4 H numbers a step beside 6 H that are kept, can go after the forward pass."""
+    """Takes the place of `t` in autograd's graph without holding memory.
+
+    Second derivatives need that place, but not the values of t: the gates, 4 H numbers a step beside the 6 H that are
+    kept, are freed after the forward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, t: Tensor) -> Tensor:
@@ -29,7 +33,7 @@ class _StandIn(torch.autograd.Function):
 
 
 def _folded(grouped: bool, *tensors: Tensor | None) -> list[Any]:
-    """With a group dimension, contiguous."""
+    """Tensors in the operators' shapes: contiguous, and with a group dimension where they have none."""
     return [None if t is None else (t if grouped else t.unsqueeze(0)).contiguous() for t in tensors]
 
 
@@ -51,10 +55,12 @@ class _Scan(torch.autograd.Function):
     def backward(ctx, g_h, g_c):
         if g_h is None and g_c is None:
             return (None,) * 10
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if handover.needs_formula((g_h, g_c)):
             stand_in, weight, bias, h0, c0, lengths, *_, activations = ctx.saved_tensors
             again = partial(_rescanned, lengths=lengths, activations=activations)
-            d_gates, *others = _differentiable_gradients(again, (stand_in, weight, bias, h0, c0), g_h, g_c)
+            needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:6])
+            inputs = (stand_in, weight, bias, h0, c0)
+            d_gates, *others = handover.differentiable_gradients(again, inputs, needed, (g_h, g_c))
             return d_gates, None, *others, None, None, None, None
         _, weight, _, h0, c0, lengths, h, c, activations = ctx.saved_tensors
         grouped = weight.dim() == 3
@@ -89,10 +95,10 @@ class _LSTM(torch.autograd.Function):
         if g_h is None and g_c is None:
             return (None,) * 9
         x, weight_ih, weight_hh, bias, h0, c0, lengths, h, c, activations = ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if handover.needs_formula((g_h, g_c)):
             again = partial(_projected_again, lengths=lengths, activations=activations)
-            inputs = (x, weight_ih, weight_hh, bias, h0, c0)
-            return *_differentiable_gradients(again, inputs, g_h, g_c), None, None, None
+            inputs, needed = (x, weight_ih, weight_hh, bias, h0, c0), ctx.needs_input_grad[:6]
+            return *handover.differentiable_gradients(again, inputs, needed, (g_h, g_c)), None, None, None
         grouped = weight_hh.dim() == 3
         bits = (NEED_X, NEED_INPUT_WEIGHT, NEED_WEIGHT, NEED_BIAS, NEED_H0, NEED_C0)
         needs = handover.needs(ctx.needs_input_grad, bits)
@@ -107,34 +113,22 @@ class _LSTM(torch.autograd.Function):
 def _rescanned(gates, weight, bias, h0, c0, *, lengths, activations) -> tuple[Tensor, Tensor]:
     grouped = weight.dim() == 3
     problem = [*_folded(grouped, gates, weight, bias, h0, c0, lengths), activations]
-    h, c = reference.rescan(*problem)
+    with torch.autocast(weight.device.type, enabled=False):
+        h, c = reference.rescan(*problem)
     return (h, c) if grouped else (h.squeeze(0), c.squeeze(0))
 
 
-def _projected_again(x, weight_ih, weight_hh, bias, h0, c0, *, lengths, activations) -> tuple[Tensor, Tensor]:
-    if lengths is not None:  # NaN times a gradient of zero would still be one
+def _projected(x: Tensor, weight: Tensor, lengths: Tensor | None) -> Tensor:
+    """The gates of an input, 0 beyond its lengths: NaN times a gradient of zero would still be NaN."""
+    if lengths is not None:
         x = x.where(reference.valid_steps(lengths, x.shape[-2]), 0)
-    gates = x @ weight_ih.mT.unsqueeze(-3) if weight_hh.dim() == 3 else x @ weight_ih.mT
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ weight.mT.unsqueeze(-3) if weight.dim() == 3 else x @ weight.mT
+
+
+def _projected_again(x, weight_ih, weight_hh, bias, h0, c0, *, lengths, activations) -> tuple[Tensor, Tensor]:
+    gates = _projected(x, weight_ih, lengths)
     return _rescanned(gates, weight_hh, bias, h0, c0, lengths=lengths, activations=activations)
-
-
-def _differentiable_gradients(
-    outputs_of: Callable[..., tuple[Tensor, Tensor]],
-    inputs: tuple[Tensor | None, ...],
-    g_h: Tensor | None,
-    g_c: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """The gradients as functions of the inputs, of g_h and of g_c, in plain torch."""
-    # Aliases: a tensor that serves twice must not collect the sum of both gradients.
-    aliases = [None if t is None else t.view_as(t) for t in inputs]
-    device = next(t for t in inputs if t is not None).device.type
-    with torch.autocast(device, enabled=False):
-        outputs = outputs_of(*aliases)
-    used = [(o, g) for o, g in zip(outputs, (g_h, g_c), strict=True) if g is not None]
-    wanted = [t is not None and t.requires_grad for t in inputs]
-    targets = [t for t in aliases if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad([o for o, _ in used], targets, [g for _, g in used], create_graph=True))
-    return tuple(next(found) if want else None for want in wanted)
 
 
 def _keeps(*tensors: Tensor | None) -> bool:
@@ -150,13 +144,26 @@ def scan(
     c0: Tensor | None,
     lengths: Tensor | None,
     steps: int,
-    backend: str | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """h and c in fp32 (fp64 for fp64); with a group dimension where the weight has one."""
+    if transforms.active():
+        run, formula = partial(_scan, steps=steps, backend=backend), partial(_defined_scan, steps=steps)
+        return _transformed(run, formula, weight.dim() == 3, gates, weight, bias, h0, c0, lengths)
+    return _scan(gates, weight, bias, h0, c0, lengths, steps=steps, backend=backend)
+
+
+def _scan(gates, weight, bias, h0, c0, lengths, *, steps: int, backend: str) -> tuple[Tensor, Tensor]:
     keep = _keeps(gates, weight, bias, h0, c0)
     twice = keep and not torch.compiler.is_compiling()
     stand_in = _StandIn.apply(gates) if twice and gates.requires_grad else gates.new_zeros(()).expand(gates.shape)
-    return _Scan.apply(gates, stand_in, weight, bias, h0, c0, lengths, steps, keep, backend or "")
+    return _Scan.apply(gates, stand_in, weight, bias, h0, c0, lengths, steps, keep, backend)
+
+
+def _defined_scan(gates, weight, bias, h0, c0, lengths, *, steps: int) -> tuple[Tensor, Tensor]:
+    """The formula that `_scan` computes, with a group dimension."""
+    with torch.autocast(gates.device.type, enabled=False):
+        return reference.scan(gates, weight, bias, h0, c0, lengths, steps)[:2]
 
 
 def lstm(
@@ -167,8 +174,44 @@ def lstm(
     h0: Tensor | None,
     c0: Tensor | None,
     lengths: Tensor | None,
-    backend: str | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """h and c in fp32 (fp64 for fp64); with a group dimension where the weights have one."""
+    problem = (x, weight_ih, weight_hh, bias, h0, c0, lengths)
+    if transforms.active():
+        return _transformed(partial(_lstm, backend=backend), _defined_lstm, weight_hh.dim() == 3, *problem)
+    return _lstm(*problem, backend=backend)
+
+
+def _lstm(x, weight_ih, weight_hh, bias, h0, c0, lengths, *, backend: str) -> tuple[Tensor, Tensor]:
     inputs = (x, weight_ih, weight_hh, bias, h0, c0)
-    return _LSTM.apply(*inputs, lengths, _keeps(*inputs), backend or "")
+    return _LSTM.apply(*inputs, lengths, _keeps(*inputs), backend)
+
+
+def _defined_lstm(x, weight_ih, weight_hh, bias, h0, c0, lengths) -> tuple[Tensor, Tensor]:
+    """The formula that `_lstm` computes, with a group dimension."""
+    gates = _projected(x, weight_ih, lengths)
+    return _defined_scan(gates, weight_hh, bias, h0, c0, lengths, steps=x.shape[2])
+
+
+def _transformed(
+    run: Callable[..., tuple[Tensor, Tensor]],
+    formula: Callable[..., tuple[Tensor, Tensor]],
+    grouped: bool,
+    *tensors: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`run` under the transforms of torch.func that are active; vmap's dimensions become groups, as every group has
+    weights of its own. `run` and `formula` take all tensors with a group dimension."""
+
+    def on_groups(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Sequence[Tensor]]:
+        def on_lead(lead: tuple[int, ...], *given: Tensor | None) -> Sequence[Tensor]:
+            d = len(lead)
+            own = [None if t is None else t if grouped else t.unsqueeze(d) for t in given]
+            batch = own[0].shape[: d + 1] if own[0] is not None else ()
+            found = function(*(None if t is None else t.flatten(0, d) for t in own))
+            return [(o.unflatten(0, batch) if grouped else o.unflatten(0, batch).squeeze(d)) for o in found]
+
+        return on_lead
+
+    h, c = transforms.apply(transforms.Operator(on_groups(run), on_groups(formula)), *tensors)
+    return h, c

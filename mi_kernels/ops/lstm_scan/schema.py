@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
 
+# What csrc/lstm_scan/schema.h states too; tests/ops/common/test_schemas.py compares the two.
 NEED_WEIGHT, NEED_BIAS, NEED_H0, NEED_C0, NEED_X, NEED_INPUT_WEIGHT = 1, 2, 4, 8, 16, 32
 
 library = torch.library.Library("mi_kernels", "FRAGMENT")
@@ -53,7 +54,6 @@ library.define(
     "Tensor c, Tensor activations, Tensor? g_h, Tensor? g_c, int needs, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-
 
 
 def _states(like: Tensor, steps: int, hidden: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..common.checks import FLOATS
+from ..common import transforms
+from ..common.checks import backend_name, check_choice, check_floats, check_integer, check_samples
 from ..common.statistics import STATISTICS, Statistics, check_pairing, check_request
 from . import autograd, chunked, dispatch, first_layer, reference
-from .activations import ACTIVATIONS
-from .schema import BITS, OUTPUTS
+from .schema import ACTIVATIONS, BITS, OUTPUTS, Score
 
 DEFAULT_MEMORY_BUDGET = 64 * 2**20
 
@@ -24,16 +24,12 @@ def _backend(device: torch.device, requested: str | None, layers: int) -> str:
 _backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _check_input(name: str, t: Tensor) -> None:
-    if t.dim() < 2:
-        raise ValueError(f"{name} must have shape [*, batch, features], got {tuple(t.shape)}")
-    if t.shape[:-1].numel() == 0:
-        raise ValueError(f"{name} must hold at least one sample, got shape {tuple(t.shape)}")
-    if t.dtype not in FLOATS:
-        raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
-
-
 def _check_parameters(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+    for name, given in (("weights", weights), ("biases", biases)):
+        if not isinstance(given, list | tuple):
+            raise TypeError(f"{name} must be a list of tensors, one per layer, got {type(given).__name__}")
+        for k, t in enumerate(given):
+            check_floats(f"{name}[{k}]", t)
     if len(weights) < 2 or len(weights) != len(biases):
         raise ValueError(
             "weights and biases must have one entry per layer, at least one hidden and the output layer, "
@@ -65,16 +61,20 @@ def _check_parameters(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: S
         raise ValueError(f"weights[{len(weights) - 1}] must give one score, got {tuple(weights[-1].shape)}")
 
 
-def _same(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, dtypes: bool) -> None:
-    device, dtype = x.device, x.dtype
-    for k, t in enumerate((y, *weights, *biases)):
-        if t.device == device and (t.dtype == dtype or not dtypes):
-            continue
-        n = len(weights)
-        name = "y" if k == 0 else f"weights[{k - 1}]" if k <= n else f"biases[{k - 1 - n}]"
-        if t.device != device:
-            raise ValueError(f"{name} must be on the device of x, {device}, got {t.device}")
-        raise ValueError(f"{name} must have the dtype of x, {dtype}, got {t.dtype}")
+def _check_alike(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
+    """One device for all, and one dtype unless autocast casts them; whether it does."""
+    others = {"y": y}
+    for kind, tensors in (("weights", weights), ("biases", biases)):
+        others |= {f"{kind}[{k}]": t for k, t in enumerate(tensors)}
+    for name, t in others.items():
+        if t.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}, got {t.device}")
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return True
+    for name, t in others.items():
+        if t.dtype != x.dtype:
+            raise ValueError(f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}")
+    return False
 
 
 def _prepare(
@@ -82,20 +82,16 @@ def _prepare(
 ) -> tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]:
     """Checks, casts as autocast asks, and applies the separable first layer: u [*, B, H_1], v [*, N, H_1], later
     weights, later biases."""
-    _check_input("x", x)
-    _check_input("y", y)
+    check_samples("x", x)
+    check_samples("y", y)
     if x.shape[:-2] != y.shape[:-2]:
         raise ValueError(
             f"y must have the leading dimensions of x, {tuple(x.shape[:-2])}, got {tuple(y.shape[:-2])}"
         )
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if output not in OUTPUTS:
-        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+    check_choice("activation", activation, ACTIVATIONS)
+    check_choice("output", output, OUTPUTS)
     _check_parameters(x, y, weights, biases)
-    autocast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
-    _same(x, y, weights, biases, dtypes=not autocast)
-    if autocast:
+    if _check_alike(x, y, weights, biases):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, y = x.to(dtype), y.to(dtype)
         weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
@@ -157,24 +153,31 @@ def statistics(
     torch allows it for CUDA matmuls. `backend="cuda"` does so too, fp32 as three TF32 products; it takes two hidden
     layers with relu or leaky_relu, and no fp64.
 
-    Raises ValueError for empty batches, wrong widths, mixed devices or dtypes, unknown names, and RuntimeError for a
-    named backend that cannot run.
+    torch.func transforms and forward-mode differentiation work: values and first gradients run in the kernels, vmap
+    becomes a group dimension, second derivatives and forward mode materialise the scores.
+
+    16-bit inputs: pre-activations of the first layer are formed in fp32 and rounded once, gradients are summed in fp32
+    and narrowed once. `backend="cuda"` rounds the two halves of the first layer before it adds them.
+
+    Raises TypeError for what is no tensor, ValueError for empty batches, wrong widths, mixed devices or dtypes, unknown
+    names and budgets, and RuntimeError for a named backend that cannot run.
     """
     check_request(stats, pairs, clip)
-    if memory_budget <= 0:
-        raise ValueError(f"memory_budget must be a positive number of bytes, got {memory_budget}")
-    off_diagonal = pairs == "off_diagonal"
+    check_integer("memory_budget", memory_budget, least=1)
     u, v, later, later_biases = _prepare(x, y, weights, biases, activation, output)
     check_pairing(stats, pairs, u.shape[-2], v.shape[-2])
-    name = _backend(x.device, backend, len(weights))
-    score = (activation, output, off_diagonal)
+    name = _backend(x.device, backend_name(backend) or None, len(weights))
+    score = Score(activation, output, pairs == "off_diagonal")
+    if transforms.active():
+        named = {"stats": stats, "clip": clip or 0.0, "memory_budget": memory_budget, "backend": name}
+        return Statistics(**autograd.transformed((u, v, *later, *later_biases), score, **named))  # type: ignore[arg-type]
     flat = lambda: autograd.flat((u, v, *later, *later_biases))  # noqa: E731
     found: Sequence[Tensor]
     if tuple(stats) == ("positive",):
         flat_u, flat_v, flat_weights, flat_biases = flat()
         found = (reference.apply_layers(flat_u + flat_v, flat_weights, flat_biases, activation, output),)
     elif name == "reference" or (name == "chunked" and chunked.fits(*flat(), memory_budget)):
-        found = reference.statistics(*flat(), *score, clip)
+        found = reference.statistics(*flat(), *score, clip if "clipped_row_lse" in stats else None)
     else:
         bits = sum(bit for s, bit in BITS.items() if s in stats)
         found = autograd.statistics(

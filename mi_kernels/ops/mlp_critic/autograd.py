@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common import transforms
+from ..common.autograd import differentiable_gradients, needs_formula
 from ..common.shapes import grouped, reshaped
-from . import dispatch
-from .reference import statistics as reference_statistics
-from .schema import PIECEWISE_LINEAR, kept_shapes
+from ..common.statistics import STATISTICS
+from . import dispatch, reference
+from .schema import BITS, PIECEWISE_LINEAR, Score, kept_shapes
+
+DIFFERENTIABLE = 5  # statistics that have a gradient; the clipped one, which comes last, has none
 
 
 def flat(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
@@ -32,33 +36,13 @@ def _gradient_rows(t: Tensor | None) -> Tensor | None:
     return None if t is None or not t.numel() else _rows(t)
 
 
-def _differentiable_gradients(
-    tensors: Sequence[Tensor],
-    needed: Sequence[bool],
-    grads: Sequence[Tensor | None],
-    score: tuple[str, str, bool],
-) -> list[Tensor | None]:
-    """First-order gradients that can be differentiated again; materialises the scores."""
-    # Aliases: a tensor that serves twice must not collect the sum of both gradients.
-    aliases = [t.view_as(t) for t in tensors]
-    outputs = reference_statistics(*flat(aliases), *score)
-    used = [(o, g) for o, g in zip(outputs, map(_gradient_rows, grads), strict=True) if g is not None]
-    targets = [a for a, need in zip(aliases, needed, strict=True) if need]
-    found = iter(
-        torch.autograd.grad(
-            [o for o, _ in used], targets, [g for _, g in used], create_graph=True, allow_unused=True
-        )
-    )
-    return [next(found) if need else None for need in needed]
-
-
 class _Statistics(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        score: tuple[str, str, bool],
+        score: Score,
         stats: int,
-        clip: float,
+        clip: float | Tensor,
         keep: bool,
         memory_budget: int,
         backend: str,
@@ -74,7 +58,7 @@ class _Statistics(torch.autograd.Function):
         ctx.save_for_backward(u, v, outputs[1], outputs[2], scores, masks, *parameters)
         ctx.score, ctx.memory_budget, ctx.backend = score, memory_budget, backend
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(outputs[5])
+        ctx.mark_non_differentiable(outputs[DIFFERENTIABLE])
         return tuple(outputs)
 
     @staticmethod
@@ -82,18 +66,20 @@ class _Statistics(torch.autograd.Function):
         u, v, row_lse, col_lse, scores, masks, *parameters = ctx.saved_tensors
         needed = ctx.needs_input_grad[6:]
         none = (None,) * 6
-        if all(g is None for g in grads):
-            return *none, *((None,) * len(needed))
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return *none, *_differentiable_gradients((u, v, *parameters), needed, grads[:5], ctx.score)
-        run: Any = torch.ops.mi_kernels.mlp_critic_backward if torch.compiler.is_compiling() else dispatch.backward
+        slopes = [_gradient_rows(g) for g in grads[:DIFFERENTIABLE]]
         tensors = (u, v, *parameters)
+        if all(g is None for g in slopes):
+            return *none, *((None,) * len(needed))
+        if needs_formula(slopes):
+            formula = lambda *t: reference.statistics(*flat(t), *ctx.score)  # noqa: E731
+            return *none, *differentiable_gradients(formula, tensors, needed, slopes)
+        run: Any = torch.ops.mi_kernels.mlp_critic_backward if torch.compiler.is_compiling() else dispatch.backward
         found = run(
             *flat(tensors),
             *ctx.score,
             _rows(row_lse),
             _rows(col_lse),
-            *map(_gradient_rows, grads[:5]),
+            *slopes,
             scores,
             masks,
             any(needed[2:]),
@@ -104,37 +90,96 @@ class _Statistics(torch.autograd.Function):
         return *none, *gradients, *((None,) * (len(tensors) - len(gradients)))
 
 
+def _keeps(tensors: Sequence[Tensor], score: Score, memory_budget: int, backend: str) -> bool:
+    """Whether the forward keeps scores and bits: 2 M FLOPs backward instead of 3 M."""
+    u, v, *parameters = tensors
+    kernel = backend in ("cpu", "triton", "cuda") and len(parameters) == 4 and score.activation in PIECEWISE_LINEAR
+    if not (kernel and torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return False
+    groups, width = u.shape[:-2].numel(), parameters[0].shape[-2]
+    shapes = kept_shapes(groups, u.shape[-2], v.shape[-2], width, backend)
+    scores, masks = (torch.Size(shape).numel() for shape in shapes)
+    return scores * (8 if u.dtype == torch.float64 else 4) + masks * 4 <= memory_budget
+
+
 def statistics(
     u: Tensor,
     v: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
-    score: tuple[str, str, bool],
+    score: Score,
     *,
     stats: int,
     clip: float,
     memory_budget: int,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    """The statistics of schema.py, differentiable, [*, B] each; `score` is (activation, output, off_diagonal).
+    """The statistics of schema.py, differentiable, [*, B] each.
 
     u [*, B, H_1], v [*, N, H_1]; weights and biases as torch.nn.Linear has them or with a group dimension.
-
-    The compiled backends and Triton keep scores and ReLU bits for the backward where they fit `memory_budget`: 3 M
-    FLOPs instead of 4 M.
     """
     tensors = (u, v, *weights, *biases)
-    keep = (
-        backend in ("cpu", "triton", "cuda")
-        and len(weights) == 2
-        and score[0] in PIECEWISE_LINEAR
-        and torch.is_grad_enabled()
-        and any(t.requires_grad for t in tensors)
-    )
-    if keep:
-        groups = u.shape[:-2].numel()
-        shapes = kept_shapes(groups, u.shape[-2], v.shape[-2], weights[0].shape[-2], backend)
-        scores, masks = (torch.Size(shape).numel() for shape in shapes)
-        keep = scores * (8 if u.dtype == torch.float64 else 4) + masks * 4 <= memory_budget
-    out: tuple[Tensor, ...] = _Statistics.apply(score, stats, clip, keep, memory_budget, backend, *tensors)
+    keep = _keeps(tensors, score, memory_budget, backend)
+    bound = torch.full((), clip, dtype=torch.float64) if torch.compiler.is_compiling() else clip
+    out: tuple[Tensor, ...] = _Statistics.apply(score, stats, bound, keep, memory_budget, backend, *tensors)
     return out
+
+
+def _as_groups(lead: tuple[int, ...], tensors: Sequence[Tensor]) -> tuple[list[Tensor], torch.Size]:
+    """Tensors [lead, ...] with `lead` folded into the groups, u [lead x groups, B, H_1] and so on; and the shape
+    [lead, *] that the folded groups stand for.
+
+    Parameters that were only expanded along `lead` stay shared, unless a parameter needs a gradient, which differs from
+    copy to copy.
+    """
+    u, v, *parameters = tensors
+    d, batch = len(lead), u.shape[:-2]
+    groups = batch[d:].numel()
+    n = len(parameters) // 2
+    flattened = [u.flatten(0, -3), v.flatten(0, -3)]
+    for k, p in enumerate(parameters):
+        own = p if p.dim() - d == (3 if k < n else 2) else p.unsqueeze(d)  # [lead, 1 or G, ...]
+        expanded = not any(p.stride()[:d]) and own.shape[d] == 1
+        if expanded and not any(t.requires_grad for t in parameters):
+            flattened.append(own[(0,) * d])
+        else:
+            flattened.append(own.expand(*lead, groups, *own.shape[d + 1 :]).flatten(0, d))
+    return flattened, batch
+
+
+def transformed(
+    tensors: Sequence[Tensor], score: Score, *, stats: Sequence[str], clip: float, memory_budget: int, backend: str
+) -> dict[str, Tensor]:
+    """The statistics named, [*, B] each, under the transforms of torch.func that are active; `tensors` are u, v, the
+    weights and the biases. `positive` is there for square batches alone."""
+    def operator(wanted: Sequence[str]) -> transforms.Operator:
+        bits = sum(bit for s, bit in BITS.items() if s in wanted)
+        clipped = clip if "clipped_row_lse" in wanted else None
+
+        def shaped(found: Sequence[Tensor], batch: torch.Size) -> list[Tensor]:
+            by_name = dict(zip(STATISTICS, found, strict=False))
+            return [by_name[s].reshape(*batch, by_name[s].shape[-1]) for s in wanted]
+
+        def run(lead: tuple[int, ...], *given: Tensor) -> list[Tensor]:
+            flattened, batch = _as_groups(lead, given) if lead else (list(given), given[0].shape[:-2])
+            u, v, weights, biases = flat(flattened)
+            found: Sequence[Tensor]
+            if backend == "reference":
+                found = reference.statistics(u, v, weights, biases, *score, clipped)
+            else:
+                options = {"memory_budget": memory_budget, "backend": backend}
+                found = statistics(u, v, weights, biases, score, stats=bits, clip=clipped or 0.0, **options)  # type: ignore[arg-type]
+            return shaped(found, batch)
+
+        def formula(lead: tuple[int, ...], *given: Tensor) -> list[Tensor]:
+            flattened, batch = _as_groups(lead, given) if lead else (list(given), given[0].shape[:-2])
+            return shaped(reference.statistics(*flat(flattened), *score, clipped), batch)
+
+        return transforms.Operator(run, formula)
+
+    wanted = [s for s in stats if s != "clipped_row_lse"]
+    found = dict(zip(wanted, transforms.apply(operator(wanted), *tensors), strict=True)) if wanted else {}
+    if "clipped_row_lse" in stats:
+        still = [t.detach() for t in tensors]
+        (found["clipped_row_lse"],) = transforms.apply(operator(["clipped_row_lse"]), *still)
+    return found

@@ -22,16 +22,14 @@ from torch import Tensor
 from ..common.dtypes import accumulate_dtype
 from .activations import ACTIVATIONS
 from .reference import softplus
-from .schema import CLIPPED_ROW_LSE, COL_LSE, ROW_LSE, ROW_SOFTPLUS
+from .schema import CLIPPED_ROW_LSE, COL_LSE, ROW_LSE, ROW_SOFTPLUS, Slopes
 
 Tile = tuple[slice, slice]
-# Of positive, row_lse, col_lse, row_sum, row_softplus; None where nothing flows back.
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 def activation_bytes(u: Tensor, v: Tensor, weights: Sequence[Tensor]) -> int:
     """Bytes of all hidden activations of all pairs."""
-    return u.shape[0] * u.shape[1] * v.shape[1] * sum(w.shape[2] for w in weights) * u.element_size()
+    return u.shape[0] * u.shape[1] * v.shape[1] * sum(w.shape[2] for w in weights) * weights[0].element_size()
 
 
 def fits(
@@ -77,7 +75,7 @@ def _tile_scores(
     H]."""
     act = ACTIVATIONS[activation]
     kept = []
-    h = (u.unsqueeze(2) + v.unsqueeze(1)).flatten(1, 2)
+    h = (u.unsqueeze(2) + v.unsqueeze(1)).flatten(1, 2).to(weights[0].dtype)
     for layer in range(len(weights)):
         if layer:
             h = _affine(h, weights[layer - 1], biases[layer - 1])
@@ -138,23 +136,22 @@ def forward(
 
 
 def _score_gradient(
-    raw: Tensor, output: str, row_lse: Tensor | None, col_lse: Tensor | None, grads: Gradients, rows: slice, off: bool
+    raw: Tensor, output: str, row_lse: Tensor | None, col_lse: Tensor | None, slopes: Slopes, rows: slice, off: bool
 ) -> Tensor:
     """dS [g, R, N] with respect to the scores before the output activation."""
-    g_positive, g_row, g_col, g_sum, g_soft = grads
     s = softplus(raw) if output == "softplus" else raw
-    ds = torch.zeros_like(s) if g_sum is None else g_sum.unsqueeze(2).expand_as(s).clone()
-    if g_row is not None and row_lse is not None:
-        ds.addcmul_((s - row_lse.unsqueeze(2)).exp_(), g_row.unsqueeze(2))
-    if g_col is not None and col_lse is not None:
-        ds.addcmul_((s - col_lse.unsqueeze(1)).exp_(), g_col.unsqueeze(1))
-    if g_soft is not None:
-        ds.addcmul_(s.sigmoid(), g_soft.unsqueeze(2))
+    ds = torch.zeros_like(s) if slopes.row_sum is None else slopes.row_sum.unsqueeze(2).expand_as(s).clone()
+    if slopes.row_lse is not None and row_lse is not None:
+        ds.addcmul_((s - row_lse.unsqueeze(2)).exp_(), slopes.row_lse.unsqueeze(2))
+    if slopes.col_lse is not None and col_lse is not None:
+        ds.addcmul_((s - col_lse.unsqueeze(1)).exp_(), slopes.col_lse.unsqueeze(1))
+    if slopes.row_softplus is not None:
+        ds.addcmul_(s.sigmoid(), slopes.row_softplus.unsqueeze(2))
     if off:
         # Set, not multiplied: over no pair the exponentials above are infinite.
         ds.masked_fill_(_diagonal_mask(rows, s.shape[2], s.device), 0)
-    if g_positive is not None:
-        ds.diagonal(rows.start, dim1=1, dim2=2).add_(g_positive)
+    if slopes.positive is not None:
+        ds.diagonal(rows.start, dim1=1, dim2=2).add_(slopes.positive)
     return ds.mul_(raw.sigmoid()) if output == "softplus" else ds
 
 
@@ -219,7 +216,7 @@ def backward(
     off_diagonal: bool,
     row_lse: Tensor | None,
     col_lse: Tensor | None,
-    gradients: Gradients,
+    slopes: Slopes,
     need_parameters: bool,
     memory_budget: int,
 ) -> list[Tensor]:
@@ -230,16 +227,15 @@ def backward(
     zeros = lambda t: torch.zeros(t.shape, dtype=dtype, device=t.device)  # noqa: E731
     d_weights = [zeros(w) for w in weights] if need_parameters else []
     d_biases = [zeros(b) for b in biases] if need_parameters else []
-    by_row = lambda t, g, r: None if t is None else t[g, r]  # noqa: E731
-    by_group = lambda t, g: None if t is None else t[g]  # noqa: E731
-    g_positive, g_row, g_col, g_sum, g_soft = gradients
+    of = lambda t, g, side: None if t is None else t[g, side]  # noqa: E731
+    columns = slice(None)
     with torch.autocast(u.device.type, enabled=False):
         for g, r in _tiles(u, v, weights, memory_budget):
             tile_weights = _of_groups(weights, g)
             s, kept = _tile_scores(u[g, r], v[g], tile_weights, _of_groups(biases, g), activation, keep=True)
-            rows = (by_row(g_positive, g, r), by_row(g_row, g, r))
-            grads = (*rows, by_group(g_col, g), by_row(g_sum, g, r), by_row(g_soft, g, r))
-            ds = _score_gradient(s, output, by_row(row_lse, g, r), by_group(col_lse, g), grads, r, off_diagonal)
+            sides = (r, r, columns, r, r)
+            of_tile = Slopes(*(of(t, g, side) for t, side in zip(slopes, sides, strict=True)))
+            ds = _score_gradient(s, output, of(row_lse, g, r), of(col_lse, g, columns), of_tile, r, off_diagonal)
             # Slices of the accumulators: `+=` on them writes through.
             dz = _tile_backward(
                 ds, kept, tile_weights, activation, _of_groups(d_weights, g), _of_groups(d_biases, g)

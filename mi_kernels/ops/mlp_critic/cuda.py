@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .schema import Slopes
+
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 SLOPES = {"relu": 0.0, "leaky_relu": 0.01}  # below zero
 _PART_BYTES = 256 << 20  # sums that are added up by torch, at most
@@ -22,7 +24,11 @@ _PART_BYTES = 256 << 20  # sums that are added up by torch, at most
 
 @dataclass(frozen=True)
 class _Critic:
-    """A critic in the kernels' form: u, v and w2 of one type, the vectors fp32, all for one group or for every one."""
+    """A critic in the kernels' form: u, v and w2 of one type, the vectors fp32, all for one group or for every one.
+
+    With 16-bit weights the kernels read u and v in 16 bits: unlike on the other backends, both are rounded before they
+    are added.
+    """
 
     u: Tensor
     v: Tensor
@@ -57,14 +63,15 @@ def _critic(
                 "backend 'cuda' was asked for and scores critics of two hidden layers with relu or leaky_relu, "
                 f"got {what}"
             )
-    if u.dtype not in TYPES:
-        raise RuntimeError(f"backend 'cuda' was asked for and cannot run mlp_critic: it has no kernel for {u.dtype}")
+    dtype = weights[0].dtype
+    if dtype not in TYPES:
+        raise RuntimeError(f"backend 'cuda' was asked for and cannot run mlp_critic: it has no kernel for {dtype}")
     groups = max(t.shape[0] for t in (*weights, *biases))
     w2, w = (t.expand(groups, *t.shape[1:]) for t in weights)
     b2, b = (t.expand(groups, *t.shape[1:]) for t in biases)
     b2, w, b = (t.float().reshape(groups, -1).contiguous() for t in (b2, w, b))
-    tf32 = u.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    head = (u.contiguous(), v.contiguous(), w2.contiguous(), b2, w, b)
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    head = (u.to(dtype).contiguous(), v.to(dtype).contiguous(), w2.contiguous(), b2, w, b)
     return _Critic(*head, SLOPES[activation], output == "softplus", off_diagonal, tf32)
 
 
@@ -164,7 +171,7 @@ def backward(
     off_diagonal: bool,
     row_lse: Tensor,
     col_lse: Tensor,
-    gradients: Sequence[Tensor | None],
+    slopes: Slopes,
     kept_scores: Tensor,
     kept_bits: Tensor,
     need_parameters: bool,
@@ -173,8 +180,7 @@ def backward(
     """[du, dv], followed by the gradients of all weights and then all biases when they are needed."""
     k = _critic(u, v, weights, biases, activation, output, off_diagonal)
     kept = kept_scores.dim() == 3
-    flowing = [None if t is None else t.float().contiguous() for t in gradients]
-    g_positive, g_row, g_col, g_sum, g_soft = flowing
+    slopes = Slopes(*(None if t is None else t.float().contiguous() for t in slopes))
     of = lambda t, g, side: None if t is None else t[g, side].contiguous()  # noqa: E731
     total = _Totals(k, need_parameters)
     everything = [(slice(0, u.shape[0]), slice(0, u.shape[1]))]
@@ -185,13 +191,13 @@ def backward(
         columns = slice(None)
         ds = torch.ops.mi_kernels_cuda.mlp_critic_score_gradient(
             scores,
-            of(row_lse if g_row is not None else None, g, r),
-            of(col_lse if g_col is not None else None, g, columns),
-            of(g_positive, g, r),
-            of(g_row, g, r),
-            of(g_col, g, columns),
-            of(g_sum, g, r),
-            of(g_soft, g, r),
+            of(row_lse if slopes.row_lse is not None else None, g, r),
+            of(col_lse if slopes.col_lse is not None else None, g, columns),
+            of(slopes.positive, g, r),
+            of(slopes.row_lse, g, r),
+            of(slopes.col_lse, g, columns),
+            of(slopes.row_sum, g, r),
+            of(slopes.row_softplus, g, r),
             r.start,
             k.softplus,
             off_diagonal,

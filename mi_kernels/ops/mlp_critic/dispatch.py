@@ -7,9 +7,7 @@ from torch import Tensor
 
 from ...backends import requested_backend, resolve
 from . import chunked, cuda
-from .schema import library
-
-BACKENDS = ("reference", "chunked", "cpu", "triton", "cuda")
+from .schema import Slopes, library
 
 
 def backend_for(device: torch.device, requested: str | None, layers: int) -> str:
@@ -22,8 +20,6 @@ def backend_for(device: torch.device, requested: str | None, layers: int) -> str
         raise RuntimeError(
             f"backend {name!r} was asked for and scores critics of one or two hidden layers, got {layers - 1}"
         )
-    if name not in BACKENDS:
-        raise RuntimeError(f"backend {name!r} was asked for and has no mlp_critic; it has {', '.join(BACKENDS)}")
     return name
 
 
@@ -65,20 +61,26 @@ def backward(
     backend,
 ) -> list[Tensor]:
     critic = (u, v, weights, biases, activation, output, off_diagonal, row_lse, col_lse)
-    gradients = (grad_positive, grad_row_lse, grad_col_lse, grad_row_sum, grad_row_softplus)
+    slopes = Slopes(grad_positive, grad_row_lse, grad_col_lse, grad_row_sum, grad_row_softplus)
     if backend == "cpu":
         kept = (kept_scores, kept_masks)
-        return torch.ops.mi_kernels_cpu.mlp_critic_backward(*critic, *gradients, *kept, need_parameters)
+        return torch.ops.mi_kernels_cpu.mlp_critic_backward(*critic, *slopes, *kept, need_parameters)
     if backend == "triton":
         from . import triton_backward
 
         kept = (kept_scores, kept_masks)
-        return triton_backward.backward(*critic, gradients, *kept, need_parameters, memory_budget)
+        return triton_backward.backward(*critic, slopes, *kept, need_parameters, memory_budget)
     if backend == "cuda":
-        return cuda.backward(*critic, gradients, kept_scores, kept_masks, need_parameters, memory_budget)
-    return chunked.backward(*critic, gradients, need_parameters, memory_budget)
+        return cuda.backward(*critic, slopes, kept_scores, kept_masks, need_parameters, memory_budget)
+    return chunked.backward(*critic, slopes, need_parameters, memory_budget)
+
+
+def _forward_operator(
+    u, v, weights, biases, activation, output, off_diagonal, stats, clip, *rest
+) -> tuple[Tensor, ...]:
+    return forward(u, v, weights, biases, activation, output, off_diagonal, stats, clip.item(), *rest)
 
 
 for _key in ("CPU", "CUDA"):
-    library.impl("mlp_critic_forward", forward, _key)
+    library.impl("mlp_critic_forward", _forward_operator, _key)
     library.impl("mlp_critic_backward", backward, _key)

@@ -24,9 +24,10 @@ def softplus(s: Tensor) -> Tensor:
 def apply_layers(
     h: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str, output: str
 ) -> Tensor:
-    """The MLP after its first layer: pre-activations [G, P, H_1] -> scores [G, P]."""
+    """The MLP after its first layer: pre-activations [G, P, H_1] -> scores [G, P]. Layers run in the dtype of the
+    weights, the last one and the scores in fp32 at least."""
     act = ACTIVATIONS[activation].apply
-    h = act(h)
+    h = act(h.to(weights[0].dtype))
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         h = act(h @ weight.mT + bias.unsqueeze(-2))
     dtype = accumulate_dtype(h.dtype)

@@ -18,8 +18,12 @@ over all pairs or over pairs with i != j (`positive` is the diagonal either way)
 diagonal) the log-sums are -inf and the sums are 0; their gradients are 0.
 
 Shapes: u [G, B, H_1], v [G, N, H_1]; `weights[l]` [1 or G, H_{l+2}, H_{l+1}], the last [1 or G, 1, H_k]; `biases[l]`
-[1 or G, H_{l+2}]. Statistics are fp32 for 16- and 32-bit inputs and fp64 for fp64. Bits of `stats` ask for the four
-log-sums and softplus sums; what is not asked for comes back empty ([G, 0]).
+[1 or G, H_{l+2}]. Layers run in the dtype of the weights. Beside 16-bit weights u and v are fp32, so that u + v is
+rounded once. Gradients are summed in fp32 at least and come back in the dtype of their input. Statistics are fp32 for
+16- and 32-bit inputs and fp64 for fp64. Bits of `stats` ask for the four log-sums and softplus sums; what is not asked
+for comes back empty ([G, 0]).
+
+`clip` is one fp64 number in a CPU tensor: a float would be a constant of a compiled graph.
 
 With `keep`, a forward returns for the backward the scores before `out` and one bit for each unit of the second hidden
 layer. The CPU keeps them in tiles of R x C pairs: `kept_scores` [G, row tiles, column tiles, R C] and `kept_masks` [G,
@@ -29,22 +33,47 @@ row tiles, column tiles, ceil(H_2 / 32), R C] int32; Triton and CUDA by rows: `k
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
 
-OUTPUTS = ("identity", "softplus")
-# Activations whose slope a bit tells.
-PIECEWISE_LINEAR = ("relu", "leaky_relu")
+# What csrc/mlp_critic/schema.h states too; tests/ops/common/test_schemas.py compares the two.
 ROW_LSE, COL_LSE, ROW_SOFTPLUS, CLIPPED_ROW_LSE = 1, 2, 4, 8
+ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "silu")
+OUTPUTS = ("identity", "softplus")
+TILE_PAIRS, COLUMN_STEP = 64, 16
+
+PIECEWISE_LINEAR = ("relu", "leaky_relu")  # activations whose slope a bit tells
 BITS = {"row_lse": ROW_LSE, "col_lse": COL_LSE, "row_softplus": ROW_SOFTPLUS, "clipped_row_lse": CLIPPED_ROW_LSE}
+
+
+
+class Score(NamedTuple):
+    """What turns pre-activations of the first layer into counted scores, besides the parameters."""
+
+    activation: str
+    output: str
+    off_diagonal: bool
+
+
+class Slopes(NamedTuple):
+    """The gradients that arrive at the statistics; None where nothing flows back."""
+
+    positive: Tensor | None
+    row_lse: Tensor | None
+    col_lse: Tensor | None
+    row_sum: Tensor | None
+    row_softplus: Tensor | None
+
 
 library = torch.library.Library("mi_kernels", "FRAGMENT")
 _critic = "Tensor u, Tensor v, Tensor[] weights, Tensor[] biases"
 _score = "str activation, str output, bool off_diagonal"
 library.define(
-    f"mlp_critic_forward({_critic}, {_score}, int stats, float clip, bool keep, SymInt memory_budget, str backend) -> "
+    f"mlp_critic_forward({_critic}, {_score}, int stats, Tensor clip, bool keep, SymInt memory_budget, str backend) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 library.define(
@@ -59,10 +88,10 @@ def _ceil(a: int, b: int) -> int:
 
 
 def tiling(rows: int, columns: int) -> tuple[int, int, int, int]:
-    """(R, C, row tiles, column tiles) of the CPU kernels: at most 64 columns, a multiple of 16, and about 64 pairs."""
-    column_tiles = _ceil(columns, 64)
-    c = 16 * _ceil(_ceil(columns, column_tiles), 16)
-    r = 64 // c
+    """(R, C, row tiles, column tiles) of the CPU kernels: tiles of at most TILE_PAIRS pairs."""
+    column_tiles = _ceil(columns, TILE_PAIRS)
+    c = COLUMN_STEP * _ceil(_ceil(columns, column_tiles), COLUMN_STEP)
+    r = TILE_PAIRS // c
     return r, c, _ceil(rows, r), column_tiles
 
 

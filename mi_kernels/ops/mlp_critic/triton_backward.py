@@ -34,12 +34,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.triton import as_vector, device_guard, sigmoid, softplus
+from .schema import Slopes
 from .triton_common import INTERPRETED, Critic, Tiling, chunks, critic, mode
 from .triton_forward import launch_scores
 from .triton_layers import first_layer, first_tiling, product, second_layer
-
-# Of positive, row_lse, col_lse, row_sum, row_softplus; None where nothing flows back.
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_cols", "shift"])
@@ -149,7 +147,7 @@ def _add_chunk(total: _Totals, k: Critic, at: tuple[slice, slice, slice], g: Ten
     scale: Tensor | float = 1.0
     if need:
         total.add("b", g.sum((1, 2)), groups)
-    if k.u.dtype == torch.float16:
+    if k.dtype == torch.float16:
         scale = _unit_scale(g)
         g = g / scale
     if two and (z is not None or need):
@@ -178,7 +176,7 @@ def _right_operand(k: Critic) -> tuple[Tensor | None, Tensor | float]:
 def _pair_bytes(k: Critic, kept: bool) -> int:
     """Bytes a pair of a chunk takes: scores and g, bits or z, parts of du."""
     H1, H2 = k.widths
-    t = first_tiling(k.u.dtype, H1, H2, mode(k.u.dtype) == "tf32", INTERPRETED)
+    t = first_tiling(k.dtype, H1, H2, mode(k.dtype) == "tf32", INTERPRETED)
     of_layer = 4 * k.words if k.by_bits else H2 * k.u.element_size()
     wide = k.accumulator.itemsize
     return wide + (0 if kept else wide + of_layer) + -(-wide * H1 // t.BJ)
@@ -194,7 +192,7 @@ def backward(
     off_diagonal: bool,
     row_lse: Tensor | None,
     col_lse: Tensor | None,
-    gradients: Gradients,
+    slopes: Slopes,
     kept_scores: Tensor,
     kept_bits: Tensor,
     need_parameters: bool,
@@ -207,11 +205,11 @@ def backward(
     """
     k = critic(u, v, weights, biases, activation, output)
     acc, kept = k.accumulator, kept_scores.dim() == 3
-    row_lse, col_lse, *grads = (as_vector(t, acc) for t in (row_lse, col_lse, *gradients))
+    row_lse, col_lse, *grads = (as_vector(t, acc) for t in (row_lse, col_lse, *slopes))
     w2, w2_scale = _right_operand(k)
     total = _Totals(k, need_parameters)
     new = lambda *shape, dtype=acc: torch.empty(shape, dtype=dtype, device=u.device)  # noqa: E731
-    first = first_tiling(u.dtype, *k.widths, mode(u.dtype) == "tf32", INTERPRETED)
+    first = first_tiling(k.dtype, *k.widths, mode(k.dtype) == "tf32", INTERPRETED)
     with device_guard(u):
         for at in chunks(k.sizes, _pair_bytes(k, kept), memory_budget, 8, first.BJ):
             g, r, c = at
@@ -224,7 +222,7 @@ def backward(
                 if k.by_bits:
                     bits = new(G, rows, k.words, columns, dtype=torch.int32)
                 elif k.w2 is not None:
-                    z = new(G, rows, columns, k.w2.shape[1], dtype=u.dtype)
+                    z = new(G, rows, columns, k.w2.shape[1], dtype=k.dtype)
                 launch_scores(part, 0, off_diagonal, None, scores=scores, bits=bits, z=z)
             of = lambda t, side, g=g: None if t is None else t[g, side]  # noqa: E731
             sides = (r, r, c, r, r)

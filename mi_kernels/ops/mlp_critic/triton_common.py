@@ -167,8 +167,13 @@ class Critic:
         return self.w2 is not None and self.activation in PIECEWISE_LINEAR
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the layers' products; u and v may be wider."""
+        return self.w.dtype
+
+    @property
     def accumulator(self) -> torch.dtype:
-        return accumulate_dtype(self.u.dtype)
+        return accumulate_dtype(self.dtype)
 
     def chunk(self, g: slice, r: slice, c: slice) -> Critic:
         own = {n: t[g] for n in ("w2", "b2", "w", "b") if (t := getattr(self, n)) is not None and self.own}

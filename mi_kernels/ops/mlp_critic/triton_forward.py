@@ -71,7 +71,7 @@ def scores_kernel(
     ACT: tl.constexpr, SOFTPLUS: tl.constexpr, OFF_DIAGONAL: tl.constexpr, CLIP: tl.constexpr, LAYERS: tl.constexpr,
     PRECISION: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    DTYPE: tl.constexpr = p_u.dtype.element_ty
+    DTYPE: tl.constexpr = p_w.dtype.element_ty  # of the products; u and v may be wider
     ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
     TERMS: tl.constexpr = 17 if DTYPE == tl.float64 else 8
     P: tl.constexpr = BI * BJ
@@ -175,8 +175,8 @@ def launch_scores(
     clipped [G, column tiles, R] and col_lse [G, row tiles, N]."""
     G, rows, columns = k.sizes
     H1, H2 = k.widths
-    precision = mode(k.u.dtype)
-    t = tiling(k.u.dtype, H2, precision == "tf32", k.activation, INTERPRETED)
+    precision = mode(k.dtype)
+    t = tiling(k.dtype, H2, precision == "tf32", k.activation, INTERPRETED)
     pitch = columns if scores is None else scores.stride(1)
     scores_kernel[(G * triton.cdiv(rows, t.BI) * triton.cdiv(columns, t.BJ),)](
         k.u, k.v, k.w2, k.b2, k.w, k.b, scores, bits, z, *parts,
@@ -218,7 +218,7 @@ def forward(
     if keep:
         shapes = kept_shapes(G, B, N, weights[0].shape[1], "triton")
         kept_scores, kept_bits = new(*shapes[0]), new(*shapes[1], dtype=torch.int32)
-    t = tiling(u.dtype, k.widths[1], mode(u.dtype) == "tf32", activation, INTERPRETED)
+    t = tiling(k.dtype, k.widths[1], mode(k.dtype) == "tf32", activation, INTERPRETED)
     tile_bytes = acc.itemsize * (t.BI * sum(wanted) + t.BJ * bool(stats & COL_LSE))
     pair_bytes = -(-tile_bytes // (t.BI * t.BJ))
     with device_guard(u):

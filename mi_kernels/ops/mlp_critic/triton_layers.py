@@ -27,6 +27,13 @@ from .triton_common import (
     splits,
 )
 
+TYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+
 
 @triton.jit(do_not_specialize=["n_rows", "n_cols", "own", "n_split"])
 def second_layer_kernel(
@@ -80,7 +87,6 @@ def first_layer_kernel(
 ):  # fmt: skip
     """du by column tiles [G, column tiles, R, H1]; dv [G, n_split, C, H1] and, with one hidden layer, dw [G, n_split,
     column tiles, H1] by parts of the rows. `p_w2` is diag(w) W2 where there are bits."""
-    DTYPE: tl.constexpr = p_u.dtype.element_ty
     ACC: tl.constexpr = p_g.dtype.element_ty
     P: tl.constexpr = BI * BJ
     n_col_tiles = tl.cdiv(n_cols, BJ)
@@ -111,7 +117,7 @@ def first_layer_kernel(
                 o_k = i_k + tl.arange(0, BK)
                 if p_bits is not None:
                     b_d = load_bits(p_bits + i_g * n_rows * n_words * pitch, o_pi, o_pj, m_pair, i_k, n_words, pitch,
-                                    ACT, DTYPE, P, BK)  # fmt: skip
+                                    ACT, p_w2.dtype.element_ty, P, BK)  # fmt: skip
                 else:
                     p = p_d + ((i_g * n_rows + o_pi) * n_cols + o_pj)[:, None] * H2 + o_k[None, :]
                     b_d = tl.load(p, mask=m_pair[:, None] & (o_k < H2)[None, :], other=0.0)  # [P, BK]
@@ -140,11 +146,11 @@ def first_layer_kernel(
 def product_kernel(
     p_u, p_v, p_g, p_bits, p_d, p_out,
     n_rows, n_cols, pitch, H1, H2, n_split,
-    ACT: tl.constexpr, PRECISION: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    ACT: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """m^T (g h1) or D^T h1 of a chunk, [G, n_split, H2, H1]: BK units of H2 and BN of H1 a program, by parts of the
     rows."""
-    DTYPE: tl.constexpr = p_u.dtype.element_ty
     ACC: tl.constexpr = p_g.dtype.element_ty
     P: tl.constexpr = BI * BJ
     n_l, n_k = tl.cdiv(H1, BN), tl.cdiv(H2, BK)
@@ -222,7 +228,7 @@ def _new(k: Critic, *shape: int) -> Tensor:
 def second_layer(k: Critic, g: Tensor, bits: Tensor | None, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """s [G, H2] and None with bits; else db2 and dw [G, H2], with D in place of z."""
     (G, rows, columns), (_, H2) = k.sizes, k.widths
-    t = second_tiling(k.u.dtype, INTERPRETED)
+    t = second_tiling(k.dtype, INTERPRETED)
     blocks = triton.cdiv(H2, t.BK)
     n = splits(G * blocks, triton.cdiv(rows * columns, t.BJ))
     bias, dw = _new(k, G, n, H2), None if z is None else _new(k, G, n, H2)
@@ -240,8 +246,8 @@ def first_layer(
     """du [G, R, H1], dv [G, C, H1] and, where needed with one hidden layer, dw [G, H1]. With bits, `w2` is
     diag(w) W2."""
     (G, rows, columns), (H1, H2) = k.sizes, k.widths
-    precision = mode(k.u.dtype)
-    t = first_tiling(k.u.dtype, H1, H2, precision == "tf32", INTERPRETED)
+    precision = mode(k.dtype)
+    t = first_tiling(k.dtype, H1, H2, precision == "tf32", INTERPRETED)
     tiles, blocks = triton.cdiv(columns, t.BJ), triton.cdiv(H1, t.BN)
     n = splits(G * tiles * blocks, triton.cdiv(rows, t.BI))
     du, dv = _new(k, G, tiles, rows, H1), _new(k, G, n, columns, H1)
@@ -259,14 +265,14 @@ def first_layer(
 def product(k: Critic, g: Tensor, bits: Tensor | None, d: Tensor | None) -> Tensor:
     """P or dW2 [G, H2, H1] of a chunk."""
     (G, rows, columns), (H1, H2) = k.sizes, k.widths
-    precision = mode(k.u.dtype)
-    t = product_tiling(k.u.dtype, H1, H2, precision == "tf32", bits is not None, INTERPRETED)
+    precision = mode(k.dtype)
+    t = product_tiling(k.dtype, H1, H2, precision == "tf32", bits is not None, INTERPRETED)
     blocks = triton.cdiv(H1, t.BN) * triton.cdiv(H2, t.BK)
     n = splits(G * blocks, triton.cdiv(rows, t.BI))
     out = _new(k, G, n, H2, H1)
     product_kernel[(G * blocks * n,)](
         k.u, k.v, g, bits, d, out, rows, columns, columns if bits is None else bits.stride(2), H1, H2, n,
-        ACT=k.activation, PRECISION=precision,
+        ACT=k.activation, DTYPE=TYPES[k.dtype], PRECISION=precision,
         BI=t.BI, BJ=t.BJ, BN=t.BN, BK=t.BK, num_warps=t.num_warps, num_stages=t.num_stages,
         enable_fp_fusion=True,
     )  # fmt: skip

@@ -18,10 +18,10 @@ def chunk_rows(groups: int, columns: int) -> int:
 
 
 def mmd(
-    x: Tensor, y: Tensor, gamma: Tensor, w_xx: float, w_yy: float, w_xy: float, needs: int, backend: str
+    x: Tensor, y: Tensor, bandwidth: Tensor, w_xx: float, w_yy: float, w_xy: float, needs: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     name = resolve("rbf_mmd", x.device, backend or None)
-    problem = (x, y, gamma, w_xx, w_yy, w_xy, needs)
+    problem = (x, y, bandwidth, w_xx, w_yy, w_xy, needs)
     if name == "cpu":
         return torch.ops.mi_kernels_cpu.rbf_mmd(*problem)
     if name == "triton":
@@ -36,28 +36,28 @@ def _hsic_rows(x: Tensor, name: str) -> int:
     return x.shape[1] if name == "reference" else chunk_rows(x.shape[0], 4 * x.shape[1])
 
 
-def hsic_forward(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+def hsic_forward(x: Tensor, y: Tensor, sx: Tensor, sy: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     name = resolve("rbf_hsic", x.device, backend or None)
     if name == "cpu":
-        return torch.ops.mi_kernels_cpu.rbf_hsic(x, y, gx, gy)
+        return torch.ops.mi_kernels_cpu.rbf_hsic(x, y, sx, sy)
     if name == "triton":
         from . import triton_hsic
 
-        return triton_hsic.forward(x, y, gx, gy)
-    return hsic.forward(x, y, gx, gy, _hsic_rows(x, name))
+        return triton_hsic.forward(x, y, sx, sy)
+    return hsic.forward(x, y, sx, sy, _hsic_rows(x, name))
 
 
 def hsic_backward(
-    x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, rows: Tensor, g: Tensor, needs: int, backend: str
+    x: Tensor, y: Tensor, sx: Tensor, sy: Tensor, rows: Tensor, g: Tensor, needs: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     name = resolve("rbf_hsic", x.device, backend or None)
     if name == "cpu":
-        return torch.ops.mi_kernels_cpu.rbf_hsic_grad(x, y, gx, gy, rows, g, needs)
+        return torch.ops.mi_kernels_cpu.rbf_hsic_grad(x, y, sx, sy, rows, g, needs)
     if name == "triton":
         from . import triton_hsic
 
-        return triton_hsic.backward(x, y, gx, gy, rows, g, needs)
-    return hsic.backward(x, y, gx, gy, rows, g, needs, _hsic_rows(x, name))
+        return triton_hsic.backward(x, y, sx, sy, rows, g, needs)
+    return hsic.backward(x, y, sx, sy, rows, g, needs, _hsic_rows(x, name))
 
 
 for _key in ("CPU", "CUDA"):

@@ -13,20 +13,13 @@ import torch
 from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
-from . import reference
-from .schema import NEED_GAMMA, NEED_GAMMA_Y, NEED_X, NEED_Y
-
-
-def _chunks(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, rows: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    for first in range(0, x.shape[1], rows):
-        part = slice(first, min(first + rows, x.shape[1]))
-        e = (-gx[:, None, None] * reference.squared_distances(x[:, part], x, first)).expm1()
-        f = (-gy[:, None, None] * reference.squared_distances(y[:, part], y, first)).expm1()
-        yield part, e, f
+from .distances import Points, apart, points, pull, squared, units, without_own
+from .reference import of_bandwidth
+from .schema import NEED_BANDWIDTH, NEED_BANDWIDTH_Y, NEED_X, NEED_Y
 
 
 def combine(products: Tensor, e: Tensor, f: Tensor) -> Tensor:
-    """(tr EHFH, tr EHEH, tr FHFH) / B^2, [G, 3], from the sums of products [G, 3] and the row sums [G, B]."""
+    """(tr EHFH, tr EHEH, tr FHFH) / B^2, [*, 3], from the sums of products [*, 3] and the row sums [*, B]."""
     batch = e.shape[-1]
     rows = torch.stack([(e * f).sum(-1), (e * e).sum(-1), (f * f).sum(-1)], -1)
     sums = torch.stack([e.sum(-1) * f.sum(-1), e.sum(-1).square(), f.sum(-1).square()], -1)
@@ -37,16 +30,55 @@ def _products(e: Tensor, f: Tensor) -> Tensor:
     return torch.stack([(a * b).sum((-2, -1), dtype=torch.float64) for a, b in ((e, f), (e, e), (f, f))], -1)
 
 
-def value(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor) -> Tensor:
-    """[G, 3]; every pair is materialised, differentiable any number of times."""
-    (_, e, f), *_ = _chunks(x.to(accumulate_dtype(x.dtype)), y.to(accumulate_dtype(y.dtype)), gx, gy, x.shape[1])
+def value(x: Tensor, y: Tensor, sx: Tensor, sy: Tensor) -> Tensor:
+    """[*, 3]; every pair is materialised, differentiable any number of times."""
+
+    def kernel(t: Tensor, bandwidth: Tensor) -> Tensor:
+        dtype = accumulate_dtype(t.dtype)
+        scale, gamma = units(bandwidth.to(dtype)[..., None])
+        t = t.to(dtype) * scale[..., None, None]
+        return (-gamma[..., None] * apart(t, t, own=True)).expm1()
+
+    e, f = kernel(x, sx), kernel(y, sy)
     return combine(_products(e, f), e.sum(-1, dtype=torch.float64), f.sum(-1, dtype=torch.float64))
 
 
-def forward(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+class _Side:
+    """One of the two samples in units of its bandwidth, and its gradients."""
+
+    def __init__(self, t: Tensor, bandwidth: Tensor):
+        dtype = accumulate_dtype(t.dtype)
+        self.bandwidth = bandwidth.to(dtype)
+        self.scale, gamma = units(self.bandwidth[:, None])
+        self.gamma = gamma[:, 0]
+        (self.points,) = points(self.scale, t.to(dtype))
+        self.gradient = torch.zeros_like(self.points.given)
+        self.dgamma = torch.zeros_like(self.gamma, dtype=torch.float64)
+
+    def tile(self, part: slice) -> tuple[Points, Tensor, Tensor, bool]:
+        """These rows, their distances from all, e, and whether differences were taken."""
+        own = self.points.rows(part)
+        distance, direct = squared(own, self.points, part.start)
+        return own, distance, (-self.gamma[:, None, None] * distance).expm1(), direct
+
+    def add(self, part: slice, of_exponent: Tensor, own: Points, distance: Tensor, direct: bool) -> None:
+        """Adds the gradients under dL/d(-gamma r^2) of these rows; the matrix is symmetric, so a row's is doubled."""
+        self.dgamma -= (of_exponent * distance).sum((-2, -1), dtype=torch.float64)
+        slope = without_own(-4 * self.gamma[:, None, None] * of_exponent, part.start)
+        self.gradient[:, part] += pull(slope, own, self.points, direct)
+
+
+def _parts(batch: int, rows: int) -> Iterator[slice]:
+    for first in range(0, batch, rows):
+        yield slice(first, min(first + rows, batch))
+
+
+def forward(x: Tensor, y: Tensor, sx: Tensor, sy: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """The operator rbf_hsic of schema.py, `rows` rows of pairs at a time."""
+    of_x, of_y = _Side(x, sx), _Side(y, sy)
     products, e_rows, f_rows = x.new_zeros((x.shape[0], 3), dtype=torch.float64), [], []
-    for _, e, f in _chunks(x.to(accumulate_dtype(x.dtype)), y.to(accumulate_dtype(y.dtype)), gx, gy, rows):
+    for part in _parts(x.shape[1], rows):
+        e, f = of_x.tile(part)[2], of_y.tile(part)[2]
         products = products + _products(e, f)
         e_rows.append(e.sum(-1, dtype=torch.float64))
         f_rows.append(f.sum(-1, dtype=torch.float64))
@@ -54,33 +86,27 @@ def forward(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, rows: int) -> tuple[Te
 
 
 def backward(
-    x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, row_sums: Tensor, g: Tensor, needs: int, rows: int
+    x: Tensor, y: Tensor, sx: Tensor, sy: Tensor, row_sums: Tensor, g: Tensor, needs: int, rows: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator rbf_hsic_grad of schema.py, `rows` rows of pairs at a time."""
-    batch = x.shape[1]
-    a, b = x.to(accumulate_dtype(x.dtype)), y.to(accumulate_dtype(y.dtype))
-    g = (g / batch**2).to(a.dtype)[:, :, None, None]
-    found = dx, dy, dgx, dgy = [torch.zeros_like(t) for t in (a, b, gx, gy)]
-    means = (row_sums / batch).to(a.dtype).unbind(1)
-    for part, e, f in _chunks(a, b, gx, gy, rows):
+    batch, sides = x.shape[1], (_Side(x, sx), _Side(y, sy))
+    dtype = sides[0].scale.dtype
+    g = (g / batch**2).to(dtype)[:, :, None, None]
+    means = (row_sums / batch).to(dtype).unbind(1)
+    for part in _parts(batch, rows):
+        (own_x, r_x, e, direct_x), (own_y, r_y, f, direct_y) = (side.tile(part) for side in sides)
         he, hf = (
             k - m[:, part, None] - m[:, None] + m.mean(-1)[:, None, None]
             for k, m in zip((e, f), means, strict=True)
         )
         of_e, of_f = g[:, 0] * hf + 2 * g[:, 1] * he, g[:, 0] * he + 2 * g[:, 2] * hf
-        _accumulate(a, part, of_e * (e + 1), gx, dx, dgx)
-        _accumulate(b, part, of_f * (f + 1), gy, dy, dgy)
-    bits = (NEED_X, NEED_Y, NEED_GAMMA, NEED_GAMMA_Y)
+        sides[0].add(part, of_e * (e + 1), own_x, r_x, direct_x)
+        sides[1].add(part, of_f * (f + 1), own_y, r_y, direct_y)
+    found = [side.gradient.mul_(side.scale[:, None, None]) for side in sides]
+    found += [of_bandwidth(side.dgamma, side.gamma, side.bandwidth) for side in sides]
+    bits = (NEED_X, NEED_Y, NEED_BANDWIDTH, NEED_BANDWIDTH_Y)
     gradients = [
         t.to(like.dtype) if needs & bit else like.new_empty(0)
-        for t, like, bit in zip(found, (x, y, gx, gy), bits, strict=True)
+        for t, like, bit in zip(found, (x, y, sx, sy), bits, strict=True)
     ]
     return gradients[0], gradients[1], gradients[2], gradients[3]
-
-
-def _accumulate(a: Tensor, part: slice, of_exponent: Tensor, gamma: Tensor, da: Tensor, dgamma: Tensor) -> None:
-    """Adds the gradients under dL/d(-gamma r^2) of these rows; the whole matrix is symmetric, so a row's is doubled."""
-    distance = reference.squared_distances(a[:, part], a, part.start)
-    dgamma -= (of_exponent * distance).sum((-2, -1))
-    slope = -4 * gamma[:, None, None] * of_exponent
-    da[:, part] += slope.sum(-1, keepdim=True) * a[:, part] - slope @ a

@@ -1,18 +1,20 @@
 """Operators for sums of Gaussian kernels over pairs: schemas, meaning and shape functions. Imports torch alone.
 
-    e(a, b) = mean_k expm1(-gamma_k |a - b|^2)
+    e(a, b) = mean_k expm1(-|a - b|^2 / (2 s_k^2))
     rbf_mmd -> value [G] = w_xx sum_ij e(x_i, x_j) + w_yy sum_ij e(y_i, y_j) + w_xy sum_ij e(x_i, y_j), in fp64,
-               and the gradients of x, y and gamma of a unit slope, in the same call.
+               and the gradients of x, y and the bandwidth under a unit slope, in the same call.
 
-x [G, B, D], y [G, N, D] (N may be 0), gamma [G, K]. expm1 instead of exp because the ones cancel in a squared MMD: what
-is left near its null is of the size of the e, not of rounding errors of the ones. The caller centres x and y.
+x [G, B, D], y [G, N, D] (N may be 0), bandwidth s [G, K]. expm1 and not exp, because the ones cancel in a squared MMD:
+what is left near its null is of the size of the e, not of rounding errors of the ones.
 
     rbf_hsic      -> sums over pairs of e f, e e and f f [G, 3] and row sums of e and f [G, 2, B], all fp64,
-                     e_ij = expm1(-gx |x_i - x_j|^2), f_ij = expm1(-gy |y_i - y_j|^2)
-    rbf_hsic_grad -> gradients of x, y, gx and gy under g [G, 3] of (tr EHFH, tr EHEH, tr FHFH) / B^2, H = 1 - 11'/B;
+                     e_ij = expm1(-|x_i - x_j|^2 / (2 sx^2)), f_ij = expm1(-|y_i - y_j|^2 / (2 sy^2))
+    rbf_hsic_grad -> gradients of x, y, sx and sy under g [G, 3] of (tr EHFH, tr EHEH, tr FHFH) / B^2, H = 1 - 11'/B;
                      `rows` are the row sums.
 
-x [G, B, Dx], y [G, B, Dy], gx and gy [G].
+x [G, B, Dx], y [G, B, Dy], sx and sy [G].
+Samples may lie anywhere and in any unit. Inside, they are in units of the smallest bandwidth and about their mean;
+gamma is 1 / (2 s^2) in these units. Pairs that are too near for inner products there take differences (distances.py).
 Bits of `needs` say which gradients are wanted; the others come back empty. `backend` "" is the automatic choice.
 """
 
@@ -20,42 +22,41 @@ from __future__ import annotations
 
 import torch
 
-NEED_X, NEED_Y, NEED_GAMMA, NEED_GAMMA_Y = 1, 2, 4, 8
+NEED_X, NEED_Y, NEED_BANDWIDTH, NEED_BANDWIDTH_Y = 1, 2, 4, 8
 
 library = torch.library.Library("mi_kernels", "FRAGMENT")
 library.define(
-    "rbf_mmd(Tensor x, Tensor y, Tensor gamma, float w_xx, float w_yy, float w_xy, int needs, str backend) "
+    "rbf_mmd(Tensor x, Tensor y, Tensor bandwidth, float w_xx, float w_yy, float w_xy, int needs, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
-library.define("rbf_hsic(Tensor x, Tensor y, Tensor gx, Tensor gy, str backend) -> (Tensor, Tensor)")
+library.define("rbf_hsic(Tensor x, Tensor y, Tensor sx, Tensor sy, str backend) -> (Tensor, Tensor)")
 library.define(
-    "rbf_hsic_grad(Tensor x, Tensor y, Tensor gx, Tensor gy, Tensor rows, Tensor g, int needs, str backend) "
+    "rbf_hsic_grad(Tensor x, Tensor y, Tensor sx, Tensor sy, Tensor rows, Tensor g, int needs, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
-
 
 
 @torch.library.register_fake("mi_kernels::rbf_mmd", lib=library)
-def _(x, y, gamma, w_xx, w_yy, w_xy, needs, backend):
+def _(x, y, bandwidth, w_xx, w_yy, w_xy, needs, backend):
     return (
         x.new_empty((x.shape[0],), dtype=torch.float64),
         x.new_empty(x.shape if needs & NEED_X else (0,)),
         y.new_empty(y.shape if needs & NEED_Y else (0,)),
-        gamma.new_empty(gamma.shape if needs & NEED_GAMMA else (0,)),
+        bandwidth.new_empty(bandwidth.shape if needs & NEED_BANDWIDTH else (0,)),
     )
 
 
 @torch.library.register_fake("mi_kernels::rbf_hsic", lib=library)
-def _(x, y, gx, gy, backend):
+def _(x, y, sx, sy, backend):
     groups, batch = x.shape[:2]
     return x.new_empty((groups, 3), dtype=torch.float64), x.new_empty((groups, 2, batch), dtype=torch.float64)
 
 
 @torch.library.register_fake("mi_kernels::rbf_hsic_grad", lib=library)
-def _(x, y, gx, gy, rows, g, needs, backend):
+def _(x, y, sx, sy, rows, g, needs, backend):
     return (
         x.new_empty(x.shape if needs & NEED_X else (0,)),
         y.new_empty(y.shape if needs & NEED_Y else (0,)),
-        gx.new_empty(gx.shape if needs & NEED_GAMMA else (0,)),
-        gy.new_empty(gy.shape if needs & NEED_GAMMA_Y else (0,)),
+        sx.new_empty(sx.shape if needs & NEED_BANDWIDTH else (0,)),
+        sy.new_empty(sy.shape if needs & NEED_BANDWIDTH_Y else (0,)),
     )

@@ -1,8 +1,13 @@
 """Tile primitives and launch settings that the Gaussian kernel sums in Triton share.
 
-A program owns BM rows of the samples and walks over a range of columns, BN a step; all samples are fp32 or fp64. A tile
-of inner products becomes a tile of squared distances, and that e = expm1(-gamma r^2); none of them leaves the program,
-except where features are wider than BO: there slopes go to a buffer of CHUNK_BYTES, which a matmul reads.
+A program owns BM rows of the samples and walks over a range of columns, BN a step; all samples are fp32 or fp64, about
+their mean and in units of the smallest bandwidth. A tile of inner products becomes a tile of squared distances, and
+that e = expm1(-gamma r^2); none of them leaves the program, except where features are wider than BO: there slopes go to
+a buffer of CHUNK_BYTES, which a matmul reads.
+
+Every kernel is launched twice. The first launch leaves out tiles that hold pairs too near for inner products
+(distances.py) and marks them; the second, DIRECT, computes these from differences of the rows as they were given.
+Nothing is read on the host, and where no tile is marked the second launch reads the marks and ends.
 """
 
 from __future__ import annotations
@@ -14,11 +19,16 @@ import torch
 import triton
 import triton.language as tl
 
-from ..common.triton import next_power
+from ..common.triton import load_vector, next_power
+from .distances import FARTHEST, LARGEST_NORMS, NEAR, SAFE_NORMS
 
 CHUNK_BYTES = 64 * 2**20
 _PROGRAMS = 512  # what a launch splits its columns for; by shape alone, so that a result is the same everywhere
 _MAX_SIDE = 2**30
+_FARTHEST = tl.constexpr(FARTHEST)
+_LARGEST_NORMS = tl.constexpr(LARGEST_NORMS)
+_NEAR = tl.constexpr(NEAR)
+_SAFE_NORMS = tl.constexpr(SAFE_NORMS)
 
 
 @triton.jit
@@ -37,6 +47,46 @@ def distance_tile(b_dot, b_own_norm, b_oth_norm, o_own, o_oth, EPS: tl.constexpr
     b_d = b_norms - 2.0 * b_dot
     b_d = tl.where(b_d <= EPS * b_norms, 0.0, b_d)  # a NaN stays one
     return tl.where(o_own[:, None] == o_oth[None, :], 0.0, b_d)
+
+
+@triton.jit
+def without_own(b_slope, o_own, o_oth):
+    """Slopes with 0 where a row meets itself: s_i z_i - W_ii z_i would leave the rounding of a far row."""
+    return tl.where(o_own[:, None] == o_oth[None, :], 0.0, b_slope)
+
+
+@triton.jit
+def any_near(b_dot, b_own_norm, b_oth_norm, o_own, o_oth):
+    """1 if a pair of the tile is too near for inner products, else 0."""
+    b_own = tl.where(b_own_norm <= _LARGEST_NORMS, b_own_norm, float("nan"))
+    b_oth = tl.where(b_oth_norm <= _LARGEST_NORMS, b_oth_norm, float("nan"))
+    b_norms = b_own[:, None] + b_oth[None, :]
+    m_far = (b_norms <= _SAFE_NORMS) | (b_norms - 2.0 * b_dot >= _NEAR * b_norms) | (o_own[:, None] == o_oth[None, :])
+    return 1 - tl.min(tl.min(m_far.to(tl.int32), 1), 0)
+
+
+@triton.jit
+def difference_tile(p, scale, o_own, o_oth, n_own, n, D, ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """|scale (own - oth)|^2 from rows as they were given: [BM, BN]."""
+    b_r = tl.zeros([BM, BN], dtype=ACC)
+    for d in range(0, D):
+        b_own = load_vector(p + d, o_own.to(tl.int64) * D, n_own.to(tl.int64) * D, 0.0)  # [BM]
+        b_oth = load_vector(p + d, o_oth.to(tl.int64) * D, n.to(tl.int64) * D, 0.0)  # [BN]
+        b_step = (b_own[:, None] - b_oth[None, :]) * scale
+        b_r += b_step * b_step
+    return tl.where(b_r > _FARTHEST, _FARTHEST, b_r)  # a NaN stays one
+
+
+@triton.jit
+def add_along_differences(b_slope, p, p_out, scale, o_own, o_oth, n_own, n, D):
+    """Adds sum_j slope_ij scale (own_i - oth_j) to the rows of p_out [n, D]; a slope of 0 adds 0 at any distance."""
+    for d in range(0, D):
+        o_row = o_own.to(tl.int64) * D
+        b_own = load_vector(p + d, o_row, n_own.to(tl.int64) * D, 0.0)  # [BM]
+        b_oth = load_vector(p + d, o_oth.to(tl.int64) * D, n.to(tl.int64) * D, 0.0)  # [BN]
+        b_step = tl.where(b_slope == 0.0, 0.0, b_slope * ((b_own[:, None] - b_oth[None, :]) * scale))
+        m = o_own < n_own
+        tl.store(p_out + d + o_row, tl.load(p_out + d + o_row, mask=m, other=0.0) + tl.sum(b_step, 1), mask=m)
 
 
 @triton.jit
@@ -74,6 +124,22 @@ def tiling(dtype: torch.dtype, D: int, interpreted: bool, gradient: bool) -> Til
 def constants(dtype: torch.dtype) -> dict[str, float | int]:
     """EPS and TERMS of a launch."""
     return {"EPS": 4 * torch.finfo(dtype).eps, "TERMS": 18 if dtype == torch.float64 else 10}
+
+
+def direct_rows(t: Tiling) -> int:
+    """Rows of a DIRECT program: part of a marked tile, so that registers suffice."""
+    return min(t.BM, 16)
+
+
+def marks(groups: int, rows: int, columns: int, t: Tiling, like: torch.Tensor) -> torch.Tensor:
+    """Where a launch marks its tiles: [G, row tiles, column tiles]."""
+    shape = (groups, triton.cdiv(rows, t.BM), triton.cdiv(columns, t.BN))
+    return torch.empty(shape, dtype=torch.int8, device=like.device)
+
+
+def about_mean(samples: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Samples [G, n, D] about their mean, times scale [G]."""
+    return (samples - samples.mean(1, keepdim=True)).mul_(scale[:, None, None])
 
 
 def split(groups: int, rows: int, columns: int, t: Tiling) -> int:

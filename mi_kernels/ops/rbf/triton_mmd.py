@@ -1,7 +1,8 @@
 """Sums of a Gaussian kernel over pairs in Triton, with their gradients in the same pass (schema.py has the formulas).
 
 x and y are one sequence z of n = B + N rows; a pair's weight goes by the sides of its two rows. With r_ij^2 the squared
-distance, K kernels of precisions gamma_k, and weights that count a pair in both orders,
+distance in units of the smallest bandwidth, K kernels of precisions gamma_k in that unit, and weights that count a pair
+in both orders,
 
     dz_i = s_i z_i - sum_j W_ij z_j,   W_ij = -4 weight_ij mean_k gamma_k exp(-gamma_k r_ij^2),   s_i = sum_j W_ij
 
@@ -20,29 +21,75 @@ import triton.language as tl
 
 from ..common.dtypes import accumulate_dtype
 from ..common.triton import device_guard, dot_tile, load_tile, load_vector, mma
-from .schema import NEED_GAMMA, NEED_X, NEED_Y
-from .triton_common import INTERPRETED, Tiling, check, chunks, constants, distance_tile, expm1, place, split, tiling
+from .schema import NEED_BANDWIDTH, NEED_X, NEED_Y
+from .triton_common import (
+    INTERPRETED,
+    Tiling,
+    about_mean,
+    add_along_differences,
+    any_near,
+    check,
+    chunks,
+    constants,
+    difference_tile,
+    direct_rows,
+    distance_tile,
+    expm1,
+    marks,
+    place,
+    split,
+    tiling,
+    without_own,
+)  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["n", "n_x", "first", "n_own", "n_splits"])
+@triton.jit
+def precision(s, scale):
+    """gamma of samples in units 1 / scale."""
+    return 0.5 / ((s * scale) * (s * scale))
+
+
+@triton.jit
+def kernels_of(b_r, b_weight, b_of_gamma, p_width, scale, K, o_kp, ACC: tl.constexpr, TERMS: tl.constexpr,
+               WANT_WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+    """Sums over the kernels of e and of gamma k: [BM, BN] each; adds those of weight k r^2 to b_of_gamma [BM, KP]."""
+    b_e = tl.zeros([BM, BN], dtype=ACC)
+    b_slope = tl.zeros([BM, BN], dtype=ACC)
+    for k in range(K):
+        gamma = precision(tl.load(p_width + k), scale)
+        b_k = expm1(-gamma * b_r, TERMS)
+        b_e += b_k
+        b_slope += gamma * (b_k + 1.0)
+        if WANT_WIDTH:
+            b_of_k = tl.sum(b_weight * (b_k + 1.0) * b_r, 1).to(tl.float64)  # [BM]
+            b_of_gamma += tl.where((o_kp == k)[None, :], b_of_k[:, None], 0.0)
+    return b_e, b_slope, b_of_gamma
+
+
+@triton.jit(do_not_specialize=["n", "n_x", "first", "n_own", "n_splits", "n_slots"])
 def mmd_kernel(
-    p_z, p_norm, p_gamma, p_sums, p_dgamma, p_slope, p_slope_sum, p_dz,
-    n, n_x, D, K, first, n_own, n_splits, xx, xx_low, yy, yy_low, xy, xy_low,
+    p_z, p_norm, p_given, p_width, p_scale, p_near, p_sums, p_dwidth, p_slope, p_slope_sum, p_dz,
+    n, n_x, D, K, first, n_own, n_splits, n_slots, xx, xx_low, yy, yy_low, xy, xy_low,
     EPS: tl.constexpr, TERMS: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    BO: tl.constexpr,
+    BO: tl.constexpr, MARKED: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
-    """Rows first .. first + n_own of z against a range of columns. p_sums [G, n_splits, 2, n_own]: sums of e over the
-    columns of x and of y; p_dgamma [G, n_splits, n_own, KP]; p_slope [G, n_own, n] and its row sums, or p_dz
-    [G, n_own, D]. Without either, columns up to the own row are left out and the others count twice."""
+    """Rows first .. first + n_own of z against a range of columns. p_sums [G, n_slots, 2, n_own]: sums of e over the
+    columns of x and of y; p_dwidth [G, n_slots, n_own, KP]; p_slope [G, n_own, n] and its row sums, or p_dz [G, n, D].
+    Without either, columns up to the own row are left out and the others count twice. DIRECT adds to p_dz, and writes
+    the last slot of the sums; the ranges of columns have a slot each before it. MARKED: rows of a marked tile."""
     ACC: tl.constexpr = p_norm.dtype.element_ty
     HALF: tl.constexpr = (p_slope is None) and (p_dz is None)
+    WANT_WIDTH: tl.constexpr = p_dwidth is not None
     i_g, i_split, i_own, begin, end = place(n_own, n_splits, n, BM, BN)
     o_chunk = i_own + tl.arange(0, BM)
     o_own = first + o_chunk
     n_end = first + n_own
     p_z += i_g * n * D
+    p_given += i_g * n * D
     p_norm += i_g * n
-    p_gamma += i_g * K
+    p_width += i_g * K
+    scale = tl.load(p_scale + i_g)
+    p_near += (i_g * tl.cdiv(n_own, MARKED) + i_own // MARKED) * tl.cdiv(n, BN)
     b_own_norm = load_vector(p_norm, o_own, n_end, 0.0)  # [BM]
     own_x = o_own < n_x
     b_zero = tl.zeros([BM], dtype=ACC)
@@ -51,7 +98,7 @@ def mmd_kernel(
     o_kp = tl.arange(0, KP)
     b_sum_x = tl.zeros([BM], dtype=tl.float64)
     b_sum_y = tl.zeros([BM], dtype=tl.float64)
-    b_dgamma = tl.zeros([BM, KP], dtype=tl.float64)
+    b_of_gamma = tl.zeros([BM, KP], dtype=tl.float64)
     b_slope_sum = tl.zeros([BM], dtype=ACC)
     o_o = tl.arange(0, BO)
     b_out = tl.zeros([BM, BO], dtype=ACC)
@@ -59,49 +106,66 @@ def mmd_kernel(
         begin = tl.maximum(begin, (first + i_own) // BN * BN)
     for i in range(begin, end, BN):
         o_oth = i + tl.arange(0, BN)
-        b_dot = dot_tile(p_z, p_z, o_own, o_oth, n_end, n, D, ACC, "ieee", BM, BN, BK)  # [BM, BN]
-        b_r = distance_tile(b_dot, b_own_norm, load_vector(p_norm, o_oth, n, 0.0), o_own, o_oth, EPS)
         m_x = (o_oth < n_x)[None, :]
         m = (o_own < n_end)[:, None] & (o_oth < n)[None, :]
         b_count = tl.where(m, 1.0, 0.0).to(ACC)
         if HALF:
             b_count = tl.where(o_oth[None, :] > o_own[:, None], 2.0 * b_count, 0.0)
-        b_weight = tl.where(m_x, b_to_x[:, None], b_to_y[:, None]) * b_count
-        b_e = tl.zeros([BM, BN], dtype=ACC)
-        b_slope = tl.zeros([BM, BN], dtype=ACC)
-        for k in range(K):
-            gamma = tl.load(p_gamma + k)
-            b_k = expm1(-gamma * b_r, TERMS)
-            b_e += b_k
-            b_slope += gamma * (b_k + 1.0)
-            if p_dgamma is not None:
-                b_of_k = tl.sum(b_weight * (b_k + 1.0) * b_r, 1).to(tl.float64)  # [BM]
-                b_dgamma += tl.where((o_kp == k)[None, :], b_of_k[:, None], 0.0)
-        b_e *= b_count
-        b_sum_x += tl.sum(tl.where(m_x, b_e, 0.0), 1).to(tl.float64)
-        b_sum_y += tl.sum(tl.where(m_x, 0.0, b_e), 1).to(tl.float64)
-        if not HALF:
-            b_slope = b_slope * b_weight * -4.0 / K
-            b_slope_sum += tl.sum(b_slope, 1)
-        if p_slope is not None:
-            p_tile = p_slope + (i_g * n_own + o_chunk[:, None]) * n + o_oth[None, :]
-            tl.store(p_tile, b_slope, mask=m)
-        if p_dz is not None:
-            b_oth = load_tile(p_z, o_oth, o_o, n, D)  # [BN, BO]
-            b_out = mma(b_slope, b_oth, b_out, ACC, "ieee")
+        if DIRECT:
+            if tl.load(p_near + i // BN) != 0:
+                b_r = difference_tile(p_given, scale, o_own, o_oth, n_end, n, D, ACC, BM, BN)
+                b_weight = tl.where(m_x, b_to_x[:, None], b_to_y[:, None]) * b_count
+                b_e, b_slope, b_of_gamma = kernels_of(
+                    b_r, b_weight, b_of_gamma, p_width, scale, K, o_kp, ACC, TERMS, WANT_WIDTH, BM, BN
+                )
+                b_e *= b_count
+                b_sum_x += tl.sum(tl.where(m_x, b_e, 0.0), 1).to(tl.float64)
+                b_sum_y += tl.sum(tl.where(m_x, 0.0, b_e), 1).to(tl.float64)
+                if p_dz is not None:
+                    b_slope = b_slope * b_weight * (-4.0 / K) * scale
+                    add_along_differences(b_slope, p_given, p_dz + i_g * n * D, scale, o_own, o_oth, n_end, n, D)
+        else:
+            b_dot = dot_tile(p_z, p_z, o_own, o_oth, n_end, n, D, ACC, "ieee", BM, BN, BK)  # [BM, BN]
+            b_oth_norm = load_vector(p_norm, o_oth, n, 0.0)
+            near = any_near(b_dot, b_own_norm, b_oth_norm, o_own, o_oth)
+            tl.store(p_near + i // BN, near.to(tl.int8))
+            b_r = distance_tile(b_dot, b_own_norm, b_oth_norm, o_own, o_oth, EPS)
+            b_r = tl.where(near != 0, 0.0, b_r)
+            b_count = tl.where(near != 0, 0.0, b_count)
+            b_weight = tl.where(m_x, b_to_x[:, None], b_to_y[:, None]) * b_count
+            b_e, b_slope, b_of_gamma = kernels_of(
+                b_r, b_weight, b_of_gamma, p_width, scale, K, o_kp, ACC, TERMS, WANT_WIDTH, BM, BN
+            )
+            b_e *= b_count
+            b_sum_x += tl.sum(tl.where(m_x, b_e, 0.0), 1).to(tl.float64)
+            b_sum_y += tl.sum(tl.where(m_x, 0.0, b_e), 1).to(tl.float64)
+            if not HALF:
+                b_slope = b_slope * b_weight * (-4.0 / K) * scale
+                b_slope = without_own(b_slope, o_own, o_oth)
+                b_slope_sum += tl.sum(b_slope, 1)
+            if p_slope is not None:
+                p_tile = p_slope + (i_g * n_own + o_chunk[:, None]) * n + o_oth[None, :]
+                tl.store(p_tile, b_slope, mask=m)
+            if p_dz is not None:
+                b_oth = load_tile(p_z, o_oth, o_o, n, D)  # [BN, BO]
+                b_out = mma(b_slope, b_oth, b_out, ACC, "ieee")
     m_own = o_chunk < n_own
-    o_out = (i_g * n_splits + i_split) * n_own + o_chunk
-    p_sums += (i_g * n_splits + i_split) * 2 * n_own + o_chunk
+    i_slot = n_slots - 1 if DIRECT else i_split
+    o_out = (i_g * n_slots + i_slot) * n_own + o_chunk
+    p_sums += (i_g * n_slots + i_slot) * 2 * n_own + o_chunk
     tl.store(p_sums, b_sum_x, mask=m_own)
     tl.store(p_sums + n_own, b_sum_y, mask=m_own)
-    if p_dgamma is not None:
-        tl.store(p_dgamma + o_out[:, None] * KP + o_kp[None, :], b_dgamma, mask=m_own[:, None])
-    if p_slope is not None:
-        tl.store(p_slope_sum + o_out, b_slope_sum, mask=m_own)
-    if p_dz is not None:
-        b_out = b_slope_sum[:, None] * load_tile(p_z, o_own, o_o, n_end, D) - b_out
-        p_dz += (i_g * n_own + o_chunk[:, None]) * D + o_o[None, :]
-        tl.store(p_dz, b_out, mask=m_own[:, None] & (o_o < D)[None, :])
+    if WANT_WIDTH:
+        b_width = tl.load(p_width + o_kp, mask=o_kp < K, other=1.0)  # [KP]
+        b_factor = (2.0 * precision(b_width, scale) / b_width).to(tl.float64)
+        tl.store(p_dwidth + o_out[:, None] * KP + o_kp[None, :], b_of_gamma * b_factor[None, :], mask=m_own[:, None])
+    if not DIRECT:
+        if p_slope is not None:
+            tl.store(p_slope_sum + (i_g * n_splits + i_split) * n_own + o_chunk, b_slope_sum, mask=m_own)
+        if p_dz is not None:
+            b_out = b_slope_sum[:, None] * load_tile(p_z, o_own, o_o, n_end, D) - b_out
+            p_dz += (i_g * n + o_own[:, None]) * D + o_o[None, :]
+            tl.store(p_dz, b_out, mask=m_own[:, None] & (o_o < D)[None, :])
 
 
 def _two_floats(w: float) -> tuple[float, float]:
@@ -113,77 +177,80 @@ def _two_floats(w: float) -> tuple[float, float]:
 class _Sums:
     """Launches on chunks of rows of z, and what they add up to."""
 
-    def __init__(self, z: torch.Tensor, n_x: int, gamma: torch.Tensor, weights: tuple[float, float, float]):
-        self.z, self.n_x, self.gamma = z, n_x, gamma
-        self.norm = z.square().sum(-1)
-        self.weights = weights
-        self.value = z.new_zeros(z.shape[0], dtype=torch.float64)
-        self.dgamma = z.new_zeros(gamma.shape, dtype=torch.float64)
+    def __init__(self, given: torch.Tensor, n_x: int, width: torch.Tensor, weights: tuple[float, float, float]):
+        self.given, self.n_x, self.width, self.weights = given, n_x, width, weights
+        self.scale = width.amin(1).reciprocal() if width.shape[1] > 1 else width[:, 0].reciprocal()
+        self.z = about_mean(given, self.scale)
+        self.norm = self.z.square().sum(-1)
+        self.value = given.new_zeros(given.shape[0], dtype=torch.float64)
+        self.dwidth = given.new_zeros(width.shape, dtype=torch.float64)
 
-    def launch(
-        self, t: Tiling, first: int, rows: int, want_gamma: bool, slope: torch.Tensor | None, dz: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """Adds the sums of these rows; returns the row sums of the slopes [G, rows] where those are stored."""
-        (G, n, D), K = self.z.shape, self.gamma.shape[1]
-        splits = 1 if dz is not None else split(G, rows, n, t)
-        new = lambda *shape, dtype: torch.empty((G, splits, *shape), dtype=dtype, device=self.z.device)  # noqa: E731
+    def add(self, t: Tiling, first: int, rows: int, want_width: bool, dz: torch.Tensor | None, fused: bool) -> None:
+        """Adds the sums of these rows and writes their rows of dz, if given: in the kernel, or by a matmul."""
+        (G, n, D), K = self.z.shape, self.width.shape[1]
+        splits = 1 if dz is not None and fused else split(G, rows, n, t)
         KP = triton.next_power_of_2(K)
-        sums = new(2, rows, dtype=torch.float64)
-        dgamma = new(rows, KP, dtype=torch.float64) if want_gamma else None
-        slope_sum = None if slope is None else new(rows, dtype=self.z.dtype)
+        new = lambda *shape, dtype=self.z.dtype: torch.empty((G, *shape), dtype=dtype, device=self.z.device)  # noqa: E731
+        sums = new(splits + 1, 2, rows, dtype=torch.float64)
+        dwidth = new(splits + 1, rows, KP, dtype=torch.float64) if want_width else None
+        slope = None if dz is None or fused else new(rows, n)
+        slope_sum = None if slope is None else new(splits, rows)
+        near = marks(G, rows, n, t, self.z)
         halves = [part for w in self.weights for part in _two_floats(w)]
-        mmd_kernel[(G * splits * triton.cdiv(rows, t.BM),)](
-            self.z, self.norm, self.gamma, sums, dgamma, slope, slope_sum, dz,
-            n, self.n_x, D, K, first, rows, splits, *halves, KP=KP, **constants(self.z.dtype),
-            BM=t.BM, BN=t.BN, BK=t.BK, BO=t.BO, num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True,
-        )  # fmt: skip
+
+        def launch(splits: int, slope: torch.Tensor | None, out: torch.Tensor | None, direct: bool) -> None:
+            BM = direct_rows(t) if direct else t.BM
+            mmd_kernel[(G * splits * triton.cdiv(rows, BM),)](
+                self.z, self.norm, self.given, self.width, self.scale, near, sums, dwidth, slope, slope_sum, out,
+                n, self.n_x, D, K, first, rows, splits, sums.shape[1], *halves, KP=KP, **constants(self.z.dtype),
+                BM=BM, BN=t.BN, BK=t.BK, BO=t.BO, MARKED=t.BM, DIRECT=direct,
+                num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True,
+            )  # fmt: skip
+
+        launch(splits, slope, dz if fused else None, False)
+        if dz is not None and slope is not None and slope_sum is not None:
+            part = slice(first, first + rows)
+            torch.mul(slope_sum.sum(1)[..., None], self.z[:, part], out=dz[:, part])
+            dz[:, part] -= torch.bmm(slope, self.z)
+        launch(1, None, dz, True)
         xx, yy, xy = self.weights
         of_x = max(0, min(self.n_x - first, rows))
         to_x, to_y = sums.sum(1).unbind(1)
         inside = xx * to_x[:, :of_x].sum(1) + yy * to_y[:, of_x:].sum(1)
         self.value += (inside + xy * (to_y[:, :of_x].sum(1) + to_x[:, of_x:].sum(1))) / K
-        if dgamma is not None:
-            self.dgamma -= dgamma[..., :K].sum((1, 2)) / K
-        return None if slope_sum is None else slope_sum.sum(1)
+        if dwidth is not None:
+            self.dwidth += dwidth[..., :K].sum((1, 2)) / K
 
 
 def mmd(
-    x: torch.Tensor, y: torch.Tensor, gamma: torch.Tensor, w_xx: float, w_yy: float, w_xy: float, needs: int
+    x: torch.Tensor, y: torch.Tensor, bandwidth: torch.Tensor, w_xx: float, w_yy: float, w_xy: float, needs: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(value [G] in fp64, and the gradients of x, y and gamma that `needs` asks for, else empty)."""
+    """(value [G] in fp64, and the gradients of x, y and bandwidth that `needs` asks for, else empty)."""
     check("rbf_mmd", INTERPRETED, x, y)
     dtype = accumulate_dtype(x.dtype)
     (_, B, D), N = x.shape, y.shape[1]
     z = (torch.cat([x, y], 1) if N else x).to(dtype).contiguous()
-    problem = _Sums(z, B, gamma.to(dtype), (w_xx, w_yy, w_xy / 2))
-    want_gamma = bool(needs & NEED_GAMMA)
+    problem = _Sums(z, B, bandwidth.to(dtype).contiguous(), (w_xx, w_yy, w_xy / 2))
+    want_width = bool(needs & NEED_BANDWIDTH)
     dz = None
     with device_guard(x):
         if not needs & (NEED_X | NEED_Y):
-            problem.launch(tiling(dtype, D, INTERPRETED, False), 0, B + N, want_gamma, None, None)
+            problem.add(tiling(dtype, D, INTERPRETED, False), 0, B + N, want_width, None, True)
         else:
-            dz = _with_gradient(problem, want_gamma)
+            dz = _with_gradient(problem, want_width)
     return (
         problem.value,
         dz[:, :B].to(x.dtype).contiguous() if dz is not None and needs & NEED_X else x.new_empty(0),
         dz[:, B:].to(y.dtype).contiguous() if dz is not None and needs & NEED_Y else y.new_empty(0),
-        problem.dgamma.to(gamma.dtype) if want_gamma else gamma.new_empty(0),
+        problem.dwidth.to(bandwidth.dtype) if want_width else bandwidth.new_empty(0),
     )
 
 
-def _with_gradient(problem: _Sums, want_gamma: bool) -> torch.Tensor:
-    z = problem.z
-    G, n, D = z.shape
-    t = tiling(z.dtype, D, INTERPRETED, True)
-    dz = torch.empty_like(z)
-    if t.BO >= D:
-        problem.launch(t, 0, n, want_gamma, None, dz)
-        return dz
-    for first, rows in chunks(G, n, n, z.element_size(), t.BM):
-        slope = torch.empty((G, rows, n), dtype=z.dtype, device=z.device)
-        slope_sum = problem.launch(t, first, rows, want_gamma, slope, None)
-        assert slope_sum is not None
-        part = slice(first, first + rows)
-        torch.mul(slope_sum[..., None], z[:, part], out=dz[:, part])
-        dz[:, part] -= torch.bmm(slope, z)
+def _with_gradient(problem: _Sums, want_width: bool) -> torch.Tensor:
+    G, n, D = problem.z.shape
+    t = tiling(problem.z.dtype, D, INTERPRETED, True)
+    dz = torch.empty_like(problem.z)
+    fused = t.BO >= D
+    for first, rows in [(0, n)] if fused else chunks(G, n, n, dz.element_size(), t.BM):
+        problem.add(t, first, rows, want_width, dz, fused)
     return dz

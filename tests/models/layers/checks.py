@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from models.data import Inputs, load_utd_mhad
-from models.data.utd_mhad import default_path
+from models.data import DataConfig, Inputs, load
+from models.data.sources.utd_mhad import default_path
 
 needs_utd_mhad = pytest.mark.skipif(not default_path().is_file(), reason="utd_mhad.npz is absent: set MI_KERNELS_DATA")
 
@@ -36,9 +36,10 @@ def rows(x):
 
 def utd_batch(size=4, steps=40):
     """Real skeleton and inertial sequences, cut so that the tests stay fast; different lengths everywhere."""
-    data = load_utd_mhad()
+    data = load(DataConfig("utd-mhad", ("skeleton", "inertial")))
     batch = data.batch(data.rows("train")[:: len(data.rows("train")) // size][:size])
-    cut = [Inputs(x.values[:, : steps + 9 * m], x.lengths.clamp(max=steps + 9 * m)) for m, x in enumerate(batch[:2])]
+    inputs = enumerate(batch.inputs.values())
+    cut = [Inputs(x.values[:, : steps + 9 * m], x.lengths.clamp(max=steps + 9 * m)) for m, x in inputs]
     cut = [Inputs(x.values, x.lengths - torch.arange(size) * (3 + m)) for m, x in enumerate(cut)]
     return [refilled(x, 0.0) for x in cut]
 

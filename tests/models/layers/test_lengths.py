@@ -28,7 +28,7 @@ def test_full_lengths_count_as_none():
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64, torch.uint8])
 def test_the_last_step_and_the_mean_are_those_of_each_sequence(kind):
     x = draw([3, 5, 1], 2)
-    values, lengths = sequence("x", Inputs(x.values, x.lengths.to(kind)))
+    values, lengths, _ = sequence("x", Inputs(x.values, x.lengths.to(kind)))
     for b, length in enumerate(x.lengths):
         torch.testing.assert_close(last_step(values, lengths)[b], x.values[b, length - 1])
         torch.testing.assert_close(mean_over_steps(values, lengths)[b], x.values[b, :length].mean(0))
@@ -45,13 +45,18 @@ def test_the_last_step_and_the_mean_are_those_of_each_sequence(kind):
         (torch.zeros(2, 3, 5, dtype=torch.int64), "floating type, got torch.int64"),
         (Inputs(torch.zeros(2, 3, 5), torch.tensor([3])), "lengths of x must be 2 integers"),
         (Inputs(torch.zeros(2, 3, 5), torch.tensor([3.0, 1.0])), "lengths of x must be 2 integers"),
-        (Inputs(torch.zeros(2, 3, 5), torch.tensor([4, 1])), r"between 1 and 3, got \[4, 1\]"),
-        (Inputs(torch.zeros(2, 3, 5), torch.tensor([3, 0])), r"between 1 and 3, got \[3, 0\]"),
+        (Inputs(torch.zeros(2, 3, 5), torch.tensor([4, 1])), r"between 0 and 3, got \[4, 1\]"),
+        (Inputs(torch.zeros(2, 3, 5), torch.tensor([3, -1])), r"between 0 and 3, got \[3, -1\]"),
     ],
 )
 def test_what_is_no_sequence_is_refused(x, message):
     with pytest.raises(ValueError, match=message):
         sequence("x", x, 5)
+
+
+def test_a_length_of_zero_is_a_single_step_of_zeros():
+    values, lengths, _ = sequence("x", Inputs(torch.full((2, 3, 5), math.nan), torch.tensor([0, 0])), 5)
+    assert lengths.tolist() == [1, 1] and (values == 0).all()
 
 
 def test_aligned_sequences_share_steps_and_lengths():

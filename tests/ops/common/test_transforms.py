@@ -74,6 +74,8 @@ def test_forward_mode_and_second_derivatives_use_the_formula() -> None:
     agree(lambda f: jacfwd(f), X, Y)
     agree(lambda f: jacrev(f), X, Y)
     agree(lambda f: hessian(f), X[0], Y[0])
+    agree(lambda f: jacfwd(jacfwd(f)), X[0], Y[0])
+    agree(lambda f: lambda x, y: jvp(lambda z: jvp(lambda w: f(w, y), (z,), (y,))[1], (x,), (y,)), X, Y)
     agree(lambda f: grad(lambda x, y: grad(f)(x, y).square().sum()), X[0], Y[0])
     agree(lambda f: vmap(grad(lambda x, y: grad(f)(x, y).square().sum())), X, Y)
     agree(lambda f: vmap(lambda x, y: jvp(f, (x, y), (y, x))), X, Y)

@@ -71,7 +71,7 @@ def rules(case: Case) -> tuple[list, list, list]:
 def oracle(case: Case, sides: list, seeds: list, dtype: torch.dtype) -> list[dict[str, torch.Tensor]]:
     """Every step computed in `dtype`: the definition itself would work on 16 bits in fp32."""
     found = []
-    with mock.patch.object(reference, "accumulator", lambda _: dtype):
+    with mock.patch.object(reference, "accumulate_dtype", lambda _: dtype):
         for q, k, v, g, n_q, n_k, offset, scale, p, seed in zip(*sides, *rules(case), seeds, strict=True):
             q, k, v = leaves = [t.to(dtype).requires_grad_() for t in (q, k, v)]
             out, stat = reference.attention(q, k, v, n_q, n_k, offset, scale, p, seed, case.sparse)

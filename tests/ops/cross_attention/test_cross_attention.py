@@ -451,7 +451,7 @@ def test_operators_pass_opcheck(sparse: bool, backend: str) -> None:
     value = [torch.randn(2, 2, 7, 3), torch.randn(1, 1, 2, 1)]
     none = torch.empty(0, dtype=torch.int64)
     lengths = ([torch.tensor([5, 2]), none], [none, torch.tensor([1])])
-    rule = (*lengths, [NO_OFFSET, 1], [0.5, 1.0], [0.1, 0.0], torch.tensor([3, 4]), sparse, backend)
+    rule = (*lengths, [NO_OFFSET, 1], torch.tensor([[0.5, 1.0], [0.1, 0.0]]), torch.tensor([3, 4]), sparse, backend)
     ops = torch.ops.mi_kernels
     torch.library.opcheck(ops.cross_attention_forward.default, (query, key, value, *rule))
     found = ops.cross_attention_forward(query, key, value, *rule)
@@ -518,16 +518,15 @@ def arguments() -> dict[str, Any]:
         ({"value": torch.zeros(2, 3, 6, 6)}, r"value must have the batch, heads and length of key \(2, 3, 7, 4\)"),
         ({"value": torch.zeros(2, 3, 7, 6, dtype=torch.float64)}, "value must have the dtype of query"),
         ({"key": torch.zeros(2, 3, 7, 4, device="meta")}, "key must be on the device of query"),
-        ({"query_lengths": torch.tensor([1, 2, 3])}, "query_lengths must have one entry per item of query, 2"),
-        ({"key_lengths": torch.tensor([1.0, 2.0])}, "key_lengths must be integers"),
-        ({"key_lengths": torch.tensor([1, 8])}, r"key_lengths must lie in \[0, 7\]"),
-        ({"query_lengths": torch.tensor([-1, 5])}, r"query_lengths must lie in \[0, 5\]"),
-        ({"causal_offset": 1.5}, "causal_offset must be an integer"),
-        ({"normalizer": "entmax"}, "normalizer must be one of softmax, sparsemax"),
+        ({"query_lengths": torch.tensor([1, 2, 3])}, r"query_lengths must have shape \[items of query\] = \[2\]"),
+        ({"key_lengths": torch.tensor([1.0, 2.0])}, "key_lengths must be of an integer type"),
+        ({"key_lengths": torch.tensor([1, 8])}, "key_lengths must lie between 0 and the length of key = 7, got 1 to 8"),
+        ({"query_lengths": torch.tensor([-1, 5])}, "query_lengths must lie between 0 and the length of query = 5"),
+        ({"normalizer": "entmax"}, "normalizer must be one of 'softmax', 'sparsemax'"),
         ({"dropout_p": 1.0}, r"dropout_p must be a number in \[0, 1\)"),
         ({"dropout_p": -0.1}, "dropout_p must be"),
-        ({"scale": float("nan")}, "scale must be a finite number"),
-        ({"scale": float("inf")}, "scale must be a finite number"),
+        ({"scale": float("nan")}, "scale must be finite"),
+        ({"scale": float("inf")}, "scale must be finite"),
         ({"seed": 2**64}, "seed must be an integer of 64 bits"),
         ({"seed": torch.zeros(2, dtype=torch.int64)}, "seed must be an integer or one int64"),
         ({"backend": "fast"}, "backend must be"),
@@ -543,6 +542,10 @@ def test_what_is_no_tensor_is_named() -> None:
         mk.cross_attention(**(arguments() | {"key": [1.0]}))
     with pytest.raises(TypeError, match="key_lengths must be a tensor or None, got list"):
         mk.cross_attention(**arguments(), key_lengths=[1, 2])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="causal_offset must be an integer, got float"):
+        mk.cross_attention(**arguments(), causal_offset=1.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="values must be a list, one entry per pair, got Tensor"):
+        mk.cross_attention_grouped([torch.zeros(2, 3, 5, 4)], [torch.zeros(2, 3, 7, 4)], torch.zeros(2, 3, 7, 6))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -550,11 +553,10 @@ def test_what_is_no_tensor_is_named() -> None:
     [
         ({"queries": []}, "queries must be a list of at least one tensor"),
         ({"keys": [torch.zeros(2, 3, 7, 4)]}, "keys must have one entry per pair, 2, got 1"),
-        ({"values": torch.zeros(2, 3, 7, 6)}, "values must be a list"),
         ({"values": [torch.zeros(2, 3, 7, 6), torch.zeros(2, 3, 5, 6)]}, r"values\[1\] must have .* of keys\[1\]"),
         ({"queries": [torch.zeros(2, 3, 5, 4), torch.zeros(2, 3, 5, 4).half()]}, r"queries\[1\] must have the dtype"),
         ({"key_lengths": [None]}, "key_lengths must have one entry per pair"),
-        ({"key_lengths": [None, torch.tensor([9, 1])]}, r"key_lengths\[1\] must lie in \[0, 7\]"),
+        ({"key_lengths": [None, torch.tensor([9, 1])]}, r"key_lengths\[1\] must lie between 0 and"),
         ({"dropout_p": [0.1, 2.0]}, r"dropout_p\[1\] must be"),
         ({"scale": [0.1]}, "scale must have one entry per pair"),
     ],
@@ -566,8 +568,3 @@ def test_bad_lists_are_named(change: dict[str, Any], message: str) -> None:
         mk.cross_attention_grouped(**(lists | change))
 
 
-def test_a_backend_without_a_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "resolve", lambda op, device, name: name)
-    monkeypatch.setattr(dispatch, "_has_kernel", lambda name: False)
-    with pytest.raises(RuntimeError, match="'cuda' was asked for and has no cross_attention"):
-        mk.cross_attention(**arguments(), backend="cuda")

@@ -602,8 +602,7 @@ def test_bad_arguments_of_a_layer_are_named(change, message):
         ({"weight_ih": torch.zeros(12, 4)}, "weight_ih must have shape"),
         ({"bias_hh": torch.zeros(3)}, "bias_hh must have shape"),
         ({"bias_ih": torch.zeros(12).double()}, "bias_ih must have the dtype"),
-        ({"steps": 0}, "steps must be a positive integer"),
-        ({"steps": 2.0}, "steps must be a positive integer"),
+        ({"steps": 0}, "steps must be at least 1"),
     ],
 )
 def test_bad_arguments_of_a_decoder_are_named(change, message):
@@ -619,7 +618,9 @@ def test_bad_arguments_of_a_decoder_are_named(change, message):
         mk.lstm_decode(**arguments)
 
 
-def test_tensors_are_asked_for():
+def test_tensors_and_integers_are_asked_for():
+    with pytest.raises(TypeError, match="steps must be an integer, got float"):
+        mk.lstm_decode(torch.zeros(1, 1), torch.zeros(4, 1), torch.zeros(4, 1), None, None, 2.0)
     with pytest.raises(TypeError, match="gates must be a tensor"):
         mk.lstm_scan([[1.0]], torch.zeros(4, 1))
     with pytest.raises(TypeError, match="x must be a tensor"):

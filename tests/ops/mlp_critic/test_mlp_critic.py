@@ -199,14 +199,14 @@ def test_operators_pass_opcheck(off_diagonal: bool, backend: str) -> None:
     ops = torch.ops.mi_kernels
     critic = (u, v, weights, biases, "relu", "identity", off_diagonal)
     for keep in (False, backend == "cpu"):
-        arguments = (*critic, ROW_LSE | COL_LSE, 1.0, keep, 100, backend)
+        arguments = (*critic, ROW_LSE | COL_LSE, torch.tensor(1.0), keep, 100, backend)
         torch.library.opcheck(ops.mlp_critic_forward.default, arguments)
         positive, row_lse, col_lse, row_sum, _, _, *kept = ops.mlp_critic_forward(*arguments)
         for need in (True, False):
             given = (*critic, row_lse, col_lse, positive, row_lse, None, row_sum, row_sum, *kept, need, 100, backend)
             torch.library.opcheck(ops.mlp_critic_backward.default, given)
     if not off_diagonal:
-        rectangular = (u, v[:, :3], weights, biases, "gelu", "softplus", False, 0, 1.0, False, 1, backend)
+        rectangular = (u, v[:, :3], weights, biases, "gelu", "softplus", False, 0, torch.tensor(1.0), False, 1, backend)
         torch.library.opcheck(ops.mlp_critic_forward.default, rectangular)
 
 
@@ -340,7 +340,7 @@ def test_memory_kept_for_backward_is_linear_in_the_batch() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(0, 3)}, "x must hold at least one sample"),
+        ({"x": torch.zeros(0, 3)}, "x must have shape .* and not be empty"),
         ({"x": torch.zeros(3)}, "x must have shape"),
         ({"x": torch.zeros(4, 3, dtype=torch.int64)}, "x must be float64"),
         ({"x": torch.zeros(4, 7)}, r"weights\[0\] must take 9 features"),
@@ -372,13 +372,6 @@ def test_bad_arguments_are_named(change: dict, message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         api.statistics(**(arguments | change))
-
-
-def test_a_backend_without_this_critic_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "resolve", lambda op, device, name: name)
-    tensors, layers = problem(None, 3, 3, False, (4,))
-    with pytest.raises(RuntimeError, match="'npu' was asked for and has no mlp_critic"):
-        run(tensors, layers, backend="npu")
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])

@@ -176,7 +176,7 @@ def operator_failures() -> list[str]:
     ops, tests = torch.ops.mi_kernels, ("test_schema", "test_faketensor")
     found, gradients = [], []
     for keep in (True, False):
-        arguments = (*critic, ROW_LSE | COL_LSE, 1.0, keep, 100, "triton")
+        arguments = (*critic, ROW_LSE | COL_LSE, torch.tensor(1.0), keep, 100, "triton")
         results = [torch.library.opcheck(ops.mlp_critic_forward.default, arguments, test_utils=tests)]
         positive, row_lse, col_lse, row_sum, _, _, *kept = ops.mlp_critic_forward(*arguments)
         given = (*critic, row_lse, col_lse, positive, row_lse, None, row_sum, row_sum, *kept, True, 100, "triton")

@@ -12,7 +12,7 @@ from mi_kernels.ops.mlp_critic.activations import ACTIVATIONS
 
 DTYPES = ("bfloat16", "float32", "tf32", "float64")
 POINTEES = {"float64": "fp64", "float32": "fp32", "tf32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-OF_INPUTS = ("p_u", "p_v", "p_w2", "p_b2", "p_w", "p_b", "p_z", "p_d")
+OF_WEIGHTS = ("p_w2", "p_b2", "p_w", "p_b", "p_z", "p_d")
 STATISTICS = ("p_positive", "p_row_sum", "p_row_lse", "p_row_soft", "p_clipped", "p_col_lse")
 OTHERS = tuple(a for a in ACTIVATIONS if a not in ("relu", "gelu"))
 
@@ -70,7 +70,8 @@ def source(variant: str):
     kernel, t = _kernel(name, activation, features, dtype == "tf32", int(H))
     constants = {"ACT": activation, "SOFTPLUS": case != "infonce", "OFF_DIAGONAL": True}
     constants |= {"CLIP": 5.0 if case in ("forward", "one_layer") else None, "LAYERS": 1 if case == "one_layer" else 2}
-    constants |= {"PRECISION": "tf32" if dtype == "tf32" else "ieee", "BP": t.BJ} | t._asdict()
+    constants |= {"PRECISION": "tf32" if dtype == "tf32" else "ieee", "DTYPE": triton_layers.TYPES[features]}
+    constants |= {"BP": t.BJ} | t._asdict()
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     absent = CASES[name][case] + (("p_z", "p_d", "p_w_part") if activation in ("relu", "leaky_relu") else ("p_bits",))
     if case in ("forward", "infonce") and "p_z" not in absent:
@@ -83,7 +84,7 @@ def source(variant: str):
             signature[argument], constants[argument] = "constexpr", None
         elif argument.startswith("p_"):
             accumulate = "fp64" if dtype == "float64" else "fp32"
-            pointee = "i32" if argument == "p_bits" else POINTEES[dtype] if argument in OF_INPUTS else accumulate
+            pointee = "i32" if argument == "p_bits" else POINTEES[dtype] if argument in OF_WEIGHTS else accumulate
             signature[argument] = "*" + pointee
             attributes[(i,)] = [["tt.divisibility", 16]]
         else:

@@ -20,11 +20,12 @@ class Case:
     y: tuple[int, ...] = (1, 45, 5)
     kernels: int = 1
     weights: tuple[float, float, float] = (0.02, 0.015, -0.04)
-    wanted: tuple[str, ...] = ("x", "y", "gamma")
+    wanted: tuple[str, ...] = ("x", "y", "bandwidth")
     dtype: torch.dtype = torch.float32
     programs: int = 512
     equal_rows: bool = False
     flat: bool = False  # kernels near 1: everything is in the e
+    far: float = 0.0
 
 
 MMD = (
@@ -33,11 +34,13 @@ MMD = (
         ((3, 5, 33), (3, 4, 33), 1),
         ((1, 70, 40), (1, 33, 40), 2), ((1, 20, 3), (1, 0, 3), 1), ((2, 40, 35), (2, 0, 35), 5),
     )]
-    + [Case(wanted=w) for w in (("x",), ("y",), ("gamma",), ())]
-    + [Case(x=(1, 50, 40), y=(1, 41, 40), wanted=w) for w in (("x",), ("y", "gamma"), ())]
-    + [Case(x=(1, 90, 4), y=(1, 70, 4), programs=p, wanted=w) for p in (1, 64) for w in ((), ("x", "gamma"))]
+    + [Case(wanted=w) for w in (("x",), ("y",), ("bandwidth",), ())]
+    + [Case(x=(1, 50, 40), y=(1, 41, 40), wanted=w) for w in (("x",), ("y", "bandwidth"), ())]
+    + [Case(x=(1, 90, 4), y=(1, 70, 4), programs=p, wanted=w) for p in (1, 64) for w in ((), ("x", "bandwidth"))]
     + [Case(equal_rows=True), Case(flat=True), Case(flat=True, wanted=())]
     + [Case(dtype=torch.float64, kernels=2, x=(1, 21, d), y=(1, 18, d)) for d in (3, 34)]
+    + [Case(x=(2, 20, 3), y=(2, 17, 3), kernels=2, far=1e4), Case(x=(1, 20, 35), y=(1, 17, 35), far=1e6)]
+    + [Case(x=(1, 36, 2), y=(1, 21, 2), far=1e22, wanted=())]
 )  # fmt: skip
 
 HSIC = (
@@ -45,10 +48,11 @@ HSIC = (
         ((1, 1, 1), (1, 1, 2)), ((1, 2, 3), (1, 2, 1)), ((2, 33, 7), (2, 33, 4)), ((1, 64, 32), (1, 64, 32)),
         ((1, 45, 40), (1, 45, 3)), ((3, 17, 3), (3, 17, 35)),
     )]
-    + [Case(x=(1, 37, 3), y=(1, 37, d), wanted=w) for d in (4, 35) for w in (("x",), ("y",), ("gamma",))]
+    + [Case(x=(1, 37, 3), y=(1, 37, d), wanted=w) for d in (4, 35) for w in (("x",), ("y",), ("bandwidth",))]
     + [Case(x=(1, 90, 4), y=(1, 90, 2), programs=p) for p in (1, 64)]
     + [Case(x=(1, 30, 4), y=(1, 30, 4), equal_rows=True), Case(x=(1, 40, 4), y=(1, 40, 4), flat=True)]
     + [Case(x=(1, 21, 3), y=(1, 21, d), dtype=torch.float64) for d in (3, 34)]
+    + [Case(x=(1, 36, 3), y=(1, 36, 2), far=1e4), Case(x=(1, 17, 2), y=(1, 17, 35), far=1e6)]
 )  # fmt: skip
 
 
@@ -57,8 +61,8 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def mmd_formula(case: Case) -> Callable[..., Tensor]:
-    def value(x: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
-        sums = []
+    def value(x: Tensor, y: Tensor, s: Tensor) -> Tensor:
+        sums, gamma = [], 0.5 / s.square()
         for a, b in ((x, x), (y, y), (x, y)):
             e = (-gamma[:, :, None, None] * distances(a, b)[:, None]).expm1()
             sums.append(e.mean(1).sum((-2, -1)))
@@ -67,7 +71,8 @@ def mmd_formula(case: Case) -> Callable[..., Tensor]:
     return value
 
 
-def hsic_formula(x: Tensor, y: Tensor, gx: Tensor, gy: Tensor) -> Tensor:
+def hsic_formula(x: Tensor, y: Tensor, sx: Tensor, sy: Tensor) -> Tensor:
+    gx, gy = 0.5 / sx.square(), 0.5 / sy.square()
     batch = x.shape[1]
     h = torch.eye(batch, dtype=x.dtype, device=x.device) - 1 / batch
     k, m = (h @ (-g[:, None, None] * distances(t, t)).expm1() @ h for g, t in ((gx, x), (gy, y)))
@@ -82,16 +87,19 @@ def inputs(case: Case, seed: int, of_hsic: bool) -> dict[str, Tensor]:
         y = y + x[..., :1]
     if case.equal_rows:
         x[:, 1:4], y[:, 5] = x[:, :1], y[:, 3]
+    if case.far:  # two clusters, their rows side by side, and an outlier
+        x[:, ::2] += case.far
+        x[:, -1], y[:, -1] = 10 * case.far, -3 * case.far
     size = 0.01 if case.flat else 1.0
 
-    def gamma(*shape: int) -> Tensor:
-        return (0.3 + torch.rand(*shape, generator=gen, dtype=torch.float64)) * size
+    def bandwidth(depth: int, *shape: int) -> Tensor:
+        return ((0.3 + torch.rand(*shape, generator=gen, dtype=torch.float64)) * size * 2 / depth).rsqrt()
 
     groups, depth = case.x[0], case.x[2]
     if of_hsic:
-        found = {"x": x, "y": y, "gamma": gamma(groups) / depth, "gamma_y": gamma(groups) / case.y[2]}
+        found = {"x": x, "y": y, "bandwidth": bandwidth(depth, groups), "bandwidth_y": bandwidth(case.y[2], groups)}
     else:
-        found = {"x": x, "y": y, "gamma": gamma(groups, case.kernels) / depth}
+        found = {"x": x, "y": y, "bandwidth": bandwidth(depth, groups, case.kernels)}
     return {name: t.to(DEVICE, case.dtype) for name, t in found.items()}
 
 
@@ -129,14 +137,14 @@ def others() -> list[str]:
     """What no case of the lists above says."""
     found = []
     x = torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(3)).to(DEVICE)
-    gamma = torch.full((1, 1), 0.2, device=DEVICE)
-    same = api.mmd(x, x.clone(), gamma, 1 / 400, 1 / 400, -2 / 400, "triton")
+    width = torch.full((1, 1), 1.6, device=DEVICE)
+    same = api.mmd(x, x.clone(), width, 1 / 400, 1 / 400, -2 / 400, "triton")
     if abs(same.item()) > 1e-8:
         found.append(f"MMD of a sample with itself is {same.item():.1e}")
     x[0, 7, 1] = torch.nan
-    if not api.mmd(x, x.clone(), gamma, 1.0, 1.0, -2.0, "triton").isnan():
+    if not api.mmd(x, x.clone(), width, 1.0, 1.0, -2.0, "triton").isnan():
         found.append("a NaN does not show in MMD")
-    if not api.hsic(x, x[..., 2:], gamma[0], gamma[0], "triton")[..., 0].isnan():
+    if not api.hsic(x, x[..., 2:], width[0], width[0], "triton")[..., 0].isnan():
         found.append("a NaN does not show in HSIC")
     return found
 

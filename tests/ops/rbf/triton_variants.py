@@ -1,6 +1,7 @@
 """The Gaussian kernel sums in Triton as launches specialise them, for tests/triton_checks.py to compile.
 
-A variant is "rbf kernel/case/dtype/D": "fused" gradients, "stored" slopes, or the "value" alone.
+A variant is "rbf kernel/case/dtype/D": "fused" gradients, "stored" slopes, or the "value" alone; "direct" is the second
+launch, with gradients.
 """
 
 import torch
@@ -14,17 +15,19 @@ KERNELS = {
     "hsic_grad": triton_hsic.hsic_grad_kernel,
 }
 ABSENT = {
-    "value": ("p_slope", "p_slope_sum", "p_dz", "p_dgamma"),
+    "value": ("p_slope", "p_slope_sum", "p_dz", "p_dwidth"),
     "fused": ("p_slope", "p_slope_sum", "p_slope_x", "p_slope_y"),
     "stored": ("p_dz", "p_dx", "p_dy"),
+    "direct": ("p_slope", "p_slope_sum", "p_slope_x", "p_slope_y"),
 }
-IN_FP64 = ("p_sums", "p_dgamma")
+IN_FP64 = ("p_sums", "p_dwidth")
 FLOATS = ("xx", "xx_low", "yy", "yy_low", "xy", "xy_low")
 
 
 def jobs() -> list[str]:
     found = [("mmd", case, dtype, 64) for case in ("value", "fused", "stored") for dtype in ("float32", "float64")]
     found += [("mmd", "fused", "float32", 16)]
+    found += [(kernel, "direct", dtype, 64) for kernel in KERNELS for dtype in ("float32", "float64")]
     found += [("hsic", "value", dtype, 64) for dtype in ("float32", "float64")]
     found += [("hsic_grad", case, dtype, 64) for case in ("fused", "stored") for dtype in ("float32", "float64")]
     found += [("hsic_grad", "fused", "float32", 16)]
@@ -36,6 +39,9 @@ def source(variant: str):
     kernel, features = KERNELS[name], getattr(torch, dtype)
     t = triton_common.tiling(features, int(D), False, case != "value")
     constants = {**t._asdict(), **triton_common.constants(features), "KP": 4}
+    constants |= {"MARKED": t.BM, "DIRECT": case == "direct"}
+    if case == "direct":
+        constants["BM"] = triton_common.direct_rows(t)
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     signature, attributes = {}, {}
     wide = "fp64" if dtype == "float64" else "fp32"
@@ -45,7 +51,7 @@ def source(variant: str):
         elif argument in ABSENT[case]:
             signature[argument], constants[argument] = "constexpr", None
         elif argument.startswith("p_"):
-            signature[argument] = "*fp64" if argument in IN_FP64 else "*" + wide
+            signature[argument] = "*" + ("i8" if argument == "p_near" else "fp64" if argument in IN_FP64 else wide)
             attributes[(i,)] = [["tt.divisibility", 16]]
         elif argument in FLOATS:
             signature[argument] = "fp32"

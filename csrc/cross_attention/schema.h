@@ -1,0 +1,10 @@
+// Limits of the CUDA kernels that mi_kernels/ops/cross_attention/schema.py states too; tests/ops/common/test_schemas.py
+// compares the two.
+#pragma once
+
+namespace mk::cross_attention {
+
+// Features of a head at most, and pairs of one launch at most: a launch's arguments take 4 KiB.
+constexpr int kMostFeatures = 16, kMostPairs = 16;
+
+}  // namespace mk::cross_attention

@@ -1,0 +1,130 @@
+"""Cross-entropy of captions from hidden states, without the logits of all tokens: open_clip's GenLIP losses."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.common.dtypes import accumulate_dtype
+
+
+def fused_linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    chunk_size: int = 1024,
+    reduction: str = "mean",
+) -> Tensor:
+    """cross_entropy(hidden @ weight^T + bias, target), chunk_size tokens at a time, in nats.
+
+    hidden [N, D], weight [V, D], bias [V], target [N] integers; tokens whose target is ignore_index do not count.
+    reduction "mean" over the tokens that count (0 without any) or "sum". Gradients are computed with the value: 6 N V D
+    FLOP, where recomputing the logits costs 8; memory is one chunk of logits, chunk_size x V, and the gradients.
+    Logits are formed in the type of hidden (autocast's where it is on) and reduced in fp32, as in the original.
+    Differentiable twice. Raises ValueError or TypeError naming the argument.
+    """
+    _check(hidden, weight, target, bias, chunk_size, reduction)
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        short = torch.get_autocast_dtype(device)
+        hidden, weight, bias = hidden.to(short), weight.to(short), None if bias is None else bias.to(short)
+    counts = target != ignore_index
+    number = counts.sum().clamp(min=1) if reduction == "mean" else 1
+    if torch.compiler.is_compiling():
+        total = _formula(hidden, weight, bias, target, ignore_index)
+    else:
+        recording = torch.is_grad_enabled()
+        total = _LinearCrossEntropy.apply(hidden, weight, bias, target, ignore_index, chunk_size, recording)
+    return total / number
+
+
+def _check(hidden, weight, target, bias, chunk_size, reduction) -> None:
+    for name, t in (("hidden", hidden), ("weight", weight), ("target", target)):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden [N, D] and weight [V, D] must share D, got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
+    if target.shape != hidden.shape[:1] or target.is_floating_point():
+        raise ValueError(
+            f"target must be integers of shape {tuple(hidden.shape[:1])}, got {target.dtype} {tuple(target.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+    if not chunk_size > 0:
+        raise ValueError(f"chunk_size must be positive, got {chunk_size}")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+
+
+def _formula(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, ignore_index: int) -> Tensor:
+    logits = F.linear(hidden, weight, bias)
+    logits = logits.to(accumulate_dtype(logits.dtype))
+    return F.cross_entropy(logits, target.long(), ignore_index=ignore_index, reduction="sum")
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, target, ignore_index, chunk_size, recording):
+        ctx.ignore_index, ctx.has_bias = ignore_index, bias is not None
+        inputs = (hidden, weight, bias)[: 2 + ctx.has_bias]
+        needs = [recording and needed for needed in ctx.needs_input_grad[:3]]  # needs_input_grad ignores no_grad
+        wide = accumulate_dtype(hidden.dtype)
+        by_hidden = torch.empty_like(hidden) if needs[0] else None
+        by_weight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
+        by_bias = torch.zeros_like(bias, dtype=wide) if needs[2] else None
+        total = hidden.new_zeros((), dtype=wide)
+        for first in range(0, hidden.shape[0], chunk_size):
+            part = slice(first, first + chunk_size)
+            logits = F.linear(hidden[part], weight, bias).to(wide)
+            labels, counts = target[part].long(), target[part] != ignore_index
+            labels = torch.where(counts, labels, 0)[:, None]
+            log_sum = logits.logsumexp(1, keepdim=True)
+            total += ((log_sum - logits.gather(1, labels)).squeeze(1) * counts).sum()
+            if not any(needs):
+                continue
+            slopes = logits.sub_(log_sum).exp_()
+            slopes.scatter_add_(1, labels, slopes.new_full((1, 1), -1.0).expand_as(labels))
+            slopes.mul_(counts[:, None])
+            short = slopes.to(hidden.dtype)
+            if by_hidden is not None:
+                torch.mm(short, weight, out=by_hidden[part])
+            if by_weight is not None:
+                by_weight += short.mT @ hidden[part]
+            if by_bias is not None:
+                by_bias += slopes.sum(0)
+        ctx.save_for_backward(*inputs, target, by_hidden, by_weight, by_bias)
+        return total
+
+    @staticmethod
+    def backward(ctx, g):
+        *inputs, target, by_hidden, by_weight, by_bias = ctx.saved_tensors
+        needs = ctx.needs_input_grad[: len(inputs)]
+        if torch.is_grad_enabled():
+            aliases = [t.view_as(t) for t in inputs]
+            bias = aliases[2] if ctx.has_bias else None
+            total = _formula(aliases[0], aliases[1], bias, target, ctx.ignore_index)
+            wanted = [t for t, needed in zip(aliases, needs, strict=True) if needed]
+            found = iter(torch.autograd.grad(total, wanted, g, create_graph=True))
+            gradients = [next(found) if needed else None for needed in needs]
+        else:
+            kept = (by_hidden, by_weight, by_bias)[: len(inputs)]
+            gradients = [None if t is None else (g * t).to(like.dtype) for t, like in zip(kept, inputs, strict=True)]
+        return *gradients, *(None,) * (7 - len(gradients))
+
+
+class GenLipLoss(nn.Module):
+    """Cross-entropy of logits [..., V] against labels [...], without ignore_index: the captions' loss of GenLIP."""
+
+    def __init__(self, ignore_index: int = -100):
+        super().__init__()
+        self.ignore_index = ignore_index
+        self.caption_loss = nn.CrossEntropyLoss(ignore_index=ignore_index)
+
+    def forward(self, logits: Tensor, labels: Tensor, output_dict: bool = False) -> Tensor | dict[str, Tensor]:
+        loss = self.caption_loss(logits.flatten(0, -2), labels.flatten())
+        return {"caption_loss": loss} if output_dict else loss

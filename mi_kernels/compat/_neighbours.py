@@ -1,0 +1,78 @@
+"""open_clip's exchanges of features between neighbouring ranks, for code that calls them; our losses gather."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def _exchange(sends: list[tuple[Tensor, int]], receives: list[tuple[Tensor, int]], group: Any) -> None:
+    operations = [dist.P2POp(dist.isend, t.contiguous(), to, group=group) for t, to in sends]
+    operations += [dist.P2POp(dist.irecv, t, source, group=group) for t, source in receives]
+    for request in dist.batch_isend_irecv(operations):
+        request.wait()
+
+
+def neighbour_exchange(from_rank: int, to_rank: int, tensor: Tensor, group: Any = None) -> Tensor:
+    """Sends tensor to to_rank and returns what from_rank sent; one shape and dtype on all ranks. No gradient."""
+    received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    _exchange([(tensor, to_rank)], [(received, from_rank)], group)
+    return received
+
+
+def neighbour_exchange_bidir(
+    left_rank: int, right_rank: int, tensor_to_left: Tensor, tensor_to_right: Tensor, group: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Sends one tensor to each neighbour; returns (from the right, from the left). No gradient."""
+    from_left = torch.empty_like(tensor_to_right, memory_format=torch.contiguous_format)
+    from_right = torch.empty_like(tensor_to_left, memory_format=torch.contiguous_format)
+    # With two ranks both neighbours are one: sends and receives pair up in this order, right first.
+    _exchange([(tensor_to_right, right_rank), (tensor_to_left, left_rank)],
+              [(from_left, left_rank), (from_right, right_rank)], group)  # fmt: skip
+    return from_right, from_left
+
+
+class NeighbourExchange(torch.autograd.Function):
+    """`neighbour_exchange` whose gradient travels the other way."""
+
+    @staticmethod
+    def forward(ctx, from_rank, to_rank, group, tensor):
+        ctx.ranks, ctx.group = (from_rank, to_rank), group
+        return neighbour_exchange(from_rank, to_rank, tensor, group=group)
+
+    @staticmethod
+    def backward(ctx, g):
+        from_rank, to_rank = ctx.ranks
+        return None, None, None, NeighbourExchange.apply(to_rank, from_rank, ctx.group, g)
+
+
+class NeighbourExchangeBidir(torch.autograd.Function):
+    """`neighbour_exchange_bidir` whose gradients travel the other way."""
+
+    @staticmethod
+    def forward(ctx, left_rank, right_rank, group, tensor_to_left, tensor_to_right):
+        ctx.ranks, ctx.group = (left_rank, right_rank), group
+        return neighbour_exchange_bidir(left_rank, right_rank, tensor_to_left, tensor_to_right, group=group)
+
+    @staticmethod
+    def backward(ctx, from_right, from_left):
+        # What came from the right was the right neighbour's tensor_to_left: its gradient goes back to the right.
+        left_rank, right_rank = ctx.ranks
+        exchanged = NeighbourExchangeBidir.apply(left_rank, right_rank, ctx.group, from_left, from_right)
+        to_right, to_left = exchanged
+        return None, None, None, to_left, to_right
+
+
+def neighbour_exchange_with_grad(from_rank: int, to_rank: int, tensor: Tensor, group: Any = None) -> Tensor:
+    """`neighbour_exchange` with a gradient, differentiable twice."""
+    return NeighbourExchange.apply(from_rank, to_rank, group, tensor)
+
+
+def neighbour_exchange_bidir_with_grad(
+    left_rank: int, right_rank: int, tensor_to_left: Tensor, tensor_to_right: Tensor, group: Any = None
+) -> tuple[Tensor, Tensor]:
+    """`neighbour_exchange_bidir` with gradients, differentiable twice."""
+    return NeighbourExchangeBidir.apply(left_rank, right_rank, group, tensor_to_left, tensor_to_right)

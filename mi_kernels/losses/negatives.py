@@ -1,0 +1,275 @@
+"""Losses of queries against a positive and candidates given apart: a memory bank, mined negatives.
+
+Row i is -log softmax of the positive among itself and the candidates, softplus(lse_j(S_ij) - S_i,pos). Everything is
+relative to the positive score, so that a loss near zero keeps its digits.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops.common.checks import FLOATS, check_samples, check_tensor
+from ..ops.common.rows import unit_rows, widened
+from ..ops.dot_critic import api
+
+_SMALL = 1 << 16  # up to so many scores on a CPU, plain torch costs less than the fixed part of what is faster beyond
+_PANEL = 1 << 22  # scores held at a time on a CPU: 16 MiB in fp32
+_NEVER = 40.0  # F.softplus returns its argument beyond a threshold; past 40 that is exact in fp64 too
+
+_Scale = float | Tensor
+
+
+def shared_negatives(
+    query: Tensor,
+    positive_key: Tensor,
+    negatives: Tensor,
+    scale: _Scale,
+    reduction: str,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Losses of rows [*, B] against negatives [*, M, D] that all queries share, reduced ("none", "mean", "sum").
+
+    Arguments are in the accumulation type: a negative may be as near as the positive, and in 16-bit tiles the gradients
+    of the two would be rounded before they cancel. On a CPU 3N FLOP with N = 2 B M D (4N for reduction "none" when the
+    negatives need a gradient), elsewhere 4N; O((B + M) D) memory besides a panel of at most 16 MiB of scores.
+    """
+    if not negatives.shape[-2]:  # a memory bank before its first batch: the positive is the only candidate
+        rows = (query * positive_key).sum(-1) * 0
+        return rows if reduction == "none" else rows.mean() if reduction == "mean" else rows.sum()
+    scores = query.shape[:-1].numel() * negatives.shape[-2]
+    if query.device.type == "cpu" and backend is None and (scores <= _SMALL or _transformed()):
+        return _formula(query, positive_key, negatives, scale, reduction)
+    if query.device.type == "cpu" and backend is None and not torch.compiler.is_compiling():
+        factor = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=query.dtype)
+        return _SharedNegatives.apply(query, positive_key, negatives, factor, reduction, torch.is_grad_enabled())
+    positive = (query * positive_key).sum(-1) * _beside(scale, 1)
+    found = api.statistics(query, negatives, scale, row_bias=-positive, backend=backend)
+    assert found.row_lse is not None
+    return _reduced(F.softplus(found.row_lse, threshold=_NEVER), reduction)
+
+
+def explicit_negatives(
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor,
+    scale: _Scale,
+    reduction: str,
+    mode: str,
+    *,
+    normalize: bool,
+    mask: Tensor | None = None,
+    in_batch: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Losses against negatives [*, M, D] ("unpaired", without in_batch) or [*, B, M, D] ("paired")."""
+    check_negatives(query, positive_key, negative_keys, mode, mask)
+    if mode == "unpaired" and normalize and query.shape[:-1].numel() * negative_keys.shape[-2] <= _SMALL:
+        # One node normalises all: at this size nodes are what costs.
+        sizes = [query.shape[-2], query.shape[-2], negative_keys.shape[-2]]
+        q, k, n = unit_rows(torch.cat([query, positive_key, negative_keys], -2)).split(sizes, -2)
+        return shared_negatives(q, k, n, scale, reduction, backend=backend)
+    prepared = unit_rows if normalize else widened
+    query, positive_key = prepared(query), prepared(positive_key)
+    if mode == "unpaired":
+        return shared_negatives(query, positive_key, prepared(negative_keys), scale, reduction, backend=backend)
+    return paired_negatives(
+        query,
+        positive_key,
+        widened(negative_keys),
+        scale,
+        reduction,
+        mask=mask,
+        normalize=normalize,
+        in_batch=in_batch,
+        backend=backend,
+    )
+
+
+def check_negatives(
+    query: Tensor, positive_key: Tensor, negative_keys: Tensor, mode: str, mask: Tensor | None
+) -> None:
+    """Raises TypeError or ValueError naming the argument."""
+    check_samples("query", query)
+    check_samples("positive_key", positive_key)
+    if positive_key.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+        raise ValueError(f"query and positive_key must have one dtype, got {query.dtype} and {positive_key.dtype}")
+    check_tensor("negative_keys", negative_keys)
+    if negative_keys.dtype not in FLOATS:
+        raise ValueError(f"negative_keys must be float64, float32, bfloat16 or float16, got {negative_keys.dtype}")
+    if negative_keys.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+        raise ValueError(f"negative_keys must have the dtype of query, {query.dtype}, got {negative_keys.dtype}")
+    if negative_keys.device != query.device:
+        raise ValueError(f"negative_keys must be on the device of query, {query.device}, got {negative_keys.device}")
+    groups, dim = query.shape[:-2], query.shape[-1]
+    leading = groups if mode == "unpaired" else query.shape[:-1]
+    if negative_keys.shape[:-2] != leading or negative_keys.shape[-1:] != (dim,):
+        shape = ", ".join([*(str(n) for n in leading), "M", str(dim)])
+        raise ValueError(f"negative_keys must have shape [{shape}] when {mode}, got {tuple(negative_keys.shape)}")
+    if mask is None:
+        return
+    check_tensor("negative_mask", mask)
+    if mode != "paired" or mask.dtype != torch.bool or mask.shape != negative_keys.shape[:-1]:
+        raise ValueError(
+            f"negative_mask must be boolean of shape {tuple(negative_keys.shape[:-1])} with negative_mode='paired', "
+            f"got {mask.dtype} {tuple(mask.shape)} with {mode!r}"
+        )
+
+
+def paired_negatives(
+    query: Tensor,
+    positive_key: Tensor,
+    negatives: Tensor,
+    scale: _Scale,
+    reduction: str,
+    *,
+    mask: Tensor | None = None,
+    normalize: bool = False,
+    in_batch: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Losses of rows [*, B] against negatives [*, B, M, D], a set for each query, of which mask [*, B, M] names those
+    that exist; with in_batch also against the other positive keys. `normalize` divides the scores by the negatives'
+    lengths, so that no scaled copy of them is made. O(B M) scores besides the negatives."""
+    scores = torch.matmul(negatives, query[..., None]).squeeze(-1)
+    if normalize:
+        lengths = torch.linalg.vector_norm(negatives, dim=-1)
+        scores = scores / lengths.masked_fill(lengths == 0, torch.inf)
+    positive = (query * positive_key).sum(-1, keepdim=True)
+    relative = (scores - positive) * _beside(scale, 2)
+    if mask is not None:
+        # Finite: a query without any negative has loss 0 and no NaN in its gradient.
+        relative = relative.masked_fill(~mask, torch.finfo(relative.dtype).min / 2)
+    log_sum = relative.logsumexp(-1)
+    if in_batch and query.shape[-2] > 1:
+        shift = -positive.squeeze(-1) * _beside(scale, 1)
+        found = api.statistics(
+            query, positive_key, scale, row_bias=shift, pairs="off_diagonal", backend=backend
+        )
+        assert found.row_lse is not None
+        log_sum = torch.logaddexp(log_sum, found.row_lse)
+    return _reduced(F.softplus(log_sum, threshold=_NEVER), reduction)
+
+
+def _reduced(rows: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return rows
+    return rows.mean() if reduction == "mean" else rows.sum()
+
+
+def _beside(scale: _Scale, dims: int) -> _Scale:
+    """A scale [*] shaped to multiply [*, ...] with `dims` more dimensions."""
+    if isinstance(scale, Tensor) and scale.dim():
+        return scale.reshape(*scale.shape, *(1,) * dims)
+    return scale
+
+
+def _factor(scale: Tensor, like: Tensor) -> _Scale:
+    """A number where the scale is one, else [*, 1]."""
+    return scale.to(like.dtype)[..., None] if scale.dim() else scale.item()
+
+
+def _transformed() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _formula(query: Tensor, positive_key: Tensor, negatives: Tensor, scale: _Scale, reduction: str) -> Tensor:
+    """The definition, scores materialised."""
+    positive = (query * positive_key).sum(-1, keepdim=True)
+    logits = torch.cat([positive, query @ negatives.mT], -1) * _beside(scale, 2)
+    logits = logits.flatten(0, -2)
+    target = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
+    rows = F.cross_entropy(logits, target, reduction=reduction)
+    return rows.reshape(query.shape[:-1]) if reduction == "none" else rows
+
+
+class _SharedNegatives(torch.autograd.Function):
+    """Panels of rows whose scores stay in cache. With r_i = lse_j(S_ij) - S_i,pos, p = softmax_j S_ij, s the scale:
+    d row_i / d q_i = sigmoid(r_i) s (sum_j p_ij n_j - k_i), d / d k_i = -sigmoid(r_i) s q_i,
+    d / d n_j = sum_i sigmoid(r_i) s p_ij q_i, d / d s = sigmoid(r_i) <q_i, sum_j p_ij n_j - k_i>."""
+
+    @staticmethod
+    def forward(ctx, query, positive_key, negatives, scale, reduction, recording):
+        # needs_input_grad ignores no_grad, hence `recording`.
+        needs = ctx.needs_input_grad
+        rows, slopes, away, by_negative = _panels(
+            query,
+            positive_key,
+            negatives,
+            _factor(scale, query),
+            recording and any(needs),
+            recording and needs[2] and reduction != "none",
+            None,
+        )
+        ctx.save_for_backward(query, positive_key, negatives, scale, slopes, away, by_negative)
+        ctx.reduction = reduction
+        return _reduced(rows, reduction)
+
+    @staticmethod
+    def backward(ctx, g):
+        query, positive_key, negatives, scale, slopes, away, by_negative = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return *_differentiable((query, positive_key, negatives, scale), needs, ctx.reduction, g), None, None
+        if ctx.reduction == "mean":
+            g = g / query.shape[:-1].numel()
+        factor = _factor(scale, query)
+        weight = slopes * g * factor  # [*, B]
+        found: list[Tensor | None] = [None, None, None, None]
+        if needs[0]:
+            found[0] = weight[..., None] * away
+        if needs[1]:
+            found[1] = -weight[..., None] * query
+        if needs[2]:
+            if by_negative is not None:
+                found[2] = by_negative * g
+            else:
+                found[2] = _panels(query, positive_key, negatives, factor, False, True, g)[3]
+        if needs[3]:
+            by_row = slopes * g * (query * away).sum(-1)
+            found[3] = by_row.sum(-1).to(scale.dtype) if scale.dim() else by_row.sum().to(scale.dtype)
+        return *found, None, None
+
+
+def _panels(query, positive_key, negatives, factor, toward_query: bool, toward_negatives: bool, g: Tensor | None):
+    """Rows [*, B]; sigmoid(r) [*, B] and sum_j p_ij n_j - k_i [*, B, D], where toward_query; sum_i g_i d row_i / d n_j
+    [*, M, D], where toward_negatives."""
+    with torch.no_grad():
+        positive = (query * positive_key).sum(-1)
+        groups, size, columns = query.shape[:-2], query.shape[-2], negatives.shape[-2]
+        step = max(1, _PANEL // max(1, columns * groups.numel()))
+        rows, slopes = query.new_empty(query.shape[:-1]), query.new_empty(query.shape[:-1])
+        away = torch.empty_like(query, memory_format=torch.contiguous_format) if toward_query else None
+        by_negative = None
+        for first in range(0, size, step):
+            part = slice(first, first + step)
+            own = query[..., part, :]
+            scores = own @ negatives.mT
+            scores.sub_(positive[..., part, None]).mul_(factor[..., None] if isinstance(factor, Tensor) else factor)
+            top = scores.amax(-1, keepdim=True)
+            total = scores.sub_(top).exp_().sum(-1)
+            relative = total.log() + top.squeeze(-1)
+            rows[..., part] = F.softplus(relative, threshold=_NEVER)
+            slopes[..., part] = slope = relative.sigmoid()
+            if away is not None:
+                mean = (scores @ negatives).div_(total[..., None])
+                away[..., part, :] = mean.sub_(positive_key[..., part, :])
+            if toward_negatives:
+                weight = slope / total * factor
+                if g is not None:
+                    weight = weight * (g[..., part] if g.dim() else g)
+                found = scores.mT @ (own * weight[..., None])
+                by_negative = found if by_negative is None else by_negative.add_(found)
+        return rows, slopes, away, by_negative
+
+
+def _differentiable(inputs, needs, reduction: str, g: Tensor) -> list[Tensor | None]:
+    """Gradients as a formula of aliases of the inputs: one input may depend on another."""
+    with torch.enable_grad():
+        query, positive_key, negatives, scale = aliases = [t.view_as(t) for t in inputs]
+        wanted = [t for t, needed in zip(aliases, needs, strict=False) if needed]
+        value = _formula(query, positive_key, negatives, scale, reduction)
+        found = iter(torch.autograd.grad(value, wanted, g, create_graph=True))
+    return [next(found) if needed else None for needed in needs[: len(inputs)]]

@@ -1,0 +1,103 @@
+"""A network with a head, trained on class labels or on a regression target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from models.batch import Batch, Inputs, Target
+from models.data.dataset import Dataset
+from models.layers.sequence import check_choice
+from models.model import Loss, Model, Phase
+
+
+@dataclass(frozen=True)
+class SupervisedSettings:
+    """What all models with a head share.
+
+    loss: of a regression target, "l1" (the field's choice for sentiment) or "mse"; classes have the cross entropy.
+    embedding: of tokens without a table, the width of the trained embedding.
+    """
+
+    loss: str = "l1"
+    embedding: int = 64
+
+    def __post_init__(self) -> None:
+        check_choice("loss", self.loss, ("l1", "mse"))
+        if self.embedding < 1:
+            raise ValueError(f"embedding must be at least 1, got {self.embedding}")
+
+
+class Network(Protocol):
+    """Inputs to features [B, F], features to one output per class or dimension [B, K]."""
+
+    features: Callable[..., Tensor]
+    head: Callable[[Tensor], Tensor]
+
+
+class Supervised(Model):
+    """``inlet`` prepares the inputs of ``net``, whose head speaks for the model.
+
+    Terms: "cross_entropy" in nats, or "l1" / "mse" of the target in units of its deviation over the training rows; the
+    head predicts that standardised target, ``predict`` the target itself. The loss leaves out rows without a label.
+    """
+
+    headline = "head"
+
+    def __init__(self, inlet: nn.Module, net: nn.Module, data: Dataset, loss: str = "l1"):
+        super().__init__()
+        self.inlet, self.net = inlet, net
+        self.target, self.kind = data.target, loss
+        centre, scale = _statistics(data)
+        self.register_buffer("centre", centre)
+        self.register_buffer("scale", scale)
+
+    centre: Tensor
+    scale: Tensor
+
+    def features(self, inputs: Mapping[str, Inputs]) -> Tensor:
+        return cast(Network, self.net).features(*self.inlet(inputs))
+
+    def representations(self, batch: Batch) -> dict[str, Tensor]:
+        """ "fused": what the head reads."""
+        return {"fused": self.features(batch.inputs)}
+
+    def outputs(self, batch: Batch) -> Tensor:
+        return cast(Network, self.net).head(self.features(batch.inputs))
+
+    def predict(self, batch: Batch) -> Tensor:
+        found = self.outputs(batch)
+        return found if self.target.is_classes else found * self.scale + self.centre
+
+    def loss(self, batch: Batch) -> Loss:
+        found = self.outputs(batch)
+        if batch.target is None:
+            raise ValueError("the batch has no labels")
+        if self.target.is_classes:
+            return Loss.of({"cross_entropy": nn.functional.cross_entropy(found, batch.target)})
+        wanted = (batch.target.reshape(len(found), -1).to(found) - self.centre) / self.scale
+        function = nn.functional.l1_loss if self.kind == "l1" else nn.functional.mse_loss
+        return Loss.of({self.kind: function(found, wanted)})
+
+    def phases(self) -> list[Phase]:
+        return [Phase("main", list(self.parameters()), self.loss, usable=Batch.with_labels)]
+
+
+def outputs_of(target: Target) -> int:
+    """Width of a head. Raises ValueError for data without labels."""
+    if target.kind == "none":
+        raise ValueError("a model with a head needs labels, the data has none")
+    return target.size
+
+
+def _statistics(data: Dataset) -> tuple[Tensor, Tensor]:
+    if not data.target.is_regression or data.labels is None:
+        return torch.zeros(1), torch.ones(1)
+    labels = data.labels[data.labelled_rows("train")].double().reshape(-1, data.target.size)
+    scale = labels.std(0, correction=0)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return labels.mean(0).float(), scale.float()

@@ -1,0 +1,46 @@
+"""Any known format to the safe ``.npz``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.data import formats
+from models.data.formats import npz
+from models.data.formats.arrays import Arrays
+from models.data.formats.checks import printable
+from models.data.sources import utd_mhad
+
+# Folders of a data set's original files that are one row a file: the source knows how they belong together.
+ORIGINALS = {"utd-mhad": utd_mhad.from_mat}
+
+
+def convert(source: str | Path, out: str | Path, format: str | None = None) -> str:
+    """Writes ``source``, a file or folder in any known format, to ``out`` (``.npz``, without pickle); returns what was
+    done.
+
+    format: one of ``formats.FORMATS`` or ORIGINALS; found out when None. What was repaired is kept in the file's
+    ``notes``.
+    Raises FileNotFoundError, or ValueError naming the file and the key, or ``out`` when it does not end in ``.npz``.
+    """
+    source, out = Path(source), Path(out)
+    if out.suffix != ".npz":
+        raise ValueError(f"out must end in .npz, got {out}")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {out.parent}")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise ValueError(f"out must be another file than the one that is read, {source}")
+    arrays = ORIGINALS[format](source) if format in ORIGINALS else formats.read(source, format)
+    npz.write(arrays, out)
+    return f"wrote {out}: {summary(arrays)}"
+
+
+def summary(arrays: Arrays) -> str:
+    """One line: rows, modalities, labels, and every repair."""
+    named = {
+        "modalities": [*arrays.modalities, *arrays.optional],
+        "texts": list(arrays.texts),
+        "labels": list(arrays.labels),
+    }
+    parts = [f"{len(arrays)} rows from {arrays.format}"]
+    parts += [f"{kind} {', '.join(names)}" for kind, names in named.items() if names]
+    return printable("; ".join([*parts, *arrays.notes]))

@@ -1,0 +1,1 @@
+"""Scores of trained models: metrics, probes, robustness. Names no system."""

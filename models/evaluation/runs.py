@@ -1,0 +1,118 @@
+"""Scores of trained runs, each kept in its folder's results.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from models.data.corruption import CorruptionConfig
+from models.data.dataset import Dataset
+from models.evaluation.metrics import primary
+from models.evaluation.scores import HEAD, Scored, conditions, damaged, evaluate, headline, references
+from models.model import Model
+from models.registry import MODELS, build
+from models.settings import FILE, RunConfig, read
+from models.training.checkpoint import WEIGHTS, replace_file
+from models.training.fit import load_data, load_run
+
+RESULTS = "results.json"
+
+
+def evaluate_run(folder: Path, split: str = "test") -> dict[str, Any]:
+    """Scores the run in ``folder``; those of the test rows also go to its results.json.
+
+    scores: of its head and of probes on its representations, and of a probe on its untrained self. references: the
+    constant prediction and linear models of the inputs. robustness: scores of damaged inputs, by kind of damage.
+    """
+    config = read(folder)
+    data = load_data(config)
+    config, model = load_run(folder, data)
+    found = evaluate(model, data, split)
+    name = headline(model, found.scores)
+    result: dict[str, Any] = {
+        "model": config.name,
+        "data": data.name,
+        "seed": config.seed,
+        "split": split,
+        "metric": primary(data.target),
+        "headline": name,
+        "scores": found.scores | untrained(config, data, found, split),
+        "references": references(data, split),
+        "robustness": {
+            label: damaged(model, data, found, corruption, split, config.seed)[name]
+            for label, corruption in conditions(data).items()
+        },
+        "config": public(config, data),
+    }
+    if split == "test":
+        replace_file(folder / RESULTS, lambda beside: write_json(beside, result))
+    return result
+
+
+def untrained(config: RunConfig, data: Dataset, found: Scored, split: str) -> dict[str, dict[str, Any]]:
+    """A probe on the same model before training: on what stands for it, or on what its head reads."""
+    model = build(config.name, config.model, data, config.seed)
+    parts = [part for part in found.scores if part != HEAD]
+    part = headline(model, found.scores)
+    part = parts[0] if part == HEAD else part
+    return {f"untrained {part}": evaluate(model, data, split, (part,)).scores[part]}
+
+
+def evaluate_damaged(
+    folder: Path, corruption: CorruptionConfig, split: str = "test"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two results of one run, on clean and on damaged inputs; heads and probes are the same."""
+    config = read(folder)
+    data = load_data(config)
+    corruption.check(data.names)
+    config, model = load_run(folder, data)
+    found = evaluate(model, data, split)
+    scores = damaged(model, data, found, corruption, split, config.seed)
+    same = {"model": config.name, "seed": config.seed, "metric": primary(data.target)}
+    return (
+        same | {"label": f"{config.name}, clean", "scores": found.scores},
+        same | {"label": f"{config.name}, damaged", "scores": {n: {"test": s} for n, s in scores.items()}},
+    )
+
+
+def public(config: RunConfig, data: Dataset) -> dict[str, Any]:
+    """The settings without a user's path."""
+    tree = config.to_dict()
+    if config.data.is_file:
+        tree["data"]["name"] = data.name
+    return tree
+
+
+def find_runs(out: Path) -> list[Path]:
+    """Folders of runs at or below ``out``. Raises FileNotFoundError when there is none."""
+    found = sorted(path.parent for path in out.rglob(FILE))
+    if not found:
+        raise FileNotFoundError(f"{out} holds no run; start with: python -m models fit --out {out}")
+    return found
+
+
+def results_below(out: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Every run below ``out`` and its scores, computed where they are absent or older than the weights."""
+    found = []
+    for folder in find_runs(out):
+        path, weights = folder / RESULTS, folder / WEIGHTS
+        fresh = path.is_file() and weights.is_file() and path.stat().st_mtime >= weights.stat().st_mtime
+        result = json.loads(path.read_text()) if fresh else {}
+        found.append((folder, result if "scores" in result else evaluate_run(folder)))
+    order = list(MODELS)
+    return sorted(found, key=lambda item: (order.index(item[1]["model"]), item[1]["seed"]))
+
+
+def shown_parts(model: Model, names: list[str]) -> list[str]:
+    """Representations that figures draw."""
+    return [name for name in model.shown if name in names] or names
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    path.write_text(text)

@@ -1,0 +1,119 @@
+"""Tables over seeds: mean and sample deviation of every metric, per model and representation."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from models.evaluation.metrics import LOWER_IS_BETTER
+
+REFERENCES = ("constant", "linear")
+
+
+def rows_of(results: Sequence[dict[str, Any]]) -> list[tuple[str, str, int, dict[str, Any]]]:
+    """(model, representation, seed, score) of runs as ``experiment.evaluate_run`` returns them.
+
+    References depend on data and seed alone and are taken once per seed.
+    """
+    rows: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for result in results:
+        for model, scores in result.get("references", {}).items():
+            for part, score in scores.items():
+                rows.setdefault((model, part, result["seed"]), score)
+    for result in results:
+        for part, score in result["scores"].items():
+            rows[result.get("label", result["model"]), part, result["seed"]] = score
+    return [(*key, score) for key, score in rows.items()]
+
+
+def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry per model and representation: mean and deviation of the primary metric, and of all in "metrics".
+
+    The deviation is the sample's, 0 for a single seed.
+    """
+    metric = results[0]["metric"] if results else "accuracy"
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for model, part, _, score in rows_of(results):
+        found.setdefault((model, part), []).append(score["test"])
+    table = []
+    for (model, part), scores in found.items():
+        metrics = {name: _moments([s[name] for s in scores]) for name in scores[0]}
+        table.append(
+            {
+                "model": model,
+                "representation": part,
+                "metric": metric,
+                "mean": metrics[metric]["mean"],
+                "deviation": metrics[metric]["deviation"],
+                "seeds": len(scores),
+                "metrics": metrics,
+            }
+        )
+    return table
+
+
+def _moments(values: list[float]) -> dict[str, float]:
+    return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+
+def best_rows(summary: Sequence[dict[str, Any]]) -> list[int]:
+    """Indices of the best row and of those within one deviation of it (the larger of the two rows' deviations)."""
+    known = [i for i, row in enumerate(summary) if row["mean"] == row["mean"]]
+    if not known:
+        return []
+    sign = -1 if summary[0]["metric"] in LOWER_IS_BETTER else 1
+    top = max(known, key=lambda i: sign * summary[i]["mean"])
+
+    def close(row: dict[str, Any]) -> bool:
+        spread = max(row["deviation"], summary[top]["deviation"])
+        return abs(row["mean"] - summary[top]["mean"]) <= spread
+
+    return [top, *(i for i in known if i != top and close(summary[i]))]
+
+
+def table(summary: Sequence[dict[str, Any]]) -> str:
+    """The summary as aligned text: the primary metric with its deviation, then the other means; the best is marked."""
+    if not summary:
+        return "no results"
+    metric = summary[0]["metric"]
+    others = [name for name in summary[0]["metrics"] if name != metric]
+    width = max(14, *(len(row["model"]) for row in summary))
+    part = max(15, *(len(row["representation"]) for row in summary))
+    lines = [f"  {'model':{width}} {'representation':{part}} {'test ' + metric:>15}  seeds  {'  '.join(others)}"]
+    top = best_rows(summary)[:1]
+    for index, row in enumerate(summary):
+        values = "  ".join(f"{row['metrics'].get(n, {'mean': float('nan')})['mean']:{len(n)}.3f}" for n in others)
+        mark = "*" if index in top else " "
+        lines.append(
+            f"{mark} {row['model']:{width}} {row['representation']:{part}} {row['mean']:7.3f} ± {row['deviation']:.3f}"
+            f"  {row['seeds']:>5}  {values}"
+        )
+    return "\n".join(lines)
+
+
+def verdicts(summary: Sequence[dict[str, Any]], headlines: dict[str, str]) -> list[str]:
+    """What beat what beyond one deviation: each trained model against the references and the other models."""
+    sign = -1 if summary and summary[0]["metric"] in LOWER_IS_BETTER else 1
+    rows = {(row["model"], row["representation"]): row for row in summary}
+    heads = {model: rows[model, part] for model, part in headlines.items() if (model, part) in rows}
+    rivals = dict(heads)
+    if ("linear", "input") in rows:
+        rivals["linear"] = rows["linear", "input"]
+    if ("constant", "-") in rows:
+        rivals["constant"] = rows["constant", "-"]
+    untrained = {row["model"]: row for row in summary if row["representation"].startswith("untrained ")}
+    lines = []
+    for model, row in heads.items():
+        beaten: list[str] = []
+        lost: list[str] = []
+        close: list[str] = []
+        for name, other in [*rivals.items(), *[("itself untrained", u) for m, u in untrained.items() if m == model]]:
+            if name != model:
+                gap = sign * (row["mean"] - other["mean"])
+                spread = max(row["deviation"], other["deviation"])
+                (close if abs(gap) <= spread else beaten if gap > 0 else lost).append(name)
+        parts = [("beats", beaten), ("loses to", lost), ("is within one deviation of", close)]
+        said = "; ".join(f"{verb} {', '.join(names)}" for verb, names in parts if names)
+        lines.append(f"{model} {said or 'stands alone'}.")
+    return lines

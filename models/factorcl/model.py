@@ -1,0 +1,290 @@
+"""FactorCL: factorized contrastive learning (Liang et al., NeurIPS 2023, arXiv 2306.05268).
+
+Six mutual-information terms on top of two encoders, each with its own heads and critic (eq. 94-99):
+
+    maximise  I(X1;X2) + I(X1;C1) + I(X2;C2) + I(X1;X2|C)   by InfoNCE        C = the label (SUP)
+    minimise  I(X1;X2|C) + I(X1;X2)                         by NCE-CLUB       or augmented views (SSL)
+
+NCE-CLUB needs the critic that is optimal for InfoNCE: the phase "club" fits the two CLUB critics (Algorithm 3) on
+features that it holds fixed, and every other parameter follows the phase "main". All terms are in nats. Where the paper
+and its public code differ, FactorCLConfig says what is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import mi_kernels as mk
+from models.batch import Batch, Inputs
+from models.data.dataset import Dataset
+from models.factorcl.config import FactorCLConfig, Settings
+from models.layers.encoders import make_encoder, mlp
+from models.model import Loss, Model, OptimizerConfig, Phase, needs_classes, needs_modalities
+
+MAXIMISED = ("infonce_x1x2", "infonce_x1y", "infonce_x2y", "infonce_x1x2_cond")
+MINIMISED = ("club_x1x2_cond", "club_x1x2")
+SAME_PAIR = {"club_x1x2": "infonce_x1x2", "club_x1x2_cond": "infonce_x1x2_cond"}
+TERMS_OF_U = ("club_x1x2", "infonce_x1x2_cond")
+
+View = Inputs | Tensor
+Pair = tuple[Tensor, Tensor]
+Pairs = dict[str, Pair]
+
+
+class Factors(NamedTuple):
+    """Shared and unique representations of each modality (spec: eq. 6-7)."""
+
+    s1: Tensor
+    u1: Tensor
+    s2: Tensor
+    u2: Tensor
+
+
+class _FactorCL(Model):
+    """What SUP and SSL share; they differ in how a term's pair of inputs is made.
+
+    Rows that lack a modality take no part in a loss. inner_steps, fresh, inner_optimizer: of the phase "club".
+    """
+
+    headline = "full"
+    shown = ("S", "U1", "U2")
+
+    def __init__(
+        self,
+        encoder1: nn.Module,
+        encoder2: nn.Module,
+        config: FactorCLConfig | None = None,
+        *,
+        inner_steps: int = 1,
+        fresh: bool = False,
+        inner_optimizer: OptimizerConfig | None = None,
+    ):
+        super().__init__()
+        self.inner_steps, self.fresh = inner_steps, fresh
+        self.inner_optimizer = inner_optimizer or OptimizerConfig()
+        self.config = config = config or FactorCLConfig()
+        self.encoders = nn.ModuleList([encoder1, encoder2])
+        d1, d2 = config.feature_dims
+        self.heads1 = nn.ModuleDict(
+            {name: self._head(d1) for name in (*MAXIMISED, *MINIMISED) if name != "infonce_x2y"}
+        )
+        self.heads2 = nn.ModuleDict(
+            {name: self._head(d2) for name in (*MAXIMISED, *MINIMISED) if name != "infonce_x1y"}
+        )
+        anchor = "y" if config.anchor == "second" else "x"
+        self.bounds = nn.ModuleDict()
+        critics: dict[str, mk.ConcatCritic] = {}
+        for name, (width1, width2) in self._critic_widths().items():
+            critic = critics[SAME_PAIR[name]] if name in MINIMISED and config.club_critic == "shared" else None
+            if critic is None:
+                critic = mk.ConcatCritic(width1, width2, hidden_dims=config.critic_hidden, activation=config.activation)
+            critics[name] = critic
+            bound = mk.InfoNCE if name in MAXIMISED else mk.NCECLUB
+            within_labels = config.conditional_negatives == "label" and name.endswith("_cond")
+            self.bounds[name] = bound(critic, anchor=anchor, condition="group" if within_labels else "concat")
+
+    def _head(self, dim: int) -> nn.Module:
+        return mlp(dim, dim, dim, self.config.head_layers, self.config.activation)
+
+    def _critic_widths(self) -> dict[str, tuple[int, int]]:
+        raise NotImplementedError
+
+    def _pairs(self, names: tuple[str, ...], batch: Batch) -> Pairs:
+        raise NotImplementedError
+
+    def encode(self, x1: View, x2: View) -> Pair:
+        """Encoder outputs [B, d1], [B, d2]."""
+        return self.encoders[0](x1), self.encoders[1](x2)
+
+    def factors(self, x1: View, x2: View) -> Factors:
+        """S: heads of I(X1;X2) and of the conditional CLUB; U: heads of CLUB, I(Xi;C) and I(X1;X2|C)."""
+        e1, e2 = self.encode(x1, x2)
+
+        def part(heads: nn.ModuleDict, e: Tensor, *names: str) -> Tensor:
+            return torch.cat([heads[name](e) for name in names], 1)
+
+        shared = ("infonce_x1x2", "club_x1x2_cond")
+        return Factors(
+            part(self.heads1, e1, *shared),
+            part(self.heads1, e1, "club_x1x2", "infonce_x1y", "infonce_x1x2_cond"),
+            part(self.heads2, e2, *shared),
+            part(self.heads2, e2, "club_x1x2", "infonce_x2y", "infonce_x1x2_cond"),
+        )
+
+    def representations(self, batch: Batch) -> dict[str, Tensor]:
+        """ "encoder": both encoders; "S": what is shared; "U1", "U2": what is unique; "full": all factors."""
+        x1, x2 = _two(batch)
+        s1, u1, s2, u2 = self.factors(x1, x2)
+        return {
+            "encoder": torch.cat(self.encode(x1, x2), 1),
+            "full": torch.cat([s1, u1, s2, u2], 1),
+            "S": torch.cat([s1, s2], 1),
+            "U1": u1,
+            "U2": u2,
+        }
+
+    def phases(self) -> list[Phase]:
+        phi = list(dict.fromkeys(self.inner_parameters()))
+        inner = {id(parameter) for parameter in phi}
+        theta = [parameter for parameter in self.parameters() if id(parameter) not in inner]
+        phases = [Phase("main", theta, self.loss, usable=self.usable)]
+        if self.inner_steps:
+            settings = (self.inner_steps, self.inner_optimizer, self.inner_pairs, self.fresh, self.usable)
+            phases.append(Phase("club", phi, self.inner_loss, *settings))
+        return phases
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The six estimates in nats; costs six critics of B^2 pairs."""
+        pairs = self._pairs((*MAXIMISED, *MINIMISED), batch)
+        return {name: self._estimate(name, *pair, batch.target) for name, pair in pairs.items()}
+
+    def usable(self, batch: Batch) -> Batch:
+        """Rows that have both modalities (and a label where labels are used)."""
+        return batch.complete()
+
+    def _estimate(self, name: str, a: Tensor, b: Tensor, y: Tensor | None, method: str = "forward") -> Tensor:
+        call = getattr(self.bounds[name], method)
+        return call(a, b, y) if self.bounds[name].condition == "group" else call(a, b)
+
+    def loss(self, batch: Batch) -> Loss:
+        """The objective of the encoders, heads and InfoNCE critics (theta), and the six terms."""
+        weights = {
+            name: (-1.0 if name in MAXIMISED else 1.0) * (self.config.u_terms_weight if name in TERMS_OF_U else 1.0)
+            for name in (*MAXIMISED, *MINIMISED)
+        }
+        return Loss.of(self.terms(batch), weights)
+
+    def inner_parameters(self) -> Iterator[nn.Parameter]:
+        """phi: the critics of the two CLUB terms, nothing else; shared ones serve InfoNCE terms as well."""
+        for name in MINIMISED:
+            yield from self.bounds[name].parameters()
+
+    @torch.no_grad()
+    def inner_pairs(self, batch: Batch) -> tuple[Pairs, Tensor | None]:
+        """What the critics of the CLUB terms read, which the phase "club" holds fixed, and the labels. No gradients."""
+        shared = tuple(SAME_PAIR.values()) if self.config.club_critic == "shared" else ()
+        return self._pairs((*MINIMISED, *shared), batch), batch.target
+
+    def inner_loss(self, fixed: tuple[Pairs, Tensor | None]) -> Loss:
+        """InfoNCE loss of the CLUB critics on ``inner_pairs``."""
+        pairs, y = fixed
+        return Loss.of({name: self._estimate(name, *pair, y, "learning_loss") for name, pair in pairs.items()})
+
+
+class FactorCLSUP(_FactorCL):
+    """FactorCL with labels (eq. 94-96). ``batch.target`` holds class numbers [B]; rows without one are left out."""
+
+    def usable(self, batch: Batch) -> Batch:
+        return batch.complete().with_labels()
+
+    def _critic_widths(self) -> dict[str, tuple[int, int]]:
+        (d1, d2), classes, column = self.config.feature_dims, self.config.num_classes, self.config.label_width
+        cond = (d1 + classes, d2 + (classes if self.config.condition_sides == "both" else 0))
+        return {
+            "infonce_x1x2": (d1, d2),
+            "infonce_x1y": (d1, column),
+            "infonce_x2y": (d2, column),
+            "infonce_x1x2_cond": cond,
+            "club_x1x2_cond": cond,
+            "club_x1x2": (d1, d2),
+        }
+
+    def _pairs(self, names: tuple[str, ...], batch: Batch) -> Pairs:
+        y = batch.target
+        if y is None:
+            raise ValueError("FactorCLSUP needs class labels in batch.target")
+        e1, e2 = self.encode(*_two(batch))
+        one_hot = nn.functional.one_hot(y, self.config.num_classes).to(e1)
+        column = one_hot if self.config.label == "one_hot" else y[:, None].to(e1)
+        pairs: Pairs = {}
+        for name in names:
+            if name == "infonce_x1y":
+                pairs[name] = (self.heads1[name](e1), column)
+            elif name == "infonce_x2y":
+                pairs[name] = (self.heads2[name](e2), column)
+            else:
+                a, b = self.heads1[name](e1), self.heads2[name](e2)
+                if name.endswith("_cond"):
+                    a = torch.cat([a, one_hot], 1)
+                    b = torch.cat([b, one_hot], 1) if self.config.condition_sides == "both" else b
+                pairs[name] = (a, b)
+        return pairs
+
+
+class FactorCLSSL(_FactorCL):
+    """FactorCL without labels (eq. 97-99): one augmented view per modality replaces the label."""
+
+    views = 1
+
+    def __init__(self, encoder1: nn.Module, encoder2: nn.Module, config: FactorCLConfig | None = None, **inner: Any):
+        super().__init__(encoder1, encoder2, config, **inner)
+        if self.config.conditional_negatives == "label":
+            raise ValueError('conditional_negatives="label" needs labels: it is for FactorCLSUP')
+
+    def _critic_widths(self) -> dict[str, tuple[int, int]]:
+        d1, d2 = self.config.feature_dims
+        cond = (2 * d1, 2 * d2)
+        return {
+            "infonce_x1x2": (d1, d2),
+            "infonce_x1y": (d1, d1),
+            "infonce_x2y": (d2, d2),
+            "infonce_x1x2_cond": cond,
+            "club_x1x2_cond": cond,
+            "club_x1x2": (d1, d2),
+        }
+
+    def _pairs(self, names: tuple[str, ...], batch: Batch) -> Pairs:
+        if not batch.views:
+            raise ValueError("FactorCLSSL needs an augmented view in batch.views")
+        e1, e2 = self.encode(*_two(batch))
+        v1, v2 = self.encode(*batch.views[0].values())
+        pairs: Pairs = {}
+        for name in names:
+            if name == "infonce_x1y":
+                pairs[name] = (self.heads1[name](e1), self.heads1[name](v1))
+            elif name == "infonce_x2y":
+                pairs[name] = (self.heads2[name](e2), self.heads2[name](v2))
+            elif not name.endswith("_cond"):
+                pairs[name] = (self.heads1[name](e1), self.heads2[name](e2))
+            else:
+                repeated = name in MINIMISED and self.config.ssl_club_condition == "repeated"
+                c1, c2 = (e1, e2) if repeated else (v1, v2)
+                pairs[name] = (
+                    torch.cat([self.heads1[name](e1), self.heads1[name](c1)], 1),
+                    torch.cat([self.heads2[name](e2), self.heads2[name](c2)], 1),
+                )
+        return pairs
+
+
+def _two(batch: Batch) -> tuple[Inputs, Inputs]:
+    x1, x2 = batch.inputs.values()
+    return x1, x2
+
+
+def _build(kind: type[_FactorCL], config: Settings, data: Dataset, num_classes: int) -> _FactorCL:
+    needs_modalities("FactorCL", data.names, 2)
+    encoder1, encoder2 = (make_encoder(modality, config.encoder) for modality in data.modalities)
+    return kind(
+        encoder1,
+        encoder2,
+        config.architecture(num_classes),
+        inner_steps=config.inner_steps,
+        fresh=config.inner_batch == "fresh",
+        inner_optimizer=OptimizerConfig(config.critic_lr),
+    )
+
+
+def build_sup(config: Settings, data: Dataset) -> Model:
+    needs_classes("factorcl-sup", data.target)
+    return _build(FactorCLSUP, config, data, data.target.size)
+
+
+def build_ssl(config: Settings, data: Dataset) -> Model:
+    """The classes do not enter; the paper preset draws negatives within a class and is refused."""
+    if config.preset == "paper":
+        raise ValueError("preset must not be paper for factorcl-ssl: it draws negatives within a class")
+    return _build(FactorCLSSL, config, data, 2)

@@ -1,0 +1,49 @@
+"""Every model by name: its settings and how it is built. Adding a model is one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lightning import seed_everything
+
+from models import factorcl
+from models.baselines import contrastive, fusion
+from models.data.dataset import Dataset
+from models.model import Model
+
+
+class Entry(NamedTuple):
+    """settings: a frozen dataclass, what a YAML file may say under ``model``. build: of (settings, data)."""
+
+    settings: type
+    build: Callable[[Any, Dataset], Model]
+    summary: str
+
+
+MODELS: dict[str, Entry] = {
+    "factorcl-sup": Entry(factorcl.Settings, factorcl.build_sup, "FactorCL with labels; two modalities, classes"),
+    "factorcl-ssl": Entry(factorcl.Settings, factorcl.build_ssl, "FactorCL without labels; two modalities"),
+    "simclr": Entry(contrastive.Settings, contrastive.build_simclr, "SimCLR across modalities"),
+    "supcon": Entry(contrastive.Settings, contrastive.build_supcon, "supervised contrastive; classes"),
+    "cross-self": Entry(contrastive.Settings, contrastive.build_cross_self, "SimCLR across and within modalities"),
+    "early-fusion": Entry(fusion.EarlyFusion, fusion.build_early, "one MLP on all modalities"),
+    "late-fusion": Entry(fusion.LateFusion, fusion.build_late, "an encoder and a vote per modality"),
+    "ef-lstm": Entry(fusion.EFLSTMSettings, fusion.build_ef_lstm, "one LSTM on aligned modalities"),
+    "lmf": Entry(fusion.LMFSettings, fusion.build_lmf, "low-rank multimodal fusion"),
+    "mfn": Entry(fusion.MFNSettings, fusion.build_mfn, "Memory Fusion Network on aligned modalities"),
+    "mult": Entry(fusion.MulTSettings, fusion.build_mult, "cross-modal transformers on unaligned modalities"),
+}
+
+
+def entry(name: str) -> Entry:
+    """Raises ValueError that lists the names there are."""
+    if name not in MODELS:
+        raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}")
+    return MODELS[name]
+
+
+def build(name: str, settings: Any, data: Dataset, seed: int) -> Model:
+    """A fresh model, its weights drawn from ``seed``."""
+    seed_everything(seed, verbose=False)
+    return entry(name).build(settings, data)

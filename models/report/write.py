@@ -1,0 +1,178 @@
+"""report.html and results.json of all runs below a folder."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.data.dataset import Dataset
+from models.evaluation.metrics import primary
+from models.evaluation.runs import RESULTS, results_below, shown_parts, write_json, write_text
+from models.evaluation.scores import HEAD, evaluate, outputs
+from models.evaluation.summary import summarise, verdicts
+from models.provenance import describe
+from models.report import figures, page
+from models.report.speed import Seconds, step_times
+from models.settings import RunConfig, dump, read
+from models.training.checkpoint import replace_file
+from models.training.fit import load_data, load_run
+
+Found = Sequence[tuple[Path, dict[str, Any]]]
+
+
+def write_report(out: Path) -> list[dict[str, Any]]:
+    """Scores every run below ``out`` that has no fresh scores; returns their summary.
+
+    Raises ValueError when the runs use different data: they cannot stand in one table.
+    """
+    found = results_below(out)
+    if len({(result["data"], result["metric"]) for _, result in found}) > 1:
+        raise ValueError(f"the runs below {out} use different data; write one report for each")
+    results = [result for _, result in found]
+    summary = summarise(results)
+    folders: dict[str, list[Path]] = {}
+    for folder, result in found:
+        folders.setdefault(result["model"], []).append(folder)
+    shown = found[0][0]
+    config = read(shown)
+    data = load_data(config)
+    seconds = {name: step_times(read(paths[0]), data) for name, paths in folders.items()}
+    text = _page(found, summary, folders, config, data, seconds)
+    replace_file(out / "report.html", lambda beside: write_text(beside, text))
+    if shown != out:
+        content = {
+            "summary": summary,
+            "seconds_per_step": {name: {b: s._asdict() for b, s in row.items()} for name, row in seconds.items()},
+            "runs": results,
+            "machine": describe(),
+        }
+        write_json(out / RESULTS, content)
+    return summary
+
+
+def _page(
+    found: Found,
+    summary: Sequence[dict[str, Any]],
+    folders: Mapping[str, Sequence[Path]],
+    config: RunConfig,
+    data: Dataset,
+    seconds: Mapping[str, Mapping[str, Seconds]],
+) -> str:
+    results = [result for _, result in found]
+    heads = {result["model"]: result["headline"] for result in results}
+    said = "".join(f"<li>{page.text(line)}</li>" for line in verdicts(summary, heads))
+    parts, predicted = _of_the_shown_run(found[0][0], data)
+    model, metric = found[0][1]["model"], primary(data.target)
+    curves = _noise(results, metric)
+    machine = describe()
+    sections = [
+        page.section(
+            "Scores",
+            page.scores(summary) + f"<ul>{said}</ul>",
+            "Mean and sample deviation over seeds on the test rows; the best row is marked. One result beats another "
+            "here when their means differ by more than the larger deviation. Probes are linear models on standardised "
+            "representations, fitted on the training rows; their strength, like every other choice, was made on the "
+            "validation rows. “constant” is the most frequent class or the median, “linear” a linear model of "
+            "the pooled inputs, “untrained” a probe on the model before training.",
+        ),
+        page.section(
+            "Training",
+            page.figures([*figures.loss_curves(folders), *figures.term_curves(folders)]),
+            "One line a seed; the terms are those of the first seed.",
+        ),
+        page.section(
+            f"Representations of {model}",
+            page.figures(parts) + page.class_legend(data.target),
+            "t-SNE of up to 400 test rows of the first run.",
+        ),
+        page.section("Predictions", page.figures([predicted] if predicted else [])),
+        page.section(
+            "Robustness",
+            (page.figures([figures.robustness(curves, metric)]) if curves else "") + _missing(results, metric),
+            f"Test {metric} with damaged test inputs and everything else as above; the bands are one deviation.",
+        ),
+        page.section(
+            "Seconds per training step",
+            page.speed(seconds),
+            f"Median and quartiles in milliseconds of whole steps (batch {config.training.batch_size}), measured in "
+            f"turns while this page was written: {page.text(machine['processor'])}, {torch.get_num_threads()} threads, "
+            f"torch {torch.__version__}. The last backend is the one that runs by default here.",
+        ),
+        page.section("Settings", _settings(folders)),
+    ]
+    sizes = ", ".join(
+        f"{int((data.split == code).sum())} {name}" for code, name in enumerate(("train", "valid", "test"))
+    )
+    kind = f"{data.target.size} classes" if data.target.is_classes else f"a target of {data.target.size} dimension(s)"
+    lead = page.text(f"{data.name}: modalities {', '.join(data.names)}; {sizes} rows; {kind}. ")
+    lead += page.text(f"{len(found)} runs of {', '.join(folders)}, {machine['date']}.")
+    return page.page(f"{', '.join(folders)} on {data.name}", lead, sections)
+
+
+def _of_the_shown_run(folder: Path, data: Dataset) -> tuple[list[str], str]:
+    """Projections of the representations and a figure of the predictions of one run, on test rows."""
+    config, model = load_run(folder, data)
+    rows = data.labelled_rows("test")
+    assert data.labels is not None
+    found, predicted = outputs(model, data, rows)
+    names = shown_parts(model, list(found))
+    images = figures.projections({n: found[n] for n in names}, data.labels[rows], data.target)
+    if predicted is None:
+        name = model.headline
+        predicted = evaluate(model, data, only=(name,)).probes[name].predict(found[name])
+    else:
+        name = HEAD
+    return images, figures.predictions(predicted, data.labels[rows], data.target, f"{config.name} ({name})")
+
+
+def _noise(results: Sequence[dict[str, Any]], metric: str) -> dict[str, list[tuple[float, float, float]]]:
+    values: dict[str, dict[float, list[float]]] = {}
+    for result in results:
+        model = values.setdefault(result["model"], {})
+        clean = result["scores"][result["headline"]]["test"][metric]
+        model.setdefault(0.0, []).append(clean)
+        for name, score in result.get("robustness", {}).items():
+            if name.startswith("noise "):
+                model.setdefault(float(name.split()[1]), []).append(score[metric])
+    return {
+        model: [(level, *_moments(found)) for level, found in sorted(levels.items())]
+        for model, levels in values.items()
+        if len(levels) > 1
+    }
+
+
+def _missing(results: Sequence[dict[str, Any]], metric: str) -> str:
+    values: dict[str, dict[str, list[float]]] = {}
+    for result in results:
+        row = values.setdefault(result["model"], {})
+        row.setdefault("clean", []).append(result["scores"][result["headline"]]["test"][metric])
+        for name, score in result.get("robustness", {}).items():
+            if name.startswith("missing "):
+                row.setdefault(name, []).append(score[metric])
+    shown = {
+        model: {name: "{:.3f} ± {:.3f}".format(*_moments(found)) for name, found in row.items()}
+        for model, row in values.items()
+    }
+    return page.missing(shown) if any(len(row) > 1 for row in shown.values()) else ""
+
+
+def _moments(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _settings(folders: Mapping[str, Sequence[Path]]) -> str:
+    """The YAML of each model's first run."""
+    blocks = (
+        f"<details><summary>{page.text(name)}</summary><pre>{page.text(dump(_public(read(paths[0]))))}</pre></details>"
+        for name, paths in folders.items()
+    )
+    return "".join(blocks)
+
+
+def _public(config: RunConfig) -> RunConfig:
+    """Without the folders of a user's file."""
+    return config.changed({"data.name": Path(config.data.name).name}) if config.data.is_file else config

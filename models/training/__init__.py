@@ -1,0 +1,1 @@
+"""Training of any model: phases in order, atomic checkpoints, exact resuming. Names no system."""

@@ -1,0 +1,188 @@
+"""One run: training with Lightning, from the start or from a checkpoint, and what it leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from models.data import Dataset, load
+from models.model import Model
+from models.provenance import describe
+from models.registry import build
+from models.settings import FILE, RunConfig, read
+from models.training.checkpoint import LAST, PREVIOUS, WEIGHTS, AtomicCheckpoints, load_weights, replace_file
+from models.training.phases import Training
+from models.training.selection import Selection
+
+RUN = "run.json"
+PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+# A resumed run may be longer.
+FREE = ("training.epochs",)
+
+
+def load_data(config: RunConfig) -> Dataset:
+    return load(config.data, config.seed)
+
+
+def fit(
+    config: RunConfig,
+    data: Dataset,
+    out: Path,
+    *,
+    resume: str | bool = False,
+    progress: bool = True,
+    callbacks: Iterable[Callback] = (),
+) -> Training:
+    """Trains; leaves config.yaml, run.json, last.ckpt, weights.safetensors, logs/ (CSV) and tensorboard/ in ``out``.
+
+    resume: goes on from last.ckpt (True or "last") or from the one before it ("previous"), on the same data and with
+    the same settings but for ``epochs``. progress: a bar on a terminal, otherwise one line an epoch.
+    Raises ValueError when settings or data differ from those of the run that is resumed, or for a damaged checkpoint.
+    """
+    checkpoint = _start(config, data, out, resume)
+    loaders = (
+        data.loader("train", config.training.batch_size, seed=config.seed),
+        data.loader("valid", config.training.batch_size),
+    )
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    model = build(config.name, config.model, data, config.seed)
+    module = Training(model, data, config.training, config.training.epochs * len(loaders[0]))
+    with quiet():
+        trainer = Trainer(**_trainer_options(config, out, progress, callbacks))
+        trainer.fit(module, *loaders, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if config.training.select == "best":
+        model.load_state_dict(load_weights(out / WEIGHTS))
+    return module
+
+
+def _start(config: RunConfig, data: Dataset, out: Path, resume: str | bool) -> Path | None:
+    """Checks what is resumed and returns its checkpoint, or clears the folder of an earlier run."""
+    digest = data.digest()
+    if not resume:
+        _clear(out)
+        config.save(out)
+        note = {"data": data.name, "digest": digest, "machine": describe()}
+        replace_file(out / RUN, lambda beside: _write_json(beside, note))
+        return None
+    changed = [name for name in read(out).differences(config) if name not in FREE]
+    if changed:
+        raise ValueError(f"cannot resume {out}: these settings differ from the run's: {', '.join(changed)}")
+    check_digest(out, data, digest)
+    checkpoint = out / (PREVIOUS if resume == "previous" else LAST)
+    if not checkpoint.is_file():
+        # Killed before its first checkpoint: everything is repeated from the start, which gives the same run.
+        if any((out / name).is_file() for name in (LAST, PREVIOUS)):
+            raise FileNotFoundError(f"cannot resume: no such file: {checkpoint}")
+        return None
+    config.save(out)
+    return checkpoint
+
+
+def check_digest(out: Path, data: Dataset, digest: str = "") -> None:
+    """Raises ValueError when the data is not what the run in ``out`` was trained on."""
+    path = out / RUN
+    if path.is_file() and json.loads(path.read_text()).get("digest") != (digest or data.digest()):
+        raise ValueError(f"the data {data.name!r} has changed since {out} was trained on it; start a new run")
+
+
+def _clear(out: Path) -> None:
+    """Removes what an earlier run left in this folder."""
+    for name in ("logs", "tensorboard"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (LAST, PREVIOUS, WEIGHTS, RUN, FILE, "results.json"):
+        (out / name).unlink(missing_ok=True)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+class Lines(Callback):
+    """One line an epoch, for logs that are no terminal."""
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        seconds = time.monotonic() - self.started
+        shown = ("loss", "valid_loss")
+        values = [
+            f"{name} {float(trainer.callback_metrics[name]):.4f}" for name in shown if name in trainer.callback_metrics
+        ]
+        print(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(values)}  {seconds:.1f} s", flush=True
+        )
+
+
+def _trainer_options(config: RunConfig, out: Path, progress: bool, callbacks: Iterable[Callback]) -> dict[str, Any]:
+    training = config.training
+    # A resumed run writes a new version beside the old one: CSVLogger would delete a file that exists.
+    loggers = [CSVLogger(out, name="logs"), TensorBoardLogger(out, name="tensorboard")]
+    keep = ModelCheckpoint(dirpath=out, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    terminal = sys.stderr.isatty()
+    bar: list[Callback] = []
+    if progress:
+        bar = [TQDMProgressBar(refresh_rate=10, leave=True) if terminal else Lines()]
+    return {
+        "max_epochs": training.epochs,
+        "check_val_every_n_epoch": training.look_every,
+        "accelerator": training.accelerator,
+        "devices": 1,
+        "precision": PRECISIONS[training.precision],
+        "deterministic": training.deterministic,
+        "logger": loggers,
+        "callbacks": [*bar, *callbacks, Selection(training, out), keep],
+        "plugins": [AtomicCheckpoints()],
+        "enable_progress_bar": progress and terminal,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        "use_distributed_sampler": False,
+    }
+
+
+def load_run(out: Path, data: Dataset) -> tuple[RunConfig, Model]:
+    """The settings and the trained model of a run's folder. Raises ValueError when the data has changed since."""
+    config = read(out)
+    check_digest(out, data)
+    model = build(config.name, config.model, data, config.seed)
+    weights = load_weights(out / WEIGHTS)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{out / WEIGHTS} does not fit the settings beside it: {str(error).splitlines()[1].strip()}"
+        ) from error
+    return config, model.eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hides Lightning's hints on workers, devices and checkpoint folders; errors pass."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning.*")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,174 @@
+"""One batch of training: every phase of a model in order, each stepping its own parameters with all others frozen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from models.batch import Batch, Inputs
+from models.data.augmentations import Augmentation, noisy
+from models.data.corruption import corrupted
+from models.data.dataset import Dataset
+from models.model import Loss, Model, Phase
+from models.training.config import TrainingConfig
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No gradients for these parameters inside the block: saves their share of the backward."""
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+class Training(LightningModule):
+    """Alternating optimisation of any Model.
+
+    Corruption hangs on (seed, epoch, row); input noise, dropout, views and fresh batches on (seed, number of the batch)
+    alone. A checkpoint holds that number, so a resumed run repeats exactly.
+    """
+
+    batches_seen: Tensor
+
+    def __init__(self, model: Model, data: Dataset, config: TrainingConfig, total_steps: int | None = None):
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.config, self.data = model, config, data
+        config.corruption.check(data.names)
+        unique = config.augmentation == "unique"
+        self.augment = {m.name: Augmentation(m, unique and index > 0) for index, m in enumerate(data.modalities)}
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
+        self.phases = model.phases()
+        self.total_steps = total_steps
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        # Without weight decay AdamW is Adam.
+        return [
+            torch.optim.AdamW(phase.parameters, lr=self._lr(phase), weight_decay=self._decay(phase))
+            for phase in self.phases
+        ]
+
+    def _lr(self, phase: Phase) -> float:
+        return self.config.lr if phase.optimizer.lr is None else phase.optimizer.lr
+
+    def _decay(self, phase: Phase) -> float:
+        own = phase.optimizer.weight_decay
+        return self.config.weight_decay if own is None else own
+
+    def generator(self, draw: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.config.seed * 1_000_003 + draw)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Stays where it is: noise and views are drawn on the CPU first, the same ones for every device."""
+        return batch
+
+    def prepared(self, batch: Batch, generator: torch.Generator, *, training: bool = True) -> Batch:
+        """The batch as the model sees it: corrupted, noisy, with its views."""
+        if training:
+            batch = corrupted(batch, self.config.corruption, self.config.seed, self.current_epoch)
+            scale = self.config.input_noise
+            if scale:
+                batch = batch._replace(inputs={n: noisy(x, scale, generator) for n, x in batch.inputs.items()})
+        return batch._replace(views=self.views(batch, generator)).to(self.device)
+
+    def views(self, batch: Batch, generator: torch.Generator) -> tuple[Mapping[str, Inputs], ...]:
+        return tuple(
+            {name: self.augment[name](x, generator) for name, x in batch.inputs.items()}
+            for _ in range(self.model.views)
+        )
+
+    def fresh(self, generator: torch.Generator) -> Batch:
+        """A prepared batch of training rows, drawn without replacement."""
+        rows = self.data.rows("train")
+        rows = rows[torch.randperm(len(rows), generator=generator)[: self.config.batch_size]]
+        return self.prepared(self.data.batch(rows), generator)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        generator = self.generator(int(self.batches_seen))
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # for dropout
+        batch = self.prepared(batch, generator)
+        logged: dict[str, Tensor] = {}
+        for index, (phase, optimizer) in enumerate(zip(self.phases, optimizers, strict=True)):
+            self._schedule(optimizer, phase)
+            found = self.run_phase(phase, optimizer, batch, generator)
+            if found is not None:
+                prefix = "" if index == 0 else f"{phase.name}/"
+                logged[f"{prefix}loss"] = found.total.detach()
+                logged |= {f"term/{prefix}{name}": value for name, value in found.terms.items()}
+        self.batches_seen += 1
+        if "loss" in logged:
+            self._check(logged["loss"])
+            self.log("loss", logged.pop("loss"), prog_bar=True, on_step=False, on_epoch=True, batch_size=batch.size)
+            self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch.size)
+
+    def run_phase(self, phase: Phase, optimizer: Any, batch: Batch, generator: torch.Generator) -> Loss | None:
+        """All steps of a phase on one batch; the last loss, or None where the batch has no row that the phase uses."""
+        mine = {id(parameter) for parameter in phase.parameters}
+        found = None
+        with frozen(parameter for parameter in self.model.parameters() if id(parameter) not in mine):
+            source = None if phase.fresh else self.source(phase, batch)
+            for _ in range(phase.steps):
+                if phase.fresh:
+                    source = self.source(phase, self.fresh(generator))
+                if source is None:
+                    continue
+                optimizer.zero_grad()
+                found = phase.loss(source)
+                self.manual_backward(found.total)
+                if self.config.clip:
+                    self.clip_gradients(optimizer, self.config.clip, "norm")
+                optimizer.step()
+        return found
+
+    @staticmethod
+    def source(phase: Phase, batch: Batch) -> Any:
+        """What the phase's loss reads, or None for a batch with fewer than two usable rows."""
+        batch = phase.usable(batch)
+        if batch.size < 2:
+            return None
+        if phase.fixed is None:
+            return batch
+        with torch.no_grad():
+            return phase.fixed(batch)
+
+    def _schedule(self, optimizer: Any, phase: Phase) -> None:
+        """The step size is a function of the number of the batch: nothing of it has to be stored."""
+        if self.config.schedule == "constant" and not self.config.warmup:
+            return
+        factor = scheduled(self.config, int(self.batches_seen), self.total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = self._lr(phase) * factor
+
+    def _check(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"the loss became {loss.item()} in epoch {self.current_epoch}: lower training.lr")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        batch = self.prepared(batch, self.generator(-1 - batch_idx), training=False)
+        source = self.source(self.phases[0], batch)
+        if source is not None:
+            loss = self.phases[0].loss(source)
+            self.log("valid_loss", loss.total, prog_bar=True, batch_size=batch.size)
+
+
+def scheduled(config: TrainingConfig, step: int, total: int | None) -> float:
+    """What the step sizes are multiplied with at a step: the warm-up's linear rise, then the schedule."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    if config.schedule == "constant" or not total:
+        return 1.0
+    done = min(1.0, (step - config.warmup) / max(1, total - config.warmup))
+    return 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))

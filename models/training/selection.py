@@ -1,0 +1,57 @@
+"""Which weights are kept, and when training stops early: both look at the validation loss alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from models.training.checkpoint import WEIGHTS, save_weights
+from models.training.config import TrainingConfig
+
+
+class Selection(Callback):
+    """Writes weights.safetensors: of the last epoch, or of the lowest validation loss (the first of equals).
+
+    The file is written before the checkpoint of its epoch. A run that is killed in between repeats the epoch and writes
+    the same again.
+    """
+
+    def __init__(self, config: TrainingConfig, out: Path):
+        self.config, self.path = config, out / WEIGHTS
+        self.best, self.best_epoch, self.waited = math.inf, -1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.best_epoch, self.waited = state["best"], state["best_epoch"], state["waited"]
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        value = float(trainer.callback_metrics.get("valid_loss", math.inf))
+        if value < self.best:
+            self.best, self.best_epoch, self.waited = value, trainer.current_epoch, 0
+            if self.config.select == "best":
+                self.write(trainer, module)
+            return
+        self.waited += 1
+        if self.config.patience and self.waited >= self.config.patience:
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.config.select == "last":
+            self.write(trainer, module)
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        # A run without a usable validation loss keeps its last weights.
+        if self.best_epoch < 0 or not self.path.is_file():
+            self.write(trainer, module)
+
+    def write(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            save_weights(self.path, module.model.state_dict())  # type: ignore[union-attr]

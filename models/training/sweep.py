@@ -1,0 +1,101 @@
+"""Seeds and grids of settings side by side: one folder a run, each trained by a process of its own; resumes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from models.settings import RunConfig, dump, read
+from models.training.checkpoint import LAST
+from models.training.fit import FREE
+from models.training.search import grid
+
+RESULTS = "results.json"
+
+
+class Job(NamedTuple):
+    folder: Path
+    config: RunConfig
+
+
+def jobs(base: RunConfig, axes: Mapping[str, Sequence[Any]], seeds: Sequence[int], out: Path) -> list[Job]:
+    """Folders OUT/lr=0.001,epochs=3/seed0; without axes OUT/seed0."""
+    found = []
+    for changes, config in grid(base, axes):
+        name = ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in changes.items()).replace("/", "_")
+        for seed in seeds:
+            folder = out / name / f"seed{seed}" if name else out / f"seed{seed}"
+            found.append(Job(folder, config.changed({"training.seed": seed})))
+    if len({job.folder for job in found}) < len(found):
+        raise ValueError("two settings of the grid have the same last name; sweep them one after the other")
+    return found
+
+
+def finished(job: Job) -> bool:
+    """Whether the folder has the results of exactly these settings."""
+    return (job.folder / RESULTS).is_file() and not _differences(job)
+
+
+def _differences(job: Job) -> list[str]:
+    try:
+        return read(job.folder).differences(job.config)
+    except (FileNotFoundError, ValueError):
+        return ["unreadable"]
+
+
+def command(job: Job, config_file: Path) -> list[str]:
+    """Fits, or goes on from the checkpoint of the same settings, and evaluates."""
+    resumable = (job.folder / LAST).is_file() and not [n for n in _differences(job) if n not in FREE]
+    found = [sys.executable, "-m", "models", "fit", "--config", str(config_file), "--out", str(job.folder)]
+    return [*found, "--evaluate", "--quiet", *(["--resume"] if resumable else [])]
+
+
+def run(todo: Sequence[Job], workers: int, poll: float = 0.2) -> list[str]:
+    """Trains all jobs that are not finished, ``workers`` at a time; the messages of those that failed.
+
+    Each process gets its share of the cores. A run that fails does not stop the others.
+    """
+    if workers < 1:
+        raise ValueError(f"jobs must be at least 1, got {workers}")
+    waiting = [job for job in todo if not finished(job)]
+    for job in todo:
+        if job not in waiting:
+            print(f"{job.folder}: kept", flush=True)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    running: dict[subprocess.Popen[str], Job] = {}
+    failures = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    job = waiting.pop(0)
+                    path = Path(folder) / f"{len(list(Path(folder).iterdir()))}.yaml"
+                    path.write_text(dump(job.config))
+                    process = subprocess.Popen(
+                        command(job, path),
+                        env=environment,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.PIPE,
+                        text=True,
+                    )
+                    running[process] = job
+                for process in [p for p in running if p.poll() is not None]:
+                    job = running.pop(process)
+                    errors = process.communicate()[1].strip().splitlines()
+                    said = "done" if process.returncode == 0 else (errors or [f"exit status {process.returncode}"])[-1]
+                    print(f"{job.folder}: {said}", flush=True)
+                    if process.returncode:
+                        failures.append(f"{job.folder}: {said}")
+                if running:
+                    time.sleep(poll)
+        finally:
+            for process in running:
+                process.terminate()
+    return failures

@@ -1,0 +1,200 @@
+"""The command line: every command at the smallest size, and what a mistake costs."""
+
+import json
+import sys
+import xml.dom.minidom
+
+import numpy as np
+import pytest
+import torch
+
+from models.__main__ import DEMO_MODELS, main, parser
+from models.data import SOURCES, load_digits
+from models.data.dataset import Dataset
+from models.report.speed import Seconds, step_times
+from models.training import sweep
+from tests.models.helpers import config, mixed
+
+SMALL = ["model.encoder={hidden: 8, out_dim: 8}", "training={epochs: 1, batch_size: 16}"]
+SETS = [argument for text in (*SMALL, "model.critic_hidden=8") for argument in ("--set", text)]
+
+
+@pytest.fixture(autouse=True)
+def fast(one_thread):
+    pass
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Steps are timed in a test of their own; here they would be most of the time."""
+    times = {"reference": Seconds(0.004, 0.003, 0.005), "cpu": Seconds(0.002, 0.001, 0.003)}
+    monkeypatch.setattr("models.report.write.step_times", lambda config, data: times)
+
+
+@pytest.fixture
+def file(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "pairs.npz"
+    y = np.arange(60) % 2
+    np.savez(path, a=rng.normal(size=(60, 3)) + y[:, None], b=rng.normal(size=(60, 5, 2)), y=y)
+    return path
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    def source(seed):
+        data = load_digits(seed)
+        modalities = tuple(m.select(torch.arange(150)) for m in data.modalities)
+        return Dataset("digits", modalities, data.labels[:150], data.target, data.split[:150])
+
+    monkeypatch.setitem(SOURCES, "digits", source)
+
+
+def test_a_run_is_fitted_resumed_evaluated_and_reported(measured, file, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    arguments = ["fit", "--data", str(file), "--out", out, "--quiet", *SETS]
+    assert main(arguments) == 0
+    assert main([*arguments, "--set", "training.epochs=2", "--resume"]) == 0
+    assert main(["evaluate", "--out", out]) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["scores"]["full"]["test"]["accuracy"] <= 1
+    assert main(["evaluate", "--out", out, "--missing", "b", "--noise", "a=0.5"]) == 0
+    assert "factorcl-sup, damaged" in capsys.readouterr().out
+    assert main(["evaluate", "--out", out, "--missing", "c"]) == 2
+    assert "drop names modality 'c'; the data has a, b" in capsys.readouterr().err
+    assert main(["report", "--out", out]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "factorcl-sup" in page and "missing b" in page and str(tmp_path) not in page
+    assert capsys.readouterr().out.rstrip().endswith("report.html")
+    again = tmp_path / "again.yaml"
+    again.write_text((tmp_path / "run" / "config.yaml").read_text())
+    assert main(["fit", "--config", str(again), "--out", out, "--quiet", "--seed", "3", "--evaluate"]) == 0
+    assert "constant" in capsys.readouterr().out
+
+
+def test_resuming_notices_that_the_file_changed(file, tmp_path, capsys):
+    arguments = ["fit", "--model", "simclr", "--data", str(file), "--out", str(tmp_path / "run"), "--quiet"]
+    arguments += [argument for text in SMALL for argument in ("--set", text)]
+    assert main(arguments) == 0
+    content = dict(np.load(file))
+    content["a"][0] += 1
+    np.savez(file, **content)
+    assert main([*arguments, "--set", "training.epochs=2", "--resume"]) == 2
+    assert "the data 'pairs' has changed since" in capsys.readouterr().err
+
+
+def test_the_demo_writes_its_report_and_results(measured, few_digits, tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path), "--epochs", "1", "--seeds", "1", "--quiet"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {run["model"] for run in results["runs"]} == set(DEMO_MODELS) == set(results["seconds_per_step"])
+    page = (tmp_path / "report.html").read_text()
+    assert "http://www.w3.org/2000/svg" in page and "src=" not in page and 'href="http' not in page
+    assert "prefers-color-scheme:dark" in page and "viewport" in page and "currentColor" in page
+    assert page.count('class="legend"') == 1 and "beats" in page
+    for figure in page.split("<svg")[1:]:
+        xml.dom.minidom.parseString("<svg" + figure.split("</svg>")[0] + "</svg>")
+    assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("demo done")
+
+
+def test_a_regression_target_is_reported_too(measured, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(SOURCES, "mixed", lambda seed: mixed("regression"))
+    out = str(tmp_path / "runs")
+    command = ["compare", "--data", "mixed", "--models", "early-fusion,late-fusion", "--seeds", "1", "--out", out]
+    found = tmp_path / "results" / "found.json"
+    sizes = ["--set", "training={epochs: 1, batch_size: 16}", "--set", "model.hidden=8", "--json", str(found)]
+    assert main([*command, *sizes, "--quiet"]) == 0
+    assert "test mae" in capsys.readouterr().out and "pearson" in (tmp_path / "runs" / "report.html").read_text()
+    base = json.loads(found.read_text())["base"]
+    assert base["early-fusion"]["model"]["hidden"] == 8 and base["late-fusion"]["training"]["epochs"] == 1
+
+
+def test_a_sweep_makes_one_table_and_keeps_what_is_done(file, tmp_path, capsys, monkeypatch):
+    """With fits that are copies of one result; the command that they stand for is parsed in the test below."""
+    done = evaluated(file, tmp_path / "once", capsys)
+
+    def copy(job, config_file):
+        result = done | {"seed": job.config.seed}
+        content = f"import pathlib as p, json; d = p.Path({str(job.folder)!r}); d.mkdir(parents=True, exist_ok=True);"
+        content += f"(d / 'config.yaml').write_text(p.Path({str(config_file)!r}).read_text());"
+        content += "(d / 'weights.safetensors').write_text('');"
+        return [sys.executable, "-S", "-c", content + f"(d / 'results.json').write_text({json.dumps(result)!r})"]
+
+    monkeypatch.setattr(sweep, "command", copy)
+    arguments = ["sweep", "--model", "simclr", "--data", str(file), "--seeds", "0-1", "--jobs", "2"]
+    arguments += ["--grid", "model.temperature=0.1,0.5", "--out", str(tmp_path / "sweep")]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.count(": done") == 4 and "swept 4 runs" in said
+    assert main([*arguments, "--quiet"]) == 0
+    assert capsys.readouterr().out.count(": kept") == 4
+    rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["summary"]
+    found = {row["model"]: row["seeds"] for row in rows if row["model"].startswith("simclr")}
+    assert found == {"simclr temperature=0.1": 2, "simclr temperature=0.5": 2}
+    monkeypatch.setattr(sweep, "command", lambda job, path: [sys.executable, "-S", "-c", "raise SystemExit('no')"])
+    assert main([*arguments, "--seeds", "5"]) == 2
+    assert "2 of 2 runs failed" in capsys.readouterr().err
+
+
+def evaluated(file, out, capsys):
+    arguments = ["fit", "--model", "simclr", "--data", str(file), "--out", str(out), "--quiet", "--evaluate"]
+    assert main(arguments + [argument for text in SMALL for argument in ("--set", text)]) == 0
+    capsys.readouterr()
+    return json.loads((out / "results.json").read_text())
+
+
+def test_a_job_of_a_sweep_is_a_command_that_resumes_where_it_can(tmp_path):
+    (job,) = sweep.jobs(config("simclr"), {}, (3,), tmp_path)
+    first = parser().parse_args(sweep.command(job, tmp_path / "c.yaml")[3:])
+    assert first.command == "fit" and first.evaluate and first.out == tmp_path / "seed3" and not first.resume
+    job.config.save(job.folder)
+    (job.folder / "last.ckpt").write_text("")
+    assert parser().parse_args(sweep.command(job, tmp_path / "c.yaml")[3:]).resume == "last"
+    other = job._replace(config=config("simclr", lr=0.7))
+    assert not parser().parse_args(sweep.command(other, tmp_path / "c.yaml")[3:]).resume
+
+
+def test_models_data_sets_and_configs_are_listed(capsys):
+    assert main(["list"]) == 0
+    said = capsys.readouterr().out
+    for name in ("factorcl-sup", "mult", "utd-mhad", "mfn/digits"):
+        assert name in said
+
+
+def test_step_times_measure_every_backend():
+    times = step_times(config(), mixed().choose(("frames", "vectors")), steps=3)
+    assert {"reference", "chunked"} <= set(times)
+    assert all(0 < s.low <= s.median <= s.high for s in times.values())
+
+
+WRONG = {
+    "missing file": (["fit", "--data", "absent.npz"], "no such file"),
+    "unknown data": (["fit", "--data", "cifar"], "data must be digits"),
+    "unknown model": (["fit", "--model", "bert"], "model must be one of"),
+    "unknown setting": (["fit", "--set", "training.epoch=3"], "did you mean training.epochs?"),
+    "batch too large": (["fit", "--set", "training.batch_size=9999"], "batch_size is 9999"),
+    "no epochs": (["fit", "--set", "training.epochs=0"], "epochs must be"),
+    "resume nothing": (["fit", "--resume"], "holds no run"),
+    "evaluate nothing": (["evaluate"], "holds no run"),
+    "report nothing": (["report"], "holds no run"),
+    "config and model": (["fit", "--config", "a.yaml", "--model", "mult"], "leave out --model"),
+    "no config": (["fit", "--config", "absent.yaml"], "no such file: absent.yaml"),
+    "noise": (["evaluate", "--noise", "a"], "NAME=DEVIATION"),
+    "grid": (["sweep", "--grid", "training.lr"], "KEY=V1,V2"),
+    "setting of no model": (["compare", "--set", "model.sizes=1"], "there is no setting model.sizes in"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: case.replace(" ", "-"))
+def test_a_mistake_costs_one_clear_line_and_exit_code_two(case, tmp_path, capsys):
+    arguments, message = WRONG[case]
+    if case == "noise":
+        config().save(tmp_path / "out")
+    assert main([*arguments, "--quiet", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["--models", "simclr,bert"], ["--models", "simclr,simclr"]])
+def test_unknown_and_repeated_models_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", *arguments])
+    assert "expected different names" in capsys.readouterr().err
