@@ -15,6 +15,8 @@ import torch
 import mi_kernels as mk
 from mi_kernels.ops.club.api import gaussian_club
 from mi_kernels.ops.dot_critic import dispatch
+from mi_kernels.ops.dot_critic.problem import Problem, Slopes
+from mi_kernels.ops.dot_critic.schema import COL_LSE, ROW_LSE, SIGNED, SOFTPLUS
 
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
@@ -111,10 +113,11 @@ def test_a_bound_reads_nothing(bound, backend):
 @pytest.mark.parametrize("backend", ["chunked", "triton"])
 def test_statistics_and_their_gradients_read_nothing(backend, depth, dtype):
     with absent_gpu() as launched, torch.no_grad():
-        problem = (tensor(2, 40, depth, dtype=dtype), tensor(2, 30, depth, dtype=dtype), tensor(2), *(None,) * 4, 0, 0)
-        row, col, soft = dispatch.run_stats(problem, 15, math.inf, backend)
+        x, y = tensor(2, 40, depth, dtype=dtype), tensor(2, 30, depth, dtype=dtype)
+        problem = Problem(x, y, tensor(2), *(None,) * 4, 0, 0)
+        row, col, soft = dispatch.run_stats(problem, ROW_LSE | COL_LSE | SOFTPLUS | SIGNED, math.inf, backend)
         assert (row.shape, col.shape, soft.shape) == ((2, 40), (2, 30), (2, 40))
-        found = dispatch.run_grad(problem, (row, col, row, col, soft, soft, True), 31, backend)
+        found = dispatch.run_grad(problem, Slopes(row, col, row, col, soft, soft, True), 31, backend)
         assert [g.shape for g in found[:3]] == [(2, 40, depth), (2, 30, depth), (2,)]
     assert bool(launched) == (backend == "triton")
 

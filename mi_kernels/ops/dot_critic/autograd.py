@@ -71,14 +71,15 @@ class Statistics(torch.autograd.Function):
         stats, backend, tiles = arguments[FIELDS:]
         full = flat(problem, tiles)
         row, col, soft = torch.ops.mi_kernels.dot_critic_stats(*full, stats, math.inf, backend)
-        ctx.save_for_backward(*problem.tensors, row, col)
+        positive = _positive(full)
+        ctx.save_for_backward(*problem.tensors, row, col, positive)
         ctx.settings = (problem.pairs, problem.positive_shift, stats, backend, tiles)
         ctx.set_materialize_grads(False)
-        return row, col, soft, _positive(full)
+        return row, col, soft, positive
 
     @staticmethod
     def backward(ctx, *slopes):
-        *tensors, row, col = ctx.saved_tensors
+        *tensors, row, col, positive = ctx.saved_tensors
         pairs, shift, stats, backend, tiles = ctx.settings
         problem = Problem(*[*tensors, pairs, shift])
         if torch.is_grad_enabled() or any(g is not None and common.batched(g) for g in slopes):
@@ -96,8 +97,40 @@ class Statistics(torch.autograd.Function):
             g_pos=g_pos,
             soft_signed=bool(stats & SIGNED),
         )
-        found = torch.ops.mi_kernels.dot_critic_grad(*flat(problem, tiles), *known, needs, backend)
+        full = flat(problem, tiles)
+        rest: Tensor | None = None
+        if g_pos is not None and full.x.dtype.itemsize == 2:
+            rest = _rounded_off(full, known, positive)
+            known = known._replace(g_pos=g_pos - rest)
+        found = torch.ops.mi_kernels.dot_critic_grad(*full, *known, needs, backend)
+        if rest is not None:
+            found = _with_positive_slopes(found, full, rest, needs)
         return *_narrowed(_shaped(found, problem, needs), problem), None, None, None
+
+
+def _rounded_off(problem: Problem, slopes: Slopes, positive: Tensor) -> Tensor:
+    """What 16-bit tiles would round off dS on the positive pairs (i, i), [G, B].
+
+    There a slope near -1 meets a probability: of the order of 1 before training and cancelling after it, so that the
+    rounding error would outweigh that of all other pairs. Without it the tiles hold dS on these pairs exactly.
+    """
+    assert slopes.g_pos is not None
+    total = slopes.g_pos
+    if slopes.g_row is not None and slopes.row_lse is not None:
+        total = total + slopes.g_row * (positive - slopes.row_lse).exp()
+    if slopes.g_col is not None and slopes.col_lse is not None:
+        total = total + slopes.g_col * (positive - slopes.col_lse).exp()
+    if slopes.g_soft is not None:
+        total = total + slopes.g_soft * positive.sigmoid()
+    return total - total.to(problem.x.dtype)
+
+
+def _with_positive_slopes(found: Sequence[Tensor], problem: Problem, slopes: Tensor, needs: int) -> list[Tensor]:
+    """Gradients with those of more slopes on the positive pairs (i, i) added, in place."""
+    x, y = (t.to(slopes.dtype) for t in (problem.x, problem.y))
+    scaled = (slopes * problem.scale[:, None])[..., None]
+    more = (scaled * y, scaled * x, (slopes * (x * y).sum(-1)).sum(-1), slopes, slopes)
+    return [g.add_(m) if needs & bit else g for g, m, bit in zip(found, more, GRADIENTS, strict=True)]
 
 
 def _positive(problem: Problem) -> Tensor:
