@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.common.autograd import differentiable_gradients, needs_formula
 from ..ops.common.dtypes import accumulate_dtype
 
 
@@ -104,13 +107,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, g):
         *inputs, target, by_hidden, by_weight, by_bias = ctx.saved_tensors
         needs = ctx.needs_input_grad[: len(inputs)]
-        if torch.is_grad_enabled():
-            aliases = [t.view_as(t) for t in inputs]
-            bias = aliases[2] if ctx.has_bias else None
-            total = _formula(aliases[0], aliases[1], bias, target, ctx.ignore_index)
-            wanted = [t for t, needed in zip(aliases, needs, strict=True) if needed]
-            found = iter(torch.autograd.grad(total, wanted, g, create_graph=True))
-            gradients = [next(found) if needed else None for needed in needs]
+        gradients: Sequence[Tensor | None]
+        if needs_formula((g,)):
+            formula = lambda h, w, b=None: (_formula(h, w, b, target, ctx.ignore_index),)  # noqa: E731
+            gradients = differentiable_gradients(formula, inputs, needs, (g,))
         else:
             kept = (by_hidden, by_weight, by_bias)[: len(inputs)]
             gradients = [None if t is None else (g * t).to(like.dtype) for t, like in zip(kept, inputs, strict=True)]

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.common.checks import FLOATS, check_samples, check_tensor
+from ..ops.common import transforms
+from ..ops.common.autograd import differentiable_gradients, needs_formula
+from ..ops.common.checks import check_floats, check_samples, check_tensor
 from ..ops.common.rows import unit_rows, widened
 from ..ops.dot_critic import api
 
@@ -37,10 +39,9 @@ def shared_negatives(
     negatives need a gradient), elsewhere 4N; O((B + M) D) memory besides a panel of at most 16 MiB of scores.
     """
     if not negatives.shape[-2]:  # a memory bank before its first batch: the positive is the only candidate
-        rows = (query * positive_key).sum(-1) * 0
-        return rows if reduction == "none" else rows.mean() if reduction == "mean" else rows.sum()
+        return _reduced((query * positive_key).sum(-1) * 0, reduction)
     scores = query.shape[:-1].numel() * negatives.shape[-2]
-    if query.device.type == "cpu" and backend is None and (scores <= _SMALL or _transformed()):
+    if query.device.type == "cpu" and backend is None and (scores <= _SMALL or transforms.active()):
         return _formula(query, positive_key, negatives, scale, reduction)
     if query.device.type == "cpu" and backend is None and not torch.compiler.is_compiling():
         factor = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=query.dtype)
@@ -96,9 +97,7 @@ def check_negatives(
     check_samples("positive_key", positive_key)
     if positive_key.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
         raise ValueError(f"query and positive_key must have one dtype, got {query.dtype} and {positive_key.dtype}")
-    check_tensor("negative_keys", negative_keys)
-    if negative_keys.dtype not in FLOATS:
-        raise ValueError(f"negative_keys must be float64, float32, bfloat16 or float16, got {negative_keys.dtype}")
+    check_floats("negative_keys", negative_keys)
     if negative_keys.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
         raise ValueError(f"negative_keys must have the dtype of query, {query.dtype}, got {negative_keys.dtype}")
     if negative_keys.device != query.device:
@@ -171,10 +170,6 @@ def _factor(scale: Tensor, like: Tensor) -> _Scale:
     return scale.to(like.dtype)[..., None] if scale.dim() else scale.item()
 
 
-def _transformed() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-
-
 def _formula(query: Tensor, positive_key: Tensor, negatives: Tensor, scale: _Scale, reduction: str) -> Tensor:
     """The definition, scores materialised."""
     positive = (query * positive_key).sum(-1, keepdim=True)
@@ -211,8 +206,10 @@ class _SharedNegatives(torch.autograd.Function):
     def backward(ctx, g):
         query, positive_key, negatives, scale, slopes, away, by_negative = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            return *_differentiable((query, positive_key, negatives, scale), needs, ctx.reduction, g), None, None
+        if needs_formula((g,)):
+            inputs = (query, positive_key, negatives, scale)
+            formula = lambda q, k, n, s: (_formula(q, k, n, s, ctx.reduction),)  # noqa: E731
+            return *differentiable_gradients(formula, inputs, needs[:4], (g,)), None, None
         if ctx.reduction == "mean":
             g = g / query.shape[:-1].numel()
         factor = _factor(scale, query)
@@ -263,13 +260,3 @@ def _panels(query, positive_key, negatives, factor, toward_query: bool, toward_n
                 found = scores.mT @ (own * weight[..., None])
                 by_negative = found if by_negative is None else by_negative.add_(found)
         return rows, slopes, away, by_negative
-
-
-def _differentiable(inputs, needs, reduction: str, g: Tensor) -> list[Tensor | None]:
-    """Gradients as a formula of aliases of the inputs: one input may depend on another."""
-    with torch.enable_grad():
-        query, positive_key, negatives, scale = aliases = [t.view_as(t) for t in inputs]
-        wanted = [t for t, needed in zip(aliases, needs, strict=False) if needed]
-        value = _formula(query, positive_key, negatives, scale, reduction)
-        found = iter(torch.autograd.grad(value, wanted, g, create_graph=True))
-    return [next(found) if needed else None for needed in needs[: len(inputs)]]

@@ -88,3 +88,19 @@ def test_what_does_not_fit_is_named():
     ):
         with pytest.raises(ValueError, match=name):
             mk.info_nce(query, key, *arguments, **options)
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_dual_numbers_and_batches_of_slopes(reduction):
+    query, key, rest = draw(7, 5), draw(7, 5, seed=1), draw(11, 5, seed=2)
+    loss = mk.info_nce(query, key, rest, reduction=reduction)
+    want = torch.stack([torch.autograd.grad(row, rest, retain_graph=True)[0] for row in loss.reshape(-1)])
+    slopes = torch.eye(loss.numel(), dtype=torch.double).reshape(-1, *loss.shape)
+    (got,) = torch.autograd.grad(loss, rest, slopes, is_grads_batched=True)
+    torch.testing.assert_close(got, want)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(rest.detach(), torch.ones_like(rest))
+        found = mk.info_nce(query.detach(), key.detach(), dual, reduction=reduction)
+        tangent = torch.autograd.forward_ad.unpack_dual(found).tangent
+    torch.testing.assert_close(tangent.reshape(-1), want.sum((1, 2)))

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...losses import common
-from ...ops.common.dtypes import accumulate_dtype
+from ...ops.common.autograd import differentiable_gradients
+from ...ops.common.rows import widened
 from . import original
 from .pairs import Pairs, all_pairs, as_pairs
 
@@ -37,10 +38,6 @@ def check_inputs(name: str, embeddings: Tensor, label_name: str, labels: Tensor 
         raise ValueError(f"{label_name} must not be NaN: NaN equals no label, not even itself")
 
 
-def wide(t: Tensor) -> Tensor:
-    return t.to(accumulate_dtype(t.dtype))
-
-
 class _Again(torch.autograd.Function):
     """function(*tensors), computed again in the backward instead of kept. (torch.utils.checkpoint imports the compiler:
     seconds and 150 MiB.)"""
@@ -53,18 +50,8 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g: Tensor):
-        twice = torch.is_grad_enabled()
-        with torch.enable_grad():
-            # Aliases: one saved tensor may have been made from another.
-            wanted = ctx.needs_input_grad[1:]
-            again = [
-                t.view_as(t) if twice else t.detach().requires_grad_(w)
-                for t, w in zip(ctx.saved_tensors, wanted, strict=True)
-            ]
-            value = ctx.function(*again)
-        inputs = [t for t, w in zip(again, wanted, strict=True) if w]
-        found = iter(torch.autograd.grad(value, inputs, g, create_graph=twice, allow_unused=True))
-        return None, *(next(found) if w else None for w in wanted)
+        formula = lambda *tensors: (ctx.function(*tensors),)  # noqa: E731
+        return None, *differentiable_gradients(formula, ctx.saved_tensors, ctx.needs_input_grad[1:], (g,))
 
 
 class Scores(NamedTuple):
@@ -198,7 +185,7 @@ class PairLoss(original.BaseMetricLossFunction):
     def _reduced(self, losses: dict[str, dict[str, Any]], embeddings: Tensor, labels: Tensor | None) -> Tensor:
         self.add_embedding_regularization_to_loss_dict(losses, embeddings)
         # Reducers make their zeros and their sums in the embeddings' type: fp16 would cap the loss.
-        return self.reducer(losses, wide(embeddings), labels)
+        return self.reducer(losses, widened(embeddings), labels)
 
     def _scores(self, embeddings: Tensor, ref_emb: Tensor) -> Scores:
         """What scores are made of: features whose inner products they are, or the distance's matrix."""
@@ -208,12 +195,12 @@ class PairLoss(original.BaseMetricLossFunction):
         if not _is_inner_product(distance):
             if not any(True for _ in distance.parameters()):  # a distance that learns has a type of its own
                 same = ref_emb is embeddings
-                embeddings = wide(embeddings)
-                ref_emb = embeddings if same else wide(ref_emb)
-            matrix = wide(distance(embeddings, ref_emb))
+                embeddings = widened(embeddings)
+                ref_emb = embeddings if same else widened(ref_emb)
+            matrix = widened(distance(embeddings, ref_emb))
             return Scores(None, (matrix if distance.is_inverted else -matrix) * scale, scale, shape)
-        x = wide(embeddings)
-        y = x if ref_emb is embeddings else wide(ref_emb)
+        x = widened(embeddings)
+        y = x if ref_emb is embeddings else widened(ref_emb)
         if distance.normalize_embeddings:
             unit = F.normalize(x, p=distance.p, dim=1)
             y = unit if y is x else F.normalize(y, p=distance.p, dim=1)
