@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..ops.club.api import NEGATIVES, gaussian_club
 from ..ops.common import transforms
 from ..ops.common.checks import check_choice, check_tensor
-from .density import LOGVAR_BOUND, GaussianConditional, check_samples, check_widths, network, wide
+from ..ops.common.rows import widened
+from .density import LOGVAR_BOUND, GaussianConditional, check_samples, check_widths, network
 from .registry import declare
 
 
@@ -98,8 +99,8 @@ class CLUBSample(CLUB):
         self._check(x, y)
         if self.negatives == "others":
             _check_two(x)
-        mu, logvar = (wide(t) for t in self.get_mu_logvar(x))
-        y = wide(y)
+        mu, logvar = (widened(t) for t in self.get_mu_logvar(x))
+        y = widened(y)
         partner = _partners(x.shape[:-1], self.negatives, x.device, generator)
         other = y.gather(-2, partner.unsqueeze(-1).expand_as(y))
         # (other - mu)^2 - (y - mu)^2, without the difference of two large squares
@@ -147,7 +148,7 @@ class CLUBMean(GaussianConditional):
     def log_density(self, x: Tensor, y: Tensor) -> Tensor:
         """log q(y_i | x_i), [*, B], in nats."""
         self._check(x, y)
-        distance = (wide(y) - wide(self.p_mu(x))).square().sum(-1)
+        distance = (widened(y) - widened(self.p_mu(x))).square().sum(-1)
         return -0.5 * (distance + self.y_dim * math.log(2 * math.pi))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -202,7 +203,7 @@ class CLUBCategorical(nn.Module):
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= self.num_classes:
                 raise ValueError(f"labels must lie in [0, {self.num_classes}), got {low} to {high}")
-        return wide(self.variational_net(x)), labels.long().unsqueeze(-1)
+        return widened(self.variational_net(x)), labels.long().unsqueeze(-1)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """x [*, B, x_dim], labels [*, B] -> nats [*]. Raises ValueError for other shapes or labels out of range."""

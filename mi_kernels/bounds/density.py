@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..critics import GroupedLinear
 from ..ops.common import checks
+from ..ops.common.rows import widened
 from ..ops.dot_critic import api as dot_critic
 from .registry import declare
 
@@ -42,11 +43,6 @@ def network(in_dim: int, hidden_dim: int | None, out_dim: int, groups: int | Non
     if hidden_dim is None:
         return linear(in_dim, out_dim)
     return nn.Sequential(linear(in_dim, hidden_dim), nn.ReLU(), linear(hidden_dim, out_dim))
-
-
-def wide(t: Tensor) -> Tensor:
-    """In the precision of sums and results: fp64 as it is, everything shorter in fp32."""
-    return t if t.dtype in (torch.float64, torch.float32) else t.float()
 
 
 class GaussianConditional(nn.Module):
@@ -89,7 +85,7 @@ class GaussianConditional(nn.Module):
         """log q(y_i | x_i), [*, B], in nats."""
         self._check(x, y)
         mu, logvar = self.get_mu_logvar(x)
-        mu, logvar, y = wide(mu), wide(logvar), wide(y)
+        mu, logvar, y = widened(mu), widened(logvar), widened(y)
         terms = (y - mu).square() * (-logvar).exp() + logvar + math.log(2 * math.pi)
         return -0.5 * terms.sum(-1)
 
@@ -141,7 +137,7 @@ class LeaveOneOut(GaussianConditional):
         if batch < 2:
             raise ValueError(f"leaving one out needs a batch of two or more, got x {tuple(x.shape)}")
         mu, logvar = self.get_mu_logvar(x)
-        mu, logvar, y = wide(mu), wide(logvar), wide(y)
+        mu, logvar, y = widened(mu), widened(logvar), widened(y)
         centre = y.mean(-2, keepdim=True).detach()
         m, c, w = mu - centre, y - centre, (-logvar).exp()
         own = -0.5 * ((c - m).square() * w + logvar).sum(-1)
@@ -174,7 +170,7 @@ class VariationalUpperBound(GaussianConditional):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x [*, B, x_dim], y [*, B, y_dim] -> nats [*]. Raises ValueError for other shapes."""
         self._check(x, y)
-        mu, logvar = (wide(t) for t in self.get_mu_logvar(x))
+        mu, logvar = (widened(t) for t in self.get_mu_logvar(x))
         return 0.5 * (mu.square() + torch.expm1(logvar) - logvar).sum(-1).mean(-1)
 
 
@@ -187,7 +183,7 @@ def gaussian_entropy(y: Tensor) -> Tensor:
     batch, depth = y.shape[-2:]
     if batch <= depth:
         raise ValueError(f"the entropy of y needs more samples than dimensions, got y {tuple(y.shape)}; pass entropy")
-    y = wide(y)
+    y = widened(y)
     c = y - y.mean(-2, keepdim=True)
     log_det = torch.linalg.slogdet(c.mT @ c / (batch - 1)).logabsdet
     halves = (batch - 1 - torch.arange(depth, dtype=torch.float64)) / 2

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..losses import common
-from ..ops.common.checks import FLOATS, check_choice, check_tensor
+from ..ops.common.checks import check_choice, check_floats
 from ..ops.common.dtypes import accumulate_dtype
 from .exchange import Ranks, meet
 
@@ -15,11 +15,9 @@ from .exchange import Ranks, meet
 def met(features: Tensor, name: str, schedule: str, group: Any, dim: int = -2) -> Ranks:
     """The rows of every rank, after the checks that need no exchange."""
     check_choice("schedule", schedule, ("gather", "ring"))
-    check_tensor(name, features)
+    check_floats(name, features)
     if features.dim() < 2:
         raise ValueError(f"{name} must have shape [*, batch, features], got {tuple(features.shape)}")
-    if features.dtype not in FLOATS:
-        raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {features.dtype}")
     return meet(features, dim=dim, group=group, name=name)
 
 
@@ -28,12 +26,6 @@ def check_pair(name: str, a: Tensor, other: str, b: Tensor) -> None:
     if all(isinstance(t, Tensor) and t.dim() > 1 and t.shape[-2] == 0 for t in (a, b)):
         a, b = (t.new_zeros(*t.shape[:-2], 1, t.shape[-1]) for t in (a, b))
     common.check_same_shape(name, a, other, b)
-
-
-def wide(*features: Tensor) -> list[Tensor]:
-    """Features in the accumulation type. A ring widens once, before all that uses them, so that gradients that cancel
-    are not rounded apart."""
-    return [t.to(accumulate_dtype(t.dtype)) for t in features]
 
 
 def idle(*used: Any) -> Tensor:

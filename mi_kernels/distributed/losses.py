@@ -11,9 +11,10 @@ from torch import Tensor
 from ..losses import common
 from ..ops.common.checks import backend_name
 from ..ops.common.dtypes import accumulate_dtype
+from ..ops.common.rows import widened
 from ..ops.dot_critic import api
 from . import ring
-from .common import check_pair, idle, mean_over_ranks, met, pair_scores, wide
+from .common import check_pair, idle, mean_over_ranks, met, pair_scores
 from .exchange import Ranks, gather_rows
 
 
@@ -75,7 +76,7 @@ def info_nce(
     key_ids = query_ids if key_ids is None else key_ids
     if schedule == "ring" and len(ranks.sizes) > 1:
         dtype = query.dtype
-        query, positive_key = wide(query, positive_key)
+        query, positive_key = widened(query), widened(positive_key)
         if normalize:
             query, positive_key, dtype = F.normalize(query, dim=-1), F.normalize(positive_key, dim=-1), query.dtype
         stats = ring.ROW_LSE | (ring.COL_LSE if symmetric else 0)
@@ -123,7 +124,7 @@ def clip_loss(
         columns = ring.Columns(
             ranks, group, ring.ROW_LSE | ring.COL_LSE, False, backend_name(backend), text_features.dtype
         )
-        image_features, text_features = wide(image_features, text_features)
+        image_features, text_features = widened(image_features), widened(text_features)
         found = ring.statistics(image_features, text_features, logit_scale, columns)
         assert found.row_lse is not None and found.col_lse is not None
         pairs = pair_scores(image_features, text_features, logit_scale)
@@ -153,7 +154,7 @@ def siglip_loss(
     ranks = met(image_features, "image_features", schedule, group)
     if schedule == "ring" and len(ranks.sizes) > 1:
         columns = ring.Columns(ranks, group, ring.SOFTPLUS, False, backend_name(backend), text_features.dtype)
-        images, texts = wide(image_features, text_features)
+        images, texts = widened(image_features), widened(text_features)
         found = ring.statistics(images, texts, logit_scale, columns, row_bias=bias)
         assert found.row_softplus is not None
         return mean_over_ranks(found.row_softplus, ranks)
@@ -195,7 +196,7 @@ def nt_xent_scaled(
     if len(ranks.sizes) == 1:
         return common.nt_xent_scaled(out0, out1, scale, backend)
     if schedule == "ring":
-        views = F.normalize(torch.cat(wide(out0, out1), dim=-2), dim=-1)
+        views = F.normalize(torch.cat([widened(out0), widened(out1)], dim=-2), dim=-1)
         both = Ranks(ranks.rank, tuple(2 * n for n in ranks.sizes))
         columns = ring.Columns(both, group, ring.ROW_LSE, True, backend_name(backend), views.dtype)
         found = ring.statistics(views, views, scale, columns)

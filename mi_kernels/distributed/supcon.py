@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..losses import common, supcon
 from ..ops.common.checks import backend_name
+from ..ops.common.rows import widened
 from . import ring
-from .common import idle, met, wide
+from .common import idle, met
 from .exchange import Ranks, gather_rows, rank_and_size
 
 
@@ -77,7 +78,7 @@ def _sup_con_ring(
 ) -> tuple[Tensor, Tensor]:
     """Losses of the anchors [anchored B] and which of them have a positive: features [B, V, D], labels [B]."""
     items, views = features.shape[:2]
-    contrast = wide(features)[0].transpose(0, 1).flatten(0, 1)
+    contrast = widened(features).transpose(0, 1).flatten(0, 1)
     anchors = contrast[: anchored * items]
     classes, own = torch.unique(labels, return_inverse=True)
     found = ring.statistics(anchors, contrast, scale, columns, col_ids=labels.repeat(views), classes=classes)

@@ -1,4 +1,4 @@
-"""What the contrastive losses of functional.py share with their distributed twins and with compat/."""
+"""What the contrastive losses share with their distributed twins and with compat/: temperatures, biases, checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of the supervised contrastive losses: several positives an anchor, which enter through sums over classes."""
+"""Supervised contrastive losses: the several positives of an anchor enter through sums over classes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,6 @@ def sup_con(
         backend=backend,
     )
     return temperature / base_temperature * loss
-
 
 
 def class_rows(
