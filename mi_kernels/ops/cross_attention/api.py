@@ -108,7 +108,7 @@ def _seeds(seed: int | Tensor | None, pairs: int, dropouts: Sequence[float], dev
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise ValueError(f"seed must be an integer or one int64 in a tensor, got {seed.dtype} {tuple(seed.shape)}")
         return seed.reshape(1).to(device) + torch.arange(pairs, device=device)
-    check_integer("seed", seed, least=-(2**63))
+    check_integer("seed", seed, least=-(2**63), most=math.inf)
     if seed >= 2**63 - pairs:
         raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}")
     return torch.arange(pairs, device=device) + seed
