@@ -7,7 +7,8 @@ of features. The formula takes what the inputs hold, in fp64. With u the unit ro
 errors that are allowed follow from the sums themselves:
 
 * a score is a sum of D products: it errs by at most (D + 4) u s |x||y|, s being its scale. A log-sum, a softplus and
-  the positive err by at most as much; a loss is a mean of them. The error of the scores is E = (D + 8) u max s |x||y|.
+  the positive err by at most as much, and a sum of N exponentials by N u of itself; a loss is a mean of such rows. The
+  error of the scores is E = (D + 8) u max s |x||y|.
 * a gradient is s sum_j dS_ij y_j, dS being a softmax or a sigmoid less what positives have. The first changes by at
   most the factor exp(2 E) with the scores, dS is rounded to the products' type, and terms may cancel: the error is
   measured against T, the sum of the absolute terms, never against a gradient that may be 0. It is at most
@@ -219,8 +220,9 @@ def excess(call: Call) -> dict[str, float]:
     of_score = ((call.dim + 8) * sums + (2 * products if call.normalize else 0.0)) * (longest + 1)
     of_value = {"sup_con": 1 / largest, "siglip": 2.0 * call.batch}.get(call.loss, 2.0) * of_score
     absolute = sum(abs(float(part.detach())) for part in parts)
-    result = {"value": abs(float(value.detach()) - float(expected.detach())) / (of_value + 8 * sums * absolute)}
     candidates = max(s.scores.shape[-1] for s in used)
+    of_value += (candidates + 8) * sums * (absolute + 2)
+    result = {"value": abs(float(value.detach()) - float(expected.detach())) / of_value}
     relative = math.expm1(min(2 * of_score, 700)) + (candidates + 8) * sums + 4 * products
     bounds = terms(call, parts, used, wide, largest)
     for name, g, reference, bound in zip("xy", found, gradients, bounds, strict=True):
