@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning import seed_everything
 
-from models import factorcl
+from models import factorcl, mird
 from models.baselines import contrastive, fusion
 from models.data.dataset import Dataset
 from models.model import Model
@@ -33,6 +33,7 @@ MODELS: dict[str, Entry] = {
     "lmf": Entry(fusion.LMFSettings, fusion.build_lmf, "low-rank multimodal fusion"),
     "mfn": Entry(fusion.MFNSettings, fusion.build_mfn, "Memory Fusion Network on aligned modalities"),
     "mult": Entry(fusion.MulTSettings, fusion.build_mult, "cross-modal transformers on unaligned modalities"),
+    "mird": Entry(mird.Settings, mird.build, "MIRD: one agnostic code, specific codes, CLUB between them"),
 }
 
 
