@@ -1,4 +1,4 @@
-"""Command line: ``python -m models list|fit|evaluate|compare|sweep|report|convert|inspect|demo``."""
+"""Command line: ``python -m models list|fit|evaluate|compare|sweep|report|analyse|convert|inspect|demo``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models import settings
+from models.analyses import ANALYSES, analyse
 from models.compare import compare
 from models.data import SOURCES
 from models.data.corruption import CorruptionConfig
@@ -65,6 +66,10 @@ def parser() -> argparse.ArgumentParser:
         folder = Path("runs") / (name if name in ("demo", "compare", "sweep") else "run")
         commands.choices[name].add_argument("--out", type=Path, default=folder)
         commands.choices[name].add_argument("--quiet", action="store_true", help="no progress")
+    study = commands.add_parser("analyse", help="one system's own analysis: a JSON and a figure in OUT")
+    study.add_argument("name", help=", ".join(ANALYSES))
+    study.add_argument("--out", type=Path, default=Path("runs") / "analyses")
+    study.add_argument("--quick", action="store_true", help="few steps, to see that it runs")
     change = commands.add_parser("convert", help="any known file format to the safe .npz")
     change.add_argument("input", type=Path)
     change.add_argument("output", type=Path)
@@ -222,6 +227,11 @@ def run_demo(args: argparse.Namespace) -> str:
     return f"demo done in {time.monotonic() - start:.0f} s: open {args.out}/report.html"
 
 
+def run_analyse(args: argparse.Namespace) -> str:
+    print(analyse(args.name, args.out, args.quick))
+    return f"wrote {args.out / args.name}.json and its figure"
+
+
 def run_convert(args: argparse.Namespace) -> str:
     from models.data.convert import convert
 
@@ -241,6 +251,7 @@ COMMANDS = {
     "compare": run_compare,
     "sweep": run_sweep,
     "report": run_report,
+    "analyse": run_analyse,
     "convert": run_convert,
     "inspect": run_inspect,
     "demo": run_demo,
