@@ -37,13 +37,14 @@ DATA: dict[str, dict[str, Any]] = {
     "synthetic-gaussian": UNIQUE,
     "two-digit-small": {},
 }
-COSINE = {"model.critic": "cosine"}
+CONCAT = {"model.critic": "concat", "model.club_floor": None, "model.club_weight": 1.0, "model.objective": "all"}
+COSINE = CONCAT | {"model.critic": "cosine"}
 CHANGES: dict[str, dict[str, Any]] = {
-    "public code": {"model.preset": "public-code"},
-    "concat": {},
-    "concat, floor 0": {"model.club_floor": 0.0},
-    "concat, no upper bounds": {"model.objective": "no-upper-bounds"},
-    "concat, own terms alone": {"model.objective": "own-terms"},
+    "public code": CONCAT | {"model.preset": "public-code"},
+    "concat": CONCAT,
+    "concat, floor 0": CONCAT | {"model.club_floor": 0.0},
+    "concat, no upper bounds": CONCAT | {"model.objective": "no-upper-bounds"},
+    "concat, own terms alone": CONCAT | {"model.objective": "own-terms"},
     "cosine": COSINE,
     "cosine, floor 0": COSINE | {"model.club_floor": 0.0},
     "cosine, weight 0.1": COSINE | {"model.club_weight": 0.1},
