@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning import seed_everything
 
-from models import factorcl
+from models import factorcl, mfm
 from models.baselines import contrastive, fusion
 from models.data.dataset import Dataset
 from models.model import Model
@@ -32,6 +32,7 @@ MODELS: dict[str, Entry] = {
     "ef-lstm": Entry(fusion.EFLSTMSettings, fusion.build_ef_lstm, "one LSTM on aligned modalities"),
     "lmf": Entry(fusion.LMFSettings, fusion.build_lmf, "low-rank multimodal fusion"),
     "mfn": Entry(fusion.MFNSettings, fusion.build_mfn, "Memory Fusion Network on aligned modalities"),
+    "mfm": Entry(mfm.Settings, mfm.build, "MFM, factorized generative and discriminative; surrogates for missing ones"),
     "mult": Entry(fusion.MulTSettings, fusion.build_mult, "cross-modal transformers on unaligned modalities"),
 }
 
