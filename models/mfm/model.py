@@ -25,7 +25,7 @@ from models.layers.sequence import LSTMDecoder, LSTMEncoder
 from models.mfm.config import VARIANTS, Settings
 from models.model import Loss, Model, Phase
 
-JOINT, SHARED = "y", "a"
+JOINT, SHARED = "y", "shared"
 Codes = dict[str, Tensor]
 
 
@@ -114,7 +114,7 @@ class MFMNet(nn.Module):
         return [JOINT, *private] if self.parts.joint else private
 
     def codes(self, inputs: Sequence[Inputs]) -> Codes:
-        """Z [B, code] by block: "y", and the modalities' names or "a"."""
+        """Z [B, code] by block: "y", and the modalities' names or "shared"."""
         found = {}
         for name, encoder in self.encoders.items():
             given = inputs if name in (JOINT, SHARED) else [inputs[self.names.index(name)]]
@@ -196,7 +196,7 @@ class MFM(Supervised):
         return self.net.read(self.net.factors(self.codes(inputs)))
 
     def representations(self, batch: Batch) -> dict[str, Tensor]:
-        """ "F_y" and "F_" with each modality's name ("F_a" for the shared code of M_E)."""
+        """ "F_y" and "F_" with each modality's name ("F_shared" in M_E)."""
         return {f"F_{name}": f for name, f in self.net.factors(self.codes(batch.inputs)).items()}
 
     def label_loss(self, outputs: Tensor, batch: Batch) -> tuple[str, Tensor]:
