@@ -29,6 +29,7 @@ SMALL = {
         "embedding": 5,
         "sizes": {"dim": 4, "heads": 2, "layers": 1},
     },
+    "mfm": {"code": 6, "joint_code": 6, "hidden": 8, "memory": 8, "networks": 8, "align": 4},
     "mult": {"sizes": {"dim": 4, "heads": 2, "layers": 1, "memory_layers": 1}},
 }
 

@@ -1,0 +1,88 @@
+"""Settings of MFM, and what each of its ablations has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from models.baselines.supervised import SupervisedSettings
+from models.layers.sequence import check_choice, check_positive
+from models.layers.transformer import check_rate
+
+
+class Parts(NamedTuple):
+    """joint: an encoder of all modalities. private: generative codes of "each" modality, one "shared", or "none".
+    generative: reconstructs the inputs and regularises the codes."""
+
+    joint: bool
+    private: str
+    generative: bool
+
+
+# Names of the paper; its public code permutes the letters (M_A there is M_E here, B is C, C is D, D is A).
+VARIANTS = {
+    "full": Parts(True, "each", True),
+    "M_A": Parts(False, "each", False),
+    "M_B": Parts(True, "none", False),
+    "M_C": Parts(False, "each", True),
+    "M_D": Parts(True, "none", True),
+    "M_E": Parts(True, "shared", True),
+}
+
+
+@dataclass(frozen=True)
+class Settings(SupervisedSettings):
+    """What a YAML file says under ``model``. Widths that hold for every modality alike.
+
+    variant: "full", or one of the paper's ablations "M_A" to "M_E".
+    encoder: of all modalities together, "mfn" (paper) or "lstm" on the modalities side by side.
+    code, joint_code: widths of Z_m and Z_y. factor, joint_factor: of F_m and F_y. hidden, memory, networks: of MFN.
+    dropout: in the maps from codes to factors and in the head; network_dropout in MFN's networks.
+    regulariser: "mmd", or "kl" of N(code, exp(logvar)) from N(0, I), whose code is never sampled (MFM-KL).
+    prior: the MMD's, "sampled" anew every step (published) or "analytic", the exact expectation over N(0, I).
+    reconstruction, prior_weight: weights of each modality's squared error and of each code's distance from the prior.
+    padding: counts padded steps in the squared errors, as the public code does.
+    surrogate: also learns the codes of a missing modality from the others; variant "full" alone.
+    detach: the surrogates' targets pass no gradient (the public code lets it pass).
+    public_slip: the last modality is reconstructed from the codes without the one before it, as the public code does,
+        instead of from those without itself.
+    stride, align: see Inlet.
+    """
+
+    variant: str = "full"
+    encoder: str = "mfn"
+    code: int = 32
+    joint_code: int = 32
+    factor: int = 32
+    joint_factor: int = 32
+    hidden: int = 64
+    memory: int = 64
+    networks: int = 128
+    dropout: float = 0.2
+    network_dropout: float = 0.5
+    regulariser: str = "mmd"
+    prior: str = "sampled"
+    reconstruction: float = 0.1
+    prior_weight: float = 1.0
+    padding: bool = False
+    surrogate: bool = False
+    detach: bool = False
+    public_slip: bool = False
+    stride: int = 1
+    align: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("variant", self.variant, tuple(VARIANTS))
+        check_choice("encoder", self.encoder, ("mfn", "lstm"))
+        check_choice("regulariser", self.regulariser, ("mmd", "kl"))
+        check_choice("prior", self.prior, ("sampled", "analytic"))
+        for name in ("code", "joint_code", "factor", "joint_factor", "hidden", "memory", "networks", "stride", "align"):
+            check_positive(**{name: getattr(self, name)})
+        for name in ("dropout", "network_dropout"):
+            check_rate(name, getattr(self, name))
+        for name in ("reconstruction", "prior_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.surrogate and self.variant != "full":
+            raise ValueError(f"surrogate needs variant full, got {self.variant!r}")

@@ -1,0 +1,201 @@
+"""MFM: which factor reaches what, the prior's distances, surrogates, ablations, interpretation, synthetic factors."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import mi_kernels as mk
+from models.batch import Inputs, Target
+from models.data import Dataset, Modality
+from models.data.corruption import CorruptionConfig
+from models.evaluation.scores import damaged, evaluate
+from models.layers.decoders import sequence_errors
+from models.mfm.config import VARIANTS, Settings
+from models.mfm.interpretation import gradient_curves, information_ratios, swapped
+from models.mfm.model import MFMNet, prior_distance
+from models.registry import build
+from tests.models.helpers import config, mixed
+
+NAMES, DIMS = ("l", "a", "v"), (5, 3, 4)
+
+
+@pytest.fixture(autouse=True)
+def fast(one_thread):
+    pass
+
+
+def net(**settings):
+    sizes = {"code": 4, "joint_code": 5, "factor": 4, "joint_factor": 6, "hidden": 4, "memory": 4, "networks": 6}
+    return MFMNet(NAMES, DIMS, Settings(**sizes | settings), 2).double().eval()
+
+
+def sequences(rows=3, steps=4):
+    return [Inputs(torch.randn(rows, steps, d, dtype=torch.float64, requires_grad=True)) for d in DIMS]
+
+
+def reached(out, source):
+    (gradient,) = torch.autograd.grad(out.sum(), source, retain_graph=True, allow_unused=True)
+    return gradient is not None and bool((gradient != 0).any())
+
+
+def test_private_factors_reach_their_own_modality_alone():
+    model, x = net(), sequences()
+    codes = {n: z.detach().requires_grad_() for n, z in model.codes(x).items()}
+    factors = model.factors(codes)
+    outputs, decoded = model.head(model.read(factors)), model.decode(factors, 4)
+    for first, second in itertools.product(NAMES, NAMES):
+        assert reached(decoded[first], factors[second]) == (first == second)
+        assert not reached(outputs, codes[second])
+        assert reached(decoded[first], factors["y"])
+    assert reached(outputs, codes["y"])
+
+
+def test_surrogate_codes_do_not_depend_on_what_is_missing():
+    model, x = net(surrogate=True), sequences()
+    for place, name in enumerate(NAMES):
+        for code in model.surrogates(x, name):
+            assert [reached(code, t.values) for t in x] == [m != place for m in range(3)]
+
+
+def test_the_prior_distance_is_the_published_sum_of_kernels():
+    codes = {n: torch.randn(7, d, dtype=torch.float64) for n, d in (("y", 4), ("l", 4), ("a", 3))}
+    torch.manual_seed(3)
+    found = prior_distance(codes, nn.ModuleDict(), sampled=True)
+    torch.manual_seed(3)
+    draws = [*torch.randn(2, 7, 4, dtype=torch.float64), torch.randn(1, 7, 3, dtype=torch.float64)[0]]
+
+    def kernel(a, b):
+        return (-((a[:, None] - b).square().mean(2)) / a.shape[1]).exp().mean()
+
+    pairs = list(zip(codes.values(), draws, strict=True))
+    wanted = sum(kernel(g, g) + kernel(z, z) - 2 * kernel(g, z) for z, g in pairs)
+    torch.testing.assert_close(found, wanted)
+    assert mk.gaussian_mmd(draws[2], prior_samples=draws[2]) == 0
+
+
+def test_the_kl_distance_is_that_of_normals():
+    spreads = nn.ModuleDict({"y": nn.Linear(3, 3)})
+    z = torch.randn(6, 3)
+    normal = torch.distributions.Normal
+    wanted = torch.distributions.kl_divergence(normal(z, (0.5 * spreads["y"](z)).exp()), normal(0.0, 1.0))
+    torch.testing.assert_close(prior_distance({"y": z}, spreads, sampled=True), wanted.sum(1).mean())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("target", ["classes", "regression"])
+def test_every_ablation_trains_all_its_weights(variant, target):
+    data = mixed(target, missing=False)
+    settings = config("mfm", {"model.variant": variant, "model.surrogate": variant == "full"})
+    model = build(settings.name, settings.model, data, 0)
+    model.loss(data.batch(torch.arange(12))).total.backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if p.requires_grad)
+    parts = VARIANTS[variant]
+    assert ("F_y" in model.representations(data.batch(torch.arange(3)))) == parts.joint
+    assert len(model.net.decoders) == (3 if parts.generative else 0)
+
+
+@pytest.mark.parametrize("slip", [False, True])
+def test_the_missing_modality_is_rebuilt_from_the_codes_without_it_and_the_slip_has_a_switch(slip):
+    data = mixed(missing=False)
+    changes = {"model.surrogate": True, "model.public_slip": slip, "model.dropout": 0.0}
+    settings = config("mfm", changes)
+    model = build(settings.name, settings.model, data, 0).eval()
+    batch = data.batch(torch.arange(9))
+    x = model.inlet(batch.inputs)
+    codes = model.net.codes(x)
+    last, before = model.net.names[-1], model.net.names[-2]
+
+    def error(missing, rebuilt):
+        code, joint = model.net.surrogates(x, missing)
+        factors = model.net.factors(codes | {missing: code, "y": joint})
+        found = model.net.decode(factors, x[0].values.shape[1])[rebuilt]
+        return sequence_errors(found, x[model.net.names.index(rebuilt)])
+
+    wanted = sum(error(n, n) for n in model.net.names[:-1]) + error(before if slip else last, last)
+    torch.testing.assert_close(model.loss(batch).terms["reconstruction_missing"], wanted.detach())
+
+
+def test_gradient_curves_are_the_jacobians_norms():
+    model = net()
+    factors = {n: f.detach() for n, f in model.factors(model.codes(sequences())).items()}
+    found = gradient_curves(model, factors, 4)
+    for name in NAMES:
+        row = {n: f[1:2] for n, f in factors.items()}
+        whole = torch.autograd.functional.jacobian(
+            lambda f, row=row, name=name: model.decode(row | {"y": f}, 4)[name][0], row["y"]
+        )
+        torch.testing.assert_close(found[name][1], whole.square().sum((1, 2, 3)))
+
+
+def test_settings_that_do_not_fit_are_refused():
+    for wrong, message in (
+        ({"variant": "M_F"}, "variant must be one of full"),
+        ({"surrogate": True, "variant": "M_B"}, "surrogate needs variant full"),
+        ({"prior_weight": -1.0}, "prior_weight must not be negative"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Settings(**wrong)
+    with pytest.raises(ValueError, match="variant must be full"):
+        information_ratios(net(variant="M_D"), {}, 4)
+
+
+def known_factors(rows=400, steps=4):
+    """Two modalities that share the label's factor s; each has a style of its own, in columns of its own."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    y = torch.randint(2, (rows,), generator=generator)
+    modalities, styles = [], []
+    for name in ("one", "two"):
+        style = torch.randint(2, (rows,), generator=generator)
+        clean = torch.stack([2.0 * y - 1, 2.0 * style - 1], 1)
+        values = clean[:, None].expand(-1, steps, -1) + 0.4 * draw(rows, steps, 2)
+        offsets = torch.arange(0, rows * steps + 1, steps)
+        modalities.append(Modality(name, values.reshape(-1, 2), offsets))
+        styles.append(style)
+    split = torch.tensor([0, 0, 0, 1, 2]).repeat(rows // 5)
+    return Dataset("factors", tuple(modalities), y, Target.classes(2), split).standardised(), styles
+
+
+def trained(data, steps=200, **settings):
+    """MFM with one number per code: what F_y holds already is no use to a private code, and the other way round."""
+    sizes = {"code": 1, "joint_code": 1, "factor": 8, "joint_factor": 8, "encoder": "lstm", "dropout": 0.0}
+    base = {"reconstruction": 1.0, "prior": "analytic", "prior_weight": 0.1}
+    torch.manual_seed(0)
+    model = build("mfm", Settings(**sizes | base | settings), data, 0)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    rows = data.rows("train")
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model.loss(data.batch(rows[torch.randint(len(rows), (64,))])).total.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_factors_separate_on_data_whose_factors_are_known():
+    data, styles = known_factors()
+    model = trained(data, surrogate=True)
+    found = evaluate(model, data)
+    accuracy = {name: part["test"]["accuracy"] for name, part in found.scores.items()}
+    assert accuracy["head"] > 0.95 and accuracy["F_y"] > 0.95
+    assert accuracy["F_one"] < 0.75 and accuracy["F_two"] < 0.75
+    rows = data.rows("test")[:40]
+    batch = data.batch(rows)
+    factors = model.net.factors(model.codes(batch.inputs))
+    pictures = swapped(model.net, factors, "one", 4).mean(2) > 0  # [F_y of, F_one of, features]
+    assert (pictures[..., 0] == (data.labels[rows] == 1)[:, None]).float().mean() > 0.9
+    assert (pictures[..., 1] == (styles[0][rows] == 1)).float().mean() > 0.9
+    assert all(ratio > 0 for ratio in information_ratios(model.net, factors, 4).values())
+
+
+def test_surrogates_beat_zeros_for_a_missing_modality():
+    data, _ = known_factors()
+    accuracy = {}
+    for surrogate in (False, True):
+        model = trained(data, 120, surrogate=surrogate)
+        found = evaluate(model, data, only=("head",))
+        gone = [damaged(model, data, found, CorruptionConfig(drop={name: 1.0})) for name in data.names]
+        accuracy[surrogate] = [part["head"]["accuracy"] for part in gone]
+    assert min(accuracy[True]) > 0.95
+    assert sum(accuracy[True]) > sum(accuracy[False])
