@@ -2,11 +2,11 @@
 
 With z_m one vector per modality, z_1 the text's (or the first modality's) and F the fused vector,
 
-    L = L_task + contrast sum_m CPC(z_m, F) - bound sum_{m > 1} I_BA(z_1; z_m),   CPC = InfoNCE of z_m and W_m F, cosines
+    L = L_task + contrast sum_m CPC(z_m, F) - bound sum_{m > 1} I_BA(z_1; z_m)
 
-I_BA is the Barber-Agakov bound: a learned q(z_m | z_1) and a Gaussian entropy of z_m. Where we differ from the public
-code: the entropy is that of a batch, not of classes with a history, and q has steps of its own after every main step
-instead of every other epoch.
+CPC is InfoNCE of z_m and W_m F with cosines as scores. I_BA is the Barber-Agakov bound: a learned q(z_m | z_1) and a
+Gaussian entropy of z_m. Where we differ from the public code: the entropy is that of a batch, not of classes with a
+history, and q has steps of its own after every main step instead of every other epoch.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class MMIM(Model):
         codes = self.encoded(batch)
         fused = self.fusion(torch.cat(codes, 1))
         keys = torch.stack([net(fused) for net in self.predictors])
-        contrast = mk.info_nce(torch.stack(codes), keys, temperature=1.0).sum()
+        contrast = mk.info_nce(torch.stack(codes), keys, temperature=1.0, reduction="none").mean(-1).sum()
         bound = self.q(*self.sides(codes)).sum()
         terms = {self.scale.name: self.scale.loss(self.head(fused), batch.target), "contrast": contrast, "bound": bound}
         return Loss.of(terms, {"contrast": self.config.contrast, "bound": -self.config.bound})

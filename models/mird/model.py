@@ -210,11 +210,10 @@ class MIRD(Model):
         usable = Batch.complete if self.config.has("unlabelled") else labelled_and_complete
         phases = [Phase("main", main, self.loss, usable=usable)]
         if estimators:
-            options = {"steps": self.config.inner_steps, "optimizer": OptimizerConfig(self.config.club_lr, 0.0)}
-            if self.config.published("fresh_codes"):
-                phases.append(Phase("club", estimators, self._encoding_anew, usable=usable, **options))
-            else:
-                phases.append(Phase("club", estimators, self.learning_loss, fixed=self.fixed, usable=usable, **options))
+            steps, optimizer = self.config.inner_steps, OptimizerConfig(self.config.club_lr, 0.0)
+            anew = self.config.published("fresh_codes")
+            loss, fixed = (self._encoding_anew, None) if anew else (self.learning_loss, self.fixed)
+            phases.append(Phase("club", estimators, loss, steps, optimizer, fixed, usable=usable))
         return phases
 
     def representations(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,0 +1,219 @@
+"""MIRD on this CPU: a training step against the public formulation, and the memory of the text decoder.
+
+    python -m bench.mird --json bench/results/cpu_mird.json
+
+The public formulation is plain torch with the same weights' shapes and the same text encoder: LSTM cells stepped in
+Python, sparsemax by sorting over frames brought to the words' width, all logits of the words, CLUB with B x B x D
+differences one pair at a time, and five more forward and backward passes of everything for the estimators' steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from models.batch import Target
+from models.data import Dataset, Modality
+from models.layers.text import TextConfig
+from models.layers.vocabulary import vocabulary_cross_entropy
+from models.mird import MIRD, Settings
+from models.provenance import describe
+
+WORDS, VOCABULARY = 30, 30_522
+SIZES = {"batch": 24, "words": WORDS, "audio": (100, 33), "visual": (55, 709), "vocabulary": VOCABULARY}
+ENCODER = TextConfig(hidden=128, layers=2, heads=2, intermediate=512)
+
+
+def problem(batch: int) -> Dataset:
+    """Full-length random rows: nothing is padding, so that both formulations do the same work."""
+    torch.manual_seed(0)
+
+    def ends(steps: int) -> torch.Tensor:
+        return torch.arange(batch + 1) * steps
+
+    modalities = (
+        Modality("text", torch.randint(1, VOCABULARY, (batch * WORDS,)), ends(WORDS), vocabulary=VOCABULARY),
+        Modality("audio", torch.randn(batch * 100, 33), ends(100)),
+        Modality("visual", torch.randn(batch * 55, 709), ends(55)),
+    )
+    return Dataset("bench", modalities, torch.randn(batch), Target.regression(), torch.zeros(batch, dtype=torch.int64))
+
+
+def cells(cell, x, h=None, steps=0):
+    """Hidden states of a cell over x [B, T, D], or of a decoder that starts from h and reads its own states."""
+    given = x[:, 0] if h is None else h
+    state = torch.zeros(len(given), cell.hidden)
+    c, found = torch.zeros_like(state), []
+    for step in range(steps or x.shape[1]):
+        given = x[:, step] if h is None else (given if step == 0 else state)
+        gates = F.linear(given, cell.weight_ih, cell.bias_ih) + F.linear(state, cell.weight_hh, cell.bias_hh)
+        i, f, g, o = gates.chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        state = o.sigmoid() * c.tanh()
+        found.append(state)
+    return torch.stack(found, 1)
+
+
+def sparsemax(z):
+    ordered = z.sort(dim=-1, descending=True).values
+    k = torch.arange(1, z.shape[-1] + 1)
+    total = ordered.cumsum(-1)
+    size = (1 + k * ordered > total).sum(-1, keepdim=True)
+    return (z - (total.gather(-1, size - 1) - 1) / size).clamp(min=0)
+
+
+class Public:
+    """The public formulation on a MIRD's own weights."""
+
+    def __init__(self, model: MIRD, data: Dataset):
+        self.model = model
+        self.batch = data.batch(torch.arange(len(data)))
+
+    def codes(self):
+        model, inputs = self.model, self.batch.inputs
+        frames = [inputs["audio"].values, inputs["visual"].values]
+
+        def shift(words):
+            module, e, total = model.agnostic.shift, words.values, 0.0
+            for linear, gate, out, x in zip(module.keys, module.gate.gates, module.gate.shifts, frames, strict=True):
+                found = sparsemax(e @ linear(x).mT) @ x
+                total = total + gate(torch.cat([found, e], 2)).relu() * out(found)
+            size = total.norm(dim=2, keepdim=True)
+            alpha = (e.norm(dim=2, keepdim=True) / (size + 1e-6)).clamp(max=1)
+            return module.gate.dropout(module.gate.norm(alpha * total + e))
+
+        agnostic = model.agnostic.out(model.agnostic.text(inputs["text"], shift))
+        own = [model.specific[0](inputs["text"])]
+        for encoder, x in zip(list(model.specific)[1:], frames, strict=True):
+            own.append(encoder.encoder.out(cells(encoder.encoder.lstms[0], x)[:, -1]))
+        return [agnostic, *own]
+
+    def club(self, codes):
+        """Log-densities of all pairs, one estimator at a time: their fit and the bound."""
+        fits, bounds = 0.0, 0.0
+        weights = dict(self.model.club.named_parameters())
+        for group, (a, b) in enumerate(self.model.pairs):
+            x, y = codes[a], codes[b]
+
+            def net(part, group=group, x=x):
+                w = [weights[f"{part}.{layer}.{kind}"][group] for layer in (0, 2) for kind in ("weight", "bias")]
+                return (x @ w[0].mT + w[1]).relu() @ w[2].mT + w[3]
+
+            mu, logvar = net("p_mu"), 6 * (net("p_logvar") / 6).tanh()
+            own = -((mu - y).square()) / logvar.exp()
+            others = -((y[None] - mu[:, None]).square().mean(1)) / logvar.exp()
+            bounds = bounds + 0.5 * (own - others).sum(1).mean()
+            fits = fits - 0.5 * (own - logvar).sum(1).mean()
+        return fits, bounds
+
+    def losses(self):
+        model, batch, codes = self.model, self.batch, self.codes()
+        prediction = model.scale.loss(model.head(torch.cat(codes, 1)), batch.target)
+        total = prediction.log()
+        for decoder, name, z in zip(model.decoders, model.names, codes[1:], strict=True):
+            x = batch.inputs[name].values
+            out = decoder.out(cells(decoder, None, torch.cat([codes[0], z], 1), x.shape[1]))
+            error = F.mse_loss(out, x) if name != "text" else F.cross_entropy(out.flatten(0, 1), x.flatten())
+            total = total + error.log()
+        return total + self.club(codes)[1]
+
+
+def timed(rounds: int) -> dict:
+    data = problem(SIZES["batch"])
+    settings = Settings(text=ENCODER, as_published=("unbounded_mi", "bare_log"), dropout=0.0)
+    model = MIRD(settings, data)
+    public, (main, club) = Public(model, data), model.phases()
+    batch = data.batch(torch.arange(len(data)))
+    model.eval()  # no dropout: the same loss, so that the comparison is of the same computation
+    model.training = True
+    ours, theirs = (float(value.detach()) for value in (model.loss(batch).total, public.losses()))
+    if abs(ours - theirs) > 1e-3 * abs(theirs):
+        raise RuntimeError(f"the formulations differ: {ours} and {theirs}")
+    optimizers = [torch.optim.AdamW(phase.parameters, lr=1e-5) for phase in (main, club)]
+
+    def step_ours():
+        for p in club.parameters:
+            p.requires_grad_(False)
+        optimizers[0].zero_grad()
+        main.loss(batch).total.backward()
+        optimizers[0].step()
+        for p in club.parameters:
+            p.requires_grad_(True)
+        with torch.no_grad():
+            fixed = club.fixed(batch)
+        for _ in range(club.steps):
+            optimizers[1].zero_grad()
+            club.loss(fixed).total.backward()
+            optimizers[1].step()
+
+    def step_public():
+        """The estimators' passes run the encoders alone; the public code's run the decoders too, so it is slower."""
+        model.zero_grad()
+        public.losses().backward()
+        optimizers[0].step()
+        for _ in range(5):
+            optimizers[1].zero_grad()
+            public.club(public.codes())[0].backward()
+            optimizers[1].step()
+
+    times: dict[str, list[float]] = {"ours": [], "public, encoders alone": []}
+    for run in (step_ours, step_public):
+        run()
+    for _ in range(rounds):
+        for name, run in zip(times, (step_ours, step_public), strict=True):
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ratio = medians["public, encoders alone"] / medians["ours"]
+    return {"sizes": SIZES, "loss": [ours, theirs], "median_seconds": medians, "times_faster": ratio, "target": 4.0}
+
+
+def decoder(kind: str) -> float:
+    """Peak MiB that the words' loss and its gradients add at B = 144, T = 50; in a process of its own."""
+    torch.manual_seed(0)
+    h = torch.randn(144 * 50, 128, requires_grad=True)
+    weight, bias = torch.randn(VOCABULARY, 128, requires_grad=True), torch.zeros(VOCABULARY, requires_grad=True)
+    target = torch.randint(VOCABULARY, (len(h),))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if kind == "ours":
+        vocabulary_cross_entropy(h, weight, bias, target).backward()
+    else:
+        F.cross_entropy(F.linear(h, weight, bias), target).backward()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def memory() -> dict:
+    peaks = {}
+    for kind in ("ours", "plain"):
+        command = [sys.executable, "-m", "bench.mird", "--decoder", kind]
+        peaks[kind] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return {"batch": 144, "steps": 50, "peak_mib": peaks, "times_less": peaks["plain"] / peaks["ours"], "target": 20.0}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--decoder", choices=("ours", "plain"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.decoder:
+        print(decoder(given.decoder))
+        return
+    found = {"machine": describe(), "step": timed(given.rounds), "text_decoder": memory()}
+    print(json.dumps(found, indent=1))
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
