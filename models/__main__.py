@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="the three uses of the package, trained and measured here, on one page")
     demo.add_argument("--epochs", type=int)
     for command in (many, demo):
-        command.add_argument("--seeds", type=int, default=3, help="number of seeds")
+        command.add_argument("--seeds", type=int, default=2 if command is demo else 3, help="number of seeds")
     several = commands.add_parser("sweep", help="seeds and grids of settings side by side; resumes")
     _add_config(several)
     several.add_argument("--seeds", type=_seeds, default=(0,), help="as 0-4 or 0,3,5")

@@ -6,12 +6,10 @@ import xml.dom.minidom
 
 import numpy as np
 import pytest
-import torch
 
 from models.__main__ import DEMO_MODELS, main, parser
-from models.data import SOURCES, load_digits
-from models.data.dataset import Dataset
-from models.data.sources import two_digit
+from models.data import SOURCES
+from models.data.sources import two_digit_small
 from models.report import uses
 from models.report.speed import Seconds, step_times
 from models.training import sweep
@@ -40,16 +38,6 @@ def file(tmp_path):
     y = np.arange(60) % 2
     np.savez(path, a=rng.normal(size=(60, 3)) + y[:, None], b=rng.normal(size=(60, 5, 2)), y=y)
     return path
-
-
-@pytest.fixture
-def few_digits(monkeypatch):
-    def source(seed):
-        data = load_digits(seed)
-        modalities = tuple(m.select(torch.arange(150)) for m in data.modalities)
-        return Dataset("digits", modalities, data.labels[:150], data.target, data.split[:150])
-
-    monkeypatch.setitem(SOURCES, "digits", source)
 
 
 def test_a_run_is_fitted_resumed_evaluated_and_reported(measured, file, tmp_path, capsys):
@@ -86,7 +74,7 @@ def test_resuming_notices_that_the_file_changed(file, tmp_path, capsys):
 
 @pytest.fixture
 def few_pictures(monkeypatch):
-    monkeypatch.setattr(two_digit, "ROWS", (200, 60, 60))
+    monkeypatch.setattr(two_digit_small, "ROWS", (200, 60, 60))
     loss, estimate = uses.swapped_loss, uses.estimate
     monkeypatch.setattr(uses, "swapped_loss", lambda: loss((32, 64)))
     monkeypatch.setattr(uses, "estimate", lambda: estimate(300, 20))

@@ -41,6 +41,7 @@ def test_no_image_is_in_two_splits(monkeypatch):
 def test_two_digit_falls_back_to_small_images_without_its_file(monkeypatch, tmp_path):
     monkeypatch.setenv("MI_KERNELS_DATA", str(tmp_path))
     monkeypatch.setattr(two_digit, "ROWS", (60, 20, 20))
+    monkeypatch.setattr(two_digit_small, "ROWS", (60, 20, 20))
     fallen, small = two_digit.load(1), two_digit_small.load(1)
     assert fallen["left"].shape == (8, 16)
     assert torch.equal(fallen["right"].values, small["right"].values)

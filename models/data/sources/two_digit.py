@@ -46,16 +46,24 @@ def small_pool() -> tuple[np.ndarray, np.ndarray]:
     return (data.images / 16).astype(np.float32), data.target.astype(np.int64)
 
 
-def dataset(images: np.ndarray, digits: np.ndarray, name: str, seed: int, target: str = "") -> Dataset:
-    """Pairs of pictures of ``images`` [N, H, W] in [0, 1], which show ``digits`` [N]. Raises ValueError for another
-    target."""
+def dataset(
+    images: np.ndarray,
+    digits: np.ndarray,
+    name: str,
+    seed: int,
+    target: str = "",
+    rows: tuple[int, int, int] | None = None,
+) -> Dataset:
+    """Pairs of pictures of ``images`` [N, H, W] in [0, 1], which show ``digits`` [N]; rows of each split, ROWS by
+    default. Raises ValueError for another target."""
+    rows = rows or ROWS
     if target and target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(images))
     # Images go to the splits as rows do.
-    cuts = np.cumsum(ROWS)[:-1] * len(order) // sum(ROWS)
-    parts = [_pairs(images, digits, pool, n, rng) for pool, n in zip(np.split(order, cuts), ROWS, strict=True)]
+    cuts = np.cumsum(rows)[:-1] * len(order) // sum(rows)
+    parts = [_pairs(images, digits, pool, n, rng) for pool, n in zip(np.split(order, cuts), rows, strict=True)]
     left, right, values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     odd = values % 2
     chosen = {"all": [0, 1, 2], "shared": [0], "unique": [1, 2]}[target or "all"]
@@ -64,7 +72,7 @@ def dataset(images: np.ndarray, digits: np.ndarray, name: str, seed: int, target
     modalities = tuple(
         Modality(name, _flat(pictures), shape=(height, width)) for name, pictures in (("left", left), ("right", right))
     )
-    split = torch.repeat_interleave(torch.arange(3), torch.tensor(ROWS))
+    split = torch.repeat_interleave(torch.arange(3), torch.tensor(rows))
     y = torch.from_numpy(np.asarray(labels, np.int64))
     return Dataset(name, modalities, y, Target.classes(2 ** len(chosen)), split)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from models.data.dataset import Dataset
 from models.data.sources.two_digit import dataset, small_pool
 
+ROWS = (2500, 500, 500)  # train, valid, test
+
 
 def load(seed: int = 0, target: str = "") -> Dataset:
-    """6,000 rows [N, 8 * 16]; targets as in ``two-digit``."""
-    return dataset(*small_pool(), "two-digit-small", seed, target)
+    """3,500 rows [N, 8 * 16]; targets as in ``two-digit``."""
+    return dataset(*small_pool(), "two-digit-small", seed, target, ROWS)
