@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from lightning import seed_everything
 
-from models import factorcl, mfm
-from models.baselines import contrastive, fusion
+from models import factorcl, mfm, mird
+from models.baselines import contrastive, fusion, misa, mmim
 from models.data.dataset import Dataset
 from models.model import Model
 
@@ -34,6 +34,9 @@ MODELS: dict[str, Entry] = {
     "mfn": Entry(fusion.MFNSettings, fusion.build_mfn, "Memory Fusion Network on aligned modalities"),
     "mfm": Entry(mfm.Settings, mfm.build, "MFM, factorized generative and discriminative; surrogates for missing ones"),
     "mult": Entry(fusion.MulTSettings, fusion.build_mult, "cross-modal transformers on unaligned modalities"),
+    "misa": Entry(misa.MISASettings, misa.build_misa, "MISA: shared and private vectors per modality"),
+    "mmim": Entry(mmim.MMIMSettings, mmim.build_mmim, "MMIM: information between modalities and with their fusion"),
+    "mird": Entry(mird.Settings, mird.build, "MIRD: one agnostic code, specific codes, CLUB between them"),
 }
 
 
