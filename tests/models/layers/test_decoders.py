@@ -48,12 +48,12 @@ def test_padding_reaches_no_error_unless_asked_for():
     torch.testing.assert_close(sequence_errors(found, Inputs(values, lengths), padding=True), public)
 
 
-def test_words_in_chunks_are_the_cross_entropy_of_all_logits():
+def test_words_in_blocks_are_the_cross_entropy_of_all_logits():
     out, states = nn.Linear(4, 11), torch.randn(3, 5, 4, requires_grad=True)
     tokens = Inputs(torch.randint(11, (3, 5)), torch.tensor([5, 1, 3]))
     within = torch.arange(5) < tokens.lengths[:, None]
     wanted = nn.functional.cross_entropy(out(states)[within], tokens.values[within])
-    found = token_cross_entropy(states, out, tokens, chunk=2)
+    found = token_cross_entropy(states, out, tokens, block=2 * 11)
     torch.testing.assert_close(found, wanted)
     leaves = [states, *out.parameters()]
     pairs = zip(torch.autograd.grad(found, leaves), torch.autograd.grad(wanted, leaves), strict=True)
