@@ -43,8 +43,9 @@ def decoded_states(decoders: Sequence[LSTMDecoder], codes: Sequence[Tensor], ste
         if len(members) == 1:
             found[members[0]] = mk.lstm_decode(*weights[0], number)
         else:
-            grouped = (torch.stack(parts) for parts in zip(*weights, strict=True))
-            found |= dict(zip(members, mk.lstm_decode(*grouped, number).unbind(0), strict=True))
+            code, *layers = (torch.stack(parts) for parts in zip(*weights, strict=True))
+            states = mk.lstm_decode(code, layers[0], layers[1], layers[2], layers[3], number)
+            found |= dict(zip(members, states.unbind(0), strict=True))
     return [found[m] for m in range(len(decoders))]
 
 
