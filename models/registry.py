@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from lightning import seed_everything
 
-from models import factorcl
-from models.baselines import contrastive, fusion
+from models import factorcl, mird
+from models.baselines import contrastive, fusion, misa, mmim
 from models.data.dataset import Dataset
 from models.data.formats.checks import suggestion
 from models.model import Model
@@ -34,6 +34,9 @@ MODELS: dict[str, Entry] = {
     "lmf": Entry(fusion.LMFSettings, fusion.build_lmf, "low-rank multimodal fusion"),
     "mfn": Entry(fusion.MFNSettings, fusion.build_mfn, "Memory Fusion Network on aligned modalities"),
     "mult": Entry(fusion.MulTSettings, fusion.build_mult, "cross-modal transformers on unaligned modalities"),
+    "misa": Entry(misa.MISASettings, misa.build_misa, "MISA: shared and private vectors per modality"),
+    "mmim": Entry(mmim.MMIMSettings, mmim.build_mmim, "MMIM: information between modalities and with their fusion"),
+    "mird": Entry(mird.Settings, mird.build, "MIRD: one agnostic code, specific codes, CLUB between them"),
 }
 
 
