@@ -67,10 +67,11 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("report", help="write OUT/report.html")
     for name in ("fit", "compare", "demo", "sweep", "evaluate", "report"):
         folder = Path("runs") / (name if name in ("demo", "compare", "sweep") else "run")
-        commands.choices[name].add_argument("--out", type=Path, default=folder, help=f"folder of the run, {folder}")
+        said = f"folder that is written or read; {folder} when not given"
+        commands.choices[name].add_argument("--out", type=Path, default=folder, help=said)
         commands.choices[name].add_argument("--quiet", action="store_true", help="no progress")
     for command in (train, many, demo, several):
-        command.add_argument("--overwrite", action="store_true", help="replace what OUT holds of other settings")
+        command.add_argument("--overwrite", action="store_true", help="replace a run that OUT holds")
     study = commands.add_parser("analyse", help="one system's own analysis: a JSON and a figure in OUT")
     study.add_argument("name", help=", ".join(ANALYSES))
     study.add_argument("--out", type=Path, default=Path("runs") / "analyses")
