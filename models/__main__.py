@@ -22,6 +22,7 @@ from models.report.write import write_report
 from models.settings import RunConfig
 from models.training import sweep
 from models.training.fit import fit, load_data
+from models.training.folder import refuse_folder
 
 DEMO_DATA = "two-digit-small"
 DEMO_MODELS = ("factorcl-sup", "simclr", "supcon", "cross-self")
@@ -66,8 +67,11 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("report", help="write OUT/report.html")
     for name in ("fit", "compare", "demo", "sweep", "evaluate", "report"):
         folder = Path("runs") / (name if name in ("demo", "compare", "sweep") else "run")
-        commands.choices[name].add_argument("--out", type=Path, default=folder)
+        said = f"folder that is written or read; {folder} when not given"
+        commands.choices[name].add_argument("--out", type=Path, default=folder, help=said)
         commands.choices[name].add_argument("--quiet", action="store_true", help="no progress")
+    for command in (train, many, demo, several):
+        command.add_argument("--overwrite", action="store_true", help="replace a run that OUT holds")
     study = commands.add_parser("analyse", help="one system's own analysis: a JSON and a figure in OUT")
     study.add_argument("name", help=", ".join(ANALYSES))
     study.add_argument("--out", type=Path, default=Path("runs") / "analyses")
@@ -136,7 +140,12 @@ def run_list(args: argparse.Namespace) -> str:
 
 def run_fit(args: argparse.Namespace) -> str:
     config = _config(args)
-    module = fit(config, load_data(config), args.out, resume=args.resume or False, progress=not args.quiet)
+    if args.resume and args.overwrite:
+        raise ValueError("--resume goes on from what --overwrite would replace: leave one of them out")
+    if not args.resume:
+        refuse_folder(args.out, overwrite=args.overwrite)
+    settings_of_run = {"resume": args.resume or False, "overwrite": args.overwrite, "progress": not args.quiet}
+    module = fit(config, load_data(config), args.out, **settings_of_run)
     if args.evaluate:
         print(table(summarise([evaluate_run(args.out)])))
     return f"trained {config.name} on {module.data.name} for {module.current_epoch} epochs: {args.out}"
@@ -180,7 +189,8 @@ def run_compare(args: argparse.Namespace, before: Sequence[str] = ()) -> str:
     start = time.monotonic()
     changes = settings.parse_changes(args.set)
     bases = _bases(args.models, args.data, changes)
-    found = compare(bases, range(args.seeds), args.out, number=args.trials, progress=not args.quiet)
+    options = {"number": args.trials, "progress": not args.quiet, "overwrite": args.overwrite}
+    found = compare(bases, range(args.seeds), args.out, **options)
     if args.json:
         write_json(args.json, found)
     print(table(found["summary"]))
@@ -209,7 +219,7 @@ def run_sweep(args: argparse.Namespace) -> str:
             raise ValueError(f"--grid must be KEY=V1,V2, got {text!r}")
         axes[name] = [settings.parse_value(value, name) for value in values.split(",")]
     todo = sweep.jobs(_config(args), axes, args.seeds, args.out)
-    failures = sweep.run(todo, args.jobs)
+    failures = sweep.run(todo, args.jobs, overwrite=args.overwrite)
     results = []
     for folder, result in results_below(args.out) if len(failures) < len(todo) else []:
         group = folder.parent.relative_to(args.out) if args.out in folder.parents else Path()

@@ -17,6 +17,7 @@ from models.evaluation.summary import summarise
 from models.provenance import commit, describe
 from models.settings import RunConfig, read
 from models.training.fit import fit, load_data
+from models.training.folder import holds_work, refuse_folder
 from models.training.search import SEQUENCES, VECTORS, applicable, trials
 
 # Apart from every seed that is reported, so that a choice is not made on the weights and splits it is reported on.
@@ -33,7 +34,7 @@ def trial(config: RunConfig, folder: Path, *, progress: bool) -> dict[str, Any]:
     data = load_data(config)
     start = time.monotonic()
     try:
-        module = fit(config, data, folder, progress=progress)
+        module = fit(config, data, folder, overwrite=True, progress=progress)
     except RuntimeError as error:
         if "the loss became" not in str(error):
             raise
@@ -43,14 +44,17 @@ def trial(config: RunConfig, folder: Path, *, progress: bool) -> dict[str, Any]:
     return {"valid": value if math.isfinite(value) else None, "seconds": seconds}
 
 
-def search(base: RunConfig, number: int, out: Path, *, progress: bool = True) -> tuple[RunConfig, list[dict[str, Any]]]:
+def search(
+    base: RunConfig, number: int, out: Path, *, progress: bool = True, overwrite: bool = False
+) -> tuple[RunConfig, list[dict[str, Any]]]:
     """The best of ``number`` settings for the base's model on the validation rows (the first of equals), and all."""
     tried = []
     base_here = base.changed({"training.seed": SEARCH_SEED})
     for index, drawn in enumerate(trials(space(load_data(base_here)), number)):
         changes = applicable(base, drawn)
         config = base_here.changed(changes)
-        found = _kept(out / f"trial{index}", "trial.json", config, lambda c, f: trial(c, f, progress=progress))
+        folder = out / f"trial{index}"
+        found = _kept(folder, "trial.json", config, lambda c, f: trial(c, f, progress=progress), overwrite=overwrite)
         what = changes or "the defaults"
         print(f"{base.name}, trial {index}: {found['valid']} on the validation rows with {what}", flush=True)
         tried.append({"settings": changes, **found})
@@ -58,8 +62,14 @@ def search(base: RunConfig, number: int, out: Path, *, progress: bool = True) ->
     return base.changed(best["settings"]), tried
 
 
-def _kept(folder: Path, name: str, config: RunConfig, run: Any) -> dict[str, Any]:
-    """``run(config, folder)``, or what it returned before with the same settings at the same clean commit."""
+def _kept(folder: Path, name: str, config: RunConfig, run: Any, *, overwrite: bool = False) -> dict[str, Any]:
+    """``run(config, folder)``, or what it returned before with the same settings at the same clean commit.
+
+    Raises ValueError where the folder holds a run of other settings and ``overwrite`` is not said; one of these
+    settings is made again.
+    """
+    if not overwrite and holds_work(folder) and read(folder).differences(config):
+        refuse_folder(folder, resumable=False)
     path, here = folder / name, commit()
     if path.is_file() and here and not here.endswith("+changes"):
         kept = json.loads(path.read_text())
@@ -72,12 +82,19 @@ def _kept(folder: Path, name: str, config: RunConfig, run: Any) -> dict[str, Any
 
 
 def compare(
-    bases: Mapping[str, RunConfig], seeds: Iterable[int], out: Path, *, number: int = 0, progress: bool = True
+    bases: Mapping[str, RunConfig],
+    seeds: Iterable[int],
+    out: Path,
+    *,
+    number: int = 0,
+    progress: bool = True,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Every model with every seed in ``out``/MODEL-seedK, each with the best of ``number`` searched settings.
 
     bases: by model, where each starts; all on the same data. Without a search (number 0) that is what runs. The search
-    trains in ``out``.search/, with a seed of its own. Returns what ``--json`` writes.
+    trains in ``out``.search/, with a seed of its own. Folders that hold runs of other settings are refused unless
+    ``overwrite`` is said. Returns what ``--json`` writes.
     """
     if not bases:
         raise ValueError("models must name at least one model")
@@ -88,13 +105,13 @@ def compare(
         chosen[model], tried[model] = base, []
         if number:
             folder = out.with_name(out.name + ".search") / model
-            chosen[model], tried[model] = search(base, number, folder, progress=progress)
+            chosen[model], tried[model] = search(base, number, folder, progress=progress, overwrite=overwrite)
     for seed in seeds:
         for model in bases:
             config = chosen[model].changed({"training.seed": seed})
             print(f"{model}, seed {seed}", flush=True)
             folder = out / f"{model}-seed{seed}"
-            results.append(_kept(folder, "kept.json", config, lambda c, f: _run(c, f, progress)))
+            results.append(_kept(folder, "kept.json", config, lambda c, f: _run(c, f, progress), overwrite=overwrite))
     data = load_data(next(iter(bases.values())))
     return {
         "what": f"test {primary(data.target)} on {data.name}; every choice was made on the validation rows",
@@ -120,7 +137,7 @@ def _changes(base: RunConfig, config: RunConfig) -> dict[str, Any]:
 
 def _run(config: RunConfig, folder: Path, progress: bool) -> dict[str, Any]:
     start = time.monotonic()
-    fit(config, load_data(config), folder, progress=progress)
+    fit(config, load_data(config), folder, overwrite=True, progress=progress)
     seconds = round(time.monotonic() - start, 1)
     result = evaluate_run(folder) | {"fit_seconds": seconds}
     write_json(folder / RESULTS, result)

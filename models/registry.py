@@ -10,6 +10,7 @@ from lightning import seed_everything
 from models import factorcl, mfm, mird
 from models.baselines import contrastive, fusion, misa, mmim
 from models.data.dataset import Dataset
+from models.data.formats.checks import suggestion
 from models.model import Model
 
 
@@ -43,7 +44,7 @@ MODELS: dict[str, Entry] = {
 def entry(name: str) -> Entry:
     """Raises ValueError that lists the names there are."""
     if name not in MODELS:
-        raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}")
+        raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}{suggestion(str(name), MODELS)}")
     return MODELS[name]
 
 

@@ -26,6 +26,17 @@ from models.training.config import TrainingConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 FILE = "config.yaml"
+# What other libraries call our settings.
+OTHER_NAMES = {
+    "device": "accelerator",
+    "learning_rate": "lr",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "batch": "batch_size",
+    "gradient_clip_val": "clip",
+    "dataset": "name",
+    "path": "name",
+}
 
 
 @dataclass(frozen=True)
@@ -86,15 +97,24 @@ def from_file(path: Path) -> RunConfig:
 
 def tree_of(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds, read by the safe loader."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; a YAML file is wanted, as {path / FILE}")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
         tree = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is not YAML: {_yaml_problem(error)}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold the parts model, data and training")
     return tree
+
+
+def _yaml_problem(error: Exception) -> str:
+    """What is wrong and in which line."""
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return what if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {what}"
 
 
 def from_dict(tree: Mapping[str, Any]) -> RunConfig:
@@ -154,7 +174,8 @@ def _part(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _check_keys(given: Iterable[Any], known: Sequence[str], prefix: str) -> None:
     for key in given:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, 1, 0.5)
+            close = [OTHER_NAMES.get(str(key), "")] if OTHER_NAMES.get(str(key)) in known else []
+            close = close or difflib.get_close_matches(str(key), known, 1, 0.5)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(known)}"
             raise ValueError(f"there is no setting {prefix}{key}; {hint}")
 

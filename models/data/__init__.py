@@ -13,6 +13,7 @@ from pathlib import Path
 
 from models.batch import Batch, Inputs, Target
 from models.data.dataset import SPLITS, Dataset, Modality
+from models.data.formats.checks import suggestion
 from models.data.labels import with_share_of_labels
 from models.data.sources import SOURCES, read_file
 from models.data.sources.digits import load as load_digits
@@ -76,7 +77,10 @@ def _raw(config: DataConfig, seed: int) -> Dataset:
     if config.modalities and "modalities" in signature(source).parameters:
         options["modalities"] = config.modalities
     if config.is_file and not Path(config.name).exists() and not Path(config.name).suffix:
-        raise ValueError(f"data must be {', '.join(SOURCES)} or a file; got {config.name!r}, which is neither")
+        raise ValueError(
+            f"data must be {', '.join(SOURCES)} or a file; got {config.name!r}, which is neither"
+            + suggestion(config.name, SOURCES)
+        )
     for name in options:
         if name not in signature(source).parameters:
             raise ValueError(f"data.{name} must be left empty for {config.name!r}, which has one only")

@@ -15,7 +15,7 @@ import torch
 from models.batch import Target
 from models.data.dataset import SPLITS, Dataset, Modality
 from models.data.formats.arrays import Arrays, Part, offsets_of
-from models.data.formats.checks import listed, printable
+from models.data.formats.checks import listed, printable, suggestion
 from models.data.splits import group_split, random_split, ranked_split, stratified_split
 
 PADDING, UNKNOWN = "<pad>", "<unk>"
@@ -107,7 +107,8 @@ def labels_of(arrays: Arrays, target: str = "", kind: str = "", low: float | Non
         raise ValueError(f"{arrays.path} has no labels y; it has {listed(have)}")
     key = target or next(iter(arrays.labels))
     if key not in arrays.labels:
-        raise ValueError(f"{arrays.path} has no label {key!r}; it has {listed(arrays.labels)}")
+        known_labels = listed(arrays.labels) + suggestion(key, arrays.labels)
+        raise ValueError(f"{arrays.path} has no label {key!r}; it has {known_labels}")
     values = arrays.labels[key]
     known = values[np.isfinite(values)]
     if not len(known):
@@ -172,7 +173,7 @@ def _modalities(arrays: Arrays, names: Sequence[str], train: np.ndarray) -> dict
     parts = {}
     for name in names:
         if name not in found and name not in arrays.texts:
-            have = listed([*found, *arrays.texts])
+            have = listed([*found, *arrays.texts]) + suggestion(name, [*found, *arrays.texts])
             raise ValueError(f"{arrays.path}: modality {name!r} is missing; the file has {have}")
         parts[name] = found[name] if name in found else tokens(arrays.texts[name], train)
     return parts

@@ -346,8 +346,11 @@ def _check_rows(data: Dataset) -> None:
         if len(modality) != number:
             raise ValueError(f"modality {modality.name!r} has {len(modality)} rows, split has {number}")
     known = torch.tensor([UNUSED, *SPLITS.values()])
-    if data.split.dtype != torch.int64 or data.split.dim() != 1 or not bool(torch.isin(data.split, known).all()):
-        raise ValueError("split must be int64 [N] with codes 0 train, 1 valid, 2 test, -1 unused")
+    if data.split.dtype != torch.int64 or data.split.dim() != 1:
+        raise ValueError(f"split must be int64 [N], got {data.split.dtype} {tuple(data.split.shape)}")
+    wrong = data.split[~torch.isin(data.split, known)]
+    if len(wrong):
+        raise ValueError(f"split must hold the codes 0 train, 1 valid, 2 test, -1 unused; got {int(wrong[0])}")
     if data.ids and len(data.ids) != number:
         raise ValueError(f"ids must be {number}, one per row, got {len(data.ids)}")
     if data.groups is not None and (data.groups.shape != (number,) or data.groups.dtype != torch.int64):

@@ -15,8 +15,7 @@ from models.registry import MODELS, build
 from models.settings import FILE, RunConfig, read
 from models.training.checkpoint import WEIGHTS, replace_file
 from models.training.fit import load_data, load_run
-
-RESULTS = "results.json"
+from models.training.folder import RESULTS
 
 
 def evaluate_run(folder: Path, split: str = "test") -> dict[str, Any]:

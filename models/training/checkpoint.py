@@ -88,4 +88,14 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        hint = "; fit with --resume writes it again from the checkpoint" if (path.parent / LAST).is_file() else ""
+        raise ValueError(f"{path} is damaged: {error}{hint}") from error
+
+
+def damaged(path: Path) -> bool:
+    """Whether a file of weights cannot be read."""
+    try:
+        load_weights(path)
+    except ValueError:
+        return True
+    return False

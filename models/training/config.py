@@ -8,6 +8,7 @@ from models.data.corruption import CorruptionConfig
 
 PRECISIONS = ("32", "64", "bf16", "16")
 SCHEDULES = ("constant", "cosine", "linear")
+ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "auto")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class TrainingConfig:
             "precision": PRECISIONS,
             "select": ("last", "best"),
             "augmentation": ("unique", "independent"),
+            "accelerator": ACCELERATORS,
         }
         for name, accepted in choices.items():
             if getattr(self, name) not in accepted:

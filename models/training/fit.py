@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 import sys
 import time
 import warnings
@@ -17,20 +15,18 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from models.data import Dataset, load
 from models.model import Model
-from models.provenance import describe
 from models.registry import build
-from models.settings import FILE, RunConfig, read
-from models.training.checkpoint import LAST, PREVIOUS, WEIGHTS, AtomicCheckpoints, load_weights, replace_file
+from models.settings import RunConfig, read
+from models.training.checkpoint import WEIGHTS, AtomicCheckpoints, load_weights
+from models.training.folder import check_digest, checkpoint_of, refuse_folder, start_folder
 from models.training.phases import Training
 from models.training.selection import Selection
 
-RUN = "run.json"
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-# A resumed run may be longer.
-FREE = ("training.epochs",)
 
 
 def load_data(config: RunConfig) -> Dataset:
@@ -43,16 +39,24 @@ def fit(
     out: Path,
     *,
     resume: str | bool = False,
+    overwrite: bool = False,
     progress: bool = True,
     callbacks: Iterable[Callback] = (),
 ) -> Training:
     """Trains; leaves config.yaml, run.json, last.ckpt, weights.safetensors, logs/ (CSV) and tensorboard/ in ``out``.
 
     resume: goes on from last.ckpt (True or "last") or from the one before it ("previous"), on the same data and with
-    the same settings but for ``epochs``. progress: a bar on a terminal, otherwise one line an epoch.
-    Raises ValueError when settings or data differ from those of the run that is resumed, or for a damaged checkpoint.
+    the same settings but for ``epochs``. overwrite: replaces a run that ``out`` holds. progress: a bar on a terminal,
+    otherwise one line an epoch.
+    Raises ValueError when ``out`` holds a run that is neither resumed nor overwritten, when settings or data differ
+    from those of the run that is resumed, for a damaged checkpoint, and for settings that do not fit the data; then the
+    folder is as it was before.
     """
-    checkpoint = _start(config, data, out, resume)
+    checkpoint = None
+    if resume:
+        checkpoint = checkpoint_of(config, data, out, "previous" if resume == "previous" else "last")
+    else:
+        refuse_folder(out, overwrite=overwrite)
     loaders = (
         data.loader("train", config.training.batch_size, seed=config.seed),
         data.loader("valid", config.training.batch_size),
@@ -62,55 +66,17 @@ def fit(
     model = build(config.name, config.model, data, config.seed)
     module = Training(model, data, config.training, config.training.epochs * len(loaders[0]))
     with quiet():
-        trainer = Trainer(**_trainer_options(config, out, progress, callbacks))
+        trainer = _trainer(config, out, progress, callbacks)
+        if checkpoint is None:
+            start_folder(config, data, out)
+        else:
+            config.save(out)
         trainer.fit(module, *loaders, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     if config.training.select == "best":
         model.load_state_dict(load_weights(out / WEIGHTS))
     return module
-
-
-def _start(config: RunConfig, data: Dataset, out: Path, resume: str | bool) -> Path | None:
-    """Checks what is resumed and returns its checkpoint, or clears the folder of an earlier run."""
-    digest = data.digest()
-    if not resume:
-        _clear(out)
-        config.save(out)
-        note = {"data": data.name, "digest": digest, "machine": describe()}
-        replace_file(out / RUN, lambda beside: _write_json(beside, note))
-        return None
-    changed = [name for name in read(out).differences(config) if name not in FREE]
-    if changed:
-        raise ValueError(f"cannot resume {out}: these settings differ from the run's: {', '.join(changed)}")
-    check_digest(out, data, digest)
-    checkpoint = out / (PREVIOUS if resume == "previous" else LAST)
-    if not checkpoint.is_file():
-        # Killed before its first checkpoint: everything is repeated from the start, which gives the same run.
-        if any((out / name).is_file() for name in (LAST, PREVIOUS)):
-            raise FileNotFoundError(f"cannot resume: no such file: {checkpoint}")
-        return None
-    config.save(out)
-    return checkpoint
-
-
-def check_digest(out: Path, data: Dataset, digest: str = "") -> None:
-    """Raises ValueError when the data is not what the run in ``out`` was trained on."""
-    path = out / RUN
-    if path.is_file() and json.loads(path.read_text()).get("digest") != (digest or data.digest()):
-        raise ValueError(f"the data {data.name!r} has changed since {out} was trained on it; start a new run")
-
-
-def _clear(out: Path) -> None:
-    """Removes what an earlier run left in this folder."""
-    for name in ("logs", "tensorboard"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in (LAST, PREVIOUS, WEIGHTS, RUN, FILE, "results.json"):
-        (out / name).unlink(missing_ok=True)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 class Lines(Callback):
@@ -128,6 +94,15 @@ class Lines(Callback):
         print(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(values)}  {seconds:.1f} s", flush=True
         )
+
+
+def _trainer(config: RunConfig, out: Path, progress: bool, callbacks: Iterable[Callback]) -> Trainer:
+    """Writes nothing yet. Raises ValueError for an accelerator that this machine lacks."""
+    try:
+        return Trainer(**_trainer_options(config, out, progress, callbacks))
+    except (MisconfigurationException, RuntimeError) as error:
+        given = config.training.accelerator
+        raise ValueError(f"training.accelerator {given!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def _trainer_options(config: RunConfig, out: Path, progress: bool, callbacks: Iterable[Callback]) -> dict[str, Any]:

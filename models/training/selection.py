@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from models.training.checkpoint import WEIGHTS, save_weights
+from models.training.checkpoint import WEIGHTS, damaged, save_weights
 from models.training.config import TrainingConfig
+
+_log = logging.getLogger(__name__)
 
 
 class Selection(Callback):
@@ -23,12 +26,32 @@ class Selection(Callback):
     def __init__(self, config: TrainingConfig, out: Path):
         self.config, self.path = config, out / WEIGHTS
         self.best, self.best_epoch, self.waited = math.inf, -1, 0
+        self.restored_epoch = -1  # after which the checkpoint was written that the run goes on from
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.best_epoch, self.waited = state["best"], state["best_epoch"], state["waited"]
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.restored_epoch = checkpoint["epoch"]
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Writes damaged weights again from the checkpoint that a resumed run goes on from, where it holds them."""
+        if not trainer.is_global_zero or not self.path.is_file() or not damaged(self.path):
+            return
+        if self.config.select == "last" or self.best_epoch == self.restored_epoch:
+            _log.warning("%s was damaged; it is written again from the checkpoint", self.path)
+            self.write(trainer, module)
+            return
+        _log.warning(
+            "%s was damaged and held epoch %d, whose weights no checkpoint has: the best of the later epochs is kept",
+            self.path,
+            self.best_epoch + 1,
+        )
+        self.path.unlink()
+        self.best, self.best_epoch = math.inf, -1
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking:

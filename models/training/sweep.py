@@ -13,10 +13,8 @@ from typing import Any, NamedTuple
 
 from models.settings import RunConfig, dump, read
 from models.training.checkpoint import LAST
-from models.training.fit import FREE
+from models.training.folder import FREE, RESULTS, refuse_folder
 from models.training.search import grid
-
-RESULTS = "results.json"
 
 
 class Job(NamedTuple):
@@ -53,14 +51,19 @@ def command(job: Job, config_file: Path) -> list[str]:
     """Fits, or goes on from the checkpoint of the same settings, and evaluates."""
     resumable = (job.folder / LAST).is_file() and not [n for n in _differences(job) if n not in FREE]
     found = [sys.executable, "-m", "models", "fit", "--config", str(config_file), "--out", str(job.folder)]
-    return [*found, "--evaluate", "--quiet", *(["--resume"] if resumable else [])]
+    return [*found, "--evaluate", "--quiet", "--resume" if resumable else "--overwrite"]
 
 
-def run(todo: Sequence[Job], workers: int, poll: float = 0.2) -> list[str]:
+def run(todo: Sequence[Job], workers: int, poll: float = 0.2, *, overwrite: bool = False) -> list[str]:
     """Trains all jobs that are not finished, ``workers`` at a time; the messages of those that failed.
 
-    Each process gets its share of the cores. A run that fails does not stop the others.
+    Each process gets its share of the cores. A run that fails does not stop the others. Raises ValueError, before
+    anything is trained, where a folder holds a run of other settings and ``overwrite`` is not said.
     """
+    for job in todo:
+        other = [name for name in _differences(job) if name not in FREE]
+        if other and other != ["unreadable"]:
+            refuse_folder(job.folder, overwrite=overwrite, resumable=False)
     if workers < 1:
         raise ValueError(f"jobs must be at least 1, got {workers}")
     waiting = [job for job in todo if not finished(job)]

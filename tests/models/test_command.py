@@ -57,7 +57,10 @@ def test_a_run_is_fitted_resumed_evaluated_and_reported(measured, file, tmp_path
     assert capsys.readouterr().out.rstrip().endswith("report.html")
     again = tmp_path / "again.yaml"
     again.write_text((tmp_path / "run" / "config.yaml").read_text())
-    assert main(["fit", "--config", str(again), "--out", out, "--quiet", "--seed", "3", "--evaluate"]) == 0
+    other = ["fit", "--config", str(again), "--out", out, "--quiet", "--seed", "3", "--evaluate"]
+    assert main(other) == 2
+    assert "go on with --resume, replace it with --overwrite" in capsys.readouterr().err
+    assert main([*other, "--overwrite"]) == 0
     assert "constant" in capsys.readouterr().out
 
 
@@ -128,6 +131,8 @@ def test_a_sweep_makes_one_table_and_keeps_what_is_done(file, tmp_path, capsys, 
     rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["summary"]
     found = {row["model"]: row["seeds"] for row in rows if row["model"].startswith("simclr")}
     assert found == {"simclr temperature=0.1": 2, "simclr temperature=0.5": 2}
+    assert main([*arguments, "--set", "training.lr=0.7"]) == 2
+    assert "holds a run with other settings: replace it with --overwrite" in capsys.readouterr().err
     monkeypatch.setattr(sweep, "command", lambda job, path: [sys.executable, "-S", "-c", "raise SystemExit('no')"])
     assert main([*arguments, "--seeds", "5"]) == 2
     assert "2 of 2 runs failed" in capsys.readouterr().err
@@ -147,8 +152,8 @@ def test_a_job_of_a_sweep_is_a_command_that_resumes_where_it_can(tmp_path):
     job.config.save(job.folder)
     (job.folder / "last.ckpt").write_text("")
     assert parser().parse_args(sweep.command(job, tmp_path / "c.yaml")[3:]).resume == "last"
-    other = job._replace(config=config("simclr", lr=0.7))
-    assert not parser().parse_args(sweep.command(other, tmp_path / "c.yaml")[3:]).resume
+    other = parser().parse_args(sweep.command(job._replace(config=config("simclr", lr=0.7)), tmp_path / "c.yaml")[3:])
+    assert not other.resume and other.overwrite
 
 
 def test_models_data_sets_and_configs_are_listed(capsys):
@@ -170,6 +175,9 @@ WRONG = {
     "unknown model": (["fit", "--model", "bert"], "model must be one of"),
     "unknown setting": (["fit", "--set", "training.epoch=3"], "did you mean training.epochs?"),
     "batch too large": (["fit", "--set", "training.batch_size=9999"], "batch_size is 9999"),
+    "out is a file": (["fit", "--out", __file__], "--out must be a folder"),
+    "misspelt data": (["fit", "--data", "mossi"], "did you mean mosi?"),
+    "resume and overwrite": (["fit", "--resume", "--overwrite"], "leave one of them out"),
     "no epochs": (["fit", "--set", "training.epochs=0"], "epochs must be"),
     "resume nothing": (["fit", "--resume"], "holds no run"),
     "evaluate nothing": (["evaluate"], "holds no run"),
@@ -187,7 +195,7 @@ def test_a_mistake_costs_one_clear_line_and_exit_code_two(case, tmp_path, capsys
     arguments, message = WRONG[case]
     if case == "noise":
         config().save(tmp_path / "out")
-    assert main([*arguments, "--quiet", "--out", str(tmp_path / "out")]) == 2
+    assert main([arguments[0], "--quiet", "--out", str(tmp_path / "out"), *arguments[1:]]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
 

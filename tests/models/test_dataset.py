@@ -96,7 +96,7 @@ def test_a_digest_changes_with_values_labels_and_splits_alone():
 
 WRONG = {
     "rows": ({"split": torch.zeros(4, dtype=torch.int64)}, "modality 'frames' has 3 rows, split has 4"),
-    "codes": ({"split": torch.tensor([0, 3, 1])}, "split must be int64"),
+    "codes": ({"split": torch.tensor([0, 3, 1])}, "split must hold the codes .*; got 3"),
     "names": ({"modalities": (FRAMES, FRAMES)}, "different names"),
     "none": ({"modalities": ()}, "has no modality"),
     "classes": ({"labels": torch.tensor([0, 1, 2])}, "labels must be classes 0 to 1, got 0 to 2"),

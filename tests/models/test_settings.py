@@ -42,6 +42,10 @@ WRONG = [
     ({"model.encoder.dropout": 1.5}, "model.encoder.dropout must be a dropout rate"),
     ({"model.name": "bert"}, "model must be one of factorcl-sup"),
     ({"training.corruption.drop": {"a": 2}}, "drop of a must lie"),
+    ({"model.name": "mutl"}, "; did you mean mult?"),
+    ({"training.device": "cuda"}, "did you mean training.accelerator?"),
+    ({"training.learning_rate": 0.1}, "did you mean training.lr?"),
+    ({"training.accelerator": "abacus"}, "accelerator must be one of cpu, gpu"),
     ({"training.precision": "8"}, "training.precision must be one of"),
 ]
 
@@ -70,8 +74,11 @@ def test_differences_are_dotted_names():
 def test_what_is_no_settings_file_is_explained(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         read(tmp_path)
+    with pytest.raises(IsADirectoryError, match="is a folder; a YAML file is wanted"):
+        from_file(tmp_path)
     path = tmp_path / "config.yaml"
-    for text, message in (("[1, 2]", "must hold the parts"), ("a: [", "is not YAML"), ("model: {}", "model.name")):
+    wrong = {"[1, 2]": "must hold the parts", "x: 1\na: [": "is not YAML: line 2,", "model: {}": "model.name"}
+    for text, message in wrong.items():
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read(tmp_path)

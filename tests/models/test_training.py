@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from models.data import generate
 from models.factorcl import FactorCLSUP
 from models.registry import MODELS, build
+from models.settings import read
 from models.training import checkpoint as checkpoints
 from models.training.checkpoint import LAST, PREVIOUS, WEIGHTS, load_weights, read_checkpoint, replace_file
 from models.training.fit import fit, load_run
@@ -208,6 +209,67 @@ def test_a_run_resumes_only_with_its_own_settings_and_data(data, tmp_path):
     with pytest.raises(ValueError, match="has changed since"):
         load_run(tmp_path, changed)
     assert fit(longer, data, tmp_path, progress=False, resume=True).current_epoch == 3
+
+
+def test_a_run_is_not_replaced_without_a_word(data, tmp_path):
+    settings = config("simclr", epochs=1)
+    fit(settings, data, tmp_path, progress=False)
+    kept = (tmp_path / WEIGHTS).read_bytes()
+    other = settings.changed({"training.seed": 1})
+    with pytest.raises(ValueError, match=r"holds a run: go on with --resume, replace it with --overwrite"):
+        fit(other, data, tmp_path, progress=False)
+    assert (tmp_path / WEIGHTS).read_bytes() == kept and read(tmp_path) == settings
+    fit(other, data, tmp_path, progress=False, overwrite=True)
+    assert (tmp_path / WEIGHTS).read_bytes() != kept and read(tmp_path) == other
+
+
+@pytest.mark.parametrize("changes", [{"training.batch_size": 100_000}, {"training.accelerator": "mps"}])
+def test_a_refused_run_leaves_its_folder_as_it_was(changes, data, tmp_path):
+    settings = config("simclr", epochs=1)
+    with pytest.raises(ValueError, match=next(iter(changes)).split(".")[1]):
+        fit(settings.changed(changes), data, tmp_path / "new", progress=False)
+    assert not (tmp_path / "new").exists()
+    fit(settings, data, tmp_path / "old", progress=False)
+    before = {path: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=next(iter(changes)).split(".")[1]):
+        fit(settings.changed(changes), data, tmp_path / "old", progress=False, overwrite=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_damaged_weights_are_written_again_from_the_checkpoint(select, data, tmp_path, caplog, monkeypatch):
+    def falling(module, batch, index):
+        module.log("valid_loss", torch.tensor(-float(module.current_epoch)), batch_size=batch.size)
+
+    monkeypatch.setattr(Training, "validation_step", falling)  # the last epoch is the best
+    settings = config("simclr", epochs=2, select=select)
+    fit(settings, data, tmp_path, progress=False)
+    whole = load_weights(tmp_path / WEIGHTS)
+    (tmp_path / WEIGHTS).unlink()  # another file: the tensors in ``whole`` are mapped from this one
+    (tmp_path / WEIGHTS).write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"damaged.*--resume writes it again"):
+        load_run(tmp_path, data)
+    fit(settings, data, tmp_path, progress=False, resume=True)
+    assert "was damaged; it is written again" in caplog.text
+    assert_same_weights(load_weights(tmp_path / WEIGHTS), whole)
+
+
+def test_damaged_weights_that_no_checkpoint_has_do_not_stop_a_longer_run(data, tmp_path, caplog, monkeypatch):
+    values = [1.0, 2.0, 1.5]
+
+    def script(module, batch, index):
+        module.log("valid_loss", torch.tensor(values[module.current_epoch]), batch_size=batch.size)
+
+    monkeypatch.setattr(Training, "validation_step", script)
+    settings = config("simclr", epochs=2, select="best")
+    fit(settings, data, tmp_path, progress=False)
+    (tmp_path / WEIGHTS).unlink()  # another file: the model's tensors are mapped from this one
+    (tmp_path / WEIGHTS).write_bytes(b"cut")
+    fit(settings.changed({"training.epochs": 3}), data, tmp_path, progress=False, resume=True)
+    assert "held epoch 1, whose weights no checkpoint has" in caplog.text
+    last = {name.removeprefix("model."): w for name, w in read_checkpoint(tmp_path / LAST)["state_dict"].items()}
+    found = load_weights(tmp_path / WEIGHTS)
+    assert_same_weights(found, {name: last[name] for name in found})
 
 
 def test_the_best_weights_are_kept_and_training_stops_early(data, tmp_path, monkeypatch):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,19 @@ def file_bytes(path: str | Path) -> int:
 def require(content: Mapping[str, Any], key: str, path: str | Path, where: str = "") -> Any:
     """``content[key]``. Raises ValueError that lists the keys there are."""
     if key not in content:
-        raise ValueError(f"{path}{where} has no {key!r}; it has {listed(content)}")
+        raise ValueError(f"{path}{where} has no {key!r}; it has {listed(content)}{suggestion(key, content)}")
     return content[key]
 
 
 def printable(text: str) -> str:
     """``text`` with control characters escaped: names in a file must not write lines or colours to a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean NAME?" for a misspelt one, else nothing."""
+    close = difflib.get_close_matches(name, [str(other) for other in known], 1, 0.6)
+    return f"; did you mean {printable(close[0])}?" if close else ""
 
 
 def listed(names: Any) -> str:

@@ -1,0 +1,71 @@
+"""The folder of a run: whether one may start or go on there, on which data, and what an earlier run left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from models.data.dataset import Dataset
+from models.provenance import describe
+from models.settings import FILE, RunConfig, read
+from models.training.checkpoint import LAST, PREVIOUS, WEIGHTS, replace_file
+
+RUN, RESULTS = "run.json", "results.json"
+# A resumed run may be longer.
+FREE = ("training.epochs",)
+
+
+def holds_work(out: Path) -> bool:
+    """Whether training has left a checkpoint or weights here; settings alone are no loss."""
+    return any((out / name).is_file() for name in (LAST, PREVIOUS, WEIGHTS))
+
+
+def refuse_folder(out: Path, *, overwrite: bool = False, resumable: bool = True) -> None:
+    """Raises ValueError when a new run in ``out`` would replace one that is there, FileExistsError for a file."""
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"--out must be a folder, {out} is a file")
+    if holds_work(out) and not overwrite:
+        what = "a run: go on with --resume," if resumable else "a run with other settings:"
+        raise ValueError(f"{out} holds {what} replace it with --overwrite, or choose another --out")
+
+
+def checkpoint_of(config: RunConfig, data: Dataset, out: Path, which: str) -> Path | None:
+    """The checkpoint that a run goes on from, "last" or "previous"; None when it was killed before its first one.
+
+    Raises ValueError when settings or data differ from the run's, FileNotFoundError when there is no such run.
+    """
+    changed = [name for name in read(out).differences(config) if name not in FREE]
+    if changed:
+        raise ValueError(f"cannot resume {out}: these settings differ from the run's: {', '.join(changed)}")
+    check_digest(out, data)
+    checkpoint = out / (PREVIOUS if which == "previous" else LAST)
+    if checkpoint.is_file():
+        return checkpoint
+    # Killed before its first checkpoint: everything is repeated from the start, which gives the same run.
+    if any((out / name).is_file() for name in (LAST, PREVIOUS)):
+        raise FileNotFoundError(f"cannot resume: no such file: {checkpoint}")
+    return None
+
+
+def start_folder(config: RunConfig, data: Dataset, out: Path) -> None:
+    """Writes what says what the run is, in the place of what an earlier run left."""
+    for name in ("logs", "tensorboard"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (LAST, PREVIOUS, WEIGHTS, RUN, FILE, RESULTS):
+        (out / name).unlink(missing_ok=True)
+    config.save(out)
+    note = {"data": data.name, "digest": data.digest(), "machine": describe()}
+    replace_file(out / RUN, lambda beside: _write_json(beside, note))
+
+
+def check_digest(out: Path, data: Dataset) -> None:
+    """Raises ValueError when the data is not what the run in ``out`` was trained on."""
+    path = out / RUN
+    if path.is_file() and json.loads(path.read_text()).get("digest") != data.digest():
+        raise ValueError(f"the data {data.name!r} has changed since {out} was trained on it; start a new run")
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
