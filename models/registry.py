@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning import seed_everything
 
-from models import factorcl
+from models import factorcl, mdm
 from models.baselines import contrastive, fusion
 from models.data.dataset import Dataset
 from models.model import Model
@@ -19,6 +19,15 @@ class Entry(NamedTuple):
     settings: type
     build: Callable[[Any, Dataset], Model]
     summary: str
+
+
+def around(wrap: Callable[[Any, Dataset, Model], Model]) -> Callable[[Any, Dataset], Model]:
+    """The build of a model that wraps the registered one which its setting ``base`` names; the base is built first."""
+
+    def build_both(config: Any, data: Dataset) -> Model:
+        return wrap(config, data, entry(config.base.name).build(config.base.settings, data))
+
+    return build_both
 
 
 MODELS: dict[str, Entry] = {
@@ -33,6 +42,9 @@ MODELS: dict[str, Entry] = {
     "lmf": Entry(fusion.LMFSettings, fusion.build_lmf, "low-rank multimodal fusion"),
     "mfn": Entry(fusion.MFNSettings, fusion.build_mfn, "Memory Fusion Network on aligned modalities"),
     "mult": Entry(fusion.MulTSettings, fusion.build_mult, "cross-modal transformers on unaligned modalities"),
+    "mdm": Entry(
+        mdm.Settings, around(mdm.build), "a fused model with a penalty that raises its modalities' dependence"
+    ),
 }
 
 
