@@ -221,7 +221,7 @@ class MDM(Model):
 
 @contextmanager
 def kept_stream() -> Iterator[None]:
-    """Random numbers that are drawn inside are drawn again outside: an extra pass leaves the rest of a step as it was."""
+    """Numbers drawn inside are drawn again outside: an extra pass leaves the rest of a step as it was."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         yield
