@@ -49,14 +49,33 @@ def load(path: Path, x: str | None, y: str | None) -> tuple[Any, Any]:
         import numpy as np
     except ImportError:
         raise BadInputError("reading .npz files needs numpy: pip install numpy") from None
+    _check_file(path)
     try:
         content = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise BadInputError(f"{path} cannot be read as a .npz file: {error}") from None
-    if not hasattr(content, "files"):
-        raise BadInputError(f"{path} holds one array (.npy); a .npz file with two is needed")
+        raise BadInputError(f"{path} is a damaged .npz file: {error}") from None
     with content:
         return _array(path, content, "x", x), _array(path, content, "y", y)
+
+
+def _check_file(path: Path) -> None:
+    """BadInputError unless the file starts as a .npz file does. NumPy tries everything else as a pickle, and its
+    messages then advise to allow pickles."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(6)
+    except IsADirectoryError:
+        raise BadInputError(f"{path} is a directory; a .npz file is needed") from None
+    except FileNotFoundError:
+        raise BadInputError(f"{path} does not exist") from None
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read: {error.strerror or error}") from None
+    if not start:
+        raise BadInputError(f"{path} is empty; a .npz file with two arrays is needed")
+    if start == b"\x93NUMPY":
+        raise BadInputError(f"{path} holds one array (.npy); a .npz file with two is needed")
+    if not start.startswith(b"PK"):
+        raise BadInputError(f"{path} is not a .npz file, which would be a zip archive of arrays")
 
 
 def _array(path: Path, content: Any, side: str, name: str | None) -> Any:
@@ -68,6 +87,8 @@ def _array(path: Path, content: Any, side: str, name: str | None) -> Any:
     try:
         return content[name]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if "pickle" in str(error):
+            error = ValueError("it holds Python objects, not numbers")
         raise BadInputError(f"array {name!r} of {path} cannot be read: {error}") from None
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .ops.common.checks import check_bool, check_tensor
 from .ops.common.dtypes import accumulate_dtype
 
 
@@ -62,6 +63,7 @@ class MemoryBank(nn.Module):
                 raise TypeError(f"{name} must be an int, got {type(value).__name__}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        check_bool(normalize=normalize, labels=labels)
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise TypeError(f"dtype must be a torch.dtype, got {type(dtype).__name__}")
         if dtype is not None and not dtype.is_floating_point:
@@ -78,8 +80,7 @@ class MemoryBank(nn.Module):
         return self._fill
 
     def _check(self, keys: Tensor, labels: Tensor | None) -> None:
-        if not isinstance(keys, Tensor):
-            raise TypeError(f"keys must be a tensor, got {type(keys).__name__}")
+        check_tensor("keys", keys)
         if keys.dim() != 2 or keys.shape[1] != self.dim:
             raise ValueError(f"keys must have shape [B, {self.dim}], got {tuple(keys.shape)}")
         if not keys.is_floating_point():
@@ -90,8 +91,7 @@ class MemoryBank(nn.Module):
             raise ValueError(f"labels must {'not ' if self.ids is None else ''}be given: labels={self.ids is not None}")
         if labels is None:
             return
-        if not isinstance(labels, Tensor):
-            raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
+        check_tensor("labels", labels)
         if labels.shape != keys.shape[:1]:
             raise ValueError(f"labels must have shape {tuple(keys.shape[:1])}, got {tuple(labels.shape)}")
         if labels.is_floating_point() or labels.is_complex():

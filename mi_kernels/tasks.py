@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .ops.common.checks import check_bool
+
 Pair = tuple[Tensor, Tensor]
 Draw = Callable[[int, torch.Generator], Pair]
 Map = Callable[[Tensor], Tensor]
@@ -103,6 +105,7 @@ def gaussian(mutual_information: float, dim: int = 20, *, cubic: bool = False) -
     """
     _check_range("mutual_information", mutual_information, 0, math.inf, "a number of nats, finite and not negative")
     _check_count("dim", dim)
+    check_bool(cubic=cubic)
     base = _paired(math.sqrt(-math.expm1(-2 * mutual_information / dim)), dim, dim, dim)
     name = f"gaussian{'-cubic' if cubic else ''}-{dim}-{mutual_information:g}"
     task = Task(name, dim, dim, float(mutual_information), base)

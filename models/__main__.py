@@ -1,4 +1,4 @@
-"""Command line: ``python -m models list|fit|evaluate|compare|sweep|report|convert|inspect|demo``."""
+"""Command line: ``python -m models list|fit|evaluate|compare|sweep|report|analyse|convert|inspect|demo``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from models import settings
+from models.analyses import ANALYSES, analyse
 from models.compare import compare
 from models.data import SOURCES
 from models.data.corruption import CorruptionConfig
 from models.evaluation.runs import evaluate_damaged, evaluate_run, find_runs, results_below, write_json
 from models.evaluation.summary import summarise, table
 from models.registry import MODELS
+from models.report import uses
 from models.report.write import write_report
 from models.settings import RunConfig
 from models.training import sweep
 from models.training.fit import fit, load_data
 
+DEMO_DATA = "two-digit-small"
 DEMO_MODELS = ("factorcl-sup", "simclr", "supcon", "cross-self")
 
 
@@ -47,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     many.add_argument("--models", type=_models, default=DEMO_MODELS, help=f"some of {','.join(MODELS)}")
     many.add_argument("--trials", type=int, default=0, help="settings tried per model; 0: the settings given here")
     many.add_argument("--json", type=Path, help="write the results here as well")
-    demo = commands.add_parser("demo", help="train FactorCL-SUP and its baselines on digits, three seeds")
+    demo = commands.add_parser("demo", help="the three uses of the package, trained and measured here, on one page")
     demo.add_argument("--epochs", type=int)
     for command in (many, demo):
         command.add_argument("--seeds", type=int, default=3, help="number of seeds")
@@ -65,6 +68,10 @@ def parser() -> argparse.ArgumentParser:
         folder = Path("runs") / (name if name in ("demo", "compare", "sweep") else "run")
         commands.choices[name].add_argument("--out", type=Path, default=folder)
         commands.choices[name].add_argument("--quiet", action="store_true", help="no progress")
+    study = commands.add_parser("analyse", help="one system's own analysis: a JSON and a figure in OUT")
+    study.add_argument("name", help=", ".join(ANALYSES))
+    study.add_argument("--out", type=Path, default=Path("runs") / "analyses")
+    study.add_argument("--quick", action="store_true", help="few steps, to see that it runs")
     change = commands.add_parser("convert", help="any known file format to the safe .npz")
     change.add_argument("input", type=Path)
     change.add_argument("output", type=Path)
@@ -167,7 +174,7 @@ def run_report(args: argparse.Namespace) -> str:
     return f"wrote {args.out}/report.html"
 
 
-def run_compare(args: argparse.Namespace) -> str:
+def run_compare(args: argparse.Namespace, before: Sequence[str] = ()) -> str:
     if args.seeds < 1 or args.trials < 0:
         raise ValueError(f"seeds must be at least 1 and trials at least 0, got {args.seeds} and {args.trials}")
     start = time.monotonic()
@@ -177,7 +184,7 @@ def run_compare(args: argparse.Namespace) -> str:
     if args.json:
         write_json(args.json, found)
     print(table(found["summary"]))
-    write_report(args.out)
+    write_report(args.out, before)
     return f"compared {len(args.models)} models in {time.monotonic() - start:.0f} s: open {args.out}/report.html"
 
 
@@ -215,11 +222,16 @@ def run_sweep(args: argparse.Namespace) -> str:
 
 
 def run_demo(args: argparse.Namespace) -> str:
-    args.models, args.trials, args.data, args.json = DEMO_MODELS, 0, "digits", None
+    args.models, args.trials, args.data, args.json = DEMO_MODELS, 0, DEMO_DATA, None
     args.set = [] if args.epochs is None else [f"training.epochs={args.epochs}"]
     start = time.monotonic()
-    run_compare(args)
+    run_compare(args, before=(uses.swapped_loss(), uses.estimate()))
     return f"demo done in {time.monotonic() - start:.0f} s: open {args.out}/report.html"
+
+
+def run_analyse(args: argparse.Namespace) -> str:
+    print(analyse(args.name, args.out, args.quick))
+    return f"wrote {args.out / args.name}.json and its figure"
 
 
 def run_convert(args: argparse.Namespace) -> str:
@@ -241,6 +253,7 @@ COMMANDS = {
     "compare": run_compare,
     "sweep": run_sweep,
     "report": run_report,
+    "analyse": run_analyse,
     "convert": run_convert,
     "inspect": run_inspect,
     "demo": run_demo,

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from lightning import seed_everything
 
-from models import factorcl, mdm
-from models.baselines import contrastive, fusion
+from models import factorcl, mdm, mird
+from models.baselines import contrastive, fusion, misa, mmim
 from models.data.dataset import Dataset
 from models.model import Model
 
@@ -45,6 +45,9 @@ MODELS: dict[str, Entry] = {
     "mdm": Entry(
         mdm.Settings, around(mdm.build), "a fused model with a penalty that raises its modalities' dependence"
     ),
+    "misa": Entry(misa.MISASettings, misa.build_misa, "MISA: shared and private vectors per modality"),
+    "mmim": Entry(mmim.MMIMSettings, mmim.build_mmim, "MMIM: information between modalities and with their fusion"),
+    "mird": Entry(mird.Settings, mird.build, "MIRD: one agnostic code, specific codes, CLUB between them"),
 }
 
 

@@ -29,13 +29,13 @@ __device__ __forceinline__ void scores(float (&s)[R][kUnroll], const float (&q)[
 
 template <int R>
 struct Thresholds {
-  float tau[R];
+  float tau[R], highest[R];
 
   // The first pass: sum and count of A, against `base` so that few digits cancel.
   float base[R], sum[R], count[R];
   __device__ __forceinline__ void start() {
 #pragma unroll
-    for (int r = 0; r < R; ++r) tau[r] = -MK_INFINITY, base[r] = sum[r] = count[r] = 0.0f;
+    for (int r = 0; r < R; ++r) tau[r] = highest[r] = -MK_INFINITY, base[r] = sum[r] = count[r] = 0.0f;
   }
   __device__ __forceinline__ void gather(const float (&s)[R][kUnroll]) {
 #pragma unroll
@@ -43,6 +43,7 @@ struct Thresholds {
       float top = s[r][0];
 #pragma unroll
       for (int c = 1; c < kUnroll; ++c) top = fmaxf(top, s[r][c]);
+      highest[r] = fmaxf(highest[r], top);
       if (!(top > tau[r])) continue;
       if (top - 1.0f > tau[r]) tau[r] = base[r] = top - 1.0f, sum[r] = count[r] = 0.0f;
 #pragma unroll
@@ -53,7 +54,11 @@ struct Thresholds {
   }
   __device__ __forceinline__ void below() {  // rounding must not have carried the bound past tau
 #pragma unroll
-    for (int r = 0; r < R; ++r) tau[r] -= 1e-6f * (fabsf(tau[r]) + 1.0f);
+    for (int r = 0; r < R; ++r) tau[r] = below_top(r, tau[r] - 1e-6f * (fabsf(tau[r]) + 1.0f));
+  }
+  // Scores may be so large that tau is rounded up to the highest: then the number below, and the support stays.
+  __device__ __forceinline__ float below_top(int r, float at) const {
+    return at >= highest[r] && highest[r] > -MK_INFINITY ? nextafterf(highest[r], -MK_INFINITY) : at;
   }
 
   // A step on all keys.
@@ -73,7 +78,7 @@ struct Thresholds {
     bool unsettled = false;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      if (count[r] > 0.0f) tau[r] += (sum[r] - 1.0f) / count[r];
+      if (count[r] > 0.0f) tau[r] = below_top(r, tau[r] + (sum[r] - 1.0f) / count[r]);
       unsettled |= tau[r] >= least[r];
     }
     return unsettled;
@@ -175,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const __grid_const
     const bool seen = i < at.end_q && min(at.end_k, last[r] + 1) > 0;  // some key, if only one whose score is NaN
     const bool alive = seen && top[r] > -MK_INFINITY;
     float factor = drops ? p.keep : 1.0f;
-    if (!sparse && alive) factor /= sum[r];
+    if (alive && !(sum[r] <= 0.0f)) factor /= sum[r];  // sparsemax's sum is 1 but for rounding
     if (!seen) clear(out[r]);
     store_row(p.out, row * call.EV, out[r], factor, call.EV, call.type);
     p.stat[row] = !alive ? MK_INFINITY : sparse ? top[r] : (top[r] + log2f(sum[r])) * (1.0f / kLog2e);

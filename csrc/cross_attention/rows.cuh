@@ -191,7 +191,8 @@ constexpr float kUnit = sparse ? 1.0f : kLog2e;
 template <bool sparse>
 __device__ __forceinline__ float weight(float score, float stat) {
   const float over = score - stat;
-  return sparse ? (over < 0.0f ? 0.0f : over) : fast_exp2(over);  // fmaxf would hide a NaN
+  if (!sparse) return fast_exp2(over);
+  return over < 0.0f ? 0.0f : over > 1.0f ? 1.0f : over;  // fmaxf and fminf would hide a NaN
 }
 
 // The end of the keys that some of the owned queries may read.

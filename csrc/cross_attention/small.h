@@ -91,7 +91,7 @@ MK_NOINLINE void small_forward(const Item<T>& it, Scratch<T>& scratch) {
       const Threshold<T> found = threshold<T>(all, s, L, z, index);
       for (int64_t m = 0; m < found.candidates; ++m)
         add(index[m], larger<T>(load(z + m * L) - found.tau, zero));
-      stat = found.top + found.tau;
+      stat = statistic(found);
     } else {
       Vec<T> top = fill(T(0)), bound = fill(T(0));
       for (int e = 0; e < P; ++e) bound += q[e] * q[e];
@@ -155,9 +155,10 @@ struct Backward {
   Row rows[kRows];
 
   MK_INLINE Vec<T> weight(const Row& row, const Vec<T>* k) const {
-    Vec<T> x = fill(-row.shift);
+    // Sparsemax's scores are those of forward to the last bit: at large ones the support hangs on it.
+    Vec<T> x = fill(Sparse ? T(0) : -row.shift);
     for (int e = 0; e < P; ++e) x += row.q[e] * k[e];
-    if constexpr (Sparse) return larger<T>(x, fill(T(0)));
+    if constexpr (Sparse) return sparse_weight<T>(x - row.shift);
     else return exp2_lanes(x);
   }
   MK_INLINE Vec<T> weight_gradient(const Row& row, const Vec<T>* v) const {

@@ -6,6 +6,8 @@
 // count: they are gathered first.
 #pragma once
 
+#include <cmath>
+
 #include "vec.h"
 
 namespace mk::attention {
@@ -74,6 +76,24 @@ MK_INLINE Threshold<T> threshold(int64_t n, const T* s, int64_t stride, T* z, in
   found.size = size;
   found.tau = lost ? fill(std::numeric_limits<T>::quiet_NaN()) : found.tau;
   return found;
+}
+
+// top + tau, the statistic that backward gets. Where scores are so large that it would be rounded up to the top, the
+// number below the top: the support stays what it was.
+template <class T>
+MK_INLINE Vec<T> statistic(const Threshold<T>& found) {
+  Vec<T> stat = found.top + found.tau;
+  if (!any<T>(stat >= found.top)) return stat;
+  for (int64_t l = 0; l < kLanes<T>; ++l)
+    if (stat[l] >= found.top[l]) stat[l] = std::nextafter(found.top[l], -std::numeric_limits<T>::infinity());
+  return stat;
+}
+
+// A weight from the score's excess over the statistic: at most 1, beyond which only rounded statistics lead.
+template <class T>
+MK_INLINE Vec<T> sparse_weight(const Vec<T>& over) {
+  const Vec<T> p = larger<T>(over, fill(T(0)));
+  return p > T(1) ? fill(T(1)) : p;
 }
 
 }  // namespace body

@@ -85,7 +85,7 @@ MK_INLINE void sparsify(const Item<T>& it, const TileRows<T>& rows, int64_t n, T
       if (it.dropout.on) p = kept<T>(keys, it.dropout, r) ? p : zero;
       store(s + r * kTile + c, p);
     }
-    store(rows.top + c, found.top + found.tau);
+    store(rows.top + c, statistic(found));
     store(rows.sum + c, zero + T(1));
   }
 }
@@ -103,7 +103,7 @@ MK_INLINE void differentiate(const Item<T>& it, const TileRows<T>& rows, int64_t
     for (int64_t r = 0; r < n; ++r) {
       const Vec<T> x = load(s + r * kTile + c) - shift;
       Vec<T> p;
-      if constexpr (Sparse) p = larger<T>(x, zero);
+      if constexpr (Sparse) p = sparse_weight<T>(x);
       else p = exp2_lanes(x);
       if (masked) p = sees(it, i, j + r) ? p : zero;
       Vec<T> dp = load(d + r * kTile + c), shown = p;

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..critics import Critic
+from ..ops.common.checks import check_bool
 from .base import CriticBound, GradientPenalty, check_paired, gradient_norm, interpolate
 from .registry import declare
 
@@ -43,7 +44,7 @@ def apply_spectral_norm(critic: nn.Module) -> None:
     found = [(m, m._parameters.get("weight")) for m in critic.modules()]
     matrices = [(module, weight.detach()) for module, weight in found if weight is not None and weight.dim() > 1]
     if not matrices:
-        raise ValueError(f"critic must have layers with a weight to be normalised, got {critic}")
+        raise ValueError(f"critic must have layers with a weight that spectral_norm can normalise, got {critic}")
     for module, weight in matrices:
         parametrize.register_parametrization(module, "weight", SpectralNorm(weight))
 
@@ -72,6 +73,7 @@ class WassersteinDependency(CriticBound, GradientPenalty):
 
     def __init__(self, critic: Critic, penalty: float = 10.0, *, spectral_norm: bool = False, seed: int = 0):
         super().__init__(critic)
+        check_bool(spectral_norm=spectral_norm)
         self.set_penalty(penalty, seed)
         self.spectral_norm = spectral_norm
         if spectral_norm:

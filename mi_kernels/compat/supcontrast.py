@@ -38,7 +38,7 @@ class SupConLoss(nn.Module):
     def forward(self, features: Tensor, labels: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         if labels is not None and mask is not None:
             raise ValueError("labels and mask cannot both be given")
-        items = supcon.check_views(features, labels, self.base_temperature, self.contrast_mode)
+        items = supcon.check_views(features, labels, self.base_temperature, self.contrast_mode, any_labels=True)
         features = features.flatten(2)
         views = features.shape[1]
         contrast = features.transpose(0, 1).flatten(0, 1)
@@ -57,11 +57,7 @@ class SupConLoss(nn.Module):
             loss = supcon.class_mean(anchors, contrast, *groups, every=True, scale=scale)
         else:
             repeats = anchors.shape[0] // items
-            mask = mask.to(features.device, accumulate_dtype(features.dtype))
-            diagonal = mask.diagonal()
-            towards = (mask @ features.to(mask.dtype).sum(1)).repeat(repeats, 1)
-            towards = towards - diagonal.repeat(repeats)[:, None] * anchors
-            weight = (views * mask.sum(1) - diagonal).repeat(repeats)
+            towards, weight = supcon.masked_positives(features, mask.to(features.device), repeats)
             loss = supcon.weighted_mean(anchors, contrast, towards, weight, every=True, scale=scale)
         return self.temperature / self.base_temperature * loss
 

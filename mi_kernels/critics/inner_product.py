@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..ops.common.checks import check_number, check_samples, positive_values
+from ..ops.common.checks import check_bool, check_samples, check_temperature, positive_values
 from ..ops.common.dtypes import accumulate_dtype
 from ..ops.common.rows import unit_rows
 from ..ops.common.statistics import Statistics, check_pairing, check_request
@@ -101,11 +101,14 @@ class DotCritic(InnerProductCritic):
         if isinstance(temperature, Tensor):
             positive_values("temperature", temperature)
         else:
-            check_number("temperature", temperature, positive=True)
+            check_temperature("temperature", temperature)
+        check_bool(normalize=normalize)
         self.temperature = temperature
         self.normalize = normalize
 
     def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        if not isinstance(self.temperature, Tensor):
+            check_temperature("temperature", self.temperature, accumulate_dtype(x.dtype))
         if self.normalize:
             x, y = unit_rows(x), unit_rows(y)
         return x, y, 1 / self.temperature

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..losses import common
-from ..ops.common.checks import backend_name
+from ..ops.common.checks import backend_name, check_bool
 from ..ops.common.dtypes import accumulate_dtype
-from ..ops.common.rows import widened
+from ..ops.common.rows import unit_rows, widened
 from ..ops.dot_critic import api
 from . import ring
 from .common import check_pair, idle, mean_over_ranks, met, pair_scores
@@ -34,6 +33,7 @@ def cross_entropy_rows(
 ) -> Tensor:
     """weight (default: 1 / B) times the sum over the rows [*, B, D] of -log softmax at column (i + positive_shift) mod
     N, averaged over the groups. 3N FLOP, O((B + N) D)."""
+    check_bool(normalize=normalize)
     if not rows.shape[-2]:
         return idle(rows, columns, scale, row_bias)
     prepared = api.prepare(
@@ -69,16 +69,15 @@ def info_nce(
     both ways. Raises as mk.info_nce.
     """
     check_pair("query", query, "positive_key", positive_key)
+    check_bool(normalize=normalize, symmetric=symmetric)
     if query_ids is None and key_ids is not None:
         raise ValueError("key_ids was given without query_ids")
-    scale = common.inverse_temperature(temperature, query.shape[:-2])
+    scale = common.inverse_temperature(temperature, query.shape[:-2], query.dtype)
     ranks = met(query, "query", schedule, group)
     key_ids = query_ids if key_ids is None else key_ids
     if schedule == "ring" and len(ranks.sizes) > 1:
-        dtype = query.dtype
-        query, positive_key = widened(query), widened(positive_key)
-        if normalize:
-            query, positive_key, dtype = F.normalize(query, dim=-1), F.normalize(positive_key, dim=-1), query.dtype
+        dtype, prepared = query.dtype, unit_rows if normalize else widened
+        query, positive_key = prepared(query), prepared(positive_key)
         stats = ring.ROW_LSE | (ring.COL_LSE if symmetric else 0)
         columns = ring.Columns(ranks, group, stats, False, backend_name(backend), dtype)
         found = ring.statistics(query, positive_key, scale, columns, row_ids=query_ids, col_ids=key_ids)
@@ -196,9 +195,9 @@ def nt_xent_scaled(
     if len(ranks.sizes) == 1:
         return common.nt_xent_scaled(out0, out1, scale, backend)
     if schedule == "ring":
-        views = F.normalize(torch.cat([widened(out0), widened(out1)], dim=-2), dim=-1)
+        views = unit_rows(torch.cat([out0, out1], dim=-2))
         both = Ranks(ranks.rank, tuple(2 * n for n in ranks.sizes))
-        columns = ring.Columns(both, group, ring.ROW_LSE, True, backend_name(backend), views.dtype)
+        columns = ring.Columns(both, group, ring.ROW_LSE, True, backend_name(backend), out0.dtype)
         found = ring.statistics(views, views, scale, columns)
         assert found.row_lse is not None
         items = out0.shape[-2]

@@ -5,21 +5,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops.common.checks import check_number, check_samples, check_tensor, positive_values
+from ..ops.common.checks import (
+    LIMITS,
+    check_number,
+    check_same_device,
+    check_samples,
+    check_temperature,
+    check_tensor,
+    positive_values,
+)
 from ..ops.common.dtypes import accumulate_dtype
+from ..ops.common.rows import widened
 from ..ops.dot_critic import api
 
 
-def inverse_temperature(value: float | Tensor, groups: torch.Size | None = None) -> float | Tensor:
-    """1 / temperature: a number, one element, or one a group. Its values are checked on a CPU; a GPU would stall."""
+def inverse_temperature(
+    value: float | Tensor, groups: torch.Size | None = None, dtype: torch.dtype = torch.float32
+) -> float | Tensor:
+    """1 / temperature: a number, one element, or one a group. Its values are checked on a CPU; a GPU would stall.
+
+    `dtype`: of the features, whose accumulation type must hold the result.
+    """
     if isinstance(value, Tensor):
+        check_tensor("temperature", value)
         if groups is not None and value.numel() != 1 and value.shape != groups:
             raise ValueError(
                 f"temperature must be a number, a 0-d tensor or have shape {tuple(groups)}, got {tuple(value.shape)}"
             )
-        positive_values("temperature", value)
-        return value.reciprocal()
-    check_number("temperature", value, positive=True)
+        wide = widened(value)
+        positive_values("temperature", wide, least=1.0 / LIMITS[wide.dtype])
+        return wide.reciprocal()  # in fp16 the inverse of 1e-5 is infinite
+    check_temperature("temperature", value, accumulate_dtype(dtype))
     return 1.0 / value
 
 
@@ -33,6 +49,7 @@ def check_same_shape(name: str, a: Tensor, other: str, b: Tensor) -> None:
     check_tensor(other, b)
     if a.shape != b.shape:
         raise ValueError(f"{name} {tuple(a.shape)} and {other} {tuple(b.shape)} must have one shape")
+    check_same_device(other, b, name, a)
 
 
 def bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
@@ -41,11 +58,14 @@ def bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
         return None
     dtype = accumulate_dtype(features.dtype)
     if isinstance(bias, Tensor):
+        check_tensor("logit_bias", bias)
         if bias.is_complex() or bias.dtype == torch.bool:
             raise ValueError(f"logit_bias must be real, got {bias.dtype}")
+        if bias.is_meta != features.is_meta:
+            check_same_device("logit_bias", bias, "the features", features)
         rows = bias.to(features.device, dtype)
     else:  # filled on the device: a copy from the host would make a GPU wait
-        check_number("logit_bias", bias)
+        check_number("logit_bias", bias, dtype=dtype)
         bias = float(bias) if type(bias) is int else bias
         rows = torch.full((), bias, dtype=dtype, device=features.device)
     groups = features.shape[:-2]

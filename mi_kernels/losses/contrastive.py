@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops.common.checks import check_choice, check_integer
+from ..ops.common.checks import backend_name, check_bool, check_choice, check_integer
 from ..ops.dot_critic import api
 from . import common, negatives
 
@@ -49,9 +49,11 @@ def info_nce(
     """
     check_choice("reduction", reduction, ("none", "mean", "sum"))
     check_choice("negative_mode", negative_mode, ("unpaired", "paired"))
+    check_bool(normalize=normalize, symmetric=symmetric, in_batch=in_batch)
     check_integer("memory_budget", memory_budget)
+    backend_name(backend)
     common.check_same_shape("query", query, "positive_key", positive_key)
-    scale = common.inverse_temperature(temperature, query.shape[:-2])
+    scale = common.inverse_temperature(temperature, query.shape[:-2], query.dtype)
     if negative_keys is not None:
         if symmetric or query_ids is not None or key_ids is not None:
             raise ValueError("negative_keys cannot be combined with symmetric, query_ids or key_ids")
@@ -149,6 +151,7 @@ def siglip_loss(
     every pair as negative (open_clip's use for features of another rank). Cost 3N, O(B D) memory.
     """
     common.check_same_shape(PAIR[0], image_features, PAIR[1], text_features)
+    check_bool(negative_only=negative_only)
     bias = common.bias_rows(logit_bias, image_features)
     shift = -1 if negative_only else 0
     prepared = api.prepare(image_features, text_features, logit_scale, row_bias=bias, positive_shift=shift, names=PAIR)
@@ -166,4 +169,5 @@ def nt_xent(out0: Tensor, out1: Tensor, temperature: float | Tensor = 0.5, *, ba
     N = 8 B^2 D, O(B D) memory.
     """
     common.check_same_shape("out0", out0, "out1", out1)
-    return common.nt_xent_scaled(out0, out1, common.inverse_temperature(temperature, out0.shape[:-2]), backend)
+    scale = common.inverse_temperature(temperature, out0.shape[:-2], out0.dtype)
+    return common.nt_xent_scaled(out0, out1, scale, backend)

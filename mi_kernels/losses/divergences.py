@@ -17,7 +17,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from ..ops.common.checks import check_choice, check_number, check_samples, positive_values
+from ..ops.common.checks import check_bool, check_choice, check_number, check_samples, check_tensor, positive_values
 from ..ops.common.dtypes import accumulate_dtype
 from ..ops.rbf import api, median
 
@@ -34,9 +34,11 @@ def _check(name: str, t: Tensor, like: Tensor | None = None, same_batch: bool = 
     kept = slice(None, -1) if same_batch else slice(None, -2)
     if t.shape[kept] != like.shape[kept] or (not same_batch and t.shape[-1] != like.shape[-1]):
         free = "features" if same_batch else "batch"
-        raise ValueError(f"{name} {tuple(t.shape)} must agree with {tuple(like.shape)} in all but the {free} dimension")
+        raise ValueError(
+            f"{name} {tuple(t.shape)} must agree with x {tuple(like.shape)} in all but the {free} dimension"
+        )
     if t.device != like.device:
-        raise ValueError(f"{name} is on {t.device}, expected {like.device}")
+        raise ValueError(f"{name} must be on the device of x, {like.device}, got {t.device}")
 
 
 def _flat(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -79,8 +81,9 @@ def _column(s: object, groups: torch.Size, like: Tensor) -> Tensor:
         limits = torch.finfo(like.dtype)
         if not limits.tiny <= s <= limits.max:  # type: ignore[operator]
             raise ValueError(f"bandwidth must be within the range of {like.dtype}, got {s}")
-        value = s if isinstance(s, float | int | torch.SymFloat | torch.SymInt) else float(s)  # type: ignore[arg-type]
+        value = s if isinstance(s, torch.SymFloat | torch.SymInt) else float(s)  # type: ignore[arg-type]
         return like.new_full((groups.numel(),), value)  # type: ignore[arg-type]
+    check_tensor("bandwidth", s)
     if s.numel() != 1 and s.shape != groups:
         raise ValueError(f"bandwidth must be a number, a 0-d tensor or {tuple(groups)}, got {tuple(s.shape)}")
     positive_values("bandwidth", s)
@@ -182,6 +185,7 @@ def hsic(
     """
     _check("x", x)
     _check("y", y, x, same_batch=True)
+    check_bool(normalized=normalized)
     groups = x.shape[:-2]
     dtype = torch.promote_types(accumulate_dtype(x.dtype), accumulate_dtype(y.dtype))
     a, b = _flat(x, dtype), _flat(y, dtype)

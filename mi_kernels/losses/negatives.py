@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..ops.common import transforms
 from ..ops.common.autograd import differentiable_gradients, needs_formula
-from ..ops.common.checks import check_floats, check_samples, check_tensor
+from ..ops.common.checks import check_floats, check_same_device, check_samples, check_tensor
 from ..ops.common.rows import unit_rows, widened
 from ..ops.dot_critic import api
 
@@ -95,13 +95,13 @@ def check_negatives(
     """Raises TypeError or ValueError naming the argument."""
     check_samples("query", query)
     check_samples("positive_key", positive_key)
+    check_same_device("positive_key", positive_key, "query", query)
     if positive_key.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
         raise ValueError(f"query and positive_key must have one dtype, got {query.dtype} and {positive_key.dtype}")
     check_floats("negative_keys", negative_keys)
     if negative_keys.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
         raise ValueError(f"negative_keys must have the dtype of query, {query.dtype}, got {negative_keys.dtype}")
-    if negative_keys.device != query.device:
-        raise ValueError(f"negative_keys must be on the device of query, {query.device}, got {negative_keys.device}")
+    check_same_device("negative_keys", negative_keys, "query", query)
     groups, dim = query.shape[:-2], query.shape[-1]
     leading = groups if mode == "unpaired" else query.shape[:-1]
     if negative_keys.shape[:-2] != leading or negative_keys.shape[-1:] != (dim,):
@@ -115,6 +115,7 @@ def check_negatives(
             f"negative_mask must be boolean of shape {tuple(negative_keys.shape[:-1])} with negative_mode='paired', "
             f"got {mask.dtype} {tuple(mask.shape)} with {mode!r}"
         )
+    check_same_device("negative_mask", mask, "query", query)
 
 
 def paired_negatives(
@@ -131,7 +132,10 @@ def paired_negatives(
 ) -> Tensor:
     """Losses of rows [*, B] against negatives [*, B, M, D], a set for each query, of which mask [*, B, M] names those
     that exist; with in_batch also against the other positive keys. `normalize` divides the scores by the negatives'
-    lengths, so that no scaled copy of them is made. O(B M) scores besides the negatives."""
+    lengths, so that no scaled copy of them is made. O(B M) scores besides the negatives, and with a mask one copy of
+    them: what does not exist is zeroed there, since 0 times NaN would reach the gradients."""
+    if mask is not None:
+        negatives = negatives.masked_fill(~mask[..., None], 0)
     scores = torch.matmul(negatives, query[..., None]).squeeze(-1)
     if normalize:
         lengths = torch.linalg.vector_norm(negatives, dim=-1)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..ops.common import transforms
-from ..ops.common.checks import FLOATS, check_choice, check_number, check_tensor
+from ..ops.common.checks import FLOATS, check_choice, check_number, check_same_device, check_tensor
 from ..ops.common.rows import widened
 from ..ops.dot_critic import api
 from . import common
 
+_BLOCK = 1 << 22  # entries of a mask that are widened at a time: 16 MiB in fp32
 NONE = 1e-6  # a weight up to which an anchor has no positive
 
 
-def check_views(features: Tensor, labels: Tensor | None, base_temperature: float, contrast_mode: str) -> int:
-    """The number of items; raises ValueError naming the argument."""
-    if not isinstance(features, Tensor) or features.dim() < 3:
-        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"features must have shape [B, views, D], got {shape}")
+def check_views(
+    features: Tensor, labels: Tensor | None, base_temperature: float, contrast_mode: str, *, any_labels: bool = False
+) -> int:
+    """The number of items; raises ValueError or TypeError naming the argument. Labels must be integers unless
+    `any_labels`, as SupContrast takes them."""
+    check_tensor("features", features)
+    if features.dim() < 3:
+        raise ValueError(f"features must have shape [B, views, D], got {tuple(features.shape)}")
     if 0 in features.shape:
         raise ValueError(f"features must not be empty, got shape {tuple(features.shape)}")
     if features.dtype not in FLOATS:
@@ -31,6 +37,8 @@ def check_views(features: Tensor, labels: Tensor | None, base_temperature: float
     check_tensor("labels", labels)
     if labels.is_complex():
         raise ValueError(f"labels must be real, got {labels.dtype}")
+    if not any_labels and (labels.is_floating_point() or labels.dtype == torch.bool):
+        raise ValueError(f"labels must be of an integer type, the class of each item, got {labels.dtype}")
     if labels.is_floating_point() and _readable(labels) and bool(labels.isnan().any()):
         raise ValueError("labels must not be NaN: NaN equals no label, not even itself")
     if labels.numel() != items:
@@ -38,10 +46,25 @@ def check_views(features: Tensor, labels: Tensor | None, base_temperature: float
     return items
 
 
+def check_mask(mask: Tensor, items: int) -> None:
+    """ValueError or TypeError unless mask is [items, items], boolean or of finite weights that are not negative."""
+    check_tensor("mask", mask)
+    if mask.dtype != torch.bool and mask.dtype not in FLOATS:
+        raise ValueError(f"mask must be boolean or hold floating-point weights, got {mask.dtype}")
+    if mask.shape != (items, items):
+        raise ValueError(f"mask must have shape {(items, items)}, one entry a pair of items, got {tuple(mask.shape)}")
+    if mask.dtype == torch.bool or not _readable(mask):
+        return
+    low, high = (float(bound) for bound in mask.detach().aminmax())
+    if not 0 <= low <= high < math.inf:
+        raise ValueError(f"mask must hold finite weights of at least 0, got {low} to {high}")
+
+
 def sup_con(
     features: Tensor,
     labels: Tensor | None = None,
     *,
+    mask: Tensor | None = None,
     temperature: float | Tensor = 0.07,
     base_temperature: float = 0.07,
     contrast_mode: str = "all",
@@ -49,18 +72,33 @@ def sup_con(
 ) -> Tensor:
     """Supervised contrastive loss, L_out of Khosla et al. 2020 (eq. 2); without labels, SimCLR's.
 
-    features [B, V, D] (V views; the caller normalises, as SupContrast has it), labels [B] integers. contrast_mode "all"
-    takes every view as an anchor, "one" only the first. Scaled by temperature / base_temperature. An anchor without
-    any positive makes the original 0/0; here it contributes nothing and does not count in the mean (0 if none is
-    left). Cost 4N with N = 2 (B V)^2 D, on a CPU 3N where every anchor has a positive; O(B V D) memory: the positives
-    enter through sums over classes.
+    features [B, V, D] (V views; the caller normalises, as SupContrast has it), labels [B] integers. Or mask [B, B] says
+    which items are positives of which: boolean, as for items of several labels, or weights of at least 0, by which an
+    anchor's positive scores are averaged. All views of item j are positives of item i with weight mask[i, j], but never
+    the anchor itself; mask may be asymmetric, and no gradient flows to it. contrast_mode "all" takes every view as an
+    anchor, "one" only the first. Scaled by temperature / base_temperature. An anchor without any positive makes the
+    original 0/0; here it contributes nothing and does not count in the mean (0 if none is left).
+
+    Cost 4N with N = 2 (B V)^2 D, on a CPU 3N where every anchor has a positive; O(B V D) memory: the positives enter
+    through sums over classes. A mask adds 2 B^2 D FLOP each way and at most 16 MiB beside itself. Raises ValueError or
+    TypeError naming the argument.
     """
     items = check_views(features, labels, base_temperature, contrast_mode)
-    scale = common.inverse_temperature(temperature, torch.Size(()))
+    scale = common.inverse_temperature(temperature, torch.Size(()), features.dtype)
+    if mask is not None:
+        if labels is not None:
+            raise ValueError("labels and mask cannot both be given: both say which items are positives")
+        check_mask(mask, items)
+        if mask.is_meta != features.is_meta:
+            check_same_device("mask", mask, "features", features)
     features = features.flatten(2)
     views = features.shape[1]
     contrast = features.transpose(0, 1).flatten(0, 1)
     anchors = contrast if contrast_mode == "all" else contrast[:items]
+    if mask is not None:
+        towards, weight = masked_positives(features, mask.to(features.device), anchors.shape[0] // items)
+        loss = weighted_mean(anchors, contrast, towards, weight, every=False, scale=scale, backend=backend)
+        return temperature / base_temperature * loss
     if labels is None and contrast_mode == "all" and views == 2:  # one positive an anchor: a loss of one node
         loss = pair_mean(contrast, scale=scale, backend=backend)
         return temperature / base_temperature * loss
@@ -135,6 +173,64 @@ def weighted_mean(
     own = torch.arange(anchors.shape[0], device=anchors.device)
     rows, valid = weighted_rows(x, y, towards, weight, own=own, aligned=True, scale=scale, backend=backend)
     return rows.mean() if every else rows.sum() / valid.sum().clamp(min=1)
+
+
+def masked_positives(features: Tensor, mask: Tensor, anchored: int) -> tuple[Tensor, Tensor]:
+    """Of the anchors [anchored B], the first views of all items first: the mean of an anchor's positives [A, D], and 1
+    where it has any, 0 where not [A].
+
+    features [B, V, D], mask [B, B]. The anchor itself is left out before the sums: taken off afterwards, a large weight
+    of an item with itself would round off the others.
+    """
+    wide = widened(features)
+    views, dtype = wide.shape[1], wide.dtype
+    own = mask.detach().diagonal().to(dtype)
+    every = wide.sum(1)
+    others, weight = _sums_of_others(mask.detach(), every)
+    sums = others[:, None].expand(-1, anchored, -1)
+    if views > 1:  # the item's other views
+        sums = sums + (every[:, None] - wide[:, :anchored]) * own[:, None, None]
+    towards = sums.transpose(0, 1).flatten(0, 1)
+    weight = (views * weight + (views - 1) * own).repeat(anchored)
+    exists = weight > 0
+    return towards / torch.where(exists, weight, 1)[:, None], exists.to(dtype)
+
+
+def _sums_of_others(mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """sum_{j != i} mask_ij rows_j [B, D] and sum_{j != i} mask_ij [B]."""
+    columns = torch.cat([rows, torch.ones_like(rows[:, :1])], -1)
+    if torch.compiler.is_compiling() or transforms.active():
+        own = torch.eye(mask.shape[0], dtype=torch.bool, device=mask.device)
+        found = mask.to(rows.dtype).masked_fill(own, 0) @ columns
+    else:
+        found = _MaskedProduct.apply(mask, columns, False)
+    return found[:, :-1], found[:, -1]
+
+
+class _MaskedProduct(torch.autograd.Function):
+    """W @ t, or W^T @ t if `transposed`, W being the mask without its diagonal: widened a block of rows at a time, so
+    that neither pass holds a copy of the whole mask."""
+
+    @staticmethod
+    def forward(ctx, mask: Tensor, t: Tensor, transposed: bool) -> Tensor:
+        ctx.save_for_backward(mask)
+        ctx.transposed = transposed
+        found = torch.zeros_like(t)
+        step = max(1, _BLOCK // mask.shape[1])
+        for first in range(0, mask.shape[0], step):
+            part = slice(first, first + step)
+            block = mask[part].to(t.dtype, copy=True)
+            block.diagonal(first).zero_()
+            if transposed:
+                found.addmm_(block.mT, t[part])
+            else:
+                found[part] = block @ t
+        return found
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> tuple[None, Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return None, _MaskedProduct.apply(mask, g, not ctx.transposed), None
 
 
 def _of_classes(

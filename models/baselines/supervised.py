@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-import torch
 from torch import Tensor, nn
 
 from models.batch import Batch, Inputs, Target
 from models.data.dataset import Dataset
+from models.layers.prediction import target_statistics
 from models.layers.sequence import check_choice
 from models.model import Loss, Model, Phase
 
@@ -52,7 +52,7 @@ class Supervised(Model):
         super().__init__()
         self.inlet, self.net = inlet, net
         self.target, self.kind = data.target, loss
-        centre, scale = _statistics(data)
+        centre, scale = target_statistics(data)
         self.register_buffer("centre", centre)
         self.register_buffer("scale", scale)
 
@@ -103,12 +103,3 @@ def outputs_of(target: Target) -> int:
     if target.kind == "none":
         raise ValueError("a model with a head needs labels, the data has none")
     return target.size
-
-
-def _statistics(data: Dataset) -> tuple[Tensor, Tensor]:
-    if not data.target.is_regression or data.labels is None:
-        return torch.zeros(1), torch.ones(1)
-    labels = data.labels[data.labelled_rows("train")].double().reshape(-1, data.target.size)
-    scale = labels.std(0, correction=0)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return labels.mean(0).float(), scale.float()

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from models.batch import Batch, Inputs, Target
 from models.data.dataset import SPLITS, Dataset, Modality
+from models.data.labels import with_share_of_labels
 from models.data.sources import SOURCES, read_file
 from models.data.sources.digits import load as load_digits
 from models.data.sources.synthetic import generate
 from models.data.sources.utd_mhad import load as load_utd_mhad
+from models.data.tokenizer import tokenised
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class DataConfig:
     name: one of SOURCES, or the path of a file. modalities: their names, in order; empty for all of them.
     target, split: names of another label or split, where the data has several. format: of a file, found out when empty.
     threshold: turns a regression target into two classes, above it or not. standardise: see Dataset.standardised.
+    tokenizer: of all texts, a Hugging Face one by name; see ``models.data.tokenizer``. words: its most tokens a row.
+    labels: share of the training labels that is kept, drawn by the seed. unlabelled: False takes the rows without a
+        label out of training.
     """
 
     name: str = "digits"
@@ -35,6 +40,16 @@ class DataConfig:
     format: str = ""
     threshold: float | None = None
     standardise: bool = True
+    tokenizer: str = ""
+    words: int = 50
+    labels: float = 1.0
+    unlabelled: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.labels <= 1:
+            raise ValueError(f"labels must be above 0 and at most 1, got {self.labels}")
+        if self.words < 3:
+            raise ValueError(f"words must be at least 3, two of which are special tokens; got {self.words}")
 
     @property
     def is_file(self) -> bool:
@@ -48,6 +63,10 @@ def load(config: DataConfig, seed: int = 0) -> Dataset:
         data = data.choose(config.modalities)
     if config.threshold is not None:
         data = _thresholded(data, config.threshold)
+    if config.tokenizer:
+        data = tokenised(data, config.tokenizer, config.words)
+    if config.labels < 1 or not config.unlabelled:
+        data = with_share_of_labels(data, config.labels, seed, keep=config.unlabelled)
     return data.standardised() if config.standardise else data
 
 

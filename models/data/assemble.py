@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def assemble(
         _log.warning("%s has no test rows (split code 2)", arrays.path)
     return Dataset(
         name,
-        tuple(modality(key, part) for key, part in parts.items()),
+        tuple(modality(key, part, arrays.texts) for key, part in parts.items()),
         torch.from_numpy(values.astype(np.int64 if what.is_classes else np.float32)),
         what,
         torch.from_numpy(chosen.astype(np.int64)),
@@ -77,8 +78,8 @@ def assemble(
     )
 
 
-def modality(name: str, part: Part) -> Modality:
-    """``part`` in tensors."""
+def modality(name: str, part: Part, texts: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Modality:
+    """``part`` in tensors. texts: by modality name, the strings that tokens were made from."""
     return Modality(
         name,
         torch.from_numpy(np.ascontiguousarray(part.values)),
@@ -87,7 +88,16 @@ def modality(name: str, part: Part) -> Modality:
         None if part.present is None or part.present.all() else torch.from_numpy(part.present),
         None if part.table is None else torch.from_numpy(part.table),
         len(part.words),
+        tuple(texts[name]) if name in texts else _texts(part),
     )
+
+
+def _texts(part: Part) -> tuple[str, ...]:
+    """The rows' words joined by spaces; empty for a part without words."""
+    if not part.words or part.offsets is None:
+        return ()
+    rows = zip(part.offsets[:-1], part.offsets[1:], strict=True)
+    return tuple(" ".join(part.words[int(token)] for token in part.values[start:stop]) for start, stop in rows)
 
 
 def labels_of(arrays: Arrays, target: str = "", kind: str = "", low: float | None = None, high: float | None = None):

@@ -36,6 +36,8 @@ class Modality:
         leave it out: a length of 0 says it.
     table: [V, E] float, the embedding of every token where one comes with the data; row 0 is padding.
     vocabulary: number of different tokens; taken from the table or the largest token when 0.
+    texts: of tokens, the strings [N] that they stand for, where they are known; another tokenizer can read them.
+    tokenizer: which one numbered the tokens, as ``models.data.tokenizer`` names it; empty for words of the data's own.
     Raises ValueError, naming the modality, for shapes, offsets or dtypes that do not fit.
     """
 
@@ -46,9 +48,13 @@ class Modality:
     present: Tensor | None = None
     table: Tensor | None = None
     vocabulary: int = 0
+    texts: tuple[str, ...] = ()
+    tokenizer: str = ""
 
     def __post_init__(self) -> None:
         _check_values(self)
+        if self.texts and len(self.texts) != len(self):
+            raise ValueError(f"texts of {self.name!r} must be {len(self)}, one per row, got {len(self.texts)}")
         if self.offsets is not None:
             _check_offsets(self)
             if self.present is not None:
@@ -122,9 +128,9 @@ class Modality:
         lengths = self.lengths()[rows]
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         within = torch.arange(int(offsets[-1])) - torch.repeat_interleave(offsets[:-1], lengths)
-        return replace(
-            self, values=self.values[torch.repeat_interleave(self.offsets[rows], lengths) + within], offsets=offsets
-        )
+        values = self.values[torch.repeat_interleave(self.offsets[rows], lengths) + within]
+        texts = tuple(self.texts[int(row)] for row in rows) if self.texts else ()
+        return replace(self, values=values, offsets=offsets, texts=texts)
 
 
 @dataclass(frozen=True)

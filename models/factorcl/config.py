@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from models.factorcl.critics import CRITICS
 from models.layers.encoders import EncoderConfig
 from models.layers.sequence import check_choice, check_positive
 
 PRESETS = ("recommended", "public-code", "paper")
+MAXIMISED = ("infonce_x1x2", "infonce_x1y", "infonce_x2y", "infonce_x1x2_cond")
+MINIMISED = ("club_x1x2_cond", "club_x1x2")
+TERMS = (*MAXIMISED, *MINIMISED)
+SAME_PAIR = {"club_x1x2": "infonce_x1x2", "club_x1x2_cond": "infonce_x1x2_cond"}
+# What an ablation keeps of the objective (the bounds of S, U1 and U2 are eq. 8-9).
+OBJECTIVES = {
+    "all": TERMS,
+    "S": ("infonce_x1x2", "club_x1x2_cond"),
+    "U1": ("infonce_x1y", "infonce_x1x2_cond", "club_x1x2"),
+    "U2": ("infonce_x2y", "infonce_x1x2_cond", "club_x1x2"),
+    "no-upper-bounds": MAXIMISED,
+    "own-terms": ("infonce_x1y", "infonce_x2y"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,13 @@ class FactorCLConfig:
     club_critic: code and Algorithm 3 "own", each CLUB term has a critic of its own; "shared" takes that of the
         InfoNCE term of the same pair (section 3's f* "for free"). Heads stay apart. A shared critic is stepped in
         the inner loop alone, by InfoNCE on the heads of both terms.
+    critic: of every term, "concat" as published (an MLP of the pair), or an inner product of linear projections to
+        ``critic_dim``, over ``temperature``: "cosine" of unit vectors, "dot" of them as they are. critics: of single
+        terms, {term: critic}.
+    club_floor: an estimate of a CLUB term below it is not followed downward; None follows it, as published. Mutual
+        information is never negative, so that an upper bound below 0 says that its critic is not fitted.
+    club_weight: of the two CLUB terms in the objective.
+    objective: which terms there are, a key of OBJECTIVES; others than "all" are ablations.
     """
 
     num_classes: int = 2
@@ -46,6 +67,13 @@ class FactorCLConfig:
     anchor: str = "second"
     u_terms_weight: float = 1.0
     club_critic: str = "own"
+    critic: str = "concat"
+    critics: dict[str, str] = field(default_factory=dict)
+    critic_dim: int = 64
+    temperature: float = 0.1
+    club_floor: float | None = None
+    club_weight: float = 1.0
+    objective: str = "all"
 
     def __post_init__(self) -> None:
         choices = {
@@ -61,6 +89,14 @@ class FactorCLConfig:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {getattr(self, name)!r}")
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
+        check_terms(self)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return OBJECTIVES[self.objective]
+
+    def critic_of(self, term: str) -> str:
+        return self.critics.get(term, self.critic)
 
     def recommended(self) -> FactorCLConfig:
         """The code's sizes with one-hot labels, on both sides of the condition."""
@@ -91,6 +127,10 @@ class Settings:
     inner_batch: they see the "same" batch as the outer step (most of the public code), or a "fresh" one drawn from the
         training rows (Algorithm 3; the synthetic code draws it from all rows, which is not offered).
     critic_lr: of the CLUB critics; None for the training's.
+    critic, critics, critic_dim, temperature, club_floor, club_weight, objective, conditional_negatives: see
+        FactorCLConfig; an empty conditional_negatives leaves what the preset says.
+    representation: what stands for the model in a table: "full", all heads side by side, or "encoder", the encoder
+        outputs, which is the paper's ablation without factorization ("OurCL").
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -101,8 +141,20 @@ class Settings:
     inner_steps: int = 1
     inner_batch: str = "same"
     critic_lr: float | None = None
+    critic: str = "concat"
+    critics: dict[str, str] = field(default_factory=dict)
+    critic_dim: int = 64
+    temperature: float = 0.1
+    club_floor: float | None = None
+    club_weight: float = 1.0
+    objective: str = "all"
+    conditional_negatives: str = ""
+    representation: str = "full"
 
     def __post_init__(self) -> None:
+        check_choice("representation", self.representation, ("full", "encoder"))
+        check_choice("conditional_negatives", self.conditional_negatives, ("", "batch", "label"))
+        check_terms(self)
         check_choice("preset", self.preset, PRESETS)
         check_choice("club_critic", self.club_critic, ("own", "shared"))
         check_choice("inner_batch", self.inner_batch, ("same", "fresh"))
@@ -121,4 +173,29 @@ class Settings:
             head_layers=self.head_layers,
         )
         chosen = {"recommended": found.recommended, "paper": found.paper, "public-code": lambda: found}
-        return replace(chosen[self.preset](), club_critic=self.club_critic)
+        same = ("critic", "critics", "critic_dim", "temperature", "club_critic", "club_floor", "club_weight")
+        changes = {name: getattr(self, name) for name in (*same, "objective")}
+        if self.conditional_negatives:
+            changes["conditional_negatives"] = self.conditional_negatives
+        return replace(chosen[self.preset](), **changes)
+
+
+def check_terms(config: FactorCLConfig | Settings) -> None:
+    """Raises ValueError, naming the setting, for critics, weights and terms that do not exist."""
+    check_choice("critic", config.critic, CRITICS)
+    check_choice("objective", config.objective, tuple(OBJECTIVES))
+    for term, kind in config.critics.items():
+        check_choice("critics", term, TERMS)
+        check_choice(f"critics.{term}", kind, CRITICS)
+    check_positive(critic_dim=config.critic_dim)
+    if not config.temperature > 0:
+        raise ValueError(f"temperature must be positive, got {config.temperature}")
+    if not config.club_weight >= 0:
+        raise ValueError(f"club_weight must not be negative, got {config.club_weight}")
+    if config.club_critic == "shared":
+        for club, infonce in SAME_PAIR.items():
+            kinds = [config.critics.get(term, config.critic) for term in (club, infonce)]
+            if kinds[0] != kinds[1]:
+                raise ValueError(f"critics of {club} and {infonce} must agree when they share one, got {kinds}")
+        if config.objective != "all":
+            raise ValueError(f'objective must be "all" with a shared club_critic, got {config.objective!r}')

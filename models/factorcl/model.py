@@ -21,14 +21,14 @@ from torch import Tensor, nn
 import mi_kernels as mk
 from models.batch import Batch, Inputs
 from models.data.dataset import Dataset
-from models.factorcl.config import FactorCLConfig, Settings
+from models.factorcl.config import MAXIMISED, MINIMISED, SAME_PAIR, FactorCLConfig, Settings
+from models.factorcl.critics import ProjectedCritic, grouped_info_nce, make_critic
 from models.layers.encoders import make_encoder, mlp
 from models.model import Loss, Model, OptimizerConfig, Phase, needs_classes, needs_modalities
 
-MAXIMISED = ("infonce_x1x2", "infonce_x1y", "infonce_x2y", "infonce_x1x2_cond")
-MINIMISED = ("club_x1x2_cond", "club_x1x2")
-SAME_PAIR = {"club_x1x2": "infonce_x1x2", "club_x1x2_cond": "infonce_x1x2_cond"}
 TERMS_OF_U = ("club_x1x2", "infonce_x1x2_cond")
+SHARED_PARTS = ("infonce_x1x2", "club_x1x2_cond")
+UNIQUE_PARTS = ("club_x1x2", "infonce_x1y", "infonce_x2y", "infonce_x1x2_cond")
 
 View = Inputs | Tensor
 Pair = tuple[Tensor, Tensor]
@@ -70,18 +70,21 @@ class _FactorCL(Model):
         self.encoders = nn.ModuleList([encoder1, encoder2])
         d1, d2 = config.feature_dims
         self.heads1 = nn.ModuleDict(
-            {name: self._head(d1) for name in (*MAXIMISED, *MINIMISED) if name != "infonce_x2y"}
+            {name: self._head(d1) for name in config.terms if name != "infonce_x2y"}
         )
         self.heads2 = nn.ModuleDict(
-            {name: self._head(d2) for name in (*MAXIMISED, *MINIMISED) if name != "infonce_x1y"}
+            {name: self._head(d2) for name in config.terms if name != "infonce_x1y"}
         )
         anchor = "y" if config.anchor == "second" else "x"
         self.bounds = nn.ModuleDict()
-        critics: dict[str, mk.ConcatCritic] = {}
-        for name, (width1, width2) in self._critic_widths().items():
+        critics: dict[str, mk.ConcatCritic | ProjectedCritic] = {}
+        for name, widths in self._critic_widths().items():
+            if name not in config.terms:
+                continue
             critic = critics[SAME_PAIR[name]] if name in MINIMISED and config.club_critic == "shared" else None
             if critic is None:
-                critic = mk.ConcatCritic(width1, width2, hidden_dims=config.critic_hidden, activation=config.activation)
+                choice = (config.critic_hidden, config.activation, config.critic_dim, config.temperature)
+                critic = make_critic(config.critic_of(name), widths, *choice)
             critics[name] = critic
             bound = mk.InfoNCE if name in MAXIMISED else mk.NCECLUB
             within_labels = config.conditional_negatives == "label" and name.endswith("_cond")
@@ -102,45 +105,48 @@ class _FactorCL(Model):
 
     def factors(self, x1: View, x2: View) -> Factors:
         """S: heads of I(X1;X2) and of the conditional CLUB; U: heads of CLUB, I(Xi;C) and I(X1;X2|C)."""
-        e1, e2 = self.encode(x1, x2)
+        return self._factors(*self.encode(x1, x2))
 
-        def part(heads: nn.ModuleDict, e: Tensor, *names: str) -> Tensor:
-            return torch.cat([heads[name](e) for name in names], 1)
+    def _factors(self, e1: Tensor, e2: Tensor) -> Factors:
+        """A factor that no term of the objective has is [B, 0]."""
 
-        shared = ("infonce_x1x2", "club_x1x2_cond")
+        def part(heads: nn.ModuleDict, e: Tensor, names: tuple[str, ...]) -> Tensor:
+            found = [heads[name](e) for name in names if name in heads]
+            return torch.cat(found, 1) if found else e[:, :0]
+
         return Factors(
-            part(self.heads1, e1, *shared),
-            part(self.heads1, e1, "club_x1x2", "infonce_x1y", "infonce_x1x2_cond"),
-            part(self.heads2, e2, *shared),
-            part(self.heads2, e2, "club_x1x2", "infonce_x2y", "infonce_x1x2_cond"),
+            part(self.heads1, e1, SHARED_PARTS),
+            part(self.heads1, e1, UNIQUE_PARTS),
+            part(self.heads2, e2, SHARED_PARTS),
+            part(self.heads2, e2, UNIQUE_PARTS),
         )
 
     def representations(self, batch: Batch) -> dict[str, Tensor]:
         """ "encoder": both encoders; "S": what is shared; "U1", "U2": what is unique; "full": all factors."""
-        x1, x2 = _two(batch)
-        s1, u1, s2, u2 = self.factors(x1, x2)
-        return {
-            "encoder": torch.cat(self.encode(x1, x2), 1),
+        e1, e2 = self.encode(*_two(batch))
+        s1, u1, s2, u2 = self._factors(e1, e2)
+        parts = {
+            "encoder": torch.cat([e1, e2], 1),
             "full": torch.cat([s1, u1, s2, u2], 1),
             "S": torch.cat([s1, s2], 1),
             "U1": u1,
             "U2": u2,
         }
+        return {name: part for name, part in parts.items() if part.shape[1]}
 
     def phases(self) -> list[Phase]:
         phi = list(dict.fromkeys(self.inner_parameters()))
         inner = {id(parameter) for parameter in phi}
         theta = [parameter for parameter in self.parameters() if id(parameter) not in inner]
         phases = [Phase("main", theta, self.loss, usable=self.usable)]
-        if self.inner_steps:
+        if self.inner_steps and phi:
             settings = (self.inner_steps, self.inner_optimizer, self.inner_pairs, self.fresh, self.usable)
             phases.append(Phase("club", phi, self.inner_loss, *settings))
         return phases
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """The six estimates in nats; costs six critics of B^2 pairs."""
-        pairs = self._pairs((*MAXIMISED, *MINIMISED), batch)
-        return {name: self._estimate(name, *pair, batch.target) for name, pair in pairs.items()}
+        return self._estimates(self._pairs(self.config.terms, batch), batch.target)
 
     def usable(self, batch: Batch) -> Batch:
         """Rows that have both modalities (and a label where labels are used)."""
@@ -150,29 +156,54 @@ class _FactorCL(Model):
         call = getattr(self.bounds[name], method)
         return call(a, b, y) if self.bounds[name].condition == "group" else call(a, b)
 
-    def loss(self, batch: Batch) -> Loss:
-        """The objective of the encoders, heads and InfoNCE critics (theta), and the six terms."""
-        weights = {
-            name: (-1.0 if name in MAXIMISED else 1.0) * (self.config.u_terms_weight if name in TERMS_OF_U else 1.0)
-            for name in (*MAXIMISED, *MINIMISED)
+    def _estimates(self, pairs: Pairs, y: Tensor | None, fitting: bool = False) -> dict[str, Tensor]:
+        """Every term's estimate, or what its critic minimises when ``fitting``; projected critics go in one call."""
+        together = {
+            name: pair
+            for name, pair in pairs.items()
+            if isinstance(self.bounds[name].critic, ProjectedCritic)
+            and self.bounds[name].condition != "group"
+            and (fitting or name in MAXIMISED)
         }
-        return Loss.of(self.terms(batch), weights)
+        found = grouped_info_nce(self.bounds, together)  # type: ignore[arg-type]
+        method, sign = ("learning_loss", -1) if fitting else ("forward", 1)
+        return {
+            name: sign * found[name] if name in found else self._estimate(name, *pair, y, method)
+            for name, pair in pairs.items()
+        }
+
+    def loss(self, batch: Batch) -> Loss:
+        """The objective of the encoders, heads and InfoNCE critics (theta), and the terms as they are estimated."""
+        config, terms = self.config, self.terms(batch)
+        weights = {
+            name: (-1.0 if name in MAXIMISED else config.club_weight)
+            * (config.u_terms_weight if name in TERMS_OF_U else 1.0)
+            for name in terms
+        }
+        followed = terms
+        if config.club_floor is not None:
+            # A clamped estimate has no gradient below the floor.
+            floor = config.club_floor
+            followed = {name: value.clamp(min=floor) if name in MINIMISED else value for name, value in terms.items()}
+        return Loss(Loss.of(followed, weights).total, {name: value.detach() for name, value in terms.items()})
 
     def inner_parameters(self) -> Iterator[nn.Parameter]:
         """phi: the critics of the two CLUB terms, nothing else; shared ones serve InfoNCE terms as well."""
         for name in MINIMISED:
-            yield from self.bounds[name].parameters()
+            if name in self.bounds:
+                yield from self.bounds[name].parameters()
 
     @torch.no_grad()
     def inner_pairs(self, batch: Batch) -> tuple[Pairs, Tensor | None]:
         """What the critics of the CLUB terms read, which the phase "club" holds fixed, and the labels. No gradients."""
         shared = tuple(SAME_PAIR.values()) if self.config.club_critic == "shared" else ()
-        return self._pairs((*MINIMISED, *shared), batch), batch.target
+        names = tuple(name for name in (*MINIMISED, *shared) if name in self.bounds)
+        return self._pairs(names, batch), batch.target
 
     def inner_loss(self, fixed: tuple[Pairs, Tensor | None]) -> Loss:
         """InfoNCE loss of the CLUB critics on ``inner_pairs``."""
         pairs, y = fixed
-        return Loss.of({name: self._estimate(name, *pair, y, "learning_loss") for name, pair in pairs.items()})
+        return Loss.of(self._estimates(pairs, y, fitting=True))
 
 
 class FactorCLSUP(_FactorCL):
@@ -268,7 +299,7 @@ def _two(batch: Batch) -> tuple[Inputs, Inputs]:
 def _build(kind: type[_FactorCL], config: Settings, data: Dataset, num_classes: int) -> _FactorCL:
     needs_modalities("FactorCL", data.names, 2)
     encoder1, encoder2 = (make_encoder(modality, config.encoder) for modality in data.modalities)
-    return kind(
+    model = kind(
         encoder1,
         encoder2,
         config.architecture(num_classes),
@@ -276,6 +307,8 @@ def _build(kind: type[_FactorCL], config: Settings, data: Dataset, num_classes: 
         fresh=config.inner_batch == "fresh",
         inner_optimizer=OptimizerConfig(config.critic_lr),
     )
+    model.headline = config.representation
+    return model
 
 
 def build_sup(config: Settings, data: Dataset) -> Model:

@@ -42,8 +42,8 @@ class MDM(Model):
     Terms: the base's, and "dependency", the measure on the training batch (nats for kl and f). Batches with fewer
     complete rows than modalities, and at least 2, have no penalty. The permutations come from a generator of their own.
 
-    A base is any model whose ``representations`` name a fused vector per row. One that also has ``features(inputs)`` and
-    ``loss_of(features, batch)``, as every network with a head has, goes through one forward pass of n + m rows; others
+    A base is any model whose ``representations`` name a fused vector per row. One that also has ``features(inputs)``
+    and ``loss_of(features, batch)``, as every network with a head has, goes through one forward pass of n + m rows; others
     pay two more, of n and of m rows. ``input: triple`` needs ``unimodal(features)``.
     """
 

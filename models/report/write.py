@@ -24,8 +24,10 @@ from models.training.fit import load_data, load_run
 Found = Sequence[tuple[Path, dict[str, Any]]]
 
 
-def write_report(out: Path) -> list[dict[str, Any]]:
+def write_report(out: Path, before: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Scores every run below ``out`` that has no fresh scores; returns their summary.
+
+    before: sections of HTML that the page starts with.
 
     Raises ValueError when the runs use different data: they cannot stand in one table.
     """
@@ -41,7 +43,7 @@ def write_report(out: Path) -> list[dict[str, Any]]:
     config = read(shown)
     data = load_data(config)
     seconds = {name: step_times(read(paths[0]), data) for name, paths in folders.items()}
-    text = _page(found, summary, folders, config, data, seconds)
+    text = _page(found, summary, folders, config, data, seconds, before)
     replace_file(out / "report.html", lambda beside: write_text(beside, text))
     if shown != out:
         content = {
@@ -61,6 +63,7 @@ def _page(
     config: RunConfig,
     data: Dataset,
     seconds: Mapping[str, Mapping[str, Seconds]],
+    before: Sequence[str] = (),
 ) -> str:
     results = [result for _, result in found]
     heads = {result["model"]: result["headline"] for result in results}
@@ -70,6 +73,7 @@ def _page(
     curves = _noise(results, metric)
     machine = describe()
     sections = [
+        *before,
         page.section(
             "Scores",
             page.scores(summary) + f"<ul>{said}</ul>",

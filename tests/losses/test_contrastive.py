@@ -258,7 +258,7 @@ def test_a_backend_named_by_the_caller_never_falls_back():
         (lambda q: mk.info_nce(q[:0], q[:0]), "not be empty"),
         (lambda q: mk.nt_xent(q, q, 0), "temperature must be positive"),
         (lambda q: mk.sup_con(q), "features must have shape"),
-        (lambda q: mk.sup_con(q[:, None], torch.zeros(3)), "labels must hold"),
+        (lambda q: mk.sup_con(q[:, None], torch.zeros(3)), "labels must be of an integer type"),
         (lambda q: mk.sup_con(q[:, None], contrast_mode="some"), "contrast_mode must be"),
         (lambda q: mk.clip_loss(q, q[:, :-1], 1.0), "must have one shape"),
     ],

@@ -377,7 +377,7 @@ def test_opcheck_accepts_the_operator(backend):
         ({"x": torch.zeros(4, 3, dtype=torch.long)}, "x must be float"),
         ({"y": torch.zeros(4, 2)}, "y .* must agree .* all but the batch"),
         ({"y": torch.zeros(2, 4, 3)}, "y .* must agree"),
-        ({"y": torch.zeros(4, 3, device="meta")}, "y is on meta"),
+        ({"y": torch.zeros(4, 3, device="meta")}, "y must be on the device of x"),
         ({"kernel": "laplace"}, "kernel must be 'rbf'"),
         ({"estimator": "linear"}, "estimator must be one of"),
         ({"estimator": "unbiased", "x": torch.zeros(1, 3)}, "needs two rows"),

@@ -104,3 +104,22 @@ def test_dual_numbers_and_batches_of_slopes(reduction):
         found = mk.info_nce(query.detach(), key.detach(), dual, reduction=reduction)
         tangent = torch.autograd.forward_ad.unpack_dual(found).tangent
     torch.testing.assert_close(tangent.reshape(-1), want.sum((1, 2)))
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+@pytest.mark.parametrize("in_batch", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_what_a_mask_excludes_does_not_reach_value_or_gradients(normalize, in_batch, odd):
+    query, key, rest = draw(5, 3), draw(5, 3, seed=1), draw(5, 4, 3, seed=2)
+    mask = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[0] = False
+
+    def run(fill):
+        inputs = [t.clone().requires_grad_() for t in (query, key, rest.masked_fill(~mask[..., None], fill))]
+        options = {"negative_mode": "paired", "negative_mask": mask, "in_batch": in_batch, "normalize": normalize}
+        value = mk.info_nce(*inputs, **options)
+        return value, *torch.autograd.grad(value, inputs)
+
+    for found, expected in zip(run(odd), run(1.0), strict=True):
+        assert found.isfinite().all()
+        assert torch.equal(found, expected)

@@ -20,6 +20,15 @@ SMALL = {
     "ef-lstm": {"hidden": 8, "align": 4},
     "lmf": {"encoder": ENCODER, "fused": 8},
     "mfn": {"hidden": 8, "memory": 8, "networks": 8, "align": 4},
+    "misa": {"hidden": 4, "dim": 8},
+    "mmim": {"hidden": 4, "dim": 4, "fused": 8},
+    "mird": {
+        "agnostic": "transformer",
+        "language": "lstm",
+        "dim": 6,
+        "embedding": 5,
+        "sizes": {"dim": 4, "heads": 2, "layers": 1},
+    },
     "mult": {"sizes": {"dim": 4, "heads": 2, "layers": 1, "memory_layers": 1}},
 }
 

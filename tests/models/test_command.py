@@ -11,6 +11,8 @@ import torch
 from models.__main__ import DEMO_MODELS, main, parser
 from models.data import SOURCES, load_digits
 from models.data.dataset import Dataset
+from models.data.sources import two_digit
+from models.report import uses
 from models.report.speed import Seconds, step_times
 from models.training import sweep
 from tests.models.helpers import config, mixed
@@ -82,7 +84,15 @@ def test_resuming_notices_that_the_file_changed(file, tmp_path, capsys):
     assert "the data 'pairs' has changed since" in capsys.readouterr().err
 
 
-def test_the_demo_writes_its_report_and_results(measured, few_digits, tmp_path, capsys):
+@pytest.fixture
+def few_pictures(monkeypatch):
+    monkeypatch.setattr(two_digit, "ROWS", (200, 60, 60))
+    loss, estimate = uses.swapped_loss, uses.estimate
+    monkeypatch.setattr(uses, "swapped_loss", lambda: loss((32, 64)))
+    monkeypatch.setattr(uses, "estimate", lambda: estimate(300, 20))
+
+
+def test_the_demo_writes_its_report_and_results(measured, few_pictures, tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path), "--epochs", "1", "--seeds", "1", "--quiet"]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert {run["model"] for run in results["runs"]} == set(DEMO_MODELS) == set(results["seconds_per_step"])
@@ -90,6 +100,7 @@ def test_the_demo_writes_its_report_and_results(measured, few_digits, tmp_path, 
     assert "http://www.w3.org/2000/svg" in page and "src=" not in page and 'href="http' not in page
     assert "prefers-color-scheme:dark" in page and "viewport" in page and "currentColor" in page
     assert page.count('class="legend"') == 1 and "beats" in page
+    assert "Use 1" in page and "Use 2" in page and "95 % interval" in page
     for figure in page.split("<svg")[1:]:
         xml.dom.minidom.parseString("<svg" + figure.split("</svg>")[0] + "</svg>")
     assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("demo done")

@@ -9,15 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...backends import NAMES
 from .autograd import batched
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+MOST_INTEGER = 2**63 - 1
+LIMITS = {dtype: torch.finfo(dtype).max for dtype in FLOATS}
 
 
 def check_tensor(name: str, t: Any) -> None:
-    """TypeError unless t is a tensor."""
+    """TypeError unless t is a tensor, ValueError unless it is dense."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.layout is not torch.strided or t.is_nested:
+        raise ValueError(f"{name} must be a dense tensor, got layout {t.layout}{' (nested)' if t.is_nested else ''}")
+
+
+def check_same_device(name: str, t: Tensor, other: str, like: Tensor) -> None:
+    """ValueError unless t is on the device of `like`, whose name is `other`."""
+    if t.device != like.device:
+        raise ValueError(f"{name} must be on the device of {other}, {like.device}, got {t.device}")
+
+
+def check_bool(**values: Any) -> None:
+    """Each must be True or False: "no" and 0 are not, because truth of other types surprises."""
+    for name, value in values.items():
+        if value is not True and value is not False:
+            raise TypeError(f"{name} must be True or False, got {value!r:.80}")
 
 
 def check_samples(name: str, t: Any) -> None:
@@ -29,33 +47,55 @@ def check_samples(name: str, t: Any) -> None:
         raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
 
 
-def check_number(name: str, value: Any, *, positive: bool = False, infinite: bool = False) -> None:
+def check_number(
+    name: str, value: Any, *, positive: bool = False, infinite: bool = False, dtype: torch.dtype | None = None
+) -> None:
     """A finite real number (symbolic ones of torch.compile included), above 0 if `positive`; math.inf too if
-    `infinite`."""
+    `infinite`. With a `dtype` it must be finite in that one."""
     if type(value) is not float:
         symbolic = isinstance(value, torch.SymFloat | torch.SymInt)
         if isinstance(value, bool) or not (symbolic or isinstance(value, Real)):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if infinite and value == math.inf:
         return
-    if not -math.inf < value < math.inf or (positive and not value > 0):
-        raise ValueError(f"{name} must be {'positive and ' if positive else ''}finite, got {value}")
+    limit = LIMITS[dtype or torch.float64]
+    if not -limit <= value <= limit or (positive and not value > 0):
+        where = "" if dtype is None else f" in {str(dtype).removeprefix('torch.')}"
+        raise ValueError(f"{name} must be {'positive and ' if positive else ''}finite{where}, got {_brief(value)}")
 
 
-def check_integer(name: str, value: Any, least: int = 0) -> None:
-    """An integer of at least `least`."""
+def check_temperature(name: str, value: Any, dtype: torch.dtype = torch.float64) -> None:
+    """A positive number whose inverse is finite in `dtype`."""
+    check_number(name, value, positive=True)
+    least = 1.0 / LIMITS[dtype]
+    if not value >= least:
+        held = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{name} must be at least {least:.3g}, so that its inverse is finite in {held}, got {value}")
+
+
+def _brief(value: Any) -> str:
+    """A number for a message; an integer of hundreds of digits by its size."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    return str(value)
+
+
+def check_integer(name: str, value: Any, least: int = 0, most: float = MOST_INTEGER) -> None:
+    """An integer of at least `least` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+        raise ValueError(f"{name} must be at least {least}, got {_brief(value)}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {_brief(value)}")
 
 
 def backend_name(backend: Any) -> str:
-    """The operators' form of a `backend` argument: "" for None, the automatic choice."""
+    """The operators' form of a `backend` argument: "" for None, the automatic choice; that form stays as it is."""
     if backend is None:
         return ""
-    if not isinstance(backend, str):
-        raise ValueError(f"backend must be the name of a backend or None, got {backend!r}")
+    if not isinstance(backend, str) or (backend and backend not in NAMES):
+        raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {backend!r:.80}")
     return backend
 
 
@@ -65,8 +105,10 @@ def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
 
 
-def positive_values(name: str, t: Tensor) -> None:
-    """ValueError unless every entry of t is positive and finite. Looks at CPU tensors alone: GPUs would stall."""
+def positive_values(name: str, t: Tensor, least: float = 0.0) -> None:
+    """ValueError unless every entry of t is positive, finite and at least `least`. Looks at CPU tensors alone: GPUs
+    would stall."""
+    check_tensor(name, t)
     if t.is_complex() or t.dtype == torch.bool:
         raise ValueError(f"{name} must be real, got {t.dtype}")
     if t.numel() == 0:
@@ -74,8 +116,9 @@ def positive_values(name: str, t: Tensor) -> None:
     if t.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(t):
         return
     low, high = (float(bound) for bound in t.detach().aminmax())
-    if not (low > 0 and high < math.inf):
-        raise ValueError(f"{name} must be positive and finite, got {t.detach().tolist()}")
+    if not (low > 0 and low >= least and high < math.inf):
+        bound = f"at least {least:.3g}" if low > 0 and high < math.inf else "positive"
+        raise ValueError(f"{name} must be {bound} and finite, got {t.detach().tolist()}")
 
 
 def check_floats(name: str, t: Any) -> None:

@@ -9,7 +9,16 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ..common.checks import backend_name, check_choice, check_floats, check_integer, check_lengths, check_range
+from ..common.checks import (
+    backend_name,
+    check_bool,
+    check_choice,
+    check_floats,
+    check_integer,
+    check_lengths,
+    check_range,
+    check_tensor,
+)
 from . import autograd, dispatch
 from .schema import NO_OFFSET, NORMALIZERS, Rule
 
@@ -72,7 +81,7 @@ def _check_lengths(name: str, lengths: Tensor | None, side: str, t: Tensor) -> T
 def _check_offset(name: str, offset: int | None) -> int:
     if offset is None:
         return NO_OFFSET
-    check_integer(name, offset, least=-(2**63))
+    check_integer(name, offset, least=-(2**63), most=math.inf)
     return max(-NO_OFFSET, min(offset, NO_OFFSET))
 
 
@@ -95,10 +104,11 @@ def _seeds(seed: int | Tensor | None, pairs: int, dropouts: Sequence[float], dev
             return torch.randint(2**62, (pairs,), dtype=torch.int64, device=device)
         return torch.zeros(pairs, dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):
+        check_tensor("seed", seed)
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise ValueError(f"seed must be an integer or one int64 in a tensor, got {seed.dtype} {tuple(seed.shape)}")
         return seed.reshape(1).to(device) + torch.arange(pairs, device=device)
-    check_integer("seed", seed, least=-(2**63))
+    check_integer("seed", seed, least=-(2**63), most=math.inf)
     if seed >= 2**63 - pairs:
         raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}")
     return torch.arange(pairs, device=device) + seed
@@ -225,6 +235,7 @@ def cross_attention(
     a compiled graph or under vmap are clamped instead), unknown names and numbers out of range, TypeError for what is
     no tensor or no number, and RuntimeError for a named backend that cannot run.
     """
+    check_bool(return_weights=return_weights, average_weights=average_weights)
     labels = {name: name for name in ("query", "key", "value", *_RULES)}
     rules = (query_lengths, key_lengths, causal_offset, scale, dropout_p)
     single = {name: [x] for name, x in zip(_RULES, rules, strict=True)}

@@ -66,17 +66,20 @@ def _allowed(rows: Tensor, keys: int, query_within: Tensor | None, key_within: T
     return allowed if query_within is None else allowed & query_within
 
 
-def threshold(s: Tensor, allowed: Tensor) -> Tensor:
-    """Sparsemax's tau [..., 1] over allowed scores, by sorting (Martins and Astudillo 2016, algorithm 1)."""
+def threshold(s: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Sparsemax over allowed scores, by sorting (Martins and Astudillo 2016, algorithm 1): the highest score [..., 1],
+    and tau less that score [..., 1], so that large scores round nothing off it."""
     with torch.no_grad():
         z = s.masked_fill(~allowed, -torch.inf).sort(-1, descending=True).values
-        top = z[..., :1].nan_to_num(neginf=0.0)
+        top = z[..., :1]
+        top = torch.where(top == -torch.inf, 0.0, top)
         total = (z - top).where(z > -torch.inf, 0.0).cumsum(-1)
         k = torch.arange(1, z.shape[-1] + 1, device=s.device, dtype=s.dtype)
         size = (1 + k * (z - top) > total).sum(-1, keepdim=True).clamp(min=1)
-        coarse = (total.gather(-1, size - 1) - 1) / size + top
-        support = allowed & (s > coarse)
-    return ((s.where(support, 0.0)).sum(-1, keepdim=True) - 1) / support.sum(-1, keepdim=True).clamp(min=1)
+        coarse = (total.gather(-1, size - 1) - 1) / size
+        support = allowed & (s - top > coarse)
+    tau = (((s - top).where(support, 0.0)).sum(-1, keepdim=True) - 1) / support.sum(-1, keepdim=True).clamp(min=1)
+    return top, tau
 
 
 def normalize(s: Tensor, allowed: Tensor, sparse: bool) -> tuple[Tensor, Tensor]:
@@ -84,8 +87,11 @@ def normalize(s: Tensor, allowed: Tensor, sparse: bool) -> tuple[Tensor, Tensor]
     allowed = allowed.expand(s.shape)
     alive = allowed.any(-1, keepdim=True)
     if sparse:
-        stat = threshold(s, allowed)
-        p = (s - stat).clamp(min=0).where(allowed, 0.0)
+        top, tau = threshold(s, allowed)
+        p = (s - top - tau).clamp(min=0).where(allowed, 0.0)
+        stat = top + tau
+        # Rounded up to the top: the number below, so that the support stays.
+        stat = torch.where(stat >= top, top.nextafter(torch.full_like(top, -torch.inf)), stat)
     else:
         stat = s.masked_fill(~allowed, -torch.inf).where(alive, 0.0).logsumexp(-1, keepdim=True)
         p = (s.where(allowed, 0.0) - stat).exp().where(allowed, 0.0)
@@ -207,7 +213,7 @@ def backward(
         g = _zero_padding(grad_out[:, :, block], query_within).to(dtype)
         allowed = _allowed(rows, keys, query_within, key_within, causal_offset)
         shifted = (q * scale) @ k.mT - stat[:, :, block].unsqueeze(-1)
-        p = (shifted.clamp(min=0) if sparse else shifted.where(allowed, 0.0).exp()).where(allowed, 0.0)
+        p = (shifted.clamp(0, 1) if sparse else shifted.where(allowed, 0.0).exp()).where(allowed, 0.0)
         dp, kept = g @ v.mT, p
         if dropout_p > 0:
             factor = dropout_factor(seed, dropout_p, batch, heads, rows, keys, dtype)

@@ -19,8 +19,10 @@ its own, in one call. Per pair:
 
 A forward returns the outs and then the stats, [B, heads, Tq] in the accumulation type (fp64 for fp64, fp32 otherwise):
 row_lse_i = log sum_j exp s_ij for softmax, the threshold tau_i with p_ij = max(s_ij - tau_i, 0) for sparsemax, +inf for
-a row without a key (so that exp(s - stat) and max(s - stat, 0) are 0 there too). A backward returns all dq, all dk, all
-dv, in the dtype of the inputs and contiguous. With delta_i = sum_j p_ij dp_ij and dp_ij = m_ij <g_i, v_j>,
+a row without a key (so that exp(s - stat) and max(s - stat, 0) are 0 there too). Where scores are so large that tau
+would be rounded up to the highest, it is the number below, and a weight is at most 1: the support stays what it was
+(keys that tie for the highest then count fully in dv). A backward returns all dq, all dk, all dv, in the dtype of the
+inputs and contiguous. With delta_i = sum_j p_ij dp_ij and dp_ij = m_ij <g_i, v_j>,
 
     softmax:   ds_ij = p_ij (dp_ij - delta_i), where delta_i = <g_i, o_i> too
     sparsemax: ds_ij = [p_ij > 0] (dp_ij - the mean of dp_i where p_i > 0)

@@ -156,7 +156,9 @@ def kept(b_r1, b_r2, o_j, drop_below):
 def weights(b_s, b_stat, m, SPARSE: tl.constexpr):
     """p from scores in units of the normalizer (see `unit`) and their row's statistic."""
     if SPARSE:
-        return tl.where(m, tl.maximum(b_s - b_stat, 0.0, propagate_nan=tl.PropagateNan.ALL), 0.0)
+        b_over = b_s - b_stat
+        # At most 1, beyond which only rounded statistics lead; comparisons keep a NaN.
+        return tl.where(m, tl.where(b_over < 0.0, 0.0, tl.where(b_over > 1.0, 1.0, b_over)), 0.0)
     else:
         return tl.where(m, tl.exp2(b_s - b_stat), 0.0)
 

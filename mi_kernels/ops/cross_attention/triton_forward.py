@@ -85,17 +85,31 @@ def newton(b_s, b_tau):
 
 
 @triton.jit
+def below(b_top):
+    """A number just below each, in the precision of the scores. Only for scores far from 0."""
+    if b_top.dtype == tl.float64:
+        return b_top - tl.abs(b_top) * 2.3e-16
+    else:
+        return b_top - tl.abs(b_top) * 1.2e-7
+
+
+@triton.jit
 def threshold(b_q, queries, keys, o_i, n_end, E, offset, b_scale, ACC: tl.constexpr, PRECISION: tl.constexpr,
               BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr):  # fmt: skip
     """Sparsemax's tau of each row, -inf without an allowed key: [BM]."""
     b_tau = tl.full([BM], -float("inf"), dtype=ACC)
+    b_top = tl.full([BM], -float("inf"), dtype=ACC)
     for i_j in range(0, n_end, BN):
         o_j = i_j + tl.arange(0, BN)
         b_s = masked_scores(b_q, queries, keys, o_i, o_j, E, offset, b_scale, ACC, PRECISION, BM, BN, BE)
+        b_top = tl.maximum(b_top, tl.max(b_s, 1))
         b_tau = tl.maximum(b_tau, tl.max(b_s, 1) - 1.0)
         for _ in tl.static_range(2):
             b_sum, b_n, _least = newton(b_s, b_tau)
             b_tau = tl.where(b_n > 0.0, tl.maximum(b_tau, b_tau + (b_sum - 1.0) / tl.maximum(b_n, 1.0)), b_tau)
+    # Scores may be so large that tau is rounded up to the top: then the number below, and the support stays.
+    b_low_top = below(b_top)
+    b_tau = tl.where(b_tau >= b_top, b_low_top, b_tau)
     unsettled = n_end > 0
     while unsettled:
         b_sum = tl.zeros([BM], dtype=ACC)
@@ -109,6 +123,7 @@ def threshold(b_q, queries, keys, o_i, n_end, E, offset, b_scale, ACC: tl.conste
             b_n += b_count
             b_least = tl.minimum(b_least, b_low)
         b_tau = tl.where(b_n > 0.0, b_tau + (b_sum - 1.0) / tl.maximum(b_n, 1.0), b_tau)
+        b_tau = tl.where(b_tau >= b_top, b_low_top, b_tau)
         unsettled = tl.max((b_tau >= b_least).to(tl.int32), 0) > 0
     return b_tau
 
@@ -156,6 +171,7 @@ def forward_kernel(
         b_s = masked_scores(b_q, queries, keys, o_i, o_j, E, offset, b_scale, ACC, PRECISION, BM, BN, BE)
         if SPARSE:
             b_p = weights(b_s, b_max[:, None], b_s != -float("inf"), SPARSE)  # [BM, BN]
+            b_sum += tl.sum(b_p, 1)  # 1 but for rounding
         else:
             b_new = tl.maximum(b_max, tl.max(b_s, 1))
             b_ref = tl.where(b_new == -float("inf"), 0.0, b_new)  # -inf - -inf would be NaN
@@ -171,8 +187,8 @@ def forward_kernel(
 
     seen = (o_i < end_q) & (tl.minimum(end_k, o_i + offset + 1) > 0)  # some key, if only one whose score is NaN
     alive = seen & (b_max > -float("inf"))
+    b_out = b_out / tl.where(b_sum > 0.0, b_sum, 1.0)[:, None]
     if not SPARSE:
-        b_out = b_out / tl.where(b_sum > 0.0, b_sum, 1.0)[:, None]
         b_max = (b_max + tl.log2(tl.where(b_sum > 0.0, b_sum, 1.0))) / unit(SPARSE)
     if DROPS:
         b_out = b_out * number(numbers, i_pair, KEEP, ACC, N)

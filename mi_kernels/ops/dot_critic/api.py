@@ -52,12 +52,13 @@ def _scale(name: str, scale: Tensor | float, shape: torch.Size, like: Tensor) ->
     """[G] in the accumulation type, from a number, a one-element tensor or [*]."""
     dtype = accumulate_dtype(like.dtype)
     if not isinstance(scale, Tensor):
-        check_number(name, scale)
+        check_number(name, scale, dtype=dtype)
         scale = float(scale) if type(scale) is int else scale  # a symbolic number stays one
         return torch.full((shape.numel(),), scale, dtype=dtype, device=like.device)
+    check_tensor(name, scale)
     if scale.is_complex():
         raise ValueError(f"{name} must be real, got {scale.dtype}")
-    if scale.device != like.device and scale.dim():
+    if scale.device != like.device and (scale.dim() or scale.is_meta):
         raise ValueError(f"{name} is on {scale.device}, x is on {like.device}")
     if scale.numel() != 1 and scale.shape != shape:
         raise ValueError(

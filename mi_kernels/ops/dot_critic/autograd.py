@@ -70,7 +70,10 @@ class Statistics(torch.autograd.Function):
         problem = Problem(*arguments[:FIELDS])
         stats, backend, tiles = arguments[FIELDS:]
         full = flat(problem, tiles)
-        row, col, soft = torch.ops.mi_kernels.dot_critic_stats(*full, stats, math.inf, backend)
+        if torch.compiler.is_compiling():
+            row, col, soft = torch.ops.mi_kernels.dot_critic_stats(*full, stats, math.inf, backend)
+        else:  # without the dispatcher, as for the losses
+            row, col, soft = dispatch.run_stats(full, stats, math.inf, backend)
         positive = _positive(full)
         ctx.save_for_backward(*problem.tensors, row, col, positive)
         ctx.settings = (problem.pairs, problem.positive_shift, stats, backend, tiles)
@@ -102,7 +105,10 @@ class Statistics(torch.autograd.Function):
         if g_pos is not None and full.x.dtype.itemsize == 2:
             rest = _rounded_off(full, known, positive)
             known = known._replace(g_pos=g_pos - rest)
-        found = torch.ops.mi_kernels.dot_critic_grad(*full, *known, needs, backend)
+        if torch.compiler.is_compiling():
+            found = torch.ops.mi_kernels.dot_critic_grad(*full, *known, needs, backend)
+        else:
+            found = dispatch.run_grad(full, known, needs, backend)
         if rest is not None:
             found = _with_positive_slopes(found, full, rest, needs)
         return *_narrowed(_shaped(found, problem, needs), problem), None, None, None

@@ -15,11 +15,26 @@ from types import ModuleType
 from models.data import formats
 from models.data.assemble import assemble
 from models.data.dataset import Dataset
-from models.data.sources import avdigits, avdigits_small, digits, mmmo, mosi, mustard, synthetic, utd_mhad
+from models.data.sources import (
+    avdigits,
+    avdigits_small,
+    digits,
+    mmmo,
+    mosi,
+    mustard,
+    synthetic,
+    synthetic_gaussian,
+    two_digit,
+    two_digit_small,
+    utd_mhad,
+)
 
 MODULES: dict[str, ModuleType] = {
     "digits": digits,
     "synthetic": synthetic,
+    "synthetic-gaussian": synthetic_gaussian,
+    "two-digit": two_digit,
+    "two-digit-small": two_digit_small,
     "utd-mhad": utd_mhad,
     "mosi": mosi,
     "mmmo": mmmo,

@@ -22,8 +22,11 @@ def generate(
     label_dims: tuple[int, int, int] = (10, 6, 6),
     view_dim: int = 100,
     labels: str = "linear",
+    mixing: str = "uniform",
 ) -> Dataset:
     """Latent and label dimensions are (shared, unique to the first, unique to the second).
+
+    ``mixing``: entries of the two mixing matrices, "uniform" in [0, 1) as published, or standard normal, "gaussian".
 
     ``labels``: "linear" (balanced, two classes) or "planar_flow" (20 classes, very unbalanced).
     Split 60/20/20 in order of drawing. Raises ValueError for label dimensions above the latent ones.
@@ -32,12 +35,15 @@ def generate(
         raise ValueError(f"label_dims {label_dims} must lie between 0 and latent_dims {latent_dims}")
     if samples < 10:
         raise ValueError(f"samples must be at least 10, got {samples}")
+    if mixing not in ("uniform", "gaussian"):
+        raise ValueError(f'mixing must be "uniform" or "gaussian", got {mixing!r}')
     rng = np.random.default_rng(seed)
+    draw = rng.random if mixing == "uniform" else rng.standard_normal
     shared, first, second = (rng.normal(0, np.sqrt(0.5), (samples, dim)) for dim in latent_dims)
     views = []
     for own in (first, second):
         latent = np.concatenate([shared, own], 1)
-        views.append(torch.tensor(latent @ rng.random((latent.shape[1], view_dim)), dtype=torch.float32))
+        views.append(torch.tensor(latent @ draw((latent.shape[1], view_dim)), dtype=torch.float32))
     used = np.concatenate([z[:, :n] for z, n in zip((shared, first, second), label_dims, strict=True)], 1)
     if labels == "linear":
         y, classes = (used.sum(1) >= 0).astype(np.int64), 2
@@ -59,6 +65,16 @@ def _planar_flow(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return ((z + np.tanh(z @ w + bias) @ u) @ h).argmax(1).astype(np.int64)
 
 
-def load(seed: int = 0) -> Dataset:
-    """4,000 rows with linear labels."""
-    return generate(seed=seed)
+LABEL_DIMS = {"all": (10, 6, 6), "unique": (0, 6, 6), "shared": (10, 0, 0)}
+
+
+def labelled_from(target: str, seed: int, mixing: str = "uniform") -> Dataset:
+    """4,000 rows whose linear label hangs on the latents of LABEL_DIMS. Raises ValueError for another target."""
+    if target and target not in LABEL_DIMS:
+        raise ValueError(f"target must be one of {', '.join(LABEL_DIMS)}, got {target!r}")
+    return generate(seed=seed, label_dims=LABEL_DIMS[target or "all"], mixing=mixing)
+
+
+def load(seed: int = 0, target: str = "") -> Dataset:
+    """4,000 rows; target "all" (default), "unique" or "shared": the latents that the linear label hangs on."""
+    return labelled_from(target, seed)

@@ -272,6 +272,22 @@ def test_sparsemax_of_equal_scores_and_of_one_that_wins(features: int, backend: 
     torch.testing.assert_close(won, v[:, :, 2:3].expand(-1, -1, 3, -1))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e15), (torch.float32, 3e4), (torch.float64, 1e30)])
+@pytest.mark.parametrize(("length", "features"), [(5, 4), (70, 9), (40, 64)])
+def test_sparsemax_of_scores_beyond_which_tau_is_rounded_off(length, features, dtype, size, backend: str) -> None:
+    gen = torch.Generator().manual_seed(features)
+    q, k, v, g = (torch.randn(1, 2, length, features, generator=gen, dtype=dtype) for _ in range(4))
+    q, k, v = (t.requires_grad_() for t in (q * size, k * size, v))
+    out = mk.cross_attention(q, k, v, normalizer="sparsemax", backend=backend)
+    winner = (q @ k.mT).argmax(-1)  # differences are larger than 1: one key takes all, and slopes of scores are 0
+    chosen = v.gather(2, winner[..., None].expand_as(q))
+    assert torch.equal(out, chosen)
+    found, (dv,) = torch.autograd.grad(out, (q, k, v), g), torch.autograd.grad(chosen, v, g)
+    assert (found[0] == 0).all() and (found[1] == 0).all()
+    torch.testing.assert_close(found[2], dv)
+
+
 def test_dropout_hash_equals_integers_in_python_and_drops_at_its_rate() -> None:
     rows = torch.tensor([0, 3, 11])
     for seed in (0, 7, -1, 2**62 + 12345):

@@ -29,6 +29,9 @@ CASES = (
     + [Case(pairs=(Pair(heads=1, Tq=20),), sparse=s, dtype=t)
        for s in BOTH for t in (torch.float64, torch.bfloat16, torch.float16)]
     + [Case(pairs=(Pair(heads=1, Tk=70),), sparse=s, spread=d) for s in BOTH for d in (0.01, 30.0)]
+    # Scores beyond which tau is lost in their rounding.
+    + [Case(pairs=(Pair(heads=1, Tk=70),), sparse=True, spread=d, dtype=t)
+       for d, t in ((1e9, torch.float32), (1e30, torch.float32), (1e60, torch.float64))]
 )  # fmt: skip
 
 

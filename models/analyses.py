@@ -1,0 +1,22 @@
+"""Analyses of single systems by name: ``python -m models analyse NAME --out DIR``. Adding one is one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from models.factorcl import analyses as factorcl
+
+# Each writes NAME.json and NAME.svg into the folder and returns a line or a table of what it found.
+ANALYSES: dict[str, Callable[[Path, bool], str]] = {
+    "factorcl-gaussian": factorcl.gaussian,
+    "factorcl-cmi": factorcl.conditional,
+}
+
+
+def analyse(name: str, out: Path, quick: bool = False) -> str:
+    """Raises ValueError that lists the analyses there are. ``quick``: few steps, to see that it runs."""
+    if name not in ANALYSES:
+        raise ValueError(f"the analysis must be one of {', '.join(ANALYSES)}; got {name!r}")
+    out.mkdir(parents=True, exist_ok=True)
+    return ANALYSES[name](out, quick)

@@ -1,0 +1,61 @@
+"""The critics of FactorCL's terms, and the estimates of many terms in one fused call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+import mi_kernels as mk
+from mi_kernels.critics import InnerProductCritic
+
+CRITICS = ("concat", "cosine", "dot")
+
+Pair = tuple[Tensor, Tensor]
+
+
+class ProjectedCritic(InnerProductCritic):
+    """f(x, y) = <W x, V y> / temperature, of unit vectors when ``normalize``: B x B scores cost 2 B^2 dim FLOPs.
+
+    x [*, B, x_dim], y [*, N, y_dim]. A concat critic costs 2 B^2 H^2 and fits few samples badly; this one cannot
+    express every density ratio. Cosines bound the estimates: InfoNCE's scores lie in [-1, 1] / temperature.
+    """
+
+    def __init__(self, x_dim: int, y_dim: int, dim: int, temperature: float, normalize: bool):
+        super().__init__()
+        self.x_projection, self.y_projection = nn.Linear(x_dim, dim), nn.Linear(y_dim, dim)
+        self.temperature, self.normalize = temperature, normalize
+
+    def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        a, b = self.x_projection(x), self.y_projection(y)
+        if self.normalize:
+            a, b = nn.functional.normalize(a, dim=-1), nn.functional.normalize(b, dim=-1)
+        return a, b, 1 / self.temperature
+
+
+def make_critic(
+    kind: str, widths: tuple[int, int], hidden: Sequence[int], activation: str, dim: int, temperature: float
+) -> mk.ConcatCritic | ProjectedCritic:
+    """A critic of CRITICS for inputs of ``widths``."""
+    if kind == "concat":
+        return mk.ConcatCritic(*widths, hidden_dims=tuple(hidden), activation=activation)
+    return ProjectedCritic(*widths, dim, temperature, kind == "cosine")
+
+
+def grouped_info_nce(bounds: Mapping[str, mk.InfoNCE | mk.NCECLUB], pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
+    """InfoNCE of every pair, in nats, by one pass over the scores of all projected critics of one temperature.
+
+    ``bounds[name].critic`` must be a ProjectedCritic, all with the same width, temperature and anchor.
+    """
+    if not pairs:
+        return {}
+    critics = [critic for name in pairs if isinstance(critic := bounds[name].critic, ProjectedCritic)]
+    features = [critic.features(*pair) for critic, pair in zip(critics, pairs.values(), strict=True)]
+    a, b = torch.stack([f[0] for f in features]), torch.stack([f[1] for f in features])  # [G, B, dim]
+    first = bounds[next(iter(pairs))]
+    log_sum = "row_lse" if first.anchor == "x" else "col_lse"
+    found = mk.DotCritic(critics[0].temperature).statistics(a, b, ("positive", log_sum))._asdict()
+    values = (found["positive"] - found[log_sum]).mean(-1) + math.log(a.shape[-2])
+    return dict(zip(pairs, values.unbind(), strict=True))

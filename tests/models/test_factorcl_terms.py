@@ -1,0 +1,137 @@
+"""FactorCL's choices per term: critics, clamped and weighted upper bounds, ablated objectives."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from models.batch import Target
+from models.data import Dataset, Modality
+from models.factorcl import MAXIMISED, MINIMISED, OBJECTIVES, FactorCLSSL, FactorCLSUP, Settings, build_sup
+from models.factorcl.critics import ProjectedCritic
+from tests.models.test_factorcl import SMALL, batch, inner_loss, small
+
+KINDS = [FactorCLSUP, FactorCLSSL]
+
+
+def with_(**changes):
+    return dataclasses.replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("critic", ["cosine", "dot"])
+@pytest.mark.parametrize("anchor", ["first", "second"])
+def test_inner_product_terms_equal_their_formulas_on_materialised_scores(kind, critic, anchor):
+    model, data = small(kind, with_(critic=critic, temperature=0.3, critic_dim=7, anchor=anchor)), batch()
+    terms = model.terms(data)
+    for name, (a, b) in model._pairs(tuple(terms), data).items():
+        projected = model.bounds[name].critic
+        u, v = projected.x_projection(a).double(), projected.y_projection(b).double()
+        if critic == "cosine":
+            u, v = u / u.norm(dim=1, keepdim=True), v / v.norm(dim=1, keepdim=True)
+        scores = u @ v.T / 0.3
+        if name in MAXIMISED:
+            want = (scores.diag() - scores.logsumexp(1 if anchor == "first" else 0)).mean() + math.log(len(scores))
+        else:
+            want = scores.diag().mean() - scores.mean()
+        torch.testing.assert_close(terms[name].double(), want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_terms_in_one_call_have_the_gradients_of_separate_calls(kind):
+    model, data = small(kind, with_(critic="cosine")), batch()
+    together = torch.autograd.grad(model.loss(data).total, list(model.parameters()), allow_unused=True)
+    pairs = model._pairs(model.config.terms, data)
+    apart = sum(
+        (1 if name in MINIMISED else -1) * model._estimate(name, *pair, data.target) for name, pair in pairs.items()
+    )
+    for found, want in zip(
+        together, torch.autograd.grad(apart, list(model.parameters()), allow_unused=True), strict=True
+    ):
+        torch.testing.assert_close(found, want, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_critics_are_chosen_per_term(kind):
+    model = small(kind, with_(critics={"infonce_x1x2": "cosine"}))
+    assert isinstance(model.bounds["infonce_x1x2"].critic, ProjectedCritic)
+    assert not any(isinstance(model.bounds[name].critic, ProjectedCritic) for name in MINIMISED)
+    model.loss(batch()).total.backward()
+    inner_loss(model, batch()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_an_upper_bound_below_the_floor_is_not_followed_and_reported_as_it_is():
+    model, data = small(FactorCLSUP), batch()
+    terms = model.loss(data).terms
+    below, above = sorted(MINIMISED, key=lambda name: terms[name].item())
+    floor = (terms[below] + terms[above]).item() / 2
+    clamped = small(FactorCLSUP, with_(club_floor=floor))
+    loss, found = clamped.loss(data)
+    assert found == terms
+    loss.backward()
+    heads = {name: clamped.heads1[name][0].weight.grad for name in MINIMISED}
+    assert heads[below].abs().sum() == 0 and heads[above].abs().sum() > 0
+    torch.testing.assert_close(loss.detach(), floor + terms[above] - sum(terms[name] for name in MAXIMISED))
+
+
+def test_the_weight_of_the_upper_bounds_scales_them_alone():
+    loss, terms = small(FactorCLSUP, with_(club_weight=0.1)).loss(batch())
+    want = 0.1 * sum(terms[name] for name in MINIMISED) - sum(terms[name] for name in MAXIMISED)
+    torch.testing.assert_close(loss.detach(), want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_an_ablation_has_the_terms_heads_and_parts_of_its_objective_alone(kind, objective):
+    model = small(kind, with_(objective=objective))
+    terms = model.loss(batch()).terms
+    assert set(terms) == set(OBJECTIVES[objective]) == set(model.heads1) | set(model.heads2)
+    phases = [phase.name for phase in model.phases()]
+    assert ("club" in phases) == any(name in MINIMISED for name in terms)
+    parts = model.representations(batch())
+    assert all(part.shape[1] for part in parts.values()) and {"encoder", "full"} <= set(parts)
+    assert ("S" in parts) == any(name in terms for name in ("infonce_x1x2", "club_x1x2_cond"))
+
+
+def test_settings_reach_the_model():
+    rows = torch.arange(8)
+    data = Dataset(
+        "d",
+        tuple(Modality(name, torch.randn(8, 3)) for name in "ab"),
+        rows % 2,
+        Target.classes(2),
+        torch.zeros(8, dtype=torch.int64),
+    )
+    chosen = {"critic": "cosine", "club_floor": 0.0, "club_weight": 0.5, "objective": "S", "critic_dim": 5}
+    model = build_sup(Settings(**chosen, representation="encoder", conditional_negatives="label"), data)
+    assert model.headline == "encoder"
+    assert {name: getattr(model.config, name) for name in chosen} == chosen
+    assert model.bounds["club_x1x2_cond"].condition == "group"
+    published = Settings(preset="public-code").architecture(3)
+    assert (published.critic, published.club_floor, published.club_weight) == ("concat", None, 1.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"critic": "mlp"},
+        {"critics": {"infonce": "dot"}},
+        {"critics": {"club_x1x2": "mlp"}},
+        {"temperature": 0.0},
+        {"club_weight": -1.0},
+        {"objective": "U3"},
+        {"critic_dim": 0},
+    ],
+)
+def test_unknown_choices_are_named(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        with_(**change)
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Settings(**change)
+
+
+def test_a_pair_that_shares_a_critic_has_one_kind():
+    with pytest.raises(ValueError, match="must agree"):
+        with_(club_critic="shared", critics={"club_x1x2": "dot"})
