@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +43,8 @@ class MDM(Model):
     complete rows than modalities, and at least 2, have no penalty. The permutations come from a generator of their own.
 
     A base is any model whose ``representations`` name a fused vector per row. One that also has ``features(inputs)``
-    and ``loss_of(features, batch)``, as every network with a head has, goes through one forward pass of n + m rows; others
-    pay two more, of n and of m rows. ``input: triple`` needs ``unimodal(features)``.
+    and ``loss_of(features, batch)``, as every network with a head has, goes through one forward pass of n + m rows;
+    others pay one more, of n + m rows. ``input: triple`` needs ``unimodal(features)``.
     """
 
     def __init__(self, base: Model, data: Dataset, config: Settings):
@@ -57,7 +57,7 @@ class MDM(Model):
         dims = self._dims(data)
         critic = JointCritic(sum(dims), config.hidden)
         with torch.no_grad():
-            critic.mlp.layers[-1].weight.mul_(0.1)
+            cast(torch.nn.Linear, critic.mlp.layers[-1]).weight.mul_(0.1)
         self.measure = TotalCorrelation(critic, config.measure, penalty=config.penalty)
         self.codes: tuple[Tensor, Codes] | None = None
 
@@ -193,7 +193,7 @@ class MDM(Model):
         if self.config.input == "triple":
             if not hasattr(self.base, "unimodal"):
                 raise ValueError("input must be fused: the base has no unimodal parts to make a triple of")
-            parts = self.base.unimodal(fused)
+            parts = self.base.unimodal(fused)  # type: ignore[operator]
         bound = self.config.bound
         if bound == "norm" or (bound == "auto" and self.config.measure == "wasserstein"):
             parts = [F.layer_norm(part, part.shape[1:]) for part in parts]
