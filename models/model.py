@@ -33,6 +33,14 @@ class OptimizerConfig:
     weight_decay: float | None = None
 
 
+@dataclass(frozen=True)
+class Nested:
+    """Another registered model as a setting: ``base: mfn`` or ``base: {name: mfn, memory: 32}`` in YAML."""
+
+    name: str
+    settings: Any
+
+
 class Phase(NamedTuple):
     """One kind of step of the alternating optimisation.
 
@@ -61,11 +69,13 @@ class Model(nn.Module):
     views: augmented versions of the inputs that ``loss`` wants in ``batch.views``.
     headline: the representation that stands for the model in a table when it has no head.
     shown: representations that figures draw; empty for all of them.
+    progress: share of the training's batches that are behind, 0 to 1; the trainer says it before every batch.
     """
 
     views: int = 0
     headline: str = "encoder"
     shown: tuple[str, ...] = ()
+    progress: float = 1.0
 
     def phases(self) -> list[Phase]:
         raise NotImplementedError

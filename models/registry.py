@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning import seed_everything
 
-from models import factorcl, mfm, mird
+from models import factorcl, mdm, mfm, mird
 from models.baselines import contrastive, fusion, misa, mmim
 from models.data.dataset import Dataset
 from models.data.formats.checks import suggestion
@@ -20,6 +20,15 @@ class Entry(NamedTuple):
     settings: type
     build: Callable[[Any, Dataset], Model]
     summary: str
+
+
+def around(wrap: Callable[[Any, Dataset, Model], Model]) -> Callable[[Any, Dataset], Model]:
+    """The build of a model that wraps the registered one which its setting ``base`` names; the base is built first."""
+
+    def build_both(config: Any, data: Dataset) -> Model:
+        return wrap(config, data, entry(config.base.name).build(config.base.settings, data))
+
+    return build_both
 
 
 MODELS: dict[str, Entry] = {
@@ -35,6 +44,9 @@ MODELS: dict[str, Entry] = {
     "mfn": Entry(fusion.MFNSettings, fusion.build_mfn, "Memory Fusion Network on aligned modalities"),
     "mfm": Entry(mfm.Settings, mfm.build, "MFM, factorized generative and discriminative; surrogates for missing ones"),
     "mult": Entry(fusion.MulTSettings, fusion.build_mult, "cross-modal transformers on unaligned modalities"),
+    "mdm": Entry(
+        mdm.Settings, around(mdm.build), "a fused model with a penalty that raises its modalities' dependence"
+    ),
     "misa": Entry(misa.MISASettings, misa.build_misa, "MISA: shared and private vectors per modality"),
     "mmim": Entry(mmim.MMIMSettings, mmim.build_mmim, "MMIM: information between modalities and with their fusion"),
     "mird": Entry(mird.Settings, mird.build, "MIRD: one agnostic code, specific codes, CLUB between them"),

@@ -21,6 +21,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from models.data import DataConfig
+from models.model import Nested
 from models.registry import entry
 from models.training.config import TrainingConfig
 
@@ -54,7 +55,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         parts = {"model": self.model, "data": self.data, "training": self.training}
-        plain = {name: _plain(dataclasses.asdict(part)) for name, part in parts.items()}
+        plain = {name: _plain(part) for name, part in parts.items()}
         plain["model"] = {"name": self.name} | plain["model"]
         return plain
 
@@ -195,6 +196,8 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _of_union(arguments, value, name)
+    if hint is Nested:
+        return _nested({"name": value} if isinstance(value, str) else value, name)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} must hold settings as KEY: VALUE, got {value!r}")
@@ -218,6 +221,15 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
+def _nested(value: Any, name: str) -> Nested:
+    if isinstance(value, Nested):
+        return value
+    if not isinstance(value, Mapping) or "name" not in value:
+        raise ValueError(f"{name} must be a model's name or its settings with a name, got {value!r}")
+    rest = {key: item for key, item in value.items() if key != "name"}
+    return Nested(value["name"], _build(entry(value["name"]).settings, rest, name + "."))
+
+
 def _of_union(kinds: Sequence[Any], value: Any, name: str) -> Any:
     if value is None and type(None) in kinds:
         return None
@@ -232,6 +244,10 @@ def _of_union(kinds: Sequence[Any], value: Any, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Nested):
+        return {"name": value.name} | _plain(value.settings)
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

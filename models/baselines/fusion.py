@@ -153,6 +153,10 @@ class _Late(nn.Module):
         votes = torch.stack([head(part) for head, part in zip(self.heads, parts, strict=True)], 1)  # [B, M, K]
         return (votes * here[..., None]).sum(1) / here.sum(1, keepdim=True).clamp(min=1)
 
+    def unimodal(self, h: Tensor) -> list[Tensor]:
+        """The encoders' outputs."""
+        return list(h[:, : len(self.heads) * self.width].split(self.width, 1))
+
 
 class _LMF(nn.Module):
     def __init__(self, data: Dataset, config: LMFSettings, out: int):

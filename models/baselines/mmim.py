@@ -105,7 +105,8 @@ class MMIM(Model):
         fused = self.fusion(torch.cat(codes, 1))
         keys = torch.stack([net(fused) for net in self.predictors])
         contrast = mk.info_nce(torch.stack(codes), keys, temperature=1.0, reduction="none").mean(-1).sum()
-        bound = self.q(*self.sides(codes)).sum()
+        # The entropy of fewer rows than a code has features is that of a flat Gaussian: such a batch has no bound.
+        bound = self.q(*self.sides(codes)).sum() if batch.size > self.config.dim else fused.new_zeros(())
         terms = {self.scale.name: self.scale.loss(self.head(fused), batch.target), "contrast": contrast, "bound": bound}
         return Loss.of(terms, {"contrast": self.config.contrast, "bound": -self.config.bound})
 

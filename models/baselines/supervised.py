@@ -69,12 +69,23 @@ class Supervised(Model):
     def outputs(self, batch: Batch) -> Tensor:
         return cast(Network, self.net).head(self.features(batch.inputs))
 
+    def unimodal(self, fused: Tensor) -> list[Tensor]:
+        """Every modality's own part of ``features``, of networks whose fusion keeps one."""
+        parts = getattr(self.net, "unimodal", None)
+        if parts is None:
+            raise ValueError(f"the fused representation of {type(self.net).__name__} holds no part per modality")
+        return parts(fused)
+
     def predict(self, batch: Batch) -> Tensor:
         found = self.outputs(batch)
         return found if self.target.is_classes else found * self.scale + self.centre
 
     def loss(self, batch: Batch) -> Loss:
-        found = self.outputs(batch)
+        return self.loss_of(self.features(batch.inputs), batch)
+
+    def loss_of(self, fused: Tensor, batch: Batch) -> Loss:
+        """The loss of what ``features`` gave for the batch's rows."""
+        found = cast(Network, self.net).head(fused)
         if batch.target is None:
             raise ValueError("the batch has no labels")
         if self.target.is_classes:

@@ -143,3 +143,8 @@ class MFN(nn.Module):
 
     def head(self, z: Tensor) -> Tensor:
         return self.out(z)
+
+    def unimodal(self, z: Tensor) -> list[Tensor]:
+        """The last states h of the modalities' own LSTMs, [B, hidden_m] each."""
+        hidden = self.features.config.hidden
+        return list(z[:, : sum(hidden)].split(list(hidden), 1))

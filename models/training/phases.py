@@ -100,6 +100,7 @@ class Training(LightningModule):
         generator = self.generator(int(self.batches_seen))
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # for dropout
         batch = self.prepared(batch, generator)
+        self.model.progress = min(1.0, int(self.batches_seen) / self.total_steps) if self.total_steps else 1.0
         logged: dict[str, Tensor] = {}
         for index, (phase, optimizer) in enumerate(zip(self.phases, optimizers, strict=True)):
             self._schedule(optimizer, phase)
