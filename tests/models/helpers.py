@@ -21,6 +21,7 @@ SMALL = {
     "lmf": {"encoder": ENCODER, "fused": 8},
     "mfn": {"hidden": 8, "memory": 8, "networks": 8, "align": 4},
     "mfm": {"code": 6, "joint_code": 6, "hidden": 8, "memory": 8, "networks": 8, "align": 4},
+    "mdm": {"base": {"name": "mfn", "hidden": 8, "memory": 8, "networks": 8, "align": 4}},
     "misa": {"hidden": 4, "dim": 8},
     "mmim": {"hidden": 4, "dim": 4, "fused": 8},
     "mird": {

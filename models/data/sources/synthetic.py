@@ -55,7 +55,8 @@ def generate(
     split[: int(0.8 * samples)] = 1
     split[: int(0.6 * samples)] = 0
     modalities = tuple(Modality(name, view) for name, view in zip(("x1", "x2"), views, strict=True))
-    return Dataset("synthetic", modalities, torch.from_numpy(y), Target.classes(classes), split)
+    name = "synthetic" if mixing == "uniform" else "synthetic-gaussian"
+    return Dataset(name, modalities, torch.from_numpy(y), Target.classes(classes), split)
 
 
 def _planar_flow(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
