@@ -56,16 +56,14 @@ def run_grad(problem: Problem, slopes: Slopes, needs: int, backend: str) -> tupl
 def positive_scores(problem: Problem) -> Tensor:
     """S[i, (i + shift) mod N], [G, B], differentiable, O(B D)."""
     x, y, dtype = problem.x, problem.y, accumulate_dtype(problem.x.dtype)
-    if problem.positive_shift == 0 and x.shape[1] == y.shape[1]:  # small batches are bound by launches: no gathering
-        s = (x.to(dtype) * y.to(dtype)).sum(-1) * problem.scale.to(dtype)[:, None]
-        for bias in (problem.row_bias, problem.col_bias):
-            s = s if bias is None else s + bias.to(dtype)
-        return s
-    j = positives(0, x.shape[1], y.shape[1], problem.positive_shift, x.device)
-    s = (x.to(dtype) * y.to(dtype)[:, j]).sum(-1) * problem.scale.to(dtype)[:, None]
-    if problem.row_bias is not None:
-        s = s + problem.row_bias.to(dtype)
-    return s if problem.col_bias is None else s + problem.col_bias.to(dtype)[:, j]
+    y, col_bias = y.to(dtype), problem.col_bias
+    if problem.positive_shift != 0 or x.shape[1] != y.shape[1]:  # on the diagonal a gather would be a wasted launch
+        j = positives(0, x.shape[1], y.shape[1], problem.positive_shift, x.device)
+        y, col_bias = y[:, j], None if col_bias is None else col_bias[:, j]
+    s = (x.to(dtype) * y).sum(-1) * problem.scale.to(dtype)[:, None]
+    for bias in (problem.row_bias, col_bias):
+        s = s if bias is None else s + bias.to(dtype)
+    return s
 
 
 def compose_loss(stats: tuple[Tensor, Tensor, Tensor], positive: Tensor | None, weights: Weights) -> Tensor:
