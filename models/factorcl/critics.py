@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import mi_kernels as mk
 from mi_kernels.critics import InnerProductCritic
+from mi_kernels.ops.common.rows import unit_rows
 
 CRITICS = ("concat", "cosine", "dot")
 
@@ -31,7 +32,7 @@ class ProjectedCritic(InnerProductCritic):
     def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         a, b = self.x_projection(x), self.y_projection(y)
         if self.normalize:
-            a, b = nn.functional.normalize(a, dim=-1), nn.functional.normalize(b, dim=-1)
+            a, b = unit_rows(a), unit_rows(b)
         return a, b, 1 / self.temperature
 
 

@@ -135,3 +135,13 @@ def test_unknown_choices_are_named(change):
 def test_a_pair_that_shares_a_critic_has_one_kind():
     with pytest.raises(ValueError, match="must agree"):
         with_(club_critic="shared", critics={"club_x1x2": "dot"})
+
+
+def test_a_zero_row_of_16_bits_has_finite_cosines_and_gradients():
+    critic = ProjectedCritic(4, 4, 3, 0.1, normalize=True).half()
+    torch.nn.init.zeros_(critic.x_projection.bias)
+    x, y = torch.randn(2, 5, 4).half().unbind()
+    x[0] = 0
+    a, b, _ = critic.features(x, y)
+    (a @ b.mT).sum().backward()
+    assert a.isfinite().all() and all(p.grad.isfinite().all() for p in critic.parameters())
