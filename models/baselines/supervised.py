@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.batch import Batch, Inputs, Target
 from models.data.dataset import Dataset
-from models.layers.prediction import target_statistics
+from models.layers.prediction import prediction_loss, target_statistics
 from models.layers.sequence import check_choice
 from models.model import Loss, Model, Phase
 
@@ -85,14 +85,15 @@ class Supervised(Model):
 
     def loss_of(self, fused: Tensor, batch: Batch) -> Loss:
         """The loss of what ``features`` gave for the batch's rows."""
-        found = cast(Network, self.net).head(fused)
+        name, value = self.label_loss(cast(Network, self.net).head(fused), batch)
+        return Loss.of({name: value})
+
+    def label_loss(self, outputs: Tensor, batch: Batch) -> tuple[str, Tensor]:
+        """The loss of the head's outputs for the batch's rows, and the name of its term."""
         if batch.target is None:
             raise ValueError("the batch has no labels")
-        if self.target.is_classes:
-            return Loss.of({"cross_entropy": nn.functional.cross_entropy(found, batch.target)})
-        wanted = (batch.target.reshape(len(found), -1).to(found) - self.centre) / self.scale
-        function = nn.functional.l1_loss if self.kind == "l1" else nn.functional.mse_loss
-        return Loss.of({self.kind: function(found, wanted)})
+        name = "cross_entropy" if self.target.is_classes else self.kind
+        return name, prediction_loss(name, outputs, batch.target, self.centre, self.scale)
 
     def phases(self) -> list[Phase]:
         return [Phase("main", list(self.parameters()), self.loss, usable=Batch.with_labels)]

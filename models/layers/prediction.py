@@ -30,15 +30,20 @@ class Scale(nn.Module):
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of outputs [B, K] against labels [B] or [B, K]."""
-        if self.target.is_classes:
-            return nn.functional.cross_entropy(outputs, labels)
-        wanted = (labels.reshape(len(outputs), -1).to(outputs) - self.centre) / self.scale
-        function = nn.functional.l1_loss if self.name == "l1" else nn.functional.mse_loss
-        return function(outputs, wanted)
+        return prediction_loss(self.name, outputs, labels, self.centre, self.scale)
 
     def predicted(self, outputs: Tensor) -> Tensor:
         """Outputs as scores of classes, or in the target's units."""
         return outputs if self.target.is_classes else outputs * self.scale + self.centre
+
+
+def prediction_loss(name: str, outputs: Tensor, labels: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+    """The mean "cross_entropy" (nats) of outputs [B, K] and classes [B]; "l1" or "mse" against standardised labels."""
+    if name == "cross_entropy":
+        return nn.functional.cross_entropy(outputs, labels)
+    wanted = (labels.reshape(len(outputs), -1).to(outputs) - centre) / scale
+    function = nn.functional.l1_loss if name == "l1" else nn.functional.mse_loss
+    return function(outputs, wanted)
 
 
 def target_statistics(data: Dataset) -> tuple[Tensor, Tensor]:

@@ -199,15 +199,6 @@ class MFM(Supervised):
         """ "F_y" and "F_" with each modality's name ("F_shared" in M_E)."""
         return {f"F_{name}": f for name, f in self.net.factors(self.codes(batch.inputs)).items()}
 
-    def label_loss(self, outputs: Tensor, batch: Batch) -> tuple[str, Tensor]:
-        if batch.target is None:
-            raise ValueError("the batch has no labels")
-        if self.target.is_classes:
-            return "cross_entropy", nn.functional.cross_entropy(outputs, batch.target)
-        wanted = (batch.target.reshape(len(outputs), -1).to(outputs) - self.centre) / self.scale
-        function = nn.functional.l1_loss if self.kind == "l1" else nn.functional.mse_loss
-        return self.kind, function(outputs, wanted)
-
     def loss(self, batch: Batch) -> Loss:
         sequences = self.inlet(batch.inputs)
         codes = self.net.codes(sequences)

@@ -69,7 +69,7 @@ class MIRD(Model):
         inside = width
         if self.specific_codes:
             inside = config.dim * (1 + len(data.names))
-            self._build_specific(data, config, dims, text)
+            self._build_specific(data, config, dims)
         hidden = config.dim
         self.head = nn.Sequential(
             nn.Linear(inside, hidden), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(hidden, outputs_of(data.target))
@@ -77,7 +77,7 @@ class MIRD(Model):
         if config.has("mi"):
             self._build_pairs(config)
 
-    def _build_specific(self, data: Dataset, config: Settings, dims: dict[str, int], text: object) -> None:
+    def _build_specific(self, data: Dataset, config: Settings, dims: dict[str, int]) -> None:
         encoders, decoders = {}, {}
         for modality in data.modalities:
             dim = dims.get(modality.name, 0)
