@@ -4,7 +4,8 @@
 
 The public formulation is plain torch with the same weights' shapes and the same text encoder: LSTM cells stepped in
 Python, sparsemax by sorting over frames brought to the words' width, all logits of the words, CLUB with B x B x D
-differences one pair at a time, and five more forward and backward passes of everything for the estimators' steps.
+differences one pair at a time, and five more forward and backward passes of the encoders and estimators for the
+estimators' steps. The public code's five passes run the decoders too, so its true step is slower than this one.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
 
 All arms of MIRD see the same batches and differ in what they do with them: "prediction" trains z_S and the head on
 the labelled rows, "labelled" adds specific codes, decoders and CLUB on them, "unlabelled" lets the other rows enter
-these terms. The weights are those of the last epoch; settings were chosen on the validation rows of one seed, and test
-rows are scored once. Resumes: a run whose folder holds its score is kept.
+these terms. The weights are those of the last epoch. MIRD's settings were chosen by hand on seed 0 with its test
+accuracy in sight: seed 0 is no independent evidence, and the settings are to be chosen anew on validation rows before
+the table says more than how the arms compare at these settings. Resumes: a run whose folder holds its score is kept.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def main() -> None:
     rows = summary(runs)
     for row in rows:
         print(f"{row['labels']:4.0%}  {row['arm']:26} {row['mean']:.3f} ± {row['deviation']:.3f}", row.get("p", ""))
-    what = "test accuracy of the head on utd-mhad by share of training labels; every choice on the validation rows"
+    what = "test accuracy of the head on utd-mhad by share of training labels; set with seed 0's test rows in sight"
     settings = {arm: config_of(arm, 1.0, 0).flat() for arm in ARMS}
     write_json(given.json, {"what": what, "machine": machine, "settings": settings, "summary": rows, "runs": runs})
 
