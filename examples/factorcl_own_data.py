@@ -3,8 +3,8 @@
     python examples/factorcl_own_data.py --out runs/own
 
 Run it from a checkout: models/ is not part of the installed package. The arrays here are made up: two modalities share
-one bit, each has a bit of its own, and the label is all three, eight classes. The bits are signs of products, so that no
-linear model of the inputs finds them.
+one bit, each has a bit of its own, and the label is all three, eight classes. The bits are signs of products, so that
+no linear model of the inputs finds them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where models/ lies
 
 from models.evaluation.runs import evaluate_run
+from models.evaluation.summary import summarise, table
 from models.settings import parse_changes, starting_point
 from models.training.fit import fit, load_data
 
@@ -65,9 +66,8 @@ def main() -> None:
     )
     folder = options.out / "fit"
     fit(config, load_data(config), folder, overwrite=True, progress=False)
-    result = evaluate_run(folder)
-    for name, found in (result["references"] | result["scores"]).items():
-        print(f"{name:24s} test {result['metric']} {found['test'][result['metric']]:.3f}")
+    # Test accuracy of linear probes beside a constant, a linear model of the inputs and the untrained encoders.
+    print(table(summarise([evaluate_run(folder)])))
     print(f"the run is {folder}; its report: python -m models report --out {folder}")
 
 

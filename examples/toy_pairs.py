@@ -1,4 +1,4 @@
-"""What the three CLIP examples share: pairs of toy images and texts, two encoders, and how well they find each other."""
+"""What the three CLIP examples share: pairs of toy images and texts, two encoders, and a retrieval score."""
 
 from __future__ import annotations
 
