@@ -267,9 +267,9 @@ def staircase() -> list[str]:
     return [
         *paragraph(
             "Gaussians of 20 dimensions whose mutual information rises to 10 nats; a separable critic, fresh batches",
-            f"of 64, {steps} steps a level. Bias and standard deviation (sd) in nats, of the values of single batches in",
-            "the last half of a level. The cost is that of a training step with all values that share its critic, in",
-            f"milliseconds: the critic's networks are most of it, the bound is not. {setting(result)}.",
+            f"of 64, {steps} steps a level. Bias and standard deviation (sd) in nats, of the values of single batches",
+            "in the last half of a level. The cost is that of a training step with all values that share its critic,",
+            f"in milliseconds: the critic's networks are most of it, the bound is not. {setting(result)}.",
         ),
         *table(" | ".join([*header, "ms a step"]), lines),
     ]
