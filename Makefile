@@ -62,7 +62,7 @@ bench: $(PACKAGE_STAMP)
 
 docs: $(PACKAGE_STAMP)
 	$(call step,the site,$(SITE))
-	@echo "make docs: done, the site is build/site/index.html"
+	@echo "make docs: done: open build/site/index.html; its search wants a server, python -m http.server -d build/site"
 
 gpu: $(PACKAGE_STAMP)
 	$(call step,everything that a GPU has to say (the figures go to runs/gpu),$(PY) -m bench.gpu --out runs/gpu)

@@ -16,7 +16,7 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(\]\()(\.\./[^)#\s]+)")
 
 
