@@ -36,7 +36,8 @@ from .plain import train
 
 RESULTS = Path(__file__).parent / "results"
 UNIQUE = {"data.target": "unique"}
-SMALL = {"model.encoder.hidden": 256, "model.encoder.out_dim": 64, "model.encoder.layers": 1, "model.critic_hidden": 128}
+SIZES = {"hidden": 256, "out_dim": 64, "layers": 1}
+SMALL = {f"model.encoder.{name}": size for name, size in SIZES.items()} | {"model.critic_hidden": 128}
 VECTORS = SMALL | {"training.batch_size": 64, "training.lr": 5e-4, "training.epochs": 11}  # 407 steps of 2,400 rows
 DATA: dict[str, dict[str, Any]] = {
     "synthetic": UNIQUE | VECTORS,

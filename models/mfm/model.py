@@ -21,6 +21,7 @@ from models.data.dataset import Dataset
 from models.layers.decoders import decoded_states, sequence_errors
 from models.layers.inlet import Inlet
 from models.layers.mfn import MemoryFusion, MFNConfig
+from models.layers.named import Named
 from models.layers.sequence import LSTMDecoder, LSTMEncoder
 from models.mfm.config import VARIANTS, Settings
 from models.model import Loss, Model, Phase
@@ -40,7 +41,7 @@ class JointEncoder(nn.Module):
         super().__init__()
         sizes = {name: settings.networks for name in ("attention", "proposal", "retain", "update")}
         rates = {f"{name}_dropout": settings.network_dropout for name in sizes}
-        config = MFNConfig((settings.hidden,) * len(dims), settings.memory, **sizes, **rates)  # type: ignore[arg-type]
+        config = MFNConfig(settings.widths("hidden", len(dims)), settings.memory, **sizes, **rates)  # type: ignore[arg-type]
         self.fusion = MemoryFusion(dims, config)
         self.out = nn.Linear(self.fusion.out_dim, settings.joint_code)
 
@@ -76,37 +77,40 @@ class MFMNet(nn.Module):
         self.parts = parts = VARIANTS[settings.variant]
         private = {"each": self.names, "shared": (SHARED,), "none": ()}[parts.private]
         blocks = (*((JOINT,) if parts.joint else ()), *private)
-        code = {name: settings.joint_code if name == JOINT else settings.code for name in blocks}
-        factor = {name: settings.joint_factor if name == JOINT else settings.factor for name in blocks}
-        self.encoders = nn.ModuleDict({name: self._encoder(name) for name in blocks})
-        self.spreads = nn.ModuleDict()
+        code = self._sizes("code", private) | {JOINT: settings.joint_code}
+        factor = self._sizes("factor", private) | ({JOINT: settings.joint_factor} if parts.joint else {})
+        self.encoders = Named({name: self._encoder(name, code[name]) for name in blocks})
+        self.spreads = Named()
         if settings.regulariser == "kl" and parts.generative:
             self.spreads.update({name: nn.Linear(code[name], code[name]) for name in blocks})
-        self.maps = nn.ModuleDict({n: factor_map(code[n], factor[n], settings.dropout) for n in blocks})
+        self.maps = Named({n: factor_map(code[n], factor[n], settings.dropout) for n in blocks})
         width = factor[JOINT] if parts.joint else sum(factor.values())
         hidden = (nn.Linear(width, width), nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(width, outputs))
         self.out = nn.Sequential(*hidden)
-        self.decoders = nn.ModuleDict()
+        self.decoders = Named()
         if parts.generative:
             widths = {name: sum(factor[b] for b in self.sources(name)) for name in names}
             self.decoders.update({n: LSTMDecoder(widths[n], d) for n, d in zip(names, dims, strict=True)})
-        self.surrogate_codes, self.surrogate_joint = nn.ModuleDict(), nn.ModuleDict()
+        self.surrogate_codes, self.surrogate_joint = Named(), Named()
         if settings.surrogate:
             for name in names:
                 others = [d for n, d in zip(names, dims, strict=True) if n != name]
                 if not others:
                     raise ValueError("surrogate needs two modalities or more")
-                self.surrogate_codes[name] = TogetherEncoder(others, settings.code)
+                self.surrogate_codes[name] = TogetherEncoder(others, code[name])
                 self.surrogate_joint[name] = TogetherEncoder(others, settings.joint_code)
 
-    def _encoder(self, name: str) -> nn.Module:
+    def _sizes(self, name: str, blocks: Sequence[str]) -> dict[str, int]:
+        return dict(zip(blocks, self.settings.widths(name, len(blocks)), strict=True)) if blocks else {}
+
+    def _encoder(self, name: str, code: int) -> nn.Module:
         settings = self.settings
         if name == JOINT:
             together = settings.encoder == "lstm"
             kind = TogetherEncoder(self.dims, settings.joint_code) if together else JointEncoder(self.dims, settings)
             return kind
         dims = self.dims if name == SHARED else (self.dims[self.names.index(name)],)
-        return TogetherEncoder(dims, settings.code)
+        return TogetherEncoder(dims, code)
 
     def sources(self, name: str) -> list[str]:
         """The factors that a modality is decoded from."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import mi_kernels as mk
+from bench import mfm as step_by_step
 from models.batch import Inputs, Target
 from models.data import Dataset, Modality
 from models.data.corruption import CorruptionConfig
@@ -51,6 +52,25 @@ def test_private_factors_reach_their_own_modality_alone():
         assert not reached(outputs, codes[second])
         assert reached(decoded[first], factors["y"])
     assert reached(outputs, codes["y"])
+
+
+@pytest.mark.parametrize("changes", [{}, {"code": (6, 6, 4), "hidden": 5}])
+def test_a_step_equals_the_step_by_step_formulation(changes):
+    small = {"code": (6, 4, 8), "joint_code": 6, "factor": (9, 4, 4), "joint_factor": 5, "hidden": (7, 6, 5)}
+    found = step_by_step.gaps(*step_by_step.problem(5, Settings(**small | {"networks": 8} | changes), steps=6))
+    assert max(found.values()) < 1e-5, found
+
+
+def test_modalities_have_widths_of_their_own():
+    model = net(code=(2, 3, 4), factor=(5, 6, 7), hidden=(8, 9, 10), surrogate=True)
+    codes = model.codes(sequences())
+    assert {n: z.shape[1] for n, z in codes.items()} == {"y": 5, "l": 2, "a": 3, "v": 4}
+    assert {n: f.shape[1] for n, f in model.factors(codes).items()} == {"y": 24, "l": 5, "a": 6, "v": 7}
+    assert [model.surrogates(sequences(), n)[0].shape[1] for n in NAMES] == [2, 3, 4]
+    assert model.encoders["y"].fusion.config.hidden == (8, 9, 10)
+    assert {n: tuple(x.shape) for n, x in model.decode(model.factors(codes), 4).items()} == {
+        n: (3, 4, d) for n, d in zip(NAMES, DIMS, strict=True)
+    }
 
 
 def test_surrogate_codes_do_not_depend_on_what_is_missing():
@@ -138,6 +158,10 @@ def test_settings_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             Settings(**wrong)
+    with pytest.raises(ValueError, match="code must be at least 1, got 0"):
+        Settings(code=(3, 0))
+    with pytest.raises(ValueError, match=r"hidden must be one width or one for each of 3 modalities, got \[4, 5\]"):
+        net(hidden=(4, 5))
     with pytest.raises(ValueError, match="variant must be full"):
         information_ratios(net(variant="M_D"), {}, 4)
 
