@@ -35,7 +35,10 @@ class Settings(SupervisedSettings):
     """What a YAML file says under ``model``.
 
     variant: "full", or one of the paper's ablations "M_A" to "M_E".
-    encoder: of all modalities together, "mfn" (paper) or "lstm" on the modalities side by side.
+    encoder: of all modalities together, "mfn" (paper) or "lstm" on the modalities side by side, both aligned; or
+        "separate", an encoder of width ``hidden`` for each, which leaves every modality its own steps.
+    pictures: a modality of pictures is a sequence of one step ("sequence"), or is read and drawn by convolutions
+        ("convolution", with encoder "separate").
     code, joint_code: widths of Z_m and Z_y. factor, joint_factor: of F_m and F_y. hidden: of MFN's LSTMs; memory,
         networks: of MFN. code, factor and hidden are one number for all modalities or one for each, in their order.
     dropout: in the maps from codes to factors and in the head; network_dropout in MFN's networks.
@@ -52,6 +55,7 @@ class Settings(SupervisedSettings):
 
     variant: str = "full"
     encoder: str = "mfn"
+    pictures: str = "sequence"
     code: int | tuple[int, ...] = 32
     joint_code: int = 32
     factor: int | tuple[int, ...] = 32
@@ -75,7 +79,10 @@ class Settings(SupervisedSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("variant", self.variant, tuple(VARIANTS))
-        check_choice("encoder", self.encoder, ("mfn", "lstm"))
+        check_choice("encoder", self.encoder, ("mfn", "lstm", "separate"))
+        check_choice("pictures", self.pictures, ("sequence", "convolution"))
+        if self.pictures == "convolution" and self.encoder != "separate":
+            raise ValueError(f"pictures by convolution need encoder separate, got {self.encoder!r}")
         check_choice("regulariser", self.regulariser, ("mmd", "kl"))
         check_choice("prior", self.prior, ("sampled", "analytic"))
         for name in ("joint_code", "joint_factor", "memory", "networks", "stride", "align"):

@@ -214,3 +214,42 @@ def test_surrogates_predict_with_either_modality_missing():
     found = evaluate(model, data, only=("head",))
     for name in data.names:
         assert damaged(model, data, found, CorruptionConfig(drop={name: 1.0}))["head"]["accuracy"] > 0.95
+
+
+def pictures_and_sounds(rows=60):
+    """Pictures of 5 x 7 and ragged sequences that show one of two classes."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(2, (rows,), generator=generator)
+    pictures = 0.8 * y[:, None] * torch.ones(rows, 35) + 0.1 * torch.rand(rows, 35, generator=generator)
+    lengths = torch.randint(1, 9, (rows,), generator=generator)
+    sounds = torch.randn(int(lengths.sum()), 3, generator=generator) + 2 * y.repeat_interleave(lengths)[:, None]
+    ends = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    modalities = (Modality("image", pictures, shape=(5, 7)), Modality("audio", sounds, ends))
+    return Dataset("pairs", modalities, y, Target.classes(2), torch.tensor([0, 0, 0, 1, 2]).repeat(rows // 5))
+
+
+def test_pictures_are_read_and_drawn_by_convolutions_beside_sequences_of_their_own_length():
+    data = pictures_and_sounds()
+    model = trained(data, 60, encoder="separate", pictures="convolution", surrogate=True, code=4, joint_code=4)
+    batch = data.batch(data.rows("test"))
+    x = model.inlet(batch.inputs)
+    steps = {"image": 1, "audio": x[1].values.shape[1]}
+    found = model.net.decode(model.net.factors(model.codes(batch.inputs)), steps)
+    assert found["image"].shape == (12, 1, 35) and found["audio"].shape == (12, steps["audio"], 3)
+    assert ((found["image"] > 0) & (found["image"] < 1)).all()
+    assert (found["image"][:, 0] - batch.inputs["image"].values).square().mean() < 0.05
+    scores = evaluate(model, data, only=("head",))
+    assert scores.scores["head"]["test"]["accuracy"] > 0.9
+    for name in data.names:
+        assert damaged(model, data, scores, CorruptionConfig(drop={name: 1.0}))["head"]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS])
+def test_every_ablation_has_a_convolutional_form(variant):
+    data = pictures_and_sounds(20)
+    settings = Settings(variant=variant, encoder="separate", pictures="convolution", code=3, joint_code=3, hidden=4)
+    model = build("mfm", settings, data, 0)
+    model.loss(data.batch(torch.arange(20))).total.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    with pytest.raises(ValueError, match="need encoder separate"):
+        Settings(pictures="convolution")
