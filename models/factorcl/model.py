@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 import mi_kernels as mk
 from models.batch import Batch, Inputs
-from models.data.dataset import Dataset
-from models.factorcl.config import MAXIMISED, MINIMISED, SAME_PAIR, FactorCLConfig, Settings
+from models.factorcl.config import MAXIMISED, MINIMISED, SAME_PAIR, FactorCLConfig
 from models.factorcl.critics import ProjectedCritic, grouped_concat, grouped_info_nce, make_critic
-from models.layers.encoders import make_encoder, mlp
-from models.model import Loss, Model, OptimizerConfig, Phase, needs_classes, needs_modalities
+from models.layers.encoders import mlp
+from models.model import Loss, Model, OptimizerConfig, Phase
 
 TERMS_OF_U = ("club_x1x2", "infonce_x1x2_cond")
 SHARED_PARTS = ("infonce_x1x2", "club_x1x2_cond")
@@ -324,30 +323,3 @@ def together(first: Inputs, second: Inputs) -> Inputs:
 def _two(batch: Batch) -> tuple[Inputs, Inputs]:
     x1, x2 = batch.inputs.values()
     return x1, x2
-
-
-def _build(kind: type[_FactorCL], config: Settings, data: Dataset, num_classes: int) -> _FactorCL:
-    needs_modalities("FactorCL", data.names, 2)
-    encoder1, encoder2 = (make_encoder(modality, config.encoder) for modality in data.modalities)
-    model = kind(
-        encoder1,
-        encoder2,
-        config.architecture(num_classes),
-        inner_steps=config.inner_steps,
-        fresh=config.inner_batch == "fresh",
-        inner_optimizer=OptimizerConfig(config.critic_lr),
-    )
-    model.headline = config.representation
-    return model
-
-
-def build_sup(config: Settings, data: Dataset) -> Model:
-    needs_classes("factorcl-sup", data.target)
-    return _build(FactorCLSUP, config, data, data.target.size)
-
-
-def build_ssl(config: Settings, data: Dataset) -> Model:
-    """The classes do not enter; the paper preset draws negatives within a class and is refused."""
-    if config.preset == "paper":
-        raise ValueError("preset must not be paper for factorcl-ssl: it draws negatives within a class")
-    return _build(FactorCLSSL, config, data, 2)
