@@ -46,7 +46,9 @@ DATA: dict[str, dict[str, Any]] = {
 }
 COSINE = {"model.critic": "cosine", "model.club_floor": 0.0}
 FACTOR = COSINE | {"model.heads": "factor"}
-FORMS: dict[str, dict[str, Any]] = {"concat": {"model.critic": "concat"}, "cosine": COSINE, "factor heads": FACTOR}
+ACROSS = ["infonce_x1x2", "infonce_x1x2_cond"]  # the terms that raise what both modalities share
+UNIQUE_ONLY = FACTOR | {"model.without": [*ACROSS, "club_x1x2_cond"]}
+FORMS: dict[str, dict[str, Any]] = {"cosine": COSINE, "factor heads": FACTOR, "concat": {"model.critic": "concat"}}
 SSL = "factorcl-ssl"
 BASELINES = {"SimCLR": "simclr", "Cross+Self": "cross-self"}
 MODELS = BASELINES | {"FactorCL-SSL": SSL, "SupCon": "supcon", "FactorCL-SUP": "factorcl-sup"}
@@ -59,12 +61,19 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "model.club_floor": (None, 0.0),
     "model.club_weight": (1.0, 0.1),
     "model.heads": ("factor", "term"),
+    "model.without": ((), tuple(UNIQUE_ONLY["model.without"])),
 }
 
 
 def variants() -> dict[str, tuple[str, dict[str, Any]]]:
     """Of the study "terms": {name: (model, changes)}."""
     found: dict[str, tuple[str, dict[str, Any]]] = {name: (model, {}) for name, model in BASELINES.items()}
+    found["unique terms, factor heads"] = (SSL, UNIQUE_ONLY)
+    found["unique terms, factor heads, no floor, weight 0.3"] = (
+        SSL,
+        UNIQUE_ONLY | {"model.club_floor": None, "model.club_weight": 0.3},
+    )
+    found["view terms alone"] = (SSL, COSINE | {"model.objective": "own-terms"})
     for form, changes in FORMS.items():
         found[form] = (SSL, changes)
         for term in TERMS:

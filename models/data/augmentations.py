@@ -101,8 +101,8 @@ def time_warp(x: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
     high = torch.minimum(low + 1, last.long())
     part = (position - low)[..., None]
     wide = x.shape[2]
-    frames = (x.gather(1, index[..., None].expand(-1, -1, wide)) for index in (low, high))
-    warped = torch.lerp(*frames, part)
+    first, second = (x.gather(1, index[..., None].expand(-1, -1, wide)) for index in (low, high))
+    warped = torch.lerp(first, second, part)
     return warped.masked_fill((steps >= lengths[:, None])[..., None], 0)
 
 

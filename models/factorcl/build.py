@@ -24,7 +24,7 @@ def _build(kind: type[FactorCLSUP] | type[FactorCLSSL], config: Settings, data: 
     architecture = config.architecture(num_classes)
     model: Model
     if len(encoders) == 2:
-        model = kind(*encoders, architecture, **inner)
+        model = kind(encoders[0], encoders[1], architecture, **inner)
     else:
         model = FactorCLPairs(kind, data.names, encoders, architecture, **inner)
     model.headline = config.representation

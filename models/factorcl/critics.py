@@ -64,7 +64,7 @@ def grouped_concat(
         return torch.stack([nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts])
 
     x, y = (padded(side, width) for side, width in zip(zip(*pairs.values(), strict=True), widths, strict=True))
-    first = [critic.layers[0].weight for critic in critics]  # [H, x_dim + y_dim]
+    first: list[Tensor] = [critic.layers[0].weight for critic in critics]  # type: ignore[misc] # [H, x_dim + y_dim]
     left = padded([w[:, : c.x_dim] for w, c in zip(first, critics, strict=True)], widths[0])
     right = padded([w[:, c.x_dim :] for w, c in zip(first, critics, strict=True)], widths[1])
     layers = list(zip(*(critic.layers for critic in critics), strict=True))
