@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -92,8 +93,8 @@ class Settings(SupervisedSettings):
         for name in ("dropout", "network_dropout"):
             check_rate(name, getattr(self, name))
         for name in ("reconstruction", "prior_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
         if self.surrogate and self.variant != "full":
             raise ValueError(f"surrogate needs variant full, got {self.variant!r}")
 

@@ -154,7 +154,8 @@ def test_settings_that_do_not_fit_are_refused():
     for wrong, message in (
         ({"variant": "M_F"}, "variant must be one of full"),
         ({"surrogate": True, "variant": "M_B"}, "surrogate needs variant full"),
-        ({"prior_weight": -1.0}, "prior_weight must not be negative"),
+        ({"prior_weight": -1.0}, "prior_weight must be finite and not negative"),
+        ({"reconstruction": float("inf")}, "reconstruction must be finite and not negative"),
     ):
         with pytest.raises(ValueError, match=message):
             Settings(**wrong)
