@@ -14,6 +14,7 @@ ANALYSES: dict[str, Callable[[Path, bool], str]] = {
     "factorcl-cmi": factorcl.conditional,
     "mfm-interpretation": mfm.interpretation,
     "mfm-swap": mfm.swap,
+    "mfm-missing": mfm.missing,
 }
 
 

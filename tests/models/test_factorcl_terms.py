@@ -134,7 +134,11 @@ def test_settings_reach_the_model():
         {"critics": {"infonce": "dot"}},
         {"critics": {"club_x1x2": "mlp"}},
         {"temperature": 0.0},
+        {"temperature": math.inf},
         {"club_weight": -1.0},
+        {"club_weight": math.inf},
+        {"club_floor": math.nan},
+        {"heads": "one"},
         {"objective": "U3"},
         {"critic_dim": 0},
     ],
@@ -144,6 +148,12 @@ def test_unknown_choices_are_named(change):
         with_(**change)
     with pytest.raises(ValueError, match=next(iter(change))):
         Settings(**change)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_the_inner_step_size_is_positive(value):
+    with pytest.raises(ValueError, match="critic_lr must be positive"):
+        Settings(critic_lr=value)
 
 
 def test_a_pair_that_shares_a_critic_has_one_kind():
