@@ -23,7 +23,7 @@ def _escaped(line: str) -> str:
     bullet = re.match(r"\* ", line)
     head, rest = (line[:2], line[2:]) if bullet else ("", line)
     parts = CODE.split(rest)
-    parts[::2] = [re.sub(r"([*<\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"([*\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", part.replace("<", "&lt;")) for part in parts[::2]]
     return head + "".join(parts)
 
 
