@@ -44,6 +44,12 @@ def test_indented_code_in_docstrings_is_left_alone() -> None:
     assert load("docstrings").plain("    S[i] = <x, y> * 2") == "    S[i] = <x, y> * 2"
 
 
+def test_arguments_in_docstrings_are_paragraphs() -> None:
+    pytest.importorskip("griffe")
+    text = "Sums.\n\nscale: of the scores,\n    [*] or a number.\nids: integers."
+    assert load("docstrings").plain(text) == "Sums.\n\nscale: of the scores,\n\\[\\*\\] or a number.\n\nids: integers."
+
+
 def test_formulas_become_mathml() -> None:
     pytest.importorskip("mkdocs")
     pytest.importorskip("latex2mathml")

@@ -11,12 +11,25 @@ from typing import Any
 import griffe
 
 CODE = re.compile(r"(`[^`]*`)")
+ARGUMENT = re.compile(r"`?[a-z_]\w*`?(, `?\w+`?)*: ")
 
 
 def plain(text: str) -> str:
-    """The text with what Markdown would read as emphasis, HTML or a link escaped, outside of code and bullets."""
-    lines = text.split("\n")
-    return "\n".join(line if line.startswith("    ") else _escaped(line) for line in lines)
+    """The text with what Markdown would read as emphasis, HTML or a link escaped, outside of code and bullets.
+
+    An argument that starts a line, as in "scale: of the scores", starts a paragraph.
+    """
+    found: list[str] = []
+    code = True  # whether an indented line would be code: after a blank line, and after code
+    for line in text.split("\n"):
+        indented = line.startswith("    ")
+        if not (indented and code):
+            if ARGUMENT.match(line) and found and found[-1].strip():
+                found.append("")
+            code = not line.strip()
+            line = _escaped(line.strip() if indented else line)
+        found.append(line)
+    return "\n".join(found)
 
 
 def _escaped(line: str) -> str:
