@@ -1,4 +1,4 @@
-"""The steps of ``models fit`` without its trainer: no logs, no checkpoints, the same weights in half the time."""
+"""The steps of ``models fit`` without its trainer: no logs, no checkpoints, no validation, the same weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Steps(Training):
 
 
 def train(config: RunConfig, data: Dataset) -> Model:
-    """The model after all its steps, in eval mode; small evidence runs take half the time of ``fit``.
+    """The model after all its steps, in eval mode.
 
     Raises ValueError for settings that need the trainer: corruption, clipping, a schedule, or the best epoch's weights.
     """

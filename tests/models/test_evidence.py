@@ -1,0 +1,44 @@
+"""Evidence runs: their steps are those of ``fit``, and kept runs are made again only where their settings changed."""
+
+import pytest
+
+from bench.factorcl_terms import DATA, MODELS, SPACE, base, variants
+from bench.kept import Kept, summarised
+from bench.plain import train
+from models.training.fit import fit
+from models.training.search import applicable, trials
+from tests.models.helpers import assert_same_weights, config, mixed, weights
+
+
+@pytest.mark.parametrize("name", ["factorcl-ssl", "cross-self"])
+def test_plain_steps_give_the_weights_of_fit(name, tmp_path):
+    data = mixed().choose(("frames", "vectors"))
+    settings = config(name, {"training.seed": 3})
+    fitted = fit(settings, data, tmp_path / "run", progress=False).model
+    assert_same_weights(weights(fitted), weights(train(settings, data)))
+    with pytest.raises(ValueError, match="training must have no clip"):
+        train(config(name, {"training.clip": 1.0}), data)
+
+
+def test_a_kept_run_is_made_again_when_its_settings_change(tmp_path):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return {"encoder": {"test": float(len(calls))}}
+
+    path = tmp_path / "study.json"
+    assert [Kept(path, "w").run("a", "0", {"x": x}, make)["encoder"]["test"] for x in ((1,), (1,), (2,))] == [1, 1, 2]
+    again = Kept(path, "w")
+    again.run("a", "1", {"x": (2,)}, make)
+    assert summarised(again.found("a", ["0", "1", "2"])) == {"encoder test": "2.500 ± 0.707", "seeds": "2"}
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_every_variant_and_every_trial_is_a_valid_setting(data):
+    for model, changes in variants().values():
+        base(model, data, 0).changed(changes)
+    for model in MODELS.values():
+        start = base(model, data, 0)
+        for changes in trials(SPACE, 8):
+            start.changed(applicable(start, changes))
