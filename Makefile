@@ -25,7 +25,7 @@ define step
 @printf '\n== %s\n' '$(1)'; $(2) || { echo 'make $@: FAILED at: $(1)'; exit 1; }
 endef
 
-.PHONY: test demo bench gpu clean FORCE
+.PHONY: test demo bench gpu wheel sanitize clean FORCE
 
 test: $(PACKAGE_STAMP)
 	$(call step,ruff check,$(PY) -m ruff check .)
@@ -59,6 +59,14 @@ bench: $(PACKAGE_STAMP)
 gpu: $(PACKAGE_STAMP)
 	$(call step,everything that a GPU has to say (the figures go to runs/gpu),$(PY) -m bench.gpu --out runs/gpu)
 	@echo "make gpu: done, the figures are in runs/gpu/gpu.json ($(path_taken))"
+
+wheel: $(PACKAGE_STAMP)
+	$(call step,sdist and wheel (the wheel compiles the C++ code again),$(PY) -m tools.wheel --out dist)
+	@echo "make wheel: done, both are in dist/"
+
+sanitize: $(TOOLS_STAMP) $(PACKAGE_STAMP)
+	$(call step,the C++ code under AddressSanitizer and UndefinedBehaviorSanitizer,$(PY) -m tools.sanitize)
+	@echo "make sanitize: passed"
 
 clean:
 	rm -rf .venv build dist *.egg-info mi_kernels/_C*.so .pytest_cache .ruff_cache .mypy_cache
