@@ -1,11 +1,11 @@
 """The tests of the compiled operators with AddressSanitizer and UndefinedBehaviorSanitizer in the C++ code.
 
-`python -m tools.sanitize [PYTEST ARGUMENTS]`, or `make sanitize`: builds a copy of the package in build/sanitize and runs
-the operators' tests on it; the first fault ends the run with its stack. Needs gcc's runtime libraries, which have to be
-loaded before torch. Leaks are not looked for: Python and torch hold memory until they exit. Under AddressSanitizer no
-small buffer of the library is used twice, and the bytes that rounding adds behind one are out of bounds.
+`python -m tools.sanitize [PYTEST ARGUMENTS]`, or `make sanitize`: builds a copy of the package in build/sanitize and
+runs the operators' tests on it; the first fault ends the run with its stack. Needs the runtime libraries of gcc, which
+have to be loaded before torch. Leaks are not looked for: Python and torch hold memory until they exit. Under
+AddressSanitizer no small buffer of the library is used twice, and the bytes that rounding adds behind one are out of
+bounds.
 """
-
 from __future__ import annotations
 
 import os
