@@ -45,13 +45,7 @@ demo: $(PACKAGE_STAMP)
 	@echo "make demo: done, the report is runs/demo/report.html ($(path_taken))"
 
 bench: $(PACKAGE_STAMP)
-	$(call step,InfoNCE on this CPU,$(PY) -m bench.cpu)
-	$(call step,concat critics on this CPU,$(PY) -m bench.mlp_critic)
-	$(call step,CLUB$(comma) MMD and HSIC on this CPU,$(PY) -m bench.club)
-	$(call step,the other losses on this CPU,$(PY) -m bench.losses)
-	$(call step,attention on this CPU,$(PY) -m bench.attention)
-	$(call step,LSTM scans on this CPU,$(PY) -m bench.lstm)
-	$(call step,layers of sequence models on this CPU,$(PY) -m bench.layers)
+	$(call step,all tables on this CPU (an hour on two quiet cores),$(PY) -m bench run)
 	$(call step,the tables of README.md,$(PY) -m bench.readme)
 	$(call step,the figure of README.md,$(PY) -m bench.plots)
 	@echo "make bench: done, the figures are in bench/results/ ($(path_taken))"
