@@ -25,6 +25,7 @@ class Call(NamedTuple):
     settings: dict[str, Any]
     function: oracle.Function
     tensors: list[Tensor]
+    floor: float = 0.0
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{t.dtype} {list(t.shape)} strides {t.stride()}" for t in self.tensors)
@@ -80,10 +81,14 @@ def dot_losses(draw: Draw) -> Call:
     else:
         extra = (3.0, -1.0) if name == "siglip_loss" else (3.0,)
         function = lambda x, y: getattr(mk, name)(x, y, *extra)  # noqa: E731
-    size = draw(st.sampled_from([0.3, 1.0]))
+    size, normalized = draw(st.sampled_from([0.3, 1.0])), bool(settings.get("normalize")) or name == "nt_xent"
     for _ in range(2):
-        make(*groups, batch, width, size=size / (1 if settings.get("normalize") or name == "nt_xent" else width**0.5))
-    return Call(name, settings, function, make.made)
+        make(*groups, batch, width, size=size / (1 if normalized else width**0.5))
+    floor = 0.0
+    if normalized and width == 1:  # a row is normalised to its sign: terms of the size of 10 / |x| cancel to nothing
+        floor = oracle.unit(torch.float64 if make.dtype == torch.float64 else torch.float32)
+        floor *= 10 / min(float(t.double().abs().min().clamp(min=1e-3)) for t in make.made)
+    return Call(name, settings, function, make.made, floor)
 
 
 @st.composite
@@ -112,7 +117,9 @@ def concat_bounds(draw: Draw) -> Call:
     def function(x: Tensor, y: Tensor, *parameters: Tensor) -> Tensor:
         return torch.func.functional_call(bound, dict(zip(weights, parameters, strict=True)), (x, y))
 
-    return Call(name, {"dims": dims, "hidden": hidden}, function, make.made)
+    # The slopes of the scores sum to 1 for positives and for negatives: what the last bias gets is their difference.
+    floor = oracle.unit(torch.float64 if make.dtype == torch.float64 else torch.float32)
+    return Call(name, {"dims": dims, "hidden": hidden}, function, make.made, floor)
 
 
 @st.composite
@@ -139,7 +146,9 @@ def kernels(draw: Draw) -> Call:
     elif name == "hsic":
         settings["normalized"] = draw(st.booleans())
         make(*groups, batch, draw(WIDTH), size=1.0)
-    return Call(name, settings, partial(getattr(mk, name), **settings), make.made)
+    # Kernels are at most 1 and summed in fp64; their slopes are at most 1 / bandwidth.
+    floor = oracle.unit(torch.float64) * (1 + 1 / settings["bandwidth"])
+    return Call(name, settings, partial(getattr(mk, name), **settings), make.made, floor)
 
 
 @st.composite
