@@ -90,6 +90,9 @@ def differences(function: Function, tensors: Sequence[Tensor], floor: float = 0.
     found = _results(function, tensors, slopes)
     gradients = want[len(slopes) :]
     largest = max(float(g.norm()) for g in gradients)
+    if len(slopes) == 1 and slopes[0].numel() == 1:  # two draws may both hardly move one number: its deviation instead
+        parts = [unit(t.dtype) * (g * w).norm() for g, w, t in zip(gradients, wide, tensors, strict=True)]
+        moved[0] = torch.maximum(moved[0], torch.stack(parts).norm() / 3**0.5 / slopes[0].abs().max())
     terms = sum(float((g * w).abs().sum()) for g, w in zip(gradients, wide, strict=True))
     sums = unit(torch.float64 if tensors[0].dtype == torch.float64 else torch.float32)
     report = []
