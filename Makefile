@@ -28,7 +28,7 @@ define step
 @printf '\n== %s\n' '$(1)'; $(2) || { echo 'make $@: FAILED at: $(1)'; exit 1; }
 endef
 
-.PHONY: test demo bench gpu docs clean FORCE
+.PHONY: test demo bench gpu docs wheel sanitize clean FORCE
 
 test: $(PACKAGE_STAMP)
 	$(call step,ruff check,$(PY) -m ruff check .)
@@ -49,13 +49,7 @@ demo: $(PACKAGE_STAMP)
 	@echo "make demo: done, the report is runs/demo/report.html ($(path_taken))"
 
 bench: $(PACKAGE_STAMP)
-	$(call step,InfoNCE on this CPU,$(PY) -m bench.cpu)
-	$(call step,concat critics on this CPU,$(PY) -m bench.mlp_critic)
-	$(call step,CLUB$(comma) MMD and HSIC on this CPU,$(PY) -m bench.club)
-	$(call step,the other losses on this CPU,$(PY) -m bench.losses)
-	$(call step,attention on this CPU,$(PY) -m bench.attention)
-	$(call step,LSTM scans on this CPU,$(PY) -m bench.lstm)
-	$(call step,layers of sequence models on this CPU,$(PY) -m bench.layers)
+	$(call step,all tables on this CPU (an hour on two quiet cores),$(PY) -m bench run)
 	$(call step,the tables of README.md and docs,$(PY) -m bench.readme)
 	$(call step,the figures of README.md and docs,$(PY) -m bench.plots)
 	@echo "make bench: done, the figures are in bench/results/ ($(path_taken))"
@@ -67,6 +61,14 @@ docs: $(PACKAGE_STAMP)
 gpu: $(PACKAGE_STAMP)
 	$(call step,everything that a GPU has to say (the figures go to runs/gpu),$(PY) -m bench.gpu --out runs/gpu)
 	@echo "make gpu: done, the figures are in runs/gpu/gpu.json ($(path_taken))"
+
+wheel: $(PACKAGE_STAMP)
+	$(call step,sdist and wheel (the wheel compiles the C++ code again),$(PY) -m tools.wheel --out dist)
+	@echo "make wheel: done, both are in dist/"
+
+sanitize: $(TOOLS_STAMP) $(PACKAGE_STAMP)
+	$(call step,the C++ code under AddressSanitizer and UndefinedBehaviorSanitizer,$(PY) -m tools.sanitize)
+	@echo "make sanitize: passed"
 
 clean:
 	rm -rf .venv build dist *.egg-info mi_kernels/_C*.so .pytest_cache .ruff_cache .mypy_cache

@@ -5,8 +5,10 @@ loads it by its path, so it depends on neither libtorch_python nor the Python ve
 environment that builds (`pip install --no-build-isolation .`). A build that cannot be done, or fails, leaves
 a pure-Python install.
 
-Environment: MI_KERNELS_BUILD=python|cpu|cuda (cuda: C++ and CUDA, the default where a CUDA toolkit and a CUDA
-build of torch are found), CXX, MAX_JOBS, TORCH_CUDA_ARCH_LIST.
+Environment: MI_KERNELS_BUILD=python|cpu|cuda|built (cuda: C++ and CUDA, the default where a CUDA toolkit and a CUDA
+build of torch are found; built: packs the library that stands in mi_kernels/), MI_KERNELS_SANITIZE=1
+(AddressSanitizer and UndefinedBehaviorSanitizer in the C++ code, for `make sanitize`), CXX, MAX_JOBS,
+TORCH_CUDA_ARCH_LIST.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ ROOT = Path(__file__).resolve().parent
 # at::parallel_for is inlined from headers: these two make it run on the OpenMP threads that torch runs on.
 OPENMP = ["-DAT_PARALLEL_OPENMP=1", "-fopenmp"]
 CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", *OPENMP]
+# vptr needs the type information of torch's classes, which torch hides. The first fault ends the process.
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
+SANITIZED_CXX_FLAGS = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS]
 NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-lineinfo"]
 
 
@@ -45,10 +50,12 @@ def sources(suffix: str) -> list[str]:
 
 def extension_arguments() -> dict[str, Any]:
     wanted = os.environ.get("MI_KERNELS_BUILD", "")
-    if wanted not in ("", "python", "cpu", "cuda"):
-        raise SystemExit(f"MI_KERNELS_BUILD must be python, cpu or cuda, got {wanted!r}")
+    if wanted not in ("", "python", "cpu", "cuda", "built"):
+        raise SystemExit(f"MI_KERNELS_BUILD must be python, cpu, cuda or built, got {wanted!r}")
     if wanted == "python":
         return pure_python("MI_KERNELS_BUILD=python")
+    if wanted == "built":
+        return already_built()
     if not sources(".cpp"):
         return pure_python("there is no C++ source in csrc/")
     if importlib.util.find_spec("torch") is None:
@@ -60,6 +67,31 @@ def extension_arguments() -> dict[str, Any]:
         return compiled(wanted)
     except Exception as error:
         return pure_python(f"torch's build tools do not work here: {first_line(error)}")
+
+
+def already_built() -> dict[str, Any]:
+    """The library that an earlier build left in mi_kernels/, as it is."""
+    found = list((ROOT / "mi_kernels").glob("_C*.so"))
+    if len(found) != 1:
+        raise SystemExit(f"MI_KERNELS_BUILD=built needs one library mi_kernels/_C*.so, found {len(found)}")
+    from setuptools import Extension
+    from setuptools.command.build_ext import build_ext
+
+    class Copy(build_ext):
+        def get_ext_filename(self, fullname: str) -> str:
+            return found[0].name
+
+        def build_extension(self, ext: Extension) -> None:
+            target = Path(self.get_ext_fullpath(ext.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.resolve() != found[0]:
+                shutil.copy(found[0], target)
+
+    return {
+        "ext_modules": [Extension("mi_kernels._C", [], py_limited_api=True)],
+        "cmdclass": {"build_ext": Copy},
+        "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
+    }
 
 
 def compiled(wanted: str) -> dict[str, Any]:
@@ -75,14 +107,16 @@ def compiled(wanted: str) -> dict[str, Any]:
         say("MI_KERNELS_BUILD=cuda needs CUDA_HOME and a CUDA build of torch; building C++ only.")
     cuda_sources = sources(".cu") if can_cuda and wanted != "cpu" else []
     defines = ["-DMI_KERNELS_WITH_CUDA=1"] if cuda_sources else []
+    sanitized = os.environ.get("MI_KERNELS_SANITIZE", "0") not in ("", "0")
+    cxx_flags = CXX_FLAGS + defines + (SANITIZED_CXX_FLAGS if sanitized else [])
     extension = (CUDAExtension if cuda_sources else CppExtension)(
         "mi_kernels._C",
         sources(".cpp") + cuda_sources,
         depends=[*sources(".h"), *sources(".hpp"), *sources(".inl"), *sources(".cuh"), "setup.py"],
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args={"cxx": CXX_FLAGS + defines, "nvcc": NVCC_FLAGS + defines},
+        extra_compile_args={"cxx": cxx_flags, "nvcc": NVCC_FLAGS + defines},
         # torch's own libgomp has the soname that this asks for and is loaded first: no second one comes in.
-        extra_link_args=["-fopenmp"],
+        extra_link_args=["-fopenmp", *(SANITIZERS if sanitized else [])],
         py_limited_api=True,
     )
 

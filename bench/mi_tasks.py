@@ -1,10 +1,11 @@
-"""`estimate_mi` on the forty tasks with known mutual information, N = 10,000 of which half are held out.
+"""`estimate_mi` where the mutual information is known: the forty tasks, and pairs that are not Gaussian.
 
     python -m bench.mi_tasks [--only NAME ...] [--seeds 0 1 2] [--samples 10000] [--estimator infonce]
                              [--output bench/results/mi_tasks.json]
+    python -m bench.mi_tasks --tasks beyond [--samples 100 1000 10000 100000] [--seconds 3600]
 
-Every run is added to the output file as it ends, and a run that the file holds is not repeated: it can be stopped, and
-given in pieces. The file is only continued by the commit that began it.
+Half of the samples are held out. Every run is added to the output file as it ends, and a run that the file holds is not
+repeated: it can be stopped, and given in pieces. The file is only continued by the commit that began it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mi_kernels as mk
 from mi_kernels.bounds import registry
 
-from . import machine
+from . import known_truth, machine
 
 NOTE = (
     "Defaults of mk.estimate_mi, in nats. Per task: mean, sd and root-mean-square error of the values over seeds, mean "
@@ -28,10 +31,14 @@ NOTE = (
 )
 # Not the draws on which the estimator was designed (100, 1000 to 1002, 2000 to 2002 and 5000 to 5003).
 SAMPLE_SEED = 3000
+SETS = {"forty": lambda: dict(mk.tasks.FORTY), "beyond": known_truth.tasks}
+SAMPLES = {"forty": [10_000], "beyond": [100, 1_000, 10_000, 100_000]}
+OUTPUT = {"forty": "mi_tasks.json", "beyond": "mi_truth.json"}
 
 
-def run(name: str, seed: int, samples: int, estimator: str = "infonce") -> dict[str, Any]:
-    task = mk.tasks.FORTY[name]
+def run(name: str, seed: int, samples: int, estimator: str = "infonce", task: Any = None) -> dict[str, Any]:
+    """A row of one estimate. `task`: what `name` stands for, where it is none of the forty."""
+    task = mk.tasks.FORTY[name] if task is None else task
     x, y = task.sample(samples, SAMPLE_SEED + seed)
     found = mk.estimate_mi(x, y, estimator=estimator, seed=seed, progress=False)
     low, high = found.interval()
@@ -39,6 +46,7 @@ def run(name: str, seed: int, samples: int, estimator: str = "infonce") -> dict[
         "task": name,
         "seed": seed,
         "samples": samples,
+        "dims": [x.shape[1], y.shape[1]],
         "estimator": estimator,
         "truth": task.mutual_information,
         "value": found.value,
@@ -53,16 +61,19 @@ def run(name: str, seed: int, samples: int, estimator: str = "infonce") -> dict[
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Totals over runs and a row per task."""
+    """Totals over runs and a row per task and number of samples."""
     below = [r for r in runs if not r["at_ceiling"]]
     rows = []
-    for name in dict.fromkeys(r["task"] for r in runs):
-        own = [r for r in runs if r["task"] == name]
+    for name, samples in dict.fromkeys((r["task"], r["samples"]) for r in runs):
+        own = [r for r in runs if (r["task"], r["samples"]) == (name, samples)]
         values, truth = [r["value"] for r in own], own[0]["truth"]
         rows.append({
             "task": name,
+            "samples": samples,
+            "runs": len(own),
             "truth": truth,
             "mean": statistics.fmean(values),
+            "bias": statistics.fmean(values) - truth,
             "sd": statistics.stdev(values) if len(values) > 1 else None,
             "rmse": statistics.fmean((v - truth) ** 2 for v in values) ** 0.5,
             "standard_error": statistics.fmean(r["standard_error"] for r in own),
@@ -83,15 +94,47 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
+def by_samples(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Totals for each number of samples."""
+    wanted = ("mae", "mae_held_out", "bias", "coverage", "runs", "seconds_per_run")
+    found = []
+    for samples in sorted({r["samples"] for r in runs}):
+        totals = summary([r for r in runs if r["samples"] == samples])
+        found.append({"samples": samples, **{name: totals[name] for name in wanted}})
+    return found
+
+
+def planned(options: argparse.Namespace, tasks: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
+    """Task, seed and number of samples of every run; every task comes once before one comes twice."""
+    for seed in options.seeds:
+        for samples in options.samples:
+            for name in options.only or tasks:
+                most = getattr(tasks[name], "most", None)
+                if most is None or samples <= most():
+                    yield name, seed, samples
+
+
+def parsed(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace, dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(mk.tasks.FORTY), default=list(mk.tasks.FORTY), metavar="NAME")
+    parser.add_argument("--tasks", choices=list(SETS), default="forty")
+    parser.add_argument("--only", nargs="+", metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--samples", nargs="+", type=int)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after that many")
     parser.add_argument("--estimator", choices=registry.estimators(), default="infonce")
-    parser.add_argument("--output", type=Path, default=machine.RESULTS / "mi_tasks.json")
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
-    here = machine.describe()
+    tasks = SETS[options.tasks]()
+    if unknown := sorted(set(options.only or []) - set(tasks)):
+        parser.error(f"--only knows {', '.join(tasks)}, got {', '.join(unknown)}")
+    options.samples = options.samples or SAMPLES[options.tasks]
+    options.output = options.output or machine.RESULTS / OUTPUT[options.tasks]
+    return parser, options, tasks
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser, options, tasks = parsed(arguments)
+    here, begin = machine.describe(), time.monotonic()
     runs = []
     if options.output.exists():
         stored = json.loads(options.output.read_text())
@@ -99,16 +142,19 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"{options.output} is of commit {stored['machine']['commit']}: move it away to begin anew")
         here, runs = stored["machine"], stored["runs"]
     done = {(r["task"], r["seed"], r["samples"], r["estimator"]) for r in runs}
-    for seed in options.seeds:
-        for name in options.only:
-            if (name, seed, options.samples, options.estimator) in done:
-                continue
-            runs.append(run(name, seed, options.samples, options.estimator))
-            content = {"machine": here, "note": NOTE, "totals": summary(runs), "runs": runs}
-            options.output.write_text(json.dumps(content, indent=1) + "\n")
-            last, total = runs[-1], content["totals"]
-            error = f"{last['value'] - last['truth']:+.4f} of {last['truth']:.4f}, se {last['standard_error']:.4f}"
-            print(f"{name} seed {seed}: {error}; mae {total['mae']:.4f} coverage {total['coverage']}", flush=True)
+    for name, seed, samples in planned(options, tasks):
+        if (name, seed, samples, options.estimator) in done:
+            continue
+        if time.monotonic() - begin > options.seconds:
+            break
+        runs.append(run(name, seed, samples, options.estimator, tasks[name]))
+        totals = summary(runs)
+        content = {"machine": here, "note": NOTE, "totals": totals, "by_samples": by_samples(runs), "runs": runs}
+        options.output.write_text(json.dumps(content, indent=1) + "\n")
+        last = runs[-1]
+        error = f"{last['value'] - last['truth']:+.4f} of {last['truth']:.4f}, se {last['standard_error']:.4f}"
+        total = f"mae {totals['mae']:.4f} coverage {totals['coverage']}"
+        print(f"{name} n {samples} seed {seed}: {error}; {total}", flush=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_a_file_of_another_commit_is_not_continued(tmp_path: Path) -> None:
 
 
 def test_runs_at_the_ceiling_do_not_count_for_coverage() -> None:
-    run = {"task": "a", "truth": 1.0, "value": 1.1, "held_out_value": 1.0, "standard_error": 0.1,
+    run = {"task": "a", "samples": 100, "truth": 1.0, "value": 1.1, "held_out_value": 1.0, "standard_error": 0.1,
            "sampling_error": 0.01, "covered": True, "at_ceiling": False, "seconds": 1.0}
     totals = mi_tasks.summary([run, run | {"covered": False, "at_ceiling": True, "value": 0.7}])
     assert totals["coverage"] == 1.0 and totals["mae"] == pytest.approx(0.2)

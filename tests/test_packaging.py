@@ -86,7 +86,7 @@ def test_unknown_build_mode_is_refused(tree: Path) -> None:
         text=True,
     )
     assert done.returncode != 0
-    assert "MI_KERNELS_BUILD must be python, cpu or cuda, got 'fpga'" in done.stderr
+    assert "MI_KERNELS_BUILD must be python, cpu, cuda or built, got 'fpga'" in done.stderr
 
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler")

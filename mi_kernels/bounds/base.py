@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,10 +97,10 @@ class Draws(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         self.generator.set_state(state.cpu())
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "generator": self.generator.get_state()}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         generator = torch.Generator()
         generator.set_state(state["generator"])
         super().__setstate__({**state, "generator": generator})

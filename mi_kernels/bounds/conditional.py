@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class _Statistics(nn.Module):
         super().__init__()
         self.critic = critic
 
-    def forward(self, *args, **options) -> Statistics:
+    def forward(self, *args: Any, **options: Any) -> Statistics:
         return self.critic.statistics(*args, **options)
 
 

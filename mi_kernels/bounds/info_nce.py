@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class _Contrastive(CriticBound):
         self.anchor = anchor
         self.condition = condition
 
-    def _mean(self, terms, x: Tensor, y: Tensor, condition: Tensor | None) -> Tensor:
+    def _mean(self, terms: Any, x: Tensor, y: Tensor, condition: Tensor | None) -> Tensor:
         """The mean of terms(statistics, x, y) [*, B] over the batch, conditioned."""
         check_paired(x, y)
         if condition is not None and self.condition == "group":

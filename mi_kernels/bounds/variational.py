@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -168,7 +169,7 @@ class MINE(CriticBound):
         """The negative bound, [*]."""
         return -self.forward(x, y)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         stored = state_dict.get(f"{prefix}log_average")
         if stored is not None:
             self.log_average = torch.empty_like(stored, device=self.log_average.device)

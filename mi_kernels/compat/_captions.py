@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ def fused_linear_cross_entropy(
     return total / number
 
 
-def _check(hidden, weight, target, bias, chunk_size, reduction) -> None:
+def _check(hidden: Any, weight: Tensor, target: Tensor, bias: Tensor | None, chunk_size: int, reduction: str) -> None:
     for name, t in (("hidden", hidden), ("weight", weight), ("target", target)):
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
@@ -72,7 +73,16 @@ def _formula(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, target, ignore_index, chunk_size, recording):
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Any,
+        target: Tensor,
+        ignore_index: int,
+        chunk_size: int,
+        recording: bool,
+    ) -> Any:
         ctx.ignore_index, ctx.has_bias = ignore_index, bias is not None
         inputs = (hidden, weight, bias)[: 2 + ctx.has_bias]
         needs = [recording and needed for needed in ctx.needs_input_grad[:3]]  # needs_input_grad ignores no_grad
@@ -104,7 +114,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Any) -> Any:
         *inputs, target, by_hidden, by_weight, by_bias = ctx.saved_tensors
         needs = ctx.needs_input_grad[: len(inputs)]
         gradients: Sequence[Tensor | None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,13 @@ _PANEL = 1 << 22  # teacher's scores held at a time: 16 MiB in fp32
 
 
 def expected_score(
-    rows: Tensor, columns: Tensor, teacher_rows: Tensor, teacher_columns: Tensor, teacher_scale, *, both: bool
+    rows: Tensor,
+    columns: Tensor,
+    teacher_rows: Tensor,
+    teacher_columns: Tensor,
+    teacher_scale: Tensor | float,
+    *,
+    both: bool,
 ) -> Tensor:
     """1/B sum_ij P_ij <row_i, column_j>, with P_ij the teacher's softmax over j of row i; with `both`, the average of
     that and its softmax over i of column j (as many rows as columns).
@@ -28,12 +36,19 @@ def expected_score(
     return _Expectation.apply(rows, columns, teacher_rows, teacher_columns, teacher_scale, both)
 
 
-def _weights(teacher_rows: Tensor, teacher_columns: Tensor, scale, both: bool) -> Tensor:
+def _weights(teacher_rows: Tensor, teacher_columns: Tensor, scale: Tensor | float, both: bool) -> Tensor:
     scores = scale * teacher_rows @ teacher_columns.mT
     return (scores.softmax(1) + scores.softmax(0)) / 2 if both else scores.softmax(1)
 
 
-def from_scores(rows: Tensor, columns: Tensor, scale, teacher_rows: Tensor, teacher_columns: Tensor, teacher_scale):
+def from_scores(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor | float,
+    teacher_rows: Tensor,
+    teacher_columns: Tensor,
+    teacher_scale: Tensor | float,
+) -> Any:
     """(contrastive loss, distillation loss) of a square batch with all scores held: both directions, their mean."""
     wide = accumulate_dtype(rows.dtype)
     scores = scale * rows.to(wide) @ columns.to(wide).mT
@@ -44,14 +59,22 @@ def from_scores(rows: Tensor, columns: Tensor, scale, teacher_rows: Tensor, teac
 
 class _Expectation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, columns, teacher_rows, teacher_columns, teacher_scale, both):
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        columns: Tensor,
+        teacher_rows: Tensor,
+        teacher_columns: Tensor,
+        teacher_scale: Tensor | float,
+        both: bool,
+    ) -> Any:
         by_row, by_column = _contract(rows, columns, teacher_rows, teacher_columns, teacher_scale, both)
         ctx.save_for_backward(rows, columns, teacher_rows, teacher_columns, by_row, by_column)
         ctx.settings = teacher_scale, both
         return (rows.to(by_row.dtype) * by_row).sum() / rows.shape[0]
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Any) -> Any:
         rows, columns, teacher_rows, teacher_columns, by_row, by_column = ctx.saved_tensors
         teacher_scale, both = ctx.settings
         g = g / rows.shape[0]
@@ -62,7 +85,9 @@ class _Expectation(torch.autograd.Function):
         return (g * by_row).to(rows.dtype), (g * by_column).to(columns.dtype), None, None, None, None
 
 
-def _contract(rows, columns, teacher_rows, teacher_columns, scale, both: bool) -> tuple[Tensor, Tensor]:
+def _contract(
+    rows: Tensor, columns: Tensor, teacher_rows: Tensor, teacher_columns: Tensor, scale: Tensor | float, both: bool
+) -> tuple[Tensor, Tensor]:
     """P @ columns [B, D] and P^T @ rows [N, D], in the accumulation type."""
     wide = accumulate_dtype(rows.dtype)
     rows, columns = rows.to(wide), columns.to(wide)

@@ -39,12 +39,12 @@ class NeighbourExchange(torch.autograd.Function):
     """`neighbour_exchange` whose gradient travels the other way."""
 
     @staticmethod
-    def forward(ctx, from_rank, to_rank, group, tensor):
+    def forward(ctx: Any, from_rank: int, to_rank: int, group: Any, tensor: Any) -> Any:
         ctx.ranks, ctx.group = (from_rank, to_rank), group
         return neighbour_exchange(from_rank, to_rank, tensor, group=group)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Any) -> Any:
         from_rank, to_rank = ctx.ranks
         return None, None, None, NeighbourExchange.apply(to_rank, from_rank, ctx.group, g)
 
@@ -53,12 +53,14 @@ class NeighbourExchangeBidir(torch.autograd.Function):
     """`neighbour_exchange_bidir` whose gradients travel the other way."""
 
     @staticmethod
-    def forward(ctx, left_rank, right_rank, group, tensor_to_left, tensor_to_right):
+    def forward(
+        ctx: Any, left_rank: int, right_rank: int, group: Any, tensor_to_left: Any, tensor_to_right: Any
+    ) -> Any:
         ctx.ranks, ctx.group = (left_rank, right_rank), group
         return neighbour_exchange_bidir(left_rank, right_rank, tensor_to_left, tensor_to_right, group=group)
 
     @staticmethod
-    def backward(ctx, from_right, from_left):
+    def backward(ctx: Any, from_right: Any, from_left: Any) -> Any:
         # What came from the right was the right neighbour's tensor_to_left: its gradient goes back to the right.
         left_rank, right_rank = ctx.ranks
         exchanged = NeighbourExchangeBidir.apply(left_rank, right_rank, ctx.group, from_left, from_right)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -139,7 +140,9 @@ class MemoryBankModule(nn.Module):
         self.bank_ptr.fill_(pointer)
         self.bank_fill.add_(batch.shape[0]).clamp_(max=self.size[0])
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *rest) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: Any, *rest: Any
+    ) -> None:
         stored = state_dict.get(prefix + "bank")
         if stored is not None and self.bank.dim() == 1 and stored.shape[:1] == self.bank.shape:
             self.bank = self.bank.new_zeros(stored.shape)

@@ -244,7 +244,9 @@ class DistillClipLoss(ClipLoss):
         """The original's formula over stored logits [B, N]."""
         return -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1)).sum(dim=1).mean(dim=0)
 
-    def _expected(self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], teacher_scale) -> Tensor:
+    def _expected(
+        self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], teacher_scale: Tensor | float
+    ) -> Tensor:
         """The mean over both directions of the student's score (without its scale) under the teacher's softmaxes."""
         if self.world_size == 1:
             return expected_score(*student, *teacher, teacher_scale, both=True)
@@ -351,13 +353,17 @@ class SigLipLoss(nn.Module):
             )
         return self._rectangular(image_features, text_features, logit_scale, logit_bias, negative_only)
 
-    def _from_scores(self, images: Tensor, texts: Tensor, scale, bias, negative_only: bool) -> Tensor:
+    def _from_scores(
+        self, images: Tensor, texts: Tensor, scale: Tensor | float, bias: Tensor | float | None, negative_only: bool
+    ) -> Tensor:
         wide = accumulate_dtype(images.dtype)
         logits = self.get_logits(images.to(wide), texts.to(wide), scale, bias)
         target = torch.zeros_like(logits) if negative_only else torch.eye(len(logits), dtype=wide, device=logits.device)
         return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
 
-    def _rectangular(self, images: Tensor, texts: Tensor, scale, bias, negative_only: bool) -> Tensor:
+    def _rectangular(
+        self, images: Tensor, texts: Tensor, scale: Tensor | float, bias: Tensor | float | None, negative_only: bool
+    ) -> Tensor:
         """Every pair as a negative, softplus(S); a positive one then lacks -S, for softplus(-S) = softplus(S) - S."""
         if images.dim() != 2 or texts.dim() != 2 or images.shape[1] != texts.shape[1] or not self.chunk_size > 0:
             raise ValueError(

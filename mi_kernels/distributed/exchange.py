@@ -86,7 +86,7 @@ def meet(t: Tensor, *, dim: int = 0, group: Any = None, name: str = "t") -> Rank
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, t: Tensor, ranks: Ranks, group: Any) -> Tensor:
+    def forward(ctx: Any, t: Tensor, ranks: Ranks, group: Any) -> Tensor:
         ctx.settings = (ranks, group)
         longest = max(ranks.sizes)
         # Collectives move equal shards: shorter ones are padded, and the padding is cut off again.
@@ -96,7 +96,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat([shard[:rows] for shard, rows in zip(shards, ranks.sizes, strict=True)])
 
     @staticmethod
-    def backward(ctx, g: Tensor):
+    def backward(ctx: Any, g: Tensor) -> Any:
         return _SumOwnShard.apply(g, *ctx.settings), None, None
 
 
@@ -104,7 +104,7 @@ class _SumOwnShard(torch.autograd.Function):
     """The transpose of gathering: sum over the ranks, then this rank's rows."""
 
     @staticmethod
-    def forward(ctx, g: Tensor, ranks: Ranks, group: Any) -> Tensor:
+    def forward(ctx: Any, g: Tensor, ranks: Ranks, group: Any) -> Tensor:
         ctx.settings = (ranks, group)
         even = len(set(ranks.sizes)) == 1
         if even and dist.get_backend(group) == "nccl":
@@ -116,7 +116,7 @@ class _SumOwnShard(torch.autograd.Function):
         return total[ranks.first : ranks.first + ranks.sizes[ranks.rank]].clone()
 
     @staticmethod
-    def backward(ctx, g: Tensor):
+    def backward(ctx: Any, g: Tensor) -> Any:
         return _Gather.apply(g.contiguous(), *ctx.settings), None, None
 
 

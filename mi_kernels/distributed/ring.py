@@ -142,7 +142,17 @@ def _members(classes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 class _Statistics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, scale, bias, row_ids, col_ids, classes, columns: Columns):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        scale: Tensor | float,
+        bias: Tensor | None,
+        row_ids: Tensor | None,
+        col_ids: Tensor | None,
+        classes: Any,
+        columns: Columns,
+    ) -> Any:
         row = x.new_full(x.shape[:2] if columns.stats & ROW_LSE else (0,), -torch.inf)
         soft = x.new_zeros(x.shape[:2] if columns.stats & SOFTPLUS else (0,))
         number = 0 if classes is None else classes.shape[0]
@@ -176,7 +186,7 @@ class _Statistics(torch.autograd.Function):
         return row, col, soft, sums, counts
 
     @staticmethod
-    def backward(ctx, g_row, g_col, g_soft, g_sums, _):
+    def backward(ctx: Any, g_row: Any, g_col: Any, g_soft: Any, g_sums: Any, _: Any) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError("schedule='ring' has no second derivatives: use schedule='gather'")
         x, y, scale, bias, row_ids, col_ids, classes, row, col = ctx.saved_tensors

@@ -204,7 +204,7 @@ class ScalarCritic(Critic):
         self.network = ConcatCritic(x_width, y_width, (SCALAR_HIDDEN, SCALAR_HIDDEN))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.network(x[..., -self.x_width :], y[..., -self.y_width :])  # type: ignore[no-any-return]
+        return self.network(x[..., -self.x_width :], y[..., -self.y_width :])
 
     def statistics(
         self,

@@ -6,6 +6,8 @@ relative to the positive score, so that a loss near zero keeps its digits.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -190,7 +192,15 @@ class _SharedNegatives(torch.autograd.Function):
     d / d n_j = sum_i sigmoid(r_i) s p_ij q_i, d / d s = sigmoid(r_i) <q_i, sum_j p_ij n_j - k_i>."""
 
     @staticmethod
-    def forward(ctx, query, positive_key, negatives, scale, reduction, recording):
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        positive_key: Tensor,
+        negatives: Tensor,
+        scale: Tensor,
+        reduction: str,
+        recording: bool,
+    ) -> Any:
         # needs_input_grad ignores no_grad, hence `recording`.
         needs = ctx.needs_input_grad
         rows, slopes, away, by_negative = _panels(
@@ -207,7 +217,7 @@ class _SharedNegatives(torch.autograd.Function):
         return _reduced(rows, reduction)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Any) -> Any:
         query, positive_key, negatives, scale, slopes, away, by_negative = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if needs_formula((g,)):
@@ -234,7 +244,15 @@ class _SharedNegatives(torch.autograd.Function):
         return *found, None, None
 
 
-def _panels(query, positive_key, negatives, factor, toward_query: bool, toward_negatives: bool, g: Tensor | None):
+def _panels(
+    query: Tensor,
+    positive_key: Tensor,
+    negatives: Tensor,
+    factor: Tensor | float,
+    toward_query: bool,
+    toward_negatives: bool,
+    g: Tensor | None,
+) -> Any:
     """Rows [*, B]; sigmoid(r) [*, B] and sum_j p_ij n_j - k_i [*, B, D], where toward_query; sum_i g_i d row_i / d n_j
     [*, M, D], where toward_negatives."""
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -212,7 +213,7 @@ class _MaskedProduct(torch.autograd.Function):
     that neither pass holds a copy of the whole mask."""
 
     @staticmethod
-    def forward(ctx, mask: Tensor, t: Tensor, transposed: bool) -> Tensor:
+    def forward(ctx: Any, mask: Tensor, t: Tensor, transposed: bool) -> Tensor:
         ctx.save_for_backward(mask)
         ctx.transposed = transposed
         found = torch.zeros_like(t)
@@ -228,7 +229,7 @@ class _MaskedProduct(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None]:
         (mask,) = ctx.saved_tensors
         return None, _MaskedProduct.apply(mask, g, not ctx.transposed), None
 

@@ -43,13 +43,13 @@ class _Again(torch.autograd.Function):
     seconds and 150 MiB.)"""
 
     @staticmethod
-    def forward(ctx, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         ctx.function = function
         ctx.save_for_backward(*tensors)
         return function(*tensors)
 
     @staticmethod
-    def backward(ctx, g: Tensor):
+    def backward(ctx: Any, g: Tensor) -> Any:
         formula = lambda *tensors: (ctx.function(*tensors),)  # noqa: E731
         return None, *differentiable_gradients(formula, ctx.saved_tensors, ctx.needs_input_grad[1:], (g,))
 
@@ -177,7 +177,9 @@ class PairLoss(original.BaseMetricLossFunction):
         self.reset_stats()
         return self._reduced(self._of_labels(embeddings, labels, ref_emb, ref_labels, own), embeddings, labels)
 
-    def _of_labels(self, embeddings, labels, ref_emb, ref_labels, own) -> dict[str, dict[str, Any]]:
+    def _of_labels(
+        self, embeddings: Tensor, labels: Any, ref_emb: Any, ref_labels: Any, own: Any
+    ) -> dict[str, dict[str, Any]]:
         if not embeddings.shape[0] or not ref_emb.shape[0]:
             return self.zero_losses()
         return self._labelled(self._scores(embeddings, ref_emb), labels, ref_labels, own)

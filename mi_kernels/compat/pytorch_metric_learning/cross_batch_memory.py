@@ -143,12 +143,14 @@ class CrossBatchMemory(original.CrossBatchMemory):
             found = without(found, self.curr_batch_idx)
         return found if input_indices_tuple is None else joined(found, input_indices_tuple)
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "queue_idx"] = torch.tensor(self.queue_idx)
         destination[prefix + "has_been_filled"] = torch.tensor(self.has_been_filled)
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
+    ) -> None:
         names = {name: prefix + name for name in ("queue_idx", "has_been_filled")}
         kept: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, kept, errors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -76,13 +78,13 @@ class _PairScores(torch.autograd.Function):
     """<x_i, y_j> of listed pairs in chunks: the gathered rows of all pairs would be pairs x features numbers."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
         ctx.save_for_backward(x, y, i, j)
         found = [(x[a] * y[b]).sum(1) for a, b in _chunks(x, i, j)]
         return torch.cat(found) if found else x.new_empty(0)
 
     @staticmethod
-    def backward(ctx, g: Tensor):
+    def backward(ctx: Any, g: Tensor) -> Any:
         x, y, i, j = ctx.saved_tensors
         if torch.is_grad_enabled():
             slope = g[:, None]

@@ -22,7 +22,7 @@ class ModuleWithRecords(nn.Module):
         self.collect_stats = bool(collect_stats)
         self._record_these: list[str] = []
 
-    def add_to_recordable_attributes(self, name=None, list_of_names=None, is_stat: bool = False) -> None:
+    def add_to_recordable_attributes(self, name: Any = None, list_of_names: Any = None, is_stat: bool = False) -> None:
         if not is_stat:
             self._record_these += ([] if name is None else [name]) + list(list_of_names or ())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ NEGATIVES = ("all", "others")
 class _ClubFunction(torch.autograd.Function):
     # Copies of inputs that are not contiguous are made here, where autograd does not record them.
     @staticmethod
-    def forward(ctx, mu, logvar, y, backend):
+    def forward(ctx: Any, mu: Tensor, logvar: Tensor | None, y: Tensor, backend: str) -> Any:
         run = torch.ops.mi_kernels.club_forward if torch.compiler.is_compiling() else dispatch.forward
         value, moments = run(*_contiguous(mu, logvar, y), backend)
         ctx.save_for_backward(mu, logvar, y, moments)
@@ -25,7 +27,7 @@ class _ClubFunction(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Any) -> Any:
         mu, logvar, y, moments = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *differentiable_gradients(_formula, (mu, logvar, y), ctx.needs_input_grad[:3], (g,)), None

@@ -17,7 +17,10 @@ Bits of `needs` say which are wanted; the others come back empty. `backend` "" i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
 
@@ -33,12 +36,12 @@ library.define(
 
 
 @torch.library.register_fake("mi_kernels::club_forward", lib=library)
-def _(mu, logvar, y, backend):
+def _(mu: Tensor, logvar: Tensor | None, y: Tensor, backend: str) -> Any:
     *groups, _, depth = mu.shape
     dtype = accumulate_dtype(mu.dtype)
     return mu.new_empty(groups, dtype=dtype), mu.new_empty((*groups, MOMENTS, depth), dtype=dtype)
 
 
 @torch.library.register_fake("mi_kernels::club_backward", lib=library)
-def _(mu, logvar, y, moments, g, needs, backend):
+def _(mu: Tensor, logvar: Tensor | None, y: Tensor, moments: Any, g: Any, needs: int, backend: str) -> Any:
     return tuple(mu.new_empty(mu.shape if needs & bit else (0,)) for bit in (NEED_MU, NEED_LOGVAR, NEED_Y))

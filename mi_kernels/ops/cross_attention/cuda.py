@@ -10,6 +10,7 @@ per query is stored, every output once by its owner, no value goes to the host.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,14 +35,14 @@ def _check(query: Sequence[Tensor], value: Sequence[Tensor]) -> None:
         )
 
 
-def forward(query: Sequence[Tensor], key: Sequence[Tensor], value: Sequence[Tensor], *rule) -> list[Tensor]:
+def forward(query: Sequence[Tensor], key: Sequence[Tensor], value: Sequence[Tensor], *rule: Any) -> list[Tensor]:
     """The operator of schema.py."""
     _check(query, value)
     return torch.ops.mi_kernels_cuda.cross_attention_forward(query, key, value, *rule)
 
 
 def backward(
-    grad_out: Sequence[Tensor], query: Sequence[Tensor], key: Sequence[Tensor], value: Sequence[Tensor], *rest
+    grad_out: Sequence[Tensor], query: Sequence[Tensor], key: Sequence[Tensor], value: Sequence[Tensor], *rest: Any
 ) -> list[Tensor]:
     """The operator of schema.py."""
     _check(query, value)

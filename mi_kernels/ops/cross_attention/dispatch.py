@@ -29,14 +29,26 @@ def backend_for(device: torch.device, requested: str | None) -> str:
     return AUTOMATIC if name == "triton" and (requested or requested_backend()) is None else name
 
 
-def _routed(backend: str, pairs: tuple, sparse: bool) -> str:
+def _routed(backend: str, pairs: tuple[Any, ...], sparse: bool) -> str:
     """The kernels of a call: flash attention where it computes the same, the grouped Triton kernels otherwise."""
     if backend != AUTOMATIC:
         return backend
     return "sdpa" if sdpa.suits(*pairs, sparse=sparse) else "triton"
 
 
-def forward(query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p, seed, sparse, backend):
+def forward(
+    query: Any,
+    key: Any,
+    value: Any,
+    query_lengths: Any,
+    key_lengths: Any,
+    causal_offset: Any,
+    scale: Any,
+    dropout_p: Any,
+    seed: Any,
+    sparse: Any,
+    backend: Any,
+) -> Any:
     pairs = (query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p)
     backend = _routed(backend, pairs, sparse)
     if backend == "cpu":
@@ -50,20 +62,20 @@ def forward(query, key, value, query_lengths, key_lengths, causal_offset, scale,
 
 
 def backward(
-    grad_out,
-    query,
-    key,
-    value,
-    out,
-    stat,
-    query_lengths,
-    key_lengths,
-    causal_offset,
-    scale,
-    dropout_p,
-    seed,
-    sparse,
-    backend,
+    grad_out: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    out: Any,
+    stat: Any,
+    query_lengths: Any,
+    key_lengths: Any,
+    causal_offset: Any,
+    scale: Any,
+    dropout_p: Any,
+    seed: Any,
+    sparse: Any,
+    backend: Any,
 ) -> list[Tensor]:
     rule = (query_lengths, key_lengths, causal_offset, scale, dropout_p)
     pairs = (grad_out, query, key, value)
@@ -78,12 +90,24 @@ def backward(
     return [gradients[side] for side in range(3) for gradients in found]
 
 
-def _forward_operator(query, key, value, query_lengths, key_lengths, causal_offset, numbers, *rest) -> list[Tensor]:
+def _forward_operator(
+    query: Any, key: Any, value: Any, query_lengths: Any, key_lengths: Any, causal_offset: Any, numbers: Any, *rest: Any
+) -> list[Tensor]:
     return forward(query, key, value, query_lengths, key_lengths, causal_offset, *numbers.tolist(), *rest)
 
 
 def _backward_operator(
-    grad_out, query, key, value, out, stat, query_lengths, key_lengths, causal_offset, numbers, *rest
+    grad_out: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    out: Any,
+    stat: Any,
+    query_lengths: Any,
+    key_lengths: Any,
+    causal_offset: Any,
+    numbers: Any,
+    *rest: Any,
 ) -> list[Tensor]:
     pairs = (grad_out, query, key, value, out, stat, query_lengths, key_lengths)
     return backward(*pairs, causal_offset, *numbers.tolist(), *rest)

@@ -39,7 +39,7 @@ Dropout is a counter hash in 32-bit unsigned arithmetic, the same in every backe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,11 +78,11 @@ def dropout_threshold(p: float) -> int:
 
 
 @torch.library.register_fake("mi_kernels::cross_attention_forward", lib=library)
-def _forward_fake(query, key, value, *rule) -> list[Tensor]:
+def _forward_fake(query: Any, key: Any, value: Any, *rule: Any) -> list[Tensor]:
     outs = [q.new_empty((*q.shape[:3], v.shape[3])) for q, v in zip(query, value, strict=True)]
     return outs + [q.new_empty(q.shape[:3], dtype=accumulate_dtype(q.dtype)) for q in query]
 
 
 @torch.library.register_fake("mi_kernels::cross_attention_backward", lib=library)
-def _backward_fake(grad_out, query, key, value, *rest) -> list[Tensor]:
+def _backward_fake(grad_out: Any, query: Any, key: Any, value: Any, *rest: Any) -> list[Tensor]:
     return [t.new_empty(t.shape) for t in (*query, *key, *value)]

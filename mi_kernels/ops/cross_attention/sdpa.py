@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tup
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)[:2]
 
 
-def _backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float):
+def _backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float) -> Any:
     # Without dropout the state of the random generator is not read.
     state = torch.empty(2, dtype=torch.uint64, device=q.device), torch.empty((), dtype=torch.uint64, device=q.device)
     return torch.ops.aten._scaled_dot_product_flash_attention_backward(
@@ -99,7 +100,7 @@ def forward(
     key_lengths: Sequence[Tensor],
     causal_offset: Sequence[int],
     scale: Sequence[float],
-    *rest,
+    *rest: Any,
 ) -> list[Tensor]:
     """The operator of schema.py, for pairs that suit."""
     found = [
@@ -120,7 +121,7 @@ def backward(
     key_lengths: Sequence[Tensor],
     causal_offset: Sequence[int],
     scale: Sequence[float],
-    *rest,
+    *rest: Any,
 ) -> list[Tensor]:
     """The operator of schema.py, for pairs that suit."""
     grads = [g if g.stride(3) == 1 else g.contiguous() for g in grad_out]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -124,14 +124,14 @@ def prepare(
     return Prepared(problem, shape, tiles)
 
 
-def _operator(problem: Problem, run, formula) -> tuple[Tensor, ...]:
+def _operator(problem: Problem, run: Any, formula: Any) -> tuple[Tensor, ...]:
     """run(problem), under transforms of torch.func; vmap's dimensions come first and join the groups."""
 
-    def folded(function):
-        def on_tensors(lead: tuple[int, ...], x, y, *vectors: Tensor | None):
+    def folded(function: Any) -> Any:
+        def on_tensors(lead: tuple[int, ...], x: Tensor, y: Tensor, *vectors: Tensor | None) -> Any:
             flattened = [None if t is None else t.reshape(-1, *t.shape[len(lead) + 1 :]) for t in vectors]
-            rest = [problem.pairs, problem.positive_shift]
-            return function(Problem(*[x, y, *flattened, *rest]), lead)
+            fields: list[Any] = [x, y, *flattened, problem.pairs, problem.positive_shift]
+            return function(Problem(*fields), lead)
 
         return on_tensors
 

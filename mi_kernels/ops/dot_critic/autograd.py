@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def _narrowed(
     return *found, *(None,) * (FIELDS - len(GRADIENTS))
 
 
-def _again(formula, problem: Problem, needed: Sequence[bool], slopes: Sequence[Tensor | None]) -> tuple:
+def _again(formula: Any, problem: Problem, needed: Sequence[bool], slopes: Sequence[Tensor | None]) -> Any:
     """Gradients that can be differentiated again, from a formula of the problem."""
     wanted = [need and i < len(GRADIENTS) for i, need in enumerate(needed[: len(problem.tensors)])]
     rest = (problem.pairs, problem.positive_shift)
@@ -65,7 +66,7 @@ class Statistics(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, *arguments):
+    def forward(ctx: Any, *arguments: Any) -> Any:
         # the problem, stats, backend, and the dtype of the tiles
         problem = Problem(*arguments[:FIELDS])
         stats, backend, tiles = arguments[FIELDS:]
@@ -81,7 +82,7 @@ class Statistics(torch.autograd.Function):
         return row, col, soft, positive
 
     @staticmethod
-    def backward(ctx, *slopes):
+    def backward(ctx: Any, *slopes: Any) -> Any:
         *tensors, row, col, positive = ctx.saved_tensors
         pairs, shift, stats, backend, tiles = ctx.settings
         problem = Problem(*[*tensors, pairs, shift])
@@ -153,7 +154,7 @@ def differentiable_statistics(problem: Problem, stats: int) -> tuple[Tensor, ...
 
 class Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *arguments):
+    def forward(ctx: Any, *arguments: Any) -> Any:
         problem, settings = Problem(*arguments[:FIELDS]), arguments[FIELDS]
         needs = common.needs(ctx.needs_input_grad, GRADIENTS)
         value, gradients = _loss_and_gradients(problem, settings, needs)
@@ -168,7 +169,7 @@ class Loss(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Any) -> Any:
         pairs, shift, settings, needs = ctx.settings
         saved = ctx.saved_tensors
         problem = Problem(*[*saved[: FIELDS - 2], pairs, shift])
@@ -217,7 +218,7 @@ class RowLosses(torch.autograd.Function):
     """Per-row losses as one autograd node: the launches of small batches are what takes their time."""
 
     @staticmethod
-    def forward(ctx, *arguments):
+    def forward(ctx: Any, *arguments: Any) -> Any:
         problem, settings = Problem(*arguments[:FIELDS]), arguments[FIELDS]
         losses, *known = dispatch.run_row_losses(flat(problem), settings, True)
         ctx.save_for_backward(*problem.tensors, *known)
@@ -225,7 +226,7 @@ class RowLosses(torch.autograd.Function):
         return reshaped(losses, problem.x.shape[:-1])
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Any) -> Any:
         pairs, shift, settings = ctx.settings
         saved = ctx.saved_tensors
         problem, known = Problem(*[*saved[: FIELDS - 2], pairs, shift]), saved[FIELDS - 2 :]

@@ -7,6 +7,8 @@ output is written once by its owner, no value goes to the host. fp32 runs as 3xT
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,11 +22,11 @@ def _tf32(x: Tensor) -> bool:
     return x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
 
 
-def stats(problem: tuple, stats: int, clip: float) -> tuple[Tensor, Tensor, Tensor]:
+def stats(problem: tuple[Any, ...], stats: int, clip: float) -> tuple[Tensor, Tensor, Tensor]:
     """The operator of schema.py. O(splits B + row blocks N) floats of workspace, at most 1 KiB a column."""
     return torch.ops.mi_kernels_cuda.dot_critic_stats(*problem, stats, clip, _tf32(problem[0]))
 
 
-def grad(problem: tuple, weights: tuple, needs: int) -> tuple[Tensor, ...]:
+def grad(problem: tuple[Any, ...], weights: tuple[Any, ...], needs: int) -> tuple[Tensor, ...]:
     """The operator of schema.py; no workspace beyond a vector for the scale."""
     return torch.ops.mi_kernels_cuda.dot_critic_grad(*problem, *weights, needs, _tf32(problem[0]))

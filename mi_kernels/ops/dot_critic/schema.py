@@ -20,7 +20,10 @@ csrc/dot_critic/schema.h repeats the bits for C++; a test holds the two together
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
 
@@ -49,13 +52,13 @@ library.define(
 
 
 @torch.library.register_fake("mi_kernels::dot_critic_stats", lib=library)
-def _stats_fake(*arguments):
+def _stats_fake(*arguments: Any) -> Any:
     x, y, stats = arguments[0], arguments[1], arguments[PROBLEM]
     new = lambda wanted, n: x.new_empty((x.shape[0], n) if wanted else (0,), dtype=accumulate_dtype(x.dtype))  # noqa: E731
     return new(stats & ROW_LSE, x.shape[1]), new(stats & COL_LSE, y.shape[1]), new(stats & SOFTPLUS, x.shape[1])
 
 
-def _empty_gradients(x, y, needs):
+def _empty_gradients(x: Tensor, y: Tensor, needs: int) -> Any:
     groups, rows, columns = x.shape[0], x.shape[1], y.shape[1]
     shapes = (x.shape, y.shape, (groups,), (groups, rows), (groups, columns))
     dtype = accumulate_dtype(x.dtype)
@@ -65,11 +68,11 @@ def _empty_gradients(x, y, needs):
 
 
 @torch.library.register_fake("mi_kernels::dot_critic_grad", lib=library)
-def _grad_fake(*arguments):
+def _grad_fake(*arguments: Any) -> Any:
     return _empty_gradients(arguments[0], arguments[1], arguments[-2])
 
 
 @torch.library.register_fake("mi_kernels::dot_critic_loss", lib=library)
-def _loss_fake(*arguments):
+def _loss_fake(*arguments: Any) -> Any:
     x, y, needs = arguments[0], arguments[1], arguments[-3]
     return x.new_empty((x.shape[0],), dtype=accumulate_dtype(x.dtype)), *_empty_gradients(x, y, needs)

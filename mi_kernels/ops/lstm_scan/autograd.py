@@ -39,7 +39,19 @@ def _folded(grouped: bool, *tensors: Tensor | None) -> list[Any]:
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gates, stand_in, weight, bias, h0, c0, lengths, steps, keep, backend):
+    def forward(
+        ctx: Any,
+        gates: Tensor,
+        stand_in: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        lengths: Tensor | None,
+        steps: int,
+        keep: bool,
+        backend: str,
+    ) -> Any:
         grouped = weight.dim() == 3
         run = torch.ops.mi_kernels.lstm_scan_forward if torch.compiler.is_compiling() else dispatch.forward
         problem = [*_folded(grouped, gates, weight, bias, h0, c0, lengths), steps, keep, backend]
@@ -52,7 +64,7 @@ class _Scan(torch.autograd.Function):
         return h, c
 
     @staticmethod
-    def backward(ctx, g_h, g_c):
+    def backward(ctx: Any, g_h: Tensor | None, g_c: Tensor | None) -> Any:
         if g_h is None and g_c is None:
             return (None,) * 10
         if handover.needs_formula((g_h, g_c)):
@@ -78,7 +90,18 @@ class _Scan(torch.autograd.Function):
 
 class _LSTM(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight_ih, weight_hh, bias, h0, c0, lengths, keep, backend):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias: Tensor | None,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        lengths: Tensor | None,
+        keep: bool,
+        backend: str,
+    ) -> Any:
         grouped = weight_hh.dim() == 3
         run = torch.ops.mi_kernels.lstm_forward if torch.compiler.is_compiling() else dispatch.lstm_forward
         problem = [*_folded(grouped, x, weight_ih, weight_hh, bias, h0, c0, lengths), keep, backend]
@@ -91,7 +114,7 @@ class _LSTM(torch.autograd.Function):
         return h, c
 
     @staticmethod
-    def backward(ctx, g_h, g_c):
+    def backward(ctx: Any, g_h: Tensor | None, g_c: Tensor | None) -> Any:
         if g_h is None and g_c is None:
             return (None,) * 9
         x, weight_ih, weight_hh, bias, h0, c0, lengths, h, c, activations = ctx.saved_tensors
@@ -110,7 +133,16 @@ class _LSTM(torch.autograd.Function):
         return *(unfold(t) if needs & bit else None for t, bit in zip(found, bits, strict=True)), None, None, None
 
 
-def _rescanned(gates, weight, bias, h0, c0, *, lengths, activations) -> tuple[Tensor, Tensor]:
+def _rescanned(
+    gates: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    *,
+    lengths: Tensor | None,
+    activations: Any,
+) -> tuple[Tensor, Tensor]:
     grouped = weight.dim() == 3
     problem = [*_folded(grouped, gates, weight, bias, h0, c0, lengths), activations]
     with torch.autocast(weight.device.type, enabled=False):
@@ -126,7 +158,17 @@ def _projected(x: Tensor, weight: Tensor, lengths: Tensor | None) -> Tensor:
         return x @ weight.mT.unsqueeze(-3) if weight.dim() == 3 else x @ weight.mT
 
 
-def _projected_again(x, weight_ih, weight_hh, bias, h0, c0, *, lengths, activations) -> tuple[Tensor, Tensor]:
+def _projected_again(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    *,
+    lengths: Tensor | None,
+    activations: Any,
+) -> tuple[Tensor, Tensor]:
     gates = _projected(x, weight_ih, lengths)
     return _rescanned(gates, weight_hh, bias, h0, c0, lengths=lengths, activations=activations)
 
@@ -153,14 +195,33 @@ def scan(
     return _scan(gates, weight, bias, h0, c0, lengths, steps=steps, backend=backend)
 
 
-def _scan(gates, weight, bias, h0, c0, lengths, *, steps: int, backend: str) -> tuple[Tensor, Tensor]:
+def _scan(
+    gates: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    *,
+    steps: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     keep = _keeps(gates, weight, bias, h0, c0)
     twice = keep and not torch.compiler.is_compiling()
     stand_in = _StandIn.apply(gates) if twice and gates.requires_grad else gates.new_zeros(()).expand(gates.shape)
     return _Scan.apply(gates, stand_in, weight, bias, h0, c0, lengths, steps, keep, backend)
 
 
-def _defined_scan(gates, weight, bias, h0, c0, lengths, *, steps: int) -> tuple[Tensor, Tensor]:
+def _defined_scan(
+    gates: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    *,
+    steps: int,
+) -> tuple[Tensor, Tensor]:
     """The formula that `_scan` computes, with a group dimension."""
     with torch.autocast(gates.device.type, enabled=False):
         return reference.scan(gates, weight, bias, h0, c0, lengths, steps)[:2]
@@ -183,12 +244,30 @@ def lstm(
     return _lstm(*problem, backend=backend)
 
 
-def _lstm(x, weight_ih, weight_hh, bias, h0, c0, lengths, *, backend: str) -> tuple[Tensor, Tensor]:
+def _lstm(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    *,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     inputs = (x, weight_ih, weight_hh, bias, h0, c0)
     return _LSTM.apply(*inputs, lengths, _keeps(*inputs), backend)
 
 
-def _defined_lstm(x, weight_ih, weight_hh, bias, h0, c0, lengths) -> tuple[Tensor, Tensor]:
+def _defined_lstm(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """The formula that `_lstm` computes, with a group dimension."""
     gates = _projected(x, weight_ih, lengths)
     return _defined_scan(gates, weight_hh, bias, h0, c0, lengths, steps=x.shape[2])

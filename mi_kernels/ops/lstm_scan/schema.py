@@ -27,6 +27,8 @@ the automatic choice.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -77,23 +79,70 @@ def _gradients(h: Tensor, needs: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @torch.library.register_fake("mi_kernels::lstm_scan_forward", lib=library)
-def _(gates, weight, bias, h0, c0, lengths, steps, keep, backend):
+def _(
+    gates: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    steps: int,
+    keep: bool,
+    backend: str,
+) -> Any:
     return _states(gates, steps, weight.shape[-1], keep)
 
 
 @torch.library.register_fake("mi_kernels::lstm_scan_backward", lib=library)
-def _(weight, h0, c0, lengths, h, c, activations, g_h, g_c, inputs, needs, backend):
+def _(
+    weight: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    h: Any,
+    c: Any,
+    activations: Any,
+    g_h: Tensor | None,
+    g_c: Tensor | None,
+    inputs: int,
+    needs: int,
+    backend: str,
+) -> Any:
     groups, batch, _, width = activations.shape
     return h.new_empty((groups, batch, inputs, width)), *_gradients(h, needs)
 
 
 @torch.library.register_fake("mi_kernels::lstm_forward", lib=library)
-def _(x, weight_ih, weight_hh, bias, h0, c0, lengths, keep, backend):
+def _(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    keep: bool,
+    backend: str,
+) -> Any:
     return _states(x, x.shape[2], weight_hh.shape[-1], keep)
 
 
 @torch.library.register_fake("mi_kernels::lstm_backward", lib=library)
-def _(x, weight_ih, weight_hh, h0, c0, lengths, h, c, activations, g_h, g_c, needs, backend):
+def _(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    h: Any,
+    c: Any,
+    activations: Any,
+    g_h: Tensor | None,
+    g_c: Tensor | None,
+    needs: int,
+    backend: str,
+) -> Any:
     return (
         h.new_empty(x.shape if needs & NEED_X else (0,)),
         h.new_empty(weight_ih.shape if needs & NEED_INPUT_WEIGHT else (0,)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,18 @@ def backend_for(device: torch.device, requested: str | None, layers: int) -> str
 
 
 def forward(
-    u, v, weights, biases, activation, output, off_diagonal, stats, clip, keep, memory_budget, backend
+    u: Any,
+    v: Any,
+    weights: Any,
+    biases: Any,
+    activation: Any,
+    output: Any,
+    off_diagonal: Any,
+    stats: Any,
+    clip: Any,
+    keep: Any,
+    memory_budget: Any,
+    backend: Any,
 ) -> tuple[Tensor, ...]:
     critic = (u, v, weights, biases, activation, output, off_diagonal)
     if backend == "cpu":
@@ -40,25 +53,25 @@ def forward(
 
 
 def backward(
-    u,
-    v,
-    weights,
-    biases,
-    activation,
-    output,
-    off_diagonal,
-    row_lse,
-    col_lse,
-    grad_positive,
-    grad_row_lse,
-    grad_col_lse,
-    grad_row_sum,
-    grad_row_softplus,
-    kept_scores,
-    kept_masks,
-    need_parameters,
-    memory_budget,
-    backend,
+    u: Any,
+    v: Any,
+    weights: Any,
+    biases: Any,
+    activation: Any,
+    output: Any,
+    off_diagonal: Any,
+    row_lse: Any,
+    col_lse: Any,
+    grad_positive: Any,
+    grad_row_lse: Any,
+    grad_col_lse: Any,
+    grad_row_sum: Any,
+    grad_row_softplus: Any,
+    kept_scores: Any,
+    kept_masks: Any,
+    need_parameters: Any,
+    memory_budget: Any,
+    backend: Any,
 ) -> list[Tensor]:
     critic = (u, v, weights, biases, activation, output, off_diagonal, row_lse, col_lse)
     slopes = Slopes(grad_positive, grad_row_lse, grad_col_lse, grad_row_sum, grad_row_softplus)
@@ -76,7 +89,16 @@ def backward(
 
 
 def _forward_operator(
-    u, v, weights, biases, activation, output, off_diagonal, stats, clip, *rest
+    u: Any,
+    v: Any,
+    weights: Any,
+    biases: Any,
+    activation: Any,
+    output: Any,
+    off_diagonal: Any,
+    stats: Any,
+    clip: Any,
+    *rest: Any,
 ) -> tuple[Tensor, ...]:
     return forward(u, v, weights, biases, activation, output, off_diagonal, stats, clip.item(), *rest)
 

@@ -33,7 +33,7 @@ row tiles, column tiles, ceil(H_2 / 32), R C] int32; Triton and CUDA by rows: `k
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,7 +109,18 @@ def kept_shapes(
 
 @torch.library.register_fake("mi_kernels::mlp_critic_forward", lib=library)
 def _forward_fake(
-    u, v, weights, biases, activation, output, off_diagonal, stats, clip, keep, memory_budget, backend
+    u: Tensor,
+    v: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    activation: str,
+    output: str,
+    off_diagonal: bool,
+    stats: int,
+    clip: float,
+    keep: bool,
+    memory_budget: int,
+    backend: str,
 ) -> tuple[Tensor, ...]:
     groups, rows, columns = u.shape[0], u.shape[1], v.shape[1]
     dtype = accumulate_dtype(u.dtype)
@@ -130,7 +141,7 @@ def _forward_fake(
 
 
 @torch.library.register_fake("mi_kernels::mlp_critic_backward", lib=library)
-def _backward_fake(u, v, weights, biases, *rest) -> list[Tensor]:
+def _backward_fake(u: Any, v: Any, weights: Any, biases: Any, *rest: Any) -> list[Tensor]:
     need_parameters = rest[-3]
     parameters = [*weights, *biases] if need_parameters else []
     return [t.new_empty(t.shape) for t in (u, v, *parameters)]

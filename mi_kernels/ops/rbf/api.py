@@ -22,7 +22,7 @@ Gradients = tuple[Tensor | None, ...]
 class _MMDFunction(torch.autograd.Function):
     # The gradients of a unit slope come with the value: the pairs are formed once, not again in the backward pass.
     @staticmethod
-    def forward(ctx, x, y, bandwidth, *settings):
+    def forward(ctx: Any, x: Tensor, y: Tensor, bandwidth: Any, *settings: Any) -> Any:
         wanted = needs(ctx.needs_input_grad, (NEED_X, NEED_Y, NEED_BANDWIDTH))
         found, gradients = _mmd_and_gradients(x, y, bandwidth, settings, wanted)
         if torch.compiler.is_compiling():
@@ -34,7 +34,7 @@ class _MMDFunction(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Any) -> Any:
         x, y, bandwidth, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():
             formula = partial(_mmd_formula, ctx.settings[:3])
@@ -87,7 +87,7 @@ def _grouped(function: Callable[..., Tensor], lead: tuple[int, ...], *tensors: T
 
 class _HSICFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, sx, sy, backend):
+    def forward(ctx: Any, x: Tensor, y: Tensor, sx: Tensor, sy: Tensor, backend: str) -> Any:
         run = torch.ops.mi_kernels.rbf_hsic if torch.compiler.is_compiling() else dispatch.hsic_forward
         products, rows = run(x, y, sx, sy, backend)
         ctx.save_for_backward(x, y, sx, sy, rows)
@@ -95,7 +95,7 @@ class _HSICFunction(torch.autograd.Function):
         return hsic_formulas.combine(products, *rows.unbind(1))
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Any) -> Any:
         x, y, sx, sy, rows = ctx.saved_tensors
         problem = (x, y, sx, sy)
         if torch.is_grad_enabled():

@@ -38,7 +38,7 @@ for _key in ("CPU", "CUDA"):
 
 
 @torch.library.register_fake("mi_kernels::rbf_median", lib=library)
-def _(rows):
+def _(rows: Tensor) -> Any:
     return rows.new_empty(rows.shape[0])
 
 

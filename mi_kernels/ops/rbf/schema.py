@@ -20,7 +20,10 @@ Bits of `needs` say which gradients are wanted; the others come back empty. `bac
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 NEED_X, NEED_Y, NEED_BANDWIDTH, NEED_BANDWIDTH_Y = 1, 2, 4, 8
 
@@ -37,7 +40,7 @@ library.define(
 
 
 @torch.library.register_fake("mi_kernels::rbf_mmd", lib=library)
-def _(x, y, bandwidth, w_xx, w_yy, w_xy, needs, backend):
+def _(x: Tensor, y: Tensor, bandwidth: Any, w_xx: float, w_yy: float, w_xy: float, needs: int, backend: str) -> Any:
     return (
         x.new_empty((x.shape[0],), dtype=torch.float64),
         x.new_empty(x.shape if needs & NEED_X else (0,)),
@@ -47,13 +50,13 @@ def _(x, y, bandwidth, w_xx, w_yy, w_xy, needs, backend):
 
 
 @torch.library.register_fake("mi_kernels::rbf_hsic", lib=library)
-def _(x, y, sx, sy, backend):
+def _(x: Tensor, y: Tensor, sx: Tensor, sy: Tensor, backend: str) -> Any:
     groups, batch = x.shape[:2]
     return x.new_empty((groups, 3), dtype=torch.float64), x.new_empty((groups, 2, batch), dtype=torch.float64)
 
 
 @torch.library.register_fake("mi_kernels::rbf_hsic_grad", lib=library)
-def _(x, y, sx, sy, rows, g, needs, backend):
+def _(x: Tensor, y: Tensor, sx: Tensor, sy: Tensor, rows: Tensor, g: Any, needs: int, backend: str) -> Any:
     return (
         x.new_empty(x.shape if needs & NEED_X else (0,)),
         y.new_empty(y.shape if needs & NEED_Y else (0,)),

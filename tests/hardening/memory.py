@@ -1,0 +1,50 @@
+"""Resident memory over many steps of every operator: `python -m tests.hardening.memory --steps 10000`.
+
+Prints MiB at every tenth of the steps; ends with status 1 where it grew by more than --allowed MiB in the second half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+
+import torch
+
+from tests.hardening import loads
+
+
+def resident_mib() -> float:
+    with open("/proc/self/statm") as handle:
+        return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def profile(steps: int, points: int = 10) -> list[float]:
+    """Resident MiB after every tenth of the steps; a step runs every operator, on other rows than the step before."""
+    every = [list(loads.steps(seed).values()) for seed in range(2)]
+    found = []
+    for point in range(points):
+        for k in range(steps // points):
+            for step in every[k % 2]:
+                step()
+        gc.collect()
+        found.append(resident_mib())
+        print(f"{(point + 1) * (steps // points)} steps: {found[-1]:.1f} MiB", flush=True)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--allowed", type=float, default=2.0, help="MiB")
+    options = parser.parse_args()
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    found = profile(options.steps)
+    grown = found[-1] - found[len(found) // 2 - 1]
+    print(f"grown by {grown:.2f} MiB in the second half")
+    return int(grown > options.allowed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

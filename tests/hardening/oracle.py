@@ -1,0 +1,114 @@
+"""One comparison for every public operator: the backend that runs by default against the reference in fp64.
+
+The allowance of a result follows from the problem, not from a constant. In norm, an error may be at most
+
+    2 e + 16 d + 16 v g + 4 u |want| + 16 f
+
+e being the error of the plain-torch reference in the inputs' own dtype, d how far the exact result moves when every
+input changes by a random unit roundoff of its dtype, g the largest gradient of the call (for an output: the sum of
+|input times gradient|, what it is made of), v the unit roundoff of the sums, and u that of the result's dtype. So a sum
+that cancels is allowed what its conditioning says, also where it cancels to nothing (the gradient of a bias that the
+bound ignores), and a well-conditioned one no more than rounding. f is 0 unless the terms of the sums are larger than
+both results and gradients say: a squared MMD of 1e-19 is a sum of kernels of size 1, whose fp64 rounding is 1e-16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import mi_kernels as mk
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+STRIDES = ("plain", "transposed", "sliced", "gapped", "reversed storage")
+Function = Callable[..., Tensor | Sequence[Tensor]]
+
+
+def strided(t: Tensor, kind: str) -> Tensor:
+    """The same values in other strides."""
+    if t.dim() < 2 or kind == "plain":
+        return t.contiguous()
+    if kind == "transposed":
+        return t.mT.contiguous().mT
+    if kind == "sliced":
+        return torch.cat([t.new_full((*t.shape[:-1], 3), torch.nan), t, t.new_full((*t.shape[:-1], 2), torch.nan)], -1)[
+            ..., 3:-2
+        ]
+    if kind == "gapped":
+        return torch.stack([t, torch.full_like(t, torch.nan)], -2).flatten(-3, -2)[..., ::2, :]
+    order = tuple(reversed(range(t.dim())))
+    return t.permute(order).contiguous().permute(order)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of one result: its error and what is allowed."""
+
+    name: str
+    error: float
+    allowed: float
+
+    @property
+    def excess(self) -> float:
+        return self.error / self.allowed if self.error else 0.0
+
+
+def _results(function: Function, tensors: Sequence[Tensor], slopes: list[Tensor]) -> list[Tensor]:
+    """The outputs and the gradients of their product with fixed slopes, drawn when first needed."""
+    leaves = [t.detach().requires_grad_() for t in tensors]  # keeps strides
+    found = function(*leaves)
+    outputs = [found] if isinstance(found, Tensor) else list(found)
+    if not slopes:
+        slopes += [torch.randn(out.shape, dtype=torch.float64) for out in outputs]
+    total = torch.stack([(out.double() * s).sum() for out, s in zip(outputs, slopes, strict=True)]).sum()
+    gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+    return [*(out.detach() for out in outputs),
+            *(torch.zeros_like(t) if g is None else g for g, t in zip(gradients, leaves, strict=True))]  # fmt: skip
+
+
+def unit(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps / 2
+
+
+def differences(function: Function, tensors: Sequence[Tensor], floor: float = 0.0) -> list[Difference]:
+    """function(*tensors) returns one tensor or several; every tensor gets a gradient. `floor`: f above."""
+    slopes: list[Tensor] = []
+    with mk.use_backend("reference"):
+        wide = [t.detach().double() for t in tensors]
+        want = _results(function, wide, slopes)
+        plain = _results(function, tensors, slopes)
+        moved = [torch.zeros((), dtype=torch.float64) for _ in want]
+        for _ in range(2):
+            near = [
+                w * (1 + unit(t.dtype) * (2 * torch.rand_like(w) - 1)) for w, t in zip(wide, tensors, strict=True)
+            ]
+            other = _results(function, near, slopes)
+            moved = [torch.maximum(m, (o - w).norm()) for m, o, w in zip(moved, other, want, strict=True)]
+    found = _results(function, tensors, slopes)
+    gradients = want[len(slopes) :]
+    largest = max(float(g.norm()) for g in gradients)
+    if len(slopes) == 1 and slopes[0].numel() == 1:  # two draws may both hardly move one number: its deviation instead
+        parts = [unit(t.dtype) * (g * w).norm() for g, w, t in zip(gradients, wide, tensors, strict=True)]
+        moved[0] = torch.maximum(moved[0], torch.stack(parts).norm() / 3**0.5 / slopes[0].abs().max())
+    terms = sum(float((g * w).abs().sum()) for g, w in zip(gradients, wide, strict=True))
+    sums = unit(torch.float64 if tensors[0].dtype == torch.float64 else torch.float32)
+    report = []
+    for k, (f, p, w, m) in enumerate(zip(found, plain, want, moved, strict=True)):
+        if f.shape != w.shape:
+            raise AssertionError(f"result {k} has shape {tuple(f.shape)}, the reference {tuple(w.shape)}")
+        limits = torch.finfo(f.dtype)
+        allowed = 2 * (p.double() - w).norm() + 16 * m + 4 * unit(f.dtype) * w.norm()
+        allowed += 16 * sums * (largest if k >= len(slopes) else terms) + 16 * floor
+        allowed += limits.smallest_normal * max(w.numel(), 1)  # below it a dtype has no relative precision
+        error = float((f.double() - w.clamp(limits.min, limits.max)).norm())
+        name = f"output {k}" if k < len(slopes) else f"gradient {k - len(slopes)}"
+        report.append(Difference(name, error if error == error else float("inf"), float(allowed)))
+    return report
+
+
+def check(function: Function, tensors: Sequence[Tensor], floor: float = 0.0) -> None:
+    wrong = [d for d in differences(function, tensors, floor) if not d.excess <= 1]
+    assert not wrong, "; ".join(f"{d.name}: error {d.error:.3g}, allowed {d.allowed:.3g}" for d in wrong)

@@ -1,0 +1,69 @@
+"""Every public operator agrees with the fp64 reference, whatever the shapes, dtypes, strides and values.
+
+MI_KERNELS_HYPOTHESIS=long draws thousands of calls of every family, others at every run; by default a few dozen are
+drawn, the same ones at every run.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import mi_kernels as mk
+from mi_kernels.backends import requested_backend
+from tests.hardening import operators, oracle
+
+LONG = os.environ.get("MI_KERNELS_HYPOTHESIS") == "long"
+CALLS = {"losses": 60, "bounds over inner products": 40}
+PROFILE = settings(
+    deadline=None,
+    derandomize=not LONG,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate, Phase.shrink] if LONG else [Phase.explicit, Phase.generate],
+)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("family", list(operators.FAMILIES))
+def test_operators_agree_with_the_fp64_reference(family: str) -> None:
+    @settings(PROFILE, max_examples=2000 if LONG else CALLS.get(family, 25))
+    @given(operators.FAMILIES[family])
+    def agrees(call: operators.Call) -> None:
+        torch.manual_seed(0)
+        oracle.check(call.function, call.tensors, call.floor)
+
+    agrees()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_comparison_notices_small_errors(dtype: torch.dtype) -> None:
+    """One part in 10,000 (fp32) in the value, or in the gradient alone, on the backend under test."""
+    x, y = torch.randn(2, 17, 9, dtype=dtype)
+
+    def wrong(part: str) -> oracle.Function:
+        def function(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            value = mk.info_nce(a, b)
+            if requested_backend() is None:
+                error = 1e-4 * value
+                return value + (error.detach() if part == "value" else error - error.detach())
+            return value
+
+        return function
+
+    for part in ("value", "gradient"):
+        assert max(d.excess for d in oracle.differences(wrong(part), [x, y])) > 1
+    assert max(d.excess for d in oracle.differences(mk.info_nce, [x, y])) <= 1
+
+
+
+
+@given(st.sampled_from(oracle.STRIDES), st.sampled_from([(3,), (4, 5), (2, 3, 4), (2, 3, 4, 5)]))
+@settings(PROFILE, max_examples=20)
+def test_strides_keep_values(kind: str, shape: tuple[int, ...]) -> None:
+    t = torch.randn(shape)
+    assert torch.equal(oracle.strided(t, kind), t)

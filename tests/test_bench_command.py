@@ -1,0 +1,111 @@
+"""The benchmark command: what counts as a regression, and that every case and table runs at its smallest."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import __main__ as command
+from bench import compare, growth, steps, suite
+from bench.compare import ROOT, judge, median_interval
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def noisy(factor: float, pairs: int, seed: int) -> tuple[list[float], list[float]]:
+    """Times whose machine slows down now and then for both sides, with noise of 5 % and some outliers of one side."""
+    draw = random.Random(seed)
+    before, after = [], []
+    for _ in range(pairs):
+        moment = 1e-3 * (3.0 if draw.random() < 0.2 else 1.0)
+        noise = lambda: math.exp(draw.gauss(0, 0.05)) * (4.0 if draw.random() < 0.03 else 1.0)  # noqa: E731
+        before.append(moment * noise())
+        after.append(factor * moment * noise())
+    return before, after
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.15, "slower"), (1.0, "same"), (0.85, "faster")])
+def test_a_change_is_told_from_noise(factor: float, verdict: str) -> None:
+    found = [judge("case", *noisy(factor, 200, seed), 0.03, 0.01).verdict for seed in range(20)]
+    assert found.count(verdict) >= 18 and not set(found) - {verdict, "unclear"}
+
+
+def test_noise_alone_is_hardly_ever_a_regression() -> None:
+    found = [judge("case", *noisy(1.0, 25, seed), 0.0, 0.05).verdict for seed in range(400)]
+    assert found.count("slower") <= 20  # 2.5 % of them at most, in the mean
+
+
+def test_few_pairs_give_no_verdict() -> None:
+    assert judge("case", [1.0] * 4, [2.0] * 4, 0.03, 0.05).verdict == "unclear"
+    assert median_interval([1.0, 2.0, 3.0], 0.05) == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize("n", [6, 9, 20, 75])
+def test_the_interval_of_the_median_has_its_confidence(n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    inside = 0
+    for draws in torch.randn(2000, n, generator=generator).tolist():
+        low, high = median_interval(draws, 0.05)
+        inside += low <= 0 <= high
+    assert inside >= 0.94 * 2000
+
+
+def test_a_slower_checkout_ends_with_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes of this checkout; what the second one says of its times is doubled."""
+    ask = compare.Side.ask
+    sides: list[compare.Side] = []
+
+    def doubled(self: compare.Side, **what: object) -> dict[str, object]:
+        if self not in sides:
+            sides.append(self)
+        answer = ask(self, **what)
+        return {"seconds": answer["seconds"] * (1 + sides.index(self))} if "run" in what else answer
+
+    out = tmp_path / "verdicts.json"
+    arguments = ["compare", str(ROOT), "--only", "loss/clip_loss", "--seconds", "0.1", "--out", str(out)]
+    monkeypatch.setattr(compare.Side, "ask", doubled)
+    assert command.main(arguments) == 1
+    (verdict,) = json.loads(out.read_text())["verdicts"]
+    assert verdict["verdict"] == "slower" and verdict["low"] > 1.03
+
+
+def test_cases_that_are_not_there_are_named() -> None:
+    with pytest.raises(ValueError, match="no case has 'lose/'"):
+        suite.chosen(["lose/"])
+    with pytest.raises(SystemExit):
+        command.main(["run", "nothing"])
+
+
+@pytest.mark.parametrize("name", [n for n in suite.cases() if not n.startswith(("step/", "layer/mult"))])
+def test_every_case_runs(name: str) -> None:
+    suite.cases()[name]()()
+
+
+def test_training_steps_agree_with_plain_torch_and_say_their_shares() -> None:
+    for system in ("factorcl-ssl", "mfm", "mird", "mdm"):
+        steps.check(system, rows=6)
+    found = steps.shares(suite.training("factorcl-ssl", rows=8)[1])
+    assert 0 < found["share_of_losses"] < 1 and found["share_of_layers"] == 0
+
+
+def test_slopes_of_growth() -> None:
+    sizes = [64, 128, 256, 512, 1024]
+    assert growth.slope(sizes, [5.0 + 1e-3 * n**2 for n in sizes]) == pytest.approx(2, abs=0.1)
+    assert growth.slope(sizes, [3.0 * n for n in sizes]) == pytest.approx(1)
+
+
+def test_a_row_of_growth() -> None:
+    row = growth.measure("info_nce", "B", lambda n: growth.info_nce(batch=n, width=16), [16, 32, 64], 0.02)
+    assert row["sizes"] == [16, 32, 64] and math.isfinite(row["exponent"])
+
+
+def test_every_table_has_its_module() -> None:
+    for name, table in command.TABLES.items():
+        module = table.command[1] if table.command else f"bench.{name}"
+        if module.startswith("bench."):
+            assert (ROOT / "bench" / f"{module.partition('.')[2]}.py").exists()

@@ -1,0 +1,72 @@
+"""The tests of the compiled operators with AddressSanitizer and UndefinedBehaviorSanitizer in the C++ code.
+
+`python -m tools.sanitize [PYTEST ARGUMENTS]`, or `make sanitize`: builds a copy of the package in build/sanitize and
+runs the operators' tests on it; the first fault ends the run with its stack. Needs the runtime libraries of gcc, which
+have to be loaded before torch. Leaks are not looked for: Python and torch hold memory until they exit. Under
+AddressSanitizer no small buffer of the library is used twice, and the bytes that rounding adds behind one are out of
+bounds.
+"""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "sanitize"
+# Tests that compare processes, compile torch programs or run Triton have no C++ code of ours that the others lack.
+TESTS = (
+    "tests/ops/club/test_club.py",
+    "tests/ops/rbf/test_far_rows.py",
+    "tests/ops/rbf/test_derivatives.py",
+    "tests/ops/dot_critic/test_dot_critic.py",
+    "tests/ops/mlp_critic/test_mlp_critic.py",
+    "tests/ops/mlp_critic/test_short_types.py",
+    "tests/ops/cross_attention/test_cross_attention.py",
+    "tests/ops/lstm_scan/test_lstm_scan.py",
+    "tests/losses/test_contrastive.py",
+    "tests/losses/test_divergences.py",
+    "tests/losses/test_fuzz_values.py",
+)
+SKIP = "not compile and not opcheck and not memory and not triton"
+
+
+def runtime(compiler: str, library: str) -> str:
+    found = subprocess.run([compiler, f"-print-file-name={library}"], capture_output=True, text=True, check=True).stdout
+    if not Path(found.strip()).is_absolute():
+        raise SystemExit(f"tools.sanitize: {compiler} has no {library}")
+    return found.strip()
+
+
+def environment(compiler: str) -> dict[str, str]:
+    # libstdc++ beside libasan: its exceptions must be found when libasan wraps them.
+    preload = " ".join(runtime(compiler, name) for name in ("libasan.so", "libstdc++.so"))
+    return {
+        **os.environ,
+        "LD_PRELOAD": preload,
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+
+
+def build() -> None:
+    command = [sys.executable, "setup.py", "build", "--build-lib", str(BUILD / "lib"),
+               "--build-temp", str(BUILD / "objects")]  # fmt: skip
+    mode = {"MI_KERNELS_BUILD": "cpu", "MI_KERNELS_SANITIZE": "1"}
+    subprocess.run(command, cwd=ROOT, env={**os.environ, **mode}, check=True)
+    if not list((BUILD / "lib" / "mi_kernels").glob("_C*.so")):
+        raise SystemExit("tools.sanitize: the build has no extension (its output is above)")
+
+
+def main() -> int:
+    build()
+    # The sanitized package in front of the checkout's.
+    first = ["-o", f"pythonpath={BUILD / 'lib'} ."]
+    chosen = sys.argv[1:] or ["-k", SKIP, *TESTS]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *first, *chosen]
+    return subprocess.run(command, cwd=ROOT, env=environment(os.environ.get("CXX", "c++").split()[0])).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
