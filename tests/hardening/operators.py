@@ -146,8 +146,10 @@ def kernels(draw: Draw) -> Call:
     elif name == "hsic":
         settings["normalized"] = draw(st.booleans())
         make(*groups, batch, draw(WIDTH), size=1.0)
-    # Kernels are at most 1 and summed in fp64; their slopes are at most 1 / bandwidth.
-    floor = oracle.unit(torch.float64) * (1 + 1 / settings["bandwidth"])
+    # Kernels are at most 1, their slopes at most 1 / bandwidth. fp64 sums round by its unit; five digits of 1e-4 are
+    # promised for 16- and 32-bit inputs.
+    of_kernel = oracle.unit(torch.float64) if make.dtype == torch.float64 else 1e-9
+    floor = of_kernel * (1 + 1 / settings["bandwidth"])
     return Call(name, settings, partial(getattr(mk, name), **settings), make.made, floor)
 
 

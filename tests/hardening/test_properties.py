@@ -67,3 +67,11 @@ def test_the_comparison_notices_small_errors(dtype: torch.dtype) -> None:
 def test_strides_keep_values(kind: str, shape: tuple[int, ...]) -> None:
     t = torch.randn(shape)
     assert torch.equal(oracle.strided(t, kind), t)
+
+
+def test_a_decoder_reads_nothing_between_the_rows_of_its_code() -> None:
+    """torch's bf16 product does, where rows have an odd length."""
+    code, w_ih, w_hh = (torch.randn(shape).bfloat16() for shape in ((65, 9), (36, 9), (36, 9)))
+    want = mk.lstm_decode(code, w_ih, w_hh, None, None, 2)
+    for kind in ("gapped", "sliced"):
+        assert torch.equal(mk.lstm_decode(oracle.strided(code, kind), w_ih, w_hh, None, None, 2), want)

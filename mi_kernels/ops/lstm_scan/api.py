@@ -198,6 +198,7 @@ def lstm_decode(
     _check_kinds("code", code, weights)
     code, weight_ih, weight_hh, bias_ih, bias_hh = _autocast(code, weight_ih, weight_hh, bias_ih, bias_hh)  # type: ignore[assignment]
     bias = _summed(bias_ih, bias_hh)
-    first = (code @ weight_ih.mT).unsqueeze(-2)
+    # torch's bf16 product on CPUs reads one number behind rows of odd length: NaN there would reach the result.
+    first = (code.contiguous() @ weight_ih.mT).unsqueeze(-2)
     h, _ = autograd.scan(first, weight_ih + weight_hh, bias, None, None, None, steps, backend_name(backend))
     return h.to(code.dtype)
