@@ -24,6 +24,7 @@ from models.layers.mfn import MemoryFusion, MFNConfig
 from models.layers.sequence import LSTMDecoder, LSTMEncoder
 from models.mfm.config import VARIANTS, Settings
 from models.model import Loss, Model, Phase
+from models.shares import by_rows
 
 JOINT, SHARED = "y", "shared"
 Codes = dict[str, Tensor]
@@ -113,6 +114,7 @@ class MFMNet(nn.Module):
         private = {"each": [name], "shared": [SHARED], "none": []}[self.parts.private]
         return [JOINT, *private] if self.parts.joint else private
 
+    @by_rows
     def codes(self, inputs: Sequence[Inputs]) -> Codes:
         """Z [B, code] by block: "y", and the modalities' names or "shared"."""
         found = {}
@@ -121,6 +123,7 @@ class MFMNet(nn.Module):
             found[name] = encoder(given)
         return found
 
+    @by_rows
     def surrogates(self, inputs: Sequence[Inputs], name: str) -> tuple[Tensor, Tensor]:
         """Z of one modality and Z_y, from the other modalities alone."""
         others = [x for n, x in zip(self.names, inputs, strict=True) if n != name]
@@ -136,6 +139,7 @@ class MFMNet(nn.Module):
     def head(self, features: Tensor) -> Tensor:
         return self.out(features)
 
+    @by_rows
     def decode(self, factors: Codes, steps: int, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """x' [B, steps, d] of the named modalities, all by default."""
         names = self.names if names is None else names
