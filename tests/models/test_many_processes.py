@@ -29,7 +29,7 @@ CASES = {name: (name, {}) for name in MODELS} | {
     "mfm, surrogates": ("mfm", {"model.surrogate": True}),
     "mdm, parameters": ("mdm", {"model.balance": "parameters"}),
     "mdm, wasserstein": ("mdm", {"model.measure": "wasserstein", "model.fresh": True}),
-    "mdm around simclr": ("mdm", {"model.base": {"name": "simclr"}, "model.representation": "encoder"}),
+    "mdm around simclr": ("mdm", {"model.base": "simclr", "model.representation": "encoder"}),
 }
 RANDOM = {
     "training.input_noise": 0.1,
