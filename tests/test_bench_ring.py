@@ -32,4 +32,5 @@ def test_transfers_are_hidden_from_the_number_of_rows_that_is_printed(name):
 
 
 def test_the_table_for_512_gpus_has_both_schedules_on_every_link():
-    assert {(row["link"], row["schedule"]) for row in paper()} == {(n, s) for n in PAPER_LINKS for s in ("gather", "ring")}
+    expected = {(name, schedule) for name in PAPER_LINKS for schedule in ("gather", "ring")}
+    assert {(row["link"], row["schedule"]) for row in paper()} == expected
