@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
-from models.data.dataset import SPLITS, UNUSED, Dataset
+from models.data.dataset import SPLITS, Dataset
 
 FRACTIONS = (0.6, 0.2)
 
@@ -43,20 +41,20 @@ def group_split(groups: np.ndarray, seed: int, fractions: tuple[float, float] = 
 
 
 def with_fewer_rows(data: Dataset, limit: int, seed: int) -> Dataset:
-    """A data set with at most ``limit`` rows in each split, drawn by ``seed``; the others count as unused.
+    """At most ``limit`` rows of each split, drawn by ``seed``, in the order that they have; the others are left out.
 
     Classes take turns, so that each has a row where ``limit`` allows. A larger limit keeps what a smaller one keeps.
     Raises ValueError for a limit below 1.
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1 row, got {limit}")
-    split = torch.full_like(data.split, UNUSED)
+    kept = []
     for code in SPLITS.values():
         rows = np.random.default_rng([seed, code]).permutation(np.flatnonzero(data.split.numpy() == code))
         if data.target.is_classes and data.labels is not None:
             rows = rows[np.argsort(_turns(data.labels.numpy()[rows]), kind="stable")]
-        split[torch.from_numpy(rows[:limit])] = code
-    return replace(data, split=split)
+        kept.append(rows[:limit])
+    return data.select(torch.from_numpy(np.sort(np.concatenate(kept))))
 
 
 def _turns(labels: np.ndarray) -> np.ndarray:
