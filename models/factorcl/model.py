@@ -70,12 +70,10 @@ class _FactorCL(Model):
         self.config = config = config or FactorCLConfig()
         self.encoders = nn.ModuleList([encoder1, encoder2])
         d1, d2 = config.feature_dims
-        self.heads1 = nn.ModuleDict(
-            {name: self._head(d1) for name in config.terms if name != "infonce_x2y"}
-        )
-        self.heads2 = nn.ModuleDict(
-            {name: self._head(d2) for name in config.terms if name != "infonce_x1y"}
-        )
+        self.heads1, self.heads2 = nn.ModuleDict(), nn.ModuleDict()
+        for heads, dim, other in ((self.heads1, d1, "infonce_x2y"), (self.heads2, d2, "infonce_x1y")):
+            for key in dict.fromkeys(self.key(name) for name in config.terms if name != other):
+                heads[key] = self._head(dim)
         anchor = "y" if config.anchor == "second" else "x"
         self.bounds = nn.ModuleDict()
         critics: dict[str, mk.ConcatCritic | ProjectedCritic] = {}
@@ -90,6 +88,17 @@ class _FactorCL(Model):
             bound = mk.InfoNCE if name in MAXIMISED else mk.NCECLUB
             within_labels = config.conditional_negatives == "label" and name.endswith("_cond")
             self.bounds[name] = bound(critic, anchor=anchor, condition="group" if within_labels else "concat")
+
+    def key(self, term: str) -> str:
+        """Of the head that a term reads."""
+        return term if self.config.heads == "term" else "S" if term in SHARED_PARTS else "U"
+
+    def first(self, term: str, e1: Tensor) -> Tensor:
+        """The first modality as the term reads it, [B, d1]."""
+        return self.heads1[self.key(term)](e1)
+
+    def second(self, term: str, e2: Tensor) -> Tensor:
+        return self.heads2[self.key(term)](e2)
 
     def _head(self, dim: int) -> nn.Module:
         return mlp(dim, dim, dim, self.config.head_layers, self.config.activation)
@@ -113,7 +122,8 @@ class _FactorCL(Model):
         """A factor that no term of the objective has is [B, 0]."""
 
         def part(heads: nn.ModuleDict, e: Tensor, names: tuple[str, ...]) -> Tensor:
-            found = [heads[name](e) for name in names if name in heads]
+            keys = dict.fromkeys(self.key(name) for name in names)
+            found = [heads[key](e) for key in keys if key in heads]
             return torch.cat(found, 1) if found else e[:, :0]
 
         return Factors(
@@ -236,11 +246,11 @@ class FactorCLSUP(_FactorCL):
         pairs: Pairs = {}
         for name in names:
             if name == "infonce_x1y":
-                pairs[name] = (self.heads1[name](e1), column)
+                pairs[name] = (self.first(name, e1), column)
             elif name == "infonce_x2y":
-                pairs[name] = (self.heads2[name](e2), column)
+                pairs[name] = (self.second(name, e2), column)
             else:
-                a, b = self.heads1[name](e1), self.heads2[name](e2)
+                a, b = self.first(name, e1), self.second(name, e2)
                 if name.endswith("_cond"):
                     a = torch.cat([a, one_hot], 1)
                     b = torch.cat([b, one_hot], 1) if self.config.condition_sides == "both" else b
@@ -278,17 +288,17 @@ class FactorCLSSL(_FactorCL):
         pairs: Pairs = {}
         for name in names:
             if name == "infonce_x1y":
-                pairs[name] = (self.heads1[name](e1), self.heads1[name](v1))
+                pairs[name] = (self.first(name, e1), self.first(name, v1))
             elif name == "infonce_x2y":
-                pairs[name] = (self.heads2[name](e2), self.heads2[name](v2))
+                pairs[name] = (self.second(name, e2), self.second(name, v2))
             elif not name.endswith("_cond"):
-                pairs[name] = (self.heads1[name](e1), self.heads2[name](e2))
+                pairs[name] = (self.first(name, e1), self.second(name, e2))
             else:
                 repeated = name in MINIMISED and self.config.ssl_club_condition == "repeated"
                 c1, c2 = (e1, e2) if repeated else (v1, v2)
                 pairs[name] = (
-                    torch.cat([self.heads1[name](e1), self.heads1[name](c1)], 1),
-                    torch.cat([self.heads2[name](e2), self.heads2[name](c2)], 1),
+                    torch.cat([self.first(name, e1), self.first(name, c1)], 1),
+                    torch.cat([self.second(name, e2), self.second(name, c2)], 1),
                 )
         return pairs
 

@@ -145,3 +145,36 @@ def test_a_zero_row_of_16_bits_has_finite_cosines_and_gradients():
     a, b, _ = critic.features(x, y)
     (a @ b.mT).sum().backward()
     assert a.isfinite().all() and all(p.grad.isfinite().all() for p in critic.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("term", [*MAXIMISED, *MINIMISED])
+def test_any_single_term_can_be_left_out(kind, term):
+    model = small(kind, with_(without=(term,)))
+    loss, terms = model.loss(batch())
+    assert set(terms) == {*MAXIMISED, *MINIMISED} - {term}
+    assert term not in model.bounds and term not in model.heads1 and term not in model.heads2
+    assert loss.isfinite() and model.factors(*batch().inputs.values()).u1.shape[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_of_a_factor_serve_all_its_terms(kind):
+    model, data = small(kind, with_(heads="factor")), batch()
+    assert set(model.heads1) == set(model.heads2) == {"S", "U"}
+    s1, u1, s2, u2 = model.factors(*data.inputs.values())
+    assert [part.shape[1] for part in (s1, u1, s2, u2)] == [8, 8, 6, 6]
+    pairs = model._pairs(model.config.terms, data)
+    for term, factors in (("infonce_x1x2", (s1, s2)), ("club_x1x2", (u1, u2))):
+        for found, wanted in zip(pairs[term], factors, strict=True):
+            torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(pairs["infonce_x1y"][0], u1)
+
+
+def test_settings_and_the_model_read_the_same_choices():
+    chosen = {"heads": "factor", "without": ("club_x1x2",), "temperature": 0.7}
+    found = Settings(**chosen).architecture(3)
+    assert {name: getattr(found, name) for name in chosen} == chosen
+    with pytest.raises(ValueError, match="without"):
+        Settings(without=("club",))
+    with pytest.raises(ValueError, match="leaves no term"):
+        Settings(objective="S", without=("infonce_x1x2", "club_x1x2_cond"))
