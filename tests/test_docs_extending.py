@@ -115,7 +115,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> str:
     changed(root, helpers, "\nSMALL = {\n", snippet(helpers))
     formats, sources = "models/data/formats/__init__.py", "models/data/sources/__init__.py"
     changed(root, formats, "from models.data.formats import (\n", "    jsonl,\n")
-    changed(root, formats, "PATHS: tuple[ModuleType, ...] = (", "jsonl, ")
+    changed(root, formats, "PATHS: tuple[ModuleType, ...] = (\n", "    jsonl,\n")
     changed(root, sources, "from models.data.sources import (\n", "    iris,\n")
     changed(root, sources, "MODULES: dict[str, ModuleType] = {\n", snippet(sources))
     with (root / "tests/models/data/writers.py").open("a") as file:
