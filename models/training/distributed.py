@@ -138,7 +138,8 @@ def _raise_first(ranks: list[Any], failed: Any) -> None:
             name = signal.Signals(-process.exitcode).name
             raise RuntimeError(f"process {rank} of {len(ranks)} was ended by {name}; go on with --resume")
     if any(process.exitcode for process in ranks):
-        raise RuntimeError("a process ended without a word") if failed.empty() else failed.get()
+        silent = "a process ended before it could train; its own message stands above"
+        raise RuntimeError(silent) if failed.empty() else failed.get()
 
 
 def _rank(

@@ -70,6 +70,8 @@ def fit(
     model = build(config.name, config.model, data, config.seed)
     check_shares(processes, config.training, model)
     module = Training(model, data, config.training, config.training.epochs * len(loaders[0]))
+    if config.training.precision == "64":
+        module.double()  # Lightning reads a checkpoint before it converts: its weights would be rounded to 32 bits
     if processes.number > 1 and processes.environment is None:
         launch(_rank, (config, data, out, resume, overwrite, progress, tuple(callbacks)), processes.number)
     else:
