@@ -69,7 +69,7 @@ def summary() -> Any:
 
     result = load("cpu_info_nce_one_sided")
     rows = [row for row in result["rows"] if row["D"] == 128]
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
     time, memory = figure.subplots(1, 2)
     _draw(time, "time of a step", "milliseconds", rows, "milliseconds")
     large = [row for row in rows if (row["peak_mib"] or 0) >= LEAST_MIB]

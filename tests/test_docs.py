@@ -50,7 +50,7 @@ def test_blocks_were_found() -> None:
 
 
 def shell_lines(page: str) -> list[str]:
-    lines = [line for code in fences(page, "sh") + fences(page, "") for line in code.splitlines()]
+    lines = [line for code in fences(page, "sh") + fences(page, "") for line in code.replace("\\\n", " ").splitlines()]
     return [line for line in lines if re.match(r"(python|torchrun|make|pip) ", line)]
 
 

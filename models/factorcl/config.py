@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -176,6 +177,8 @@ class Settings(Choices):
         for name in ("inner_steps", "head_layers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.critic_lr is not None and not 0 < self.critic_lr < math.inf:
+            raise ValueError(f"critic_lr must be positive and finite or none, got {self.critic_lr}")
         if self.club_critic == "shared" and self.inner_steps < 1:
             raise ValueError("a shared club_critic learns in the inner steps alone: inner_steps must be at least 1")
 
@@ -207,10 +210,12 @@ def check_terms(config: Choices) -> None:
         check_choice("critics", term, TERMS)
         check_choice(f"critics.{term}", kind, CRITICS)
     check_positive(critic_dim=config.critic_dim)
-    if not config.temperature > 0:
-        raise ValueError(f"temperature must be positive, got {config.temperature}")
-    if not config.club_weight >= 0:
-        raise ValueError(f"club_weight must not be negative, got {config.club_weight}")
+    if not 0 < config.temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {config.temperature}")
+    if not 0 <= config.club_weight < math.inf:
+        raise ValueError(f"club_weight must be finite and not negative, got {config.club_weight}")
+    if config.club_floor is not None and not math.isfinite(config.club_floor):
+        raise ValueError(f"club_floor must be a finite number or none, got {config.club_floor}")
     if config.club_critic == "shared":
         for club, infonce in SAME_PAIR.items():
             kinds = [config.critics.get(term, config.critic) for term in (club, infonce)]

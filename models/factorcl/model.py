@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 import mi_kernels as mk
 from models.batch import Batch, Inputs
-from models.data.dataset import Dataset
-from models.factorcl.config import MAXIMISED, MINIMISED, SAME_PAIR, FactorCLConfig, Settings
-from models.factorcl.critics import ProjectedCritic, grouped_info_nce, make_critic
-from models.layers.encoders import make_encoder, mlp
-from models.model import Loss, Model, OptimizerConfig, Phase, needs_classes, needs_modalities
+from models.factorcl.config import MAXIMISED, MINIMISED, SAME_PAIR, FactorCLConfig
+from models.factorcl.critics import ProjectedCritic, grouped_concat, grouped_info_nce, make_critic
+from models.layers.encoders import mlp
+from models.model import Loss, Model, OptimizerConfig, Phase
 from models.shares import by_rows
 
 TERMS_OF_U = ("club_x1x2", "infonce_x1x2_cond")
@@ -169,15 +168,24 @@ class _FactorCL(Model):
         return call(a, b, y) if self.bounds[name].condition == "group" else call(a, b)
 
     def _estimates(self, pairs: Pairs, y: Tensor | None, fitting: bool = False) -> dict[str, Tensor]:
-        """Every term's estimate, or what its critic minimises when ``fitting``; projected critics go in one call."""
-        together = {
-            name: pair
-            for name, pair in pairs.items()
-            if isinstance(self.bounds[name].critic, ProjectedCritic)
-            and self.bounds[name].condition != "group"
-            and (fitting or name in MAXIMISED)
-        }
-        found = grouped_info_nce(self.bounds, together)  # type: ignore[arg-type]
+        """Every term's estimate, or what its critic minimises when ``fitting``.
+
+        Critics of one kind and one statistic go in one call; conditional terms within label groups go alone.
+        """
+
+        def chosen(kind: type, upper: bool) -> Pairs:
+            return {
+                name: pair
+                for name, pair in pairs.items()
+                if isinstance(self.bounds[name].critic, kind)
+                and self.bounds[name].condition != "group"
+                and (name in MINIMISED and not fitting) == upper
+            }
+
+        bounds: Any = self.bounds
+        found = grouped_info_nce(bounds, chosen(ProjectedCritic, False))
+        for upper in (False, True):
+            found |= grouped_concat(bounds, chosen(mk.ConcatCritic, upper), upper)
         method, sign = ("learning_loss", -1) if fitting else ("forward", 1)
         return {
             name: sign * found[name] if name in found else self._estimate(name, *pair, y, method)
@@ -283,8 +291,9 @@ class FactorCLSSL(_FactorCL):
     def _pairs(self, names: tuple[str, ...], batch: Batch) -> Pairs:
         if not batch.views:
             raise ValueError("FactorCLSSL needs an augmented view in batch.views")
-        e1, e2 = self.encode(*_two(batch))
-        v1, v2 = self.encode(*batch.views[0].values())
+        # Inputs and views go through an encoder together.
+        both = [together(x, v) for x, v in zip(_two(batch), batch.views[0].values(), strict=True)]
+        (e1, v1), (e2, v2) = (e.chunk(2) for e in self.encode(*both))
         pairs: Pairs = {}
         for name in names:
             if name == "infonce_x1y":
@@ -303,33 +312,16 @@ class FactorCLSSL(_FactorCL):
         return pairs
 
 
+def together(first: Inputs, second: Inputs) -> Inputs:
+    """The rows of both, which must have the same shape, as one batch."""
+
+    def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else torch.cat([a, b])
+
+    values = torch.cat([first.values, second.values])
+    return Inputs(values, both(first.lengths, second.lengths), both(first.present, second.present))
+
+
 def _two(batch: Batch) -> tuple[Inputs, Inputs]:
     x1, x2 = batch.inputs.values()
     return x1, x2
-
-
-def _build(kind: type[_FactorCL], config: Settings, data: Dataset, num_classes: int) -> _FactorCL:
-    needs_modalities("FactorCL", data.names, 2)
-    encoder1, encoder2 = (make_encoder(modality, config.encoder) for modality in data.modalities)
-    model = kind(
-        encoder1,
-        encoder2,
-        config.architecture(num_classes),
-        inner_steps=config.inner_steps,
-        fresh=config.inner_batch == "fresh",
-        inner_optimizer=OptimizerConfig(config.critic_lr),
-    )
-    model.headline = config.representation
-    return model
-
-
-def build_sup(config: Settings, data: Dataset) -> Model:
-    needs_classes("factorcl-sup", data.target)
-    return _build(FactorCLSUP, config, data, data.target.size)
-
-
-def build_ssl(config: Settings, data: Dataset) -> Model:
-    """The classes do not enter; the paper preset draws negatives within a class and is refused."""
-    if config.preset == "paper":
-        raise ValueError("preset must not be paper for factorcl-ssl: it draws negatives within a class")
-    return _build(FactorCLSSL, config, data, 2)

@@ -39,8 +39,13 @@ def test_inner_product_terms_equal_their_formulas_on_materialised_scores(kind, c
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_terms_in_one_call_have_the_gradients_of_separate_calls(kind):
-    model, data = small(kind, with_(critic="cosine")), batch()
+@pytest.mark.parametrize(
+    "changes",
+    [{"critic": "cosine"}, {"critic": "concat"}, {"critics": {"infonce_x1x2": "dot"}, "anchor": "first"}],
+    ids=["cosine", "concat", "mixed"],
+)
+def test_terms_in_one_call_have_the_gradients_of_separate_calls(kind, changes):
+    model, data = small(kind, with_(**changes)), batch()
     together = torch.autograd.grad(model.loss(data).total, list(model.parameters()), allow_unused=True)
     pairs = model._pairs(model.config.terms, data)
     apart = sum(
@@ -50,6 +55,15 @@ def test_terms_in_one_call_have_the_gradients_of_separate_calls(kind):
         together, torch.autograd.grad(apart, list(model.parameters()), allow_unused=True), strict=True
     ):
         torch.testing.assert_close(found, want, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fitting_in_one_call_equals_the_learning_losses_of_the_bounds(kind):
+    model, data = small(kind), batch()
+    pairs, y = model.inner_pairs(data)
+    found = model._estimates(pairs, y, fitting=True)
+    for name, pair in pairs.items():
+        torch.testing.assert_close(found[name], model.bounds[name].learning_loss(*pair))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -120,7 +134,11 @@ def test_settings_reach_the_model():
         {"critics": {"infonce": "dot"}},
         {"critics": {"club_x1x2": "mlp"}},
         {"temperature": 0.0},
+        {"temperature": math.inf},
         {"club_weight": -1.0},
+        {"club_weight": math.inf},
+        {"club_floor": math.nan},
+        {"heads": "one"},
         {"objective": "U3"},
         {"critic_dim": 0},
     ],
@@ -130,6 +148,12 @@ def test_unknown_choices_are_named(change):
         with_(**change)
     with pytest.raises(ValueError, match=next(iter(change))):
         Settings(**change)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_the_inner_step_size_is_positive(value):
+    with pytest.raises(ValueError, match="critic_lr must be positive"):
+        Settings(critic_lr=value)
 
 
 def test_a_pair_that_shares_a_critic_has_one_kind():

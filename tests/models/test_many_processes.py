@@ -26,6 +26,7 @@ INNER = {"model.inner_batch": "fresh", "model.inner_steps": 2, "model.club_criti
 # Every model as it is, and settings whose losses take another way.
 CASES = {name: (name, {}) for name in MODELS} | {
     "factorcl-ssl, fresh": ("factorcl-ssl", INNER),
+    "factorcl-ssl of three": ("factorcl-ssl", {}),
     "mfm, surrogates": ("mfm", {"model.surrogate": True}),
     "mdm, parameters": ("mdm", {"model.balance": "parameters"}),
     "mdm, wasserstein": ("mdm", {"model.measure": "wasserstein", "model.fresh": True}),
@@ -53,7 +54,7 @@ def settings(case, devices):
 
 def data_of(case):
     data = mixed()
-    return data.choose(PAIR) if case.startswith("factorcl") else data
+    return data.choose(PAIR) if case.startswith("factorcl") and "three" not in case else data
 
 
 def sweep(folder, devices):
