@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from models.report import uses
 from models.report.write import write_report
 from models.settings import RunConfig
 from models.training import sweep
+from models.training.distributed import processes_of
 from models.training.fit import fit, load_data
 from models.training.folder import refuse_folder
+from models.training.history import epochs_of
 
 DEMO_DATA = "two-digit-small"
 DEMO_MODELS = ("factorcl-sup", "simclr", "supcon", "cross-self")
@@ -138,17 +140,20 @@ def run_list(args: argparse.Namespace) -> str:
     return f"{len(MODELS)} models, {len(SOURCES)} data sets, {len(found)} configs"
 
 
-def run_fit(args: argparse.Namespace) -> str:
+def run_fit(args: argparse.Namespace) -> str | None:
     config = _config(args)
     if args.resume and args.overwrite:
         raise ValueError("--resume goes on from what --overwrite would replace: leave one of them out")
     if not args.resume:
         refuse_folder(args.out, overwrite=args.overwrite)
     settings_of_run = {"resume": args.resume or False, "overwrite": args.overwrite, "progress": not args.quiet}
+    rank = processes_of(config.training.devices).rank
     module = fit(config, load_data(config), args.out, **settings_of_run)
+    if rank:
+        return None
     if args.evaluate:
         print(table(summarise([evaluate_run(args.out)])))
-    return f"trained {config.name} on {module.data.name} for {module.current_epoch} epochs: {args.out}"
+    return f"trained {config.name} on {module.data.name} for {epochs_of(args.out)} epochs: {args.out}"
 
 
 def run_evaluate(args: argparse.Namespace) -> str:
@@ -256,7 +261,7 @@ def run_inspect(args: argparse.Namespace) -> str:
     return describe(args.input)
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[[argparse.Namespace], str | None]] = {
     "list": run_list,
     "fit": run_fit,
     "evaluate": run_evaluate,
@@ -273,7 +278,11 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
-        print(COMMANDS[args.command](args))
+        if args.command != "fit" and processes_of(1).number > 1:
+            raise ValueError(f"{args.command} cannot share its work between processes, fit can; start one process")
+        said = COMMANDS[args.command](args)
+        if said is not None:
+            print(said)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

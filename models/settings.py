@@ -23,6 +23,7 @@ import yaml  # type: ignore[import-untyped]
 from models.data import DataConfig
 from models.model import Nested
 from models.registry import entry
+from models.training.checkpoint import replace_file
 from models.training.config import TrainingConfig
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -71,8 +72,10 @@ class RunConfig:
         return from_dict(tree)
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).write_text(dump(self))
+        def write(beside: Path) -> None:
+            beside.write_text(dump(self))
+
+        replace_file(folder / FILE, write)
 
     def differences(self, other: RunConfig) -> list[str]:
         """Dotted names of the settings that differ."""

@@ -1,4 +1,4 @@
-"""docs/extending.md: its paths exist, and its recipe for a bound works in a copy of the tree."""
+"""docs/extending.md: its paths exist, and its recipes work in a copy of the tree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from mi_kernels.bounds import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-NEW = ("mi_kernels/bounds/decoupled.py", "tests/bounds/test_decoupled.py")
+BOUND = ("mi_kernels/bounds/decoupled.py", "tests/bounds/test_decoupled.py")
+MODEL = ("models/baselines/linear.py", "tests/models/test_linear.py")
+FORMAT = ("models/data/formats/jsonl.py", "tests/models/data/test_jsonl.py")
+SOURCE = ("models/data/sources/iris.py", "tests/models/data/test_iris.py")
+NEW = (*BOUND, *MODEL, *FORMAT, *SOURCE)
 SUFFIXES = (".py", ".md", ".h", ".cpp", ".json", ".toml")
 
 AFTERWARDS = """
@@ -63,7 +67,7 @@ def test_two_files_get_a_bound_estimated_tested_and_listed(tmp_path: Path) -> No
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
     for name in ("pyproject.toml", "tests/conftest.py"):
         shutil.copy(ROOT / name, tmp_path / name)
-    for path in NEW:
+    for path in BOUND:
         (tmp_path / path).write_text(block(path))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -78,3 +82,64 @@ def test_two_files_get_a_bound_estimated_tested_and_listed(tmp_path: Path) -> No
     listed = [line for line in done.stdout.splitlines() if line.startswith("| `")]
     added = set(listed) - set(registry.table())
     assert len(added) == 1 and added.pop().startswith("| `decoupled` | `Decoupled` | upper | ")
+
+
+def snippet(path: str) -> str:
+    """The code block that is the first after the path's mention, and is a part of that file."""
+    found = re.search(rf"`{re.escape(path)}`(?:(?!```).)*?:\n\n```python\n(.*?)^```", PAGE, flags=re.S | re.M)
+    assert found, f"no code for {path}"
+    return found[1]
+
+
+def changed(root: Path, path: str, place: str, added: str) -> None:
+    """Puts ``added`` behind the only place in the file that reads ``place``."""
+    text = (root / path).read_text()
+    assert text.count(place) == 1, (path, place)
+    (root / path).write_text(text.replace(place, place + added))
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What pytest says in a copy that has the page's model, format and data set."""
+    root = tmp_path_factory.mktemp("extended")
+    for name in ("models", "tests/models"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "mi_kernels").symlink_to(ROOT / "mi_kernels")
+    for name in ("pyproject.toml", "tests/conftest.py"):
+        shutil.copy(ROOT / name, root / name)
+    for path in (*MODEL, *FORMAT, *SOURCE):
+        (root / path).write_text(block(path))
+    registry_file, helpers = "models/registry.py", "tests/models/helpers.py"
+    changed(root, registry_file, "MODELS: dict[str, Entry] = {\n", snippet(registry_file))
+    changed(root, registry_file, "from models.baselines import contrastive, fusion, ", "linear, ")
+    changed(root, helpers, "\nSMALL = {\n", snippet(helpers))
+    formats, sources = "models/data/formats/__init__.py", "models/data/sources/__init__.py"
+    changed(root, formats, "from models.data.formats import (\n", "    jsonl,\n")
+    changed(root, formats, "PATHS: tuple[ModuleType, ...] = (\n", "    jsonl,\n")
+    changed(root, sources, "from models.data.sources import (\n", "    iris,\n")
+    changed(root, sources, "MODULES: dict[str, ModuleType] = {\n", snippet(sources))
+    with (root / "tests/models/data/writers.py").open("a") as file:
+        file.write(snippet("tests/models/data/test_fuzz.py"))
+    tests = [MODEL[1], FORMAT[1], SOURCE[1]]
+    shared = ["tests/models/test_training.py", "tests/models/data/test_fuzz.py"]
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *tests, *shared]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    own = "test_linear or test_jsonl or test_iris or every_model_trains and linear or mutated and jsonl"
+    done = subprocess.run([*command, "-k", own], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "passed",
+    [
+        (MODEL[1], "test_every_model_trains_and_comes_back_from_its_folder[linear]"),
+        (FORMAT[1], "test_mutated_files_are_read_or_refused_in_one_sentence[jsonl]"),
+        (SOURCE[1], "test_a_model_trains_on_it_by_name"),
+    ],
+    ids=["model", "format", "data set"],
+)
+def test_recipes_of_models_work_in_a_copy(extended: str, passed: tuple[str, ...]) -> None:
+    lines = extended.splitlines()
+    for name in passed:
+        assert any(name in line and "PASSED" in line for line in lines), name

@@ -20,6 +20,7 @@ from models.batch import Batch, Inputs
 from models.data.dataset import Dataset
 from models.layers.encoders import EncoderConfig, make_encoder, mlp
 from models.model import Loss, Model, Phase, needs_classes
+from models.shares import by_rows, own_rows
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class _Contrastive(Model):
         out = config.projection or dim
         self.heads = nn.ModuleList([mlp(dim, dim, out, config.head_layers) for _ in encoders])
 
+    @by_rows
     def encode(self, inputs: Mapping[str, Inputs]) -> list[Tensor]:
         return [encoder(inputs[name]) for encoder, name in zip(self.encoders, self.names, strict=True)]
 
@@ -63,13 +65,14 @@ class _Contrastive(Model):
     def across(self, projected: list[Tensor]) -> Tensor:
         """NT-Xent of every pair of modalities, summed."""
         pairs = itertools.combinations(projected, 2)
-        return torch.stack([mk.nt_xent(a, b, self.temperature) for a, b in pairs]).sum()
+        return torch.stack([mk.distributed.nt_xent(a, b, self.temperature) for a, b in pairs]).sum()
 
     def objective(self, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def loss(self, batch: Batch) -> Loss:
-        return Loss.of(self.objective(batch))
+        with own_rows(batch) as mine:
+            return Loss.of(self.objective(mine))
 
     def usable(self, batch: Batch) -> Batch:
         """Rows that have every modality."""
@@ -98,7 +101,7 @@ class SupCon(_Contrastive):
 
     def objective(self, batch: Batch) -> dict[str, Tensor]:
         features = torch.stack(self.project(batch.inputs), 1)
-        return {"supcon": mk.sup_con(features, batch.target, temperature=self.temperature)}
+        return {"supcon": mk.distributed.sup_con(features, batch.target, temperature=self.temperature)}
 
 
 class CrossSelf(_Contrastive):
@@ -112,7 +115,7 @@ class CrossSelf(_Contrastive):
         first, second = (self.project(view) for view in batch.views)
         terms = {"cross": self.across(self.project(batch.inputs))}
         for index, (a, b) in enumerate(zip(first, second, strict=True), 1):
-            terms[f"self_x{index}"] = mk.nt_xent(a, b, self.temperature)
+            terms[f"self_x{index}"] = mk.distributed.nt_xent(a, b, self.temperature)
         return terms
 
 

@@ -26,6 +26,7 @@ from models.layers.sequence import check_positive
 from models.layers.transformer import check_heads, check_rate
 from models.layers.utterance import Utterances
 from models.model import Loss, Model, Phase
+from models.shares import by_rows
 
 MOMENTS = 5
 
@@ -83,6 +84,7 @@ class MISA(Model):
             nn.Linear(3 * dim, outputs_of(data.target)),
         )
 
+    @by_rows
     def parts(self, inputs: Mapping[str, Inputs]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """h_m, h^p_m and h^c_m of every modality."""
         projected = [net(u) for net, u in zip(self.project, self.utterances(inputs), strict=True)]

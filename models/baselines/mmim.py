@@ -25,6 +25,7 @@ from models.layers.sequence import check_positive
 from models.layers.transformer import check_rate
 from models.layers.utterance import Utterances
 from models.model import Loss, Model, OptimizerConfig, Phase, needs_modalities
+from models.shares import by_rows
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class MMIM(Model):
         self.predictors = nn.ModuleList([nn.Linear(config.fused, config.dim) for _ in data.names])
         self.q = mk.BarberAgakov(config.dim, config.dim, config.bound_hidden, groups=count - 1)
 
+    @by_rows
     def encoded(self, batch: Batch) -> list[Tensor]:
         return [net(u) for net, u in zip(self.codes, self.utterances(batch.inputs), strict=True)]
 

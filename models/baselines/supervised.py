@@ -13,6 +13,7 @@ from models.data.dataset import Dataset
 from models.layers.prediction import prediction_loss, target_statistics
 from models.layers.sequence import check_choice
 from models.model import Loss, Model, Phase
+from models.shares import by_rows
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Supervised(Model):
     centre: Tensor
     scale: Tensor
 
+    @by_rows
     def features(self, inputs: Mapping[str, Inputs]) -> Tensor:
         return cast(Network, self.net).features(*self.inlet(inputs))
 

@@ -19,6 +19,7 @@ from models.data.sources import SOURCES, read_file
 from models.data.sources.digits import load as load_digits
 from models.data.sources.synthetic import generate
 from models.data.sources.utd_mhad import load as load_utd_mhad
+from models.data.splits import with_fewer_rows
 from models.data.tokenizer import tokenised
 
 
@@ -31,7 +32,7 @@ class DataConfig:
     threshold: turns a regression target into two classes, above it or not. standardise: see Dataset.standardised.
     tokenizer: of all texts, a Hugging Face one by name; see ``models.data.tokenizer``. words: its most tokens a row.
     labels: share of the training labels that is kept, drawn by the seed. unlabelled: False takes the rows without a
-        label out of training.
+        label out of training. limit: the most rows of every split, drawn by the seed; 0 for all.
     """
 
     name: str = "digits"
@@ -45,10 +46,13 @@ class DataConfig:
     words: int = 50
     labels: float = 1.0
     unlabelled: bool = True
+    limit: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.labels <= 1:
             raise ValueError(f"labels must be above 0 and at most 1, got {self.labels}")
+        if self.limit < 0:
+            raise ValueError(f"limit must be at least 1 row, or 0 for all of them; got {self.limit}")
         if self.words < 3:
             raise ValueError(f"words must be at least 3, two of which are special tokens; got {self.words}")
 
@@ -66,6 +70,8 @@ def load(config: DataConfig, seed: int = 0) -> Dataset:
         data = _thresholded(data, config.threshold)
     if config.tokenizer:
         data = tokenised(data, config.tokenizer, config.words)
+    if config.limit:
+        data = with_fewer_rows(data, config.limit, seed)
     if config.labels < 1 or not config.unlabelled:
         data = with_share_of_labels(data, config.labels, seed, keep=config.unlabelled)
     return data.standardised() if config.standardise else data

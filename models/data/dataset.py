@@ -205,6 +205,19 @@ class Dataset:
             raise ValueError(f"modalities must be different names out of {', '.join(self.names)}; got {list(names)}")
         return replace(self, modalities=tuple(self[name] for name in names))
 
+    def select(self, rows: Tensor) -> Dataset:
+        """The given rows (indices) alone, in that order."""
+        labels, labelled, groups = (None if t is None else t[rows] for t in (self.labels, self.labelled, self.groups))
+        return replace(
+            self,
+            modalities=tuple(modality.select(rows) for modality in self.modalities),
+            labels=labels,
+            split=self.split[rows],
+            labelled=labelled,
+            ids=tuple(self.ids[int(row)] for row in rows) if self.ids else (),
+            groups=groups,
+        )
+
     def standardised(self) -> Dataset:
         """Each feature centred and scaled with the statistics of the training rows that have it.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from models.data.dataset import SPLITS
+from models.data.dataset import SPLITS, Dataset
 
 FRACTIONS = (0.6, 0.2)
 
@@ -37,6 +38,32 @@ def group_split(groups: np.ndarray, seed: int, fractions: tuple[float, float] = 
     if len(names) < 3:
         raise ValueError(f"groups must be at least 3 for a three-way split, got {len(names)}")
     return random_split(len(names), seed, fractions)[codes]
+
+
+def with_fewer_rows(data: Dataset, limit: int, seed: int) -> Dataset:
+    """At most ``limit`` rows of each split, drawn by ``seed``, in the order that they have; the others are left out.
+
+    Classes take turns, so that each has a row where ``limit`` allows. A larger limit keeps what a smaller one keeps.
+    Raises ValueError for a limit below 1.
+    """
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1 row, got {limit}")
+    kept = []
+    for code in SPLITS.values():
+        rows = np.random.default_rng([seed, code]).permutation(np.flatnonzero(data.split.numpy() == code))
+        if data.target.is_classes and data.labels is not None:
+            rows = rows[np.argsort(_turns(data.labels.numpy()[rows]), kind="stable")]
+        kept.append(rows[:limit])
+    return data.select(torch.from_numpy(np.sort(np.concatenate(kept))))
+
+
+def _turns(labels: np.ndarray) -> np.ndarray:
+    """For each row how many rows of its class come before it."""
+    turns = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        turns[members] = np.arange(len(members))
+    return turns
 
 
 def _assign(split: np.ndarray, rows: np.ndarray, fractions: tuple[float, float]) -> None:

@@ -24,6 +24,7 @@ from models.factorcl.config import MAXIMISED, MINIMISED, SAME_PAIR, FactorCLConf
 from models.factorcl.critics import ProjectedCritic, grouped_concat, grouped_info_nce, make_critic
 from models.layers.encoders import mlp
 from models.model import Loss, Model, OptimizerConfig, Phase
+from models.shares import by_rows
 
 TERMS_OF_U = ("club_x1x2", "infonce_x1x2_cond")
 SHARED_PARTS = ("infonce_x1x2", "club_x1x2_cond")
@@ -107,6 +108,7 @@ class _FactorCL(Model):
     def _pairs(self, names: tuple[str, ...], batch: Batch) -> Pairs:
         raise NotImplementedError
 
+    @by_rows
     def encode(self, x1: View, x2: View) -> Pair:
         """Encoder outputs [B, d1], [B, d2]."""
         return self.encoders[0](x1), self.encoders[1](x2)

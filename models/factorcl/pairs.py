@@ -16,6 +16,7 @@ from models.batch import Batch, Inputs
 from models.factorcl.config import FactorCLConfig
 from models.factorcl.model import FactorCLSSL, FactorCLSUP, together
 from models.model import Loss, Model, OptimizerConfig, Phase
+from models.shares import by_rows
 
 
 class _Given(nn.Module):
@@ -56,6 +57,7 @@ class FactorCLPairs(Model):
     def _models(self) -> list[FactorCLSUP | FactorCLSSL]:
         return list(self.pairs)  # type: ignore[arg-type]
 
+    @by_rows
     def encode(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         return {name: encoder(inputs[name]) for name, encoder in zip(self.names, self.encoders, strict=True)}
 

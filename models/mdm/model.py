@@ -27,6 +27,7 @@ from models.data.dataset import Dataset
 from models.mdm.config import Settings
 from models.mdm.shuffle import with_shuffled
 from models.model import Loss, Model, OptimizerConfig, Phase
+from models.shares import average
 
 
 class Codes(NamedTuple):
@@ -136,7 +137,7 @@ class MDM(Model):
             return task - gain
         places = [z] if self.config.balance == "fused" else [p for p in self.base.parameters() if p.requires_grad]
         options: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-        wanted, extra = (torch.autograd.grad(t, places, **options) for t in (task, gain))
+        wanted, extra = (average(torch.autograd.grad(t, places, **options)) for t in (task, gain))
         if self.config.balance == "fused" and not any(bool(g.any()) for g in wanted):
             return task - gain  # a base whose loss does not go through z has nothing to compare with
         length, longest = (torch.stack([g.norm() for g in gradients]).norm() for gradients in (extra, wanted))

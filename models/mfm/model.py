@@ -26,6 +26,7 @@ from models.layers.sequence import LSTMDecoder
 from models.mfm.config import VARIANTS, Settings
 from models.mfm.encoders import JointEncoder, SeparateEncoder, Shape, TogetherEncoder, factor_map
 from models.model import Loss, Model, Phase
+from models.shares import by_rows
 
 JOINT, SHARED = "y", "shared"
 Codes = dict[str, Tensor]
@@ -107,6 +108,7 @@ class MFMNet(nn.Module):
         private = {"each": [name], "shared": [SHARED], "none": []}[self.parts.private]
         return [JOINT, *private] if self.parts.joint else private
 
+    @by_rows
     def codes(self, inputs: Sequence[Inputs]) -> Codes:
         """Z [B, code] by block: "y", and the modalities' names or "shared"."""
         found = {}
@@ -114,6 +116,7 @@ class MFMNet(nn.Module):
             found[name] = encoder([inputs[self.names.index(source)] for source in self.read_by(name)])
         return found
 
+    @by_rows
     def surrogates(self, inputs: Sequence[Inputs], name: str) -> tuple[Tensor, Tensor]:
         """Z of one modality and Z_y, from the other modalities alone."""
         others = [x for n, x in zip(self.names, inputs, strict=True) if n != name]
@@ -130,6 +133,7 @@ class MFMNet(nn.Module):
     def head(self, features: Tensor) -> Tensor:
         return self.out(features)
 
+    @by_rows
     def decode(
         self, factors: Codes, steps: int | Mapping[str, int], names: Sequence[str] | None = None
     ) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from models.layers.sequence import LSTMDecoder
 from models.mird.config import Settings
 from models.mird.encoders import agnostic_encoder, specific_encoder, text_of
 from models.model import Loss, Model, OptimizerConfig, Phase
+from models.shares import by_rows
 
 AGNOSTIC = "agnostic"
 
@@ -110,6 +111,7 @@ class MIRD(Model):
         found = dict(zip(self.seen, self.inlet(batch.inputs), strict=True))
         return {name: batch.inputs[name] if name == self.text else found[name] for name in self.names}
 
+    @by_rows
     def encoded(self, batch: Batch, sequences: dict[str, Inputs]) -> list[Tensor]:
         """z_S and, from the second rung of the ladder on, z_m in the data's order."""
         if self.reads_text:
@@ -130,18 +132,24 @@ class MIRD(Model):
 
     def reconstructions(self, batch: Batch, sequences: dict[str, Inputs], codes: Sequence[Tensor]) -> dict[str, Tensor]:
         """The loss L_m of every modality that is decoded from [z_S; z_m]."""
-        decoders = [cast(LSTMDecoder, decoder) for decoder in self.decoders]
         starts = [torch.cat([codes[0], z], 1) for z in codes[1:]]
         aims = [batch.inputs[name] if is_tokens else sequences[name] for name, is_tokens in self._kinds()]
-        states = decoded_states(decoders, starts, [x.values.shape[1] for x in aims])
+        states = self._decoded(starts, [x.values.shape[1] for x in aims])
         found = {}
-        for (name, is_tokens), decoder, h, x in zip(self._kinds(), decoders, states, aims, strict=True):
+        for (name, is_tokens), decoder, h, x in zip(self._kinds(), self._decoders(), states, aims, strict=True):
             if is_tokens:
                 aim = Inputs(x.values) if self.config.published("token_padding") else x
                 found[name] = token_cross_entropy(h, decoder.out, aim)
             else:
                 found[name] = sequence_errors(decoder.out(h), x, padding=self.config.published("frame_padding"))
         return found
+
+    def _decoders(self) -> list[LSTMDecoder]:
+        return [cast(LSTMDecoder, decoder) for decoder in self.decoders]
+
+    @by_rows
+    def _decoded(self, starts: Sequence[Tensor], steps: Sequence[int]) -> list[Tensor]:
+        return decoded_states(self._decoders(), starts, steps)
 
     def sides(self, codes: Sequence[Tensor]) -> Pairs:
         """Every pair of codes as one group of the grouped estimator."""

@@ -25,8 +25,10 @@ class TrainingConfig:
         "mixing", independent with time warping and CutMix.
     input_noise: deviation of normal noise on the inputs of every training batch.
     corruption: modalities and frames that training batches lose; see CorruptionConfig.
-    accelerator: Lightning's; one device. threads: of torch in training, 0 for its own choice; the last digits of sums
-        hang on it. deterministic: only operators that repeat their results bit for bit.
+    accelerator: Lightning's. devices: processes that share the work of every batch, each on a device of its own; the
+        batch and the result stay those of one process, to rounding and the dropout of encoders.
+    threads: of torch in training, 0 for its own choice; the last digits of sums hang on it. deterministic: only
+        operators that repeat their results bit for bit.
     """
 
     epochs: int = 20
@@ -45,6 +47,7 @@ class TrainingConfig:
     input_noise: float = 0.0
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     accelerator: str = "cpu"
+    devices: int = 1
     threads: int = 0
     deterministic: bool = False
 
@@ -59,7 +62,7 @@ class TrainingConfig:
         for name, accepted in choices.items():
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("seed", "weight_decay", "warmup", "clip", "validate", "patience", "input_noise", "threads"):

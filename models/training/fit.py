@@ -22,6 +22,7 @@ from models.model import Model
 from models.registry import build
 from models.settings import RunConfig, read
 from models.training.checkpoint import WEIGHTS, AtomicCheckpoints, load_weights
+from models.training.distributed import Processes, check_shares, launch, processes_of, trainer_options
 from models.training.folder import check_digest, checkpoint_of, refuse_folder, start_folder
 from models.training.phases import Training
 from models.training.selection import Selection
@@ -48,10 +49,13 @@ def fit(
     resume: goes on from last.ckpt (True or "last") or from the one before it ("previous"), on the same data and with
     the same settings but for ``epochs``. overwrite: replaces a run that ``out`` holds. progress: a bar on a terminal,
     otherwise one line an epoch.
+    With ``training.devices`` above 1 the training happens in processes of their own, which get copies of the callbacks;
+    a script that calls this needs ``if __name__ == "__main__"``. Under torchrun and SLURM every process calls it.
     Raises ValueError when ``out`` holds a run that is neither resumed nor overwritten, when settings or data differ
     from those of the run that is resumed, for a damaged checkpoint, and for settings that do not fit the data; then the
     folder is as it was before.
     """
+    processes = processes_of(config.training.devices)
     checkpoint = None
     if resume:
         checkpoint = checkpoint_of(config, data, out, "previous" if resume == "previous" else "last")
@@ -64,19 +68,53 @@ def fit(
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     model = build(config.name, config.model, data, config.seed)
+    check_shares(processes, config.training, model)
     module = Training(model, data, config.training, config.training.epochs * len(loaders[0]))
+    if config.training.precision == "64":
+        module.double()  # Lightning reads a checkpoint before it converts: its weights would be rounded to 32 bits
+    if processes.number > 1 and processes.environment is None:
+        launch(_rank, (config, data, out, resume, overwrite, progress, tuple(callbacks)), processes.number)
+    else:
+        _train(module, loaders, config, out, checkpoint, progress, callbacks, processes)
+        if processes.number == 1 and config.training.select == "last":
+            return module
+    model.load_state_dict(load_weights(out / WEIGHTS))
+    return module
+
+
+def _rank(config: RunConfig, data: Dataset, out: Path, resume: str | bool, overwrite: bool, *rest: Any) -> None:
+    progress, callbacks = rest
+    fit(config, data, out, resume=resume, overwrite=overwrite, progress=progress, callbacks=callbacks)
+
+
+def _train(
+    module: Training,
+    loaders: tuple[Any, Any],
+    config: RunConfig,
+    out: Path,
+    checkpoint: Path | None,
+    progress: bool,
+    callbacks: Iterable[Callback],
+    processes: Processes,
+) -> None:
+    """In this process, which may be one of several."""
+    alone = not torch.distributed.is_initialized()
     with quiet():
-        trainer = _trainer(config, out, progress, callbacks)
-        if checkpoint is None:
-            start_folder(config, data, out)
-        else:
-            config.save(out)
-        trainer.fit(module, *loaders, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
+        trainer = _trainer(config, out, progress, callbacks, processes)
+        if trainer.is_global_zero:
+            if checkpoint is None:
+                start_folder(config, module.data, out)
+            else:
+                config.save(out)
+        path = None if checkpoint is None else str(checkpoint)
+        trainer.fit(module, *loaders, ckpt_path=path, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    if config.training.select == "best":
-        model.load_state_dict(load_weights(out / WEIGHTS))
-    return module
+    if processes.number > 1:
+        # Rank 0 has written all files when the others go on, and no loss looks for ranks that have ended.
+        trainer.strategy.barrier()
+        if alone:
+            torch.distributed.destroy_process_group()
 
 
 class Lines(Callback):
@@ -86,6 +124,8 @@ class Lines(Callback):
         self.started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
         seconds = time.monotonic() - self.started
         shown = ("loss", "valid_loss")
         values = [
@@ -96,10 +136,12 @@ class Lines(Callback):
         )
 
 
-def _trainer(config: RunConfig, out: Path, progress: bool, callbacks: Iterable[Callback]) -> Trainer:
+def _trainer(
+    config: RunConfig, out: Path, progress: bool, callbacks: Iterable[Callback], processes: Processes
+) -> Trainer:
     """Writes nothing yet. Raises ValueError for an accelerator that this machine lacks."""
     try:
-        return Trainer(**_trainer_options(config, out, progress, callbacks))
+        return Trainer(**_trainer_options(config, out, progress, callbacks), **trainer_options(processes))
     except (MisconfigurationException, RuntimeError) as error:
         given = config.training.accelerator
         raise ValueError(f"training.accelerator {given!r} cannot be used here: {str(error).splitlines()[0]}") from error
@@ -118,7 +160,6 @@ def _trainer_options(config: RunConfig, out: Path, progress: bool, callbacks: It
         "max_epochs": training.epochs,
         "check_val_every_n_epoch": training.look_every,
         "accelerator": training.accelerator,
-        "devices": 1,
         "precision": PRECISIONS[training.precision],
         "deterministic": training.deterministic,
         "logger": loggers,

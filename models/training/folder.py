@@ -13,8 +13,8 @@ from models.settings import FILE, RunConfig, read
 from models.training.checkpoint import LAST, PREVIOUS, WEIGHTS, replace_file
 
 RUN, RESULTS = "run.json", "results.json"
-# A resumed run may be longer.
-FREE = ("training.epochs",)
+# A resumed run may be longer, and its work may be shared between other processes.
+FREE = ("training.epochs", "training.devices")
 
 
 def holds_work(out: Path) -> bool:

@@ -15,6 +15,11 @@ def history(out: Path, column: str) -> list[tuple[int, float]]:
     return sorted(values.items())
 
 
+def epochs_of(out: Path) -> int:
+    """How many epochs are behind a run, over every time that it was resumed; 0 where none has logged a loss."""
+    return max((epoch + 1 for epoch, _ in history(out, "loss")), default=0)
+
+
 def columns(out: Path) -> list[str]:
     """Names of everything that a run has logged, in the order in which it appeared."""
     return list(dict.fromkeys(name for row in _rows(out) for name in row if name not in ("epoch", "step")))

@@ -16,6 +16,7 @@ from models.data.augmentations import Augmentation, noisy
 from models.data.corruption import corrupted
 from models.data.dataset import Dataset
 from models.model import Loss, Model, Phase
+from models.shares import average_gradients, sharing
 from models.training.config import TrainingConfig
 
 
@@ -37,6 +38,9 @@ class Training(LightningModule):
 
     Corruption hangs on (seed, epoch, row); input noise, dropout, views and fresh batches on (seed, number of the batch)
     alone. A checkpoint holds that number, so a resumed run repeats exactly.
+
+    With several processes every one of them makes the same batch and the work on it is shared, see models.shares;
+    losses and gradients are averaged over them.
     """
 
     batches_seen: Tensor
@@ -96,7 +100,15 @@ class Training(LightningModule):
         rows = rows[torch.randperm(len(rows), generator=generator)[: self.config.batch_size]]
         return self.prepared(self.data.batch(rows), generator)
 
+    @property
+    def processes(self) -> int:
+        return 1 if self._trainer is None else self._trainer.world_size
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
+        with sharing(self.global_rank, self.processes):
+            self._training_step(batch)
+
+    def _training_step(self, batch: Batch) -> None:
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         generator = self.generator(int(self.batches_seen))
@@ -114,8 +126,10 @@ class Training(LightningModule):
         self.batches_seen += 1
         if "loss" in logged:
             self._check(logged["loss"])
-            self.log("loss", logged.pop("loss"), prog_bar=True, on_step=False, on_epoch=True, batch_size=batch.size)
-            self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch.size)
+            how: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": batch.size}
+            how["sync_dist"] = self.processes > 1
+            self.log("loss", logged.pop("loss"), prog_bar=True, **how)
+            self.log_dict(logged, **how)
 
     def run_phase(self, phase: Phase, optimizer: Any, batch: Batch, generator: torch.Generator) -> Loss | None:
         """All steps of a phase on one batch; the last loss, or None where the batch has no row that the phase uses."""
@@ -131,16 +145,16 @@ class Training(LightningModule):
                 optimizer.zero_grad()
                 found = phase.loss(source)
                 self.manual_backward(found.total)
+                average_gradients(phase.parameters)
                 if self.config.clip:
                     self.clip_gradients(optimizer, self.config.clip, "norm")
                 optimizer.step()
         return found
 
-    @staticmethod
-    def source(phase: Phase, batch: Batch) -> Any:
-        """What the phase's loss reads, or None for a batch with fewer than two usable rows."""
+    def source(self, phase: Phase, batch: Batch) -> Any:
+        """What the phase's loss reads, or None for a batch with fewer than two usable rows or one for each process."""
         batch = phase.usable(batch)
-        if batch.size < 2:
+        if batch.size < max(2, self.processes):
             return None
         if phase.fixed is None:
             return batch
@@ -161,10 +175,12 @@ class Training(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         batch = self.prepared(batch, self.generator(-1 - batch_idx), training=False)
-        source = self.source(self.phases[0], batch)
-        if source is not None:
-            loss = self.phases[0].loss(source)
-            self.log("valid_loss", loss.total, prog_bar=True, batch_size=batch.size)
+        with sharing(self.global_rank, self.processes):
+            source = self.source(self.phases[0], batch)
+            loss = None if source is None else self.phases[0].loss(source)
+        if loss is not None:
+            several = self.processes > 1
+            self.log("valid_loss", loss.total, prog_bar=True, batch_size=batch.size, sync_dist=several)
 
 
 def scheduled(config: TrainingConfig, step: int, total: int | None) -> float:

@@ -39,7 +39,8 @@ class Selection(Callback):
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Writes damaged weights again from the checkpoint that a resumed run goes on from, where it holds them."""
-        if not trainer.is_global_zero or not self.path.is_file() or not damaged(self.path):
+        # One answer for all processes: each of them decides when to stop.
+        if not trainer.strategy.broadcast(self.path.is_file() and damaged(self.path)):
             return
         if self.config.select == "last" or self.best_epoch == self.restored_epoch:
             _log.warning("%s was damaged; it is written again from the checkpoint", self.path)
@@ -50,7 +51,8 @@ class Selection(Callback):
             self.path,
             self.best_epoch + 1,
         )
-        self.path.unlink()
+        if trainer.is_global_zero:
+            self.path.unlink()
         self.best, self.best_epoch = math.inf, -1
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from models.batch import Inputs, Target
-from models.data import Dataset, Modality, load_digits
-from models.data.splits import group_split, random_split, ranked_split
+from models.data import DataConfig, Dataset, Modality, load, load_digits
+from models.data.splits import group_split, random_split, ranked_split, with_fewer_rows
 
 FRAMES = Modality("frames", torch.arange(10.0).reshape(5, 2), torch.tensor([0, 2, 2, 5]))
 TOKENS = Modality("tokens", torch.tensor([3, 1, 2]), torch.tensor([0, 1, 3, 3]), table=torch.randn(4, 7))
@@ -178,3 +178,18 @@ def test_drawn_splits_keep_groups_together_and_regression_targets_balanced():
 def test_inputs_move_between_dtypes_without_their_lengths():
     x = Inputs(torch.zeros(2, 3, 1), torch.tensor([3, 1])).to(torch.float64)
     assert x.values.dtype == torch.float64 and x.lengths.dtype == torch.int64
+
+
+def test_a_limit_keeps_few_rows_of_every_split_and_of_every_class():
+    data = dataclasses.replace(load_digits(seed=0), ids=tuple(map(str, range(1797))))
+    few, more = (with_fewer_rows(data, limit, seed=1) for limit in (10, 25))
+    for split in ("train", "valid", "test"):
+        rows = few.rows(split)
+        assert len(rows) == 10 and few.labels[rows].bincount().tolist() == [1] * 10
+    assert set(few.ids) < set(more.ids) < set(data.ids) and few.ids != with_fewer_rows(data, 10, seed=2).ids
+    where = torch.tensor([int(name) for name in few.ids])
+    assert torch.equal(few["left"].values, data["left"].values[where]) and torch.equal(few.split, data.split[where])
+    assert torch.equal(with_fewer_rows(data, 10**6, seed=1).split, data.split)
+    assert load(DataConfig(limit=7)).rows("test").shape == (7,)
+    with pytest.raises(ValueError, match="limit must be at least 1 row, or 0 for all of them; got -1"):
+        DataConfig(limit=-1)

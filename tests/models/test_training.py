@@ -91,7 +91,13 @@ INNER = {"model.inner_batch": "fresh", "model.club_critic": "shared", "model.inn
 
 
 @pytest.mark.parametrize(
-    "model, changes", [("factorcl-ssl", DROPOUT | INNER), ("cross-self", DROPOUT), ("mfn", RANDOM)]
+    "model, changes",
+    [
+        ("factorcl-ssl", DROPOUT | INNER),
+        ("cross-self", DROPOUT),
+        ("mfn", RANDOM),
+        ("simclr", {"training.precision": "64"}),
+    ],
 )
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(model, changes, data, tmp_path):
     settings = config(model, changes, epochs=3)

@@ -16,6 +16,7 @@ from models.data.formats import (
     avmnist_npy,
     csd,
     csv_table,
+    declare_lab,
     idx,
     irfl_csv,
     matlab,
@@ -32,7 +33,19 @@ from models.data.formats.checks import listed, printable, require_data
 from models.data.formats.hdf5 import SIGNATURE
 
 # In the order in which they are tried: the more particular first.
-PATHS: tuple[ModuleType, ...] = (npz, irfl_csv, csv_table, csd, mfn_hdf5, matlab, wav, mustard_json, avmnist_npy, idx)
+PATHS: tuple[ModuleType, ...] = (
+    npz,
+    irfl_csv,
+    csv_table,
+    csd,
+    mfn_hdf5,
+    matlab,
+    wav,
+    mustard_json,
+    avmnist_npy,
+    declare_lab,
+    idx,
+)
 PICKLES: tuple[ModuleType, ...] = (mimic_pickle, mmsa_pickle, mult_pickle, affect_pickle)
 FORMATS: dict[str, ModuleType] = {module.NAME: module for module in (*PATHS, *PICKLES)}
 

@@ -44,12 +44,7 @@ def load(seed: int = 0, target: str = "", split: str = "heldout31", modalities: 
     """
     if split not in SPLIT_NAMES:
         raise ValueError(f"split of 'mosi' must be one of {', '.join(SPLIT_NAMES)}; got {split!r}")
-    leaking = [name for name in modalities if name in LEAKING]
-    if split == "official" and leaking:
-        raise ValueError(
-            f"modalities {', '.join(leaking)} of 'mosi' leak on the official split: the networks that made them were "
-            "trained on 558 of its 686 test utterances; use tokens and audio, or the split heldout31 or acl17"
-        )
+    refuse_leaks("mosi", split, modalities, "use tokens and audio, or the split heldout31 or acl17")
     if not modalities:
         modalities = ("tokens", "audio") if split == "official" else VECTORS
     arrays = _arrays()
@@ -58,7 +53,7 @@ def load(seed: int = 0, target: str = "", split: str = "heldout31", modalities: 
         _log.warning(
             "mosi: acl17 has no validation rows; a tenth of its training videos is used, which text and video know"
         )
-        arrays.split = _with_valid(arrays, seed)
+        arrays.split = with_valid(arrays, seed)
     return assemble(arrays, "mosi", seed, target=target, modalities=modalities, low=-3, high=3)
 
 
@@ -87,7 +82,17 @@ def _arrays() -> Arrays:
     return result.check()
 
 
-def _with_valid(arrays: Arrays, seed: int) -> np.ndarray:
+def refuse_leaks(data: str, split: str, modalities: Sequence[str], instead: str) -> None:
+    """Raises ValueError for text and video on the official split."""
+    leaking = [name for name in modalities if name in LEAKING]
+    if split == "official" and leaking:
+        raise ValueError(
+            f"modalities {', '.join(leaking)} of {data!r} leak on the official split: the networks that made them were "
+            f"trained on 558 of its 686 test utterances; {instead}"
+        )
+
+
+def with_valid(arrays: Arrays, seed: int) -> np.ndarray:
     """Split codes with all utterances of a tenth of the training videos moved to valid."""
     split, groups = arrays.splits["acl17"].copy(), arrays.groups
     assert groups is not None

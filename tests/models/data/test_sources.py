@@ -107,6 +107,21 @@ def test_mosi_validation_videos_of_acl17_are_no_training_videos(data_dir, caplog
     assert all(not a & b for i, a in enumerate(videos) for b in videos[:i])
 
 
+def test_mosi_dialogue_has_every_utterance_with_those_before_it(data_dir):
+    data, single = load("mosi-dialogue"), load("mosi", split="acl17", target="sentiment")
+    assert len(data) == len(single) == 2199 and sizes(data)[0] + sizes(data)[1] == 1447 and sizes(data)[2] == 752
+    lengths = data["text"].lengths()
+    assert lengths.max() == 10 and torch.equal(lengths, data["audio"].lengths())
+    # The row after another one of its video begins with what that one had, and adds its own step.
+    first = int((lengths == 2).nonzero()[0])
+    before, here = (data["video"].take(torch.tensor([row])).values[0] for row in (first - 1, first))
+    assert torch.equal(before[0], here[0]) and here.shape[0] == 2
+    assert sorted(data.labels.tolist()) == sorted(single.labels.tolist())
+    with pytest.raises(ValueError, match="modalities text of 'mosi-dialogue' leak on the official split"):
+        load("mosi-dialogue", modalities=("text",), split="official")
+    assert load("mosi-dialogue", split="official").names == ("audio",)
+
+
 def test_mmmo_has_no_text_to_train_on(data_dir):
     data = load("mmmo")
     assert sizes(data) == [220, 40, 80, 0] and data.names == ("audio", "video")

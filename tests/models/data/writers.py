@@ -257,6 +257,24 @@ def npz(folder: Path) -> Path:
     return path
 
 
+def declare_lab(folder: Path, lengths: bool = False, width: int = 1) -> Path:
+    generator = rng()
+    for name, rows in (("train", 7), ("dev", 3), ("test", 4)):
+        content = []
+        for i in range(rows):
+            steps = 2 + i % 3
+            words = [f"w{j}" for j in range(steps)]
+            parts = [
+                generator.integers(0, 9, steps),
+                generator.normal(size=(steps, 4)),
+                generator.normal(size=(steps, 3)),
+            ]
+            parts += [words, *([steps, steps - 1] if lengths else [])]
+            content.append((tuple(parts), generator.normal(size=(1, width)), f"{name}{i // 2}[{i}]"))
+        pickled(content, folder / f"{name}.pkl")
+    return folder
+
+
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "affect": affect,
     "mult": mult,
@@ -267,6 +285,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "mfn": mfn,
     "idx": idx,
     "avmnist": avmnist,
+    "declare-lab": declare_lab,
     "csv": csv,
     "irfl": irfl,
     "matlab": matlab,
