@@ -164,7 +164,8 @@ def arms_of(case: str, weights: dict[str, float]) -> dict[str, dict[str, Any]]:
     kl = {"measure": "kl", "weight": weights["kl"]}
     arms: dict[str, dict[str, Any]] = {"weight 0": {"weight": 0.0}}
     arms |= {measure: {"measure": measure, "weight": weights[measure]} for measure in MEASURES}
-    arms |= {"control, same permutation": kl | {"control": "same"}, "control, random critic": kl | {"control": "random"}}
+    arms["control, same permutation"] = kl | {"control": "same"}
+    arms["control, random critic"] = kl | {"control": "random"}
     name, _, kind = case.rpartition("-")
     if kind != "mult":  # which needs two modalities
         arms |= {f"{modality} alone": {"only": modality} for modality in _modalities(name)}

@@ -24,7 +24,7 @@ from models.layers.prediction import Scale
 from models.layers.sequence import check_positive
 from models.layers.transformer import check_rate
 from models.layers.utterance import Utterances
-from models.model import Loss, Model, OptimizerConfig, Phase, needs_modalities
+from models.model import Loss, Model, OptimizerConfig, Phase, needs_several
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,7 @@ class MMIM(Model):
 
     def __init__(self, config: MMIMSettings, data: Dataset):
         super().__init__()
-        if len(data.names) < 2:
-            needs_modalities("mmim", data.names, 2)
+        needs_several("mmim", data.names)
         self.config, self.names, self.scale = config, data.names, Scale(data, config.loss)
         tokens = [index for index, modality in enumerate(data.modalities) if modality.is_tokens]
         self.anchor = tokens[0] if tokens else 0

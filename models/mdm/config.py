@@ -26,7 +26,8 @@ class Settings:
     bound: what the critic's input goes through: "norm" (LayerNorm without weights), "none", or "auto": "norm" for
         "wasserstein", whose value grows with the scale of a representation, "none" for the other two.
     balance: the penalty's gradient is cut to the length of the task's, in the "fused" representation (free) or in all
-        "parameters" (one more backward pass of the base); "none": never.
+        "parameters" (one more backward pass of the base); "none": never. A triple whose parts are not read off the
+        fused representation is compared in the parameters.
     ramp: share of the training over which the weight rises from 0.
     control: "same" moves all modalities by one permutation, "random" keeps an untrained critic: what is gained with
         these is not due to dependence.

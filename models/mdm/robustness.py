@@ -43,7 +43,7 @@ def damaged(data: Dataset, name: str, kind: str, split: str = "test", seed: int 
 
 
 def swapped(modality: Modality, rows: torch.Tensor, number: int, seed: int) -> Modality:
-    """Row rows[i] gets the content of row rows[p(i)], p a random cyclic shift of a random order: nobody keeps its own."""
+    """The modality with the contents of ``rows`` moved on by one place of a random order: no row keeps its own."""
     if len(rows) < 2:
         raise ValueError(f"swap needs two rows or more, the split has {len(rows)}")
     generator = torch.Generator().manual_seed(seed)

@@ -43,7 +43,9 @@ class ShiftedText(nn.Module):
         hidden, rate = self.text.hidden, config.dropout
         self.aligned = kind == "mag"
         self.shift: nn.Module
-        if self.aligned:
+        if not dims:
+            self.shift = nn.Identity()  # text alone: there is nothing to shift by
+        elif self.aligned:
             self.shift = AdaptationGate(hidden, dims, config.beta, rate)
         else:
             normalizer = "sparsemax" if kind == "wsa" else "softmax"
@@ -160,12 +162,16 @@ def text_of(data: Dataset, config: Settings) -> Modality | None:
 def agnostic_encoder(data: Dataset, dims: Sequence[int], config: Settings, out_dim: int) -> tuple[nn.Module, bool]:
     """The encoder of all modalities, and whether it reads the text's tokens apart from the others' sequences."""
     text = text_of(data, config)
-    kind = config.agnostic if config.agnostic != "auto" else "wsa" if text is not None else "mult"
+    kind = config.agnostic
+    if kind == "auto":
+        kind = "wsa" if text is not None else "mult" if len(data.names) > 1 else "transformer"
     if kind in OF_TEXT:
         assert text is not None
         others = [dim for dim, name in zip(dims, data.names, strict=True) if name != text.name]
         return ShiftedText(text, others, replace(config, agnostic=kind), out_dim), True
     if kind == "mult":
+        if len(dims) < 2:
+            raise ValueError(f"agnostic must be transformer for data of one modality, {data.names[0]}; got {kind}")
         return MulTCode(dims, config.sizes, out_dim), False
     return JointTransformer(dims, config.sizes, out_dim), False
 

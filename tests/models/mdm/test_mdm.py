@@ -68,7 +68,7 @@ def test_the_base_gets_the_gradient_of_its_loss_less_the_weighted_measure(measur
     indices = model.measure.draws.product_indices(12, 3)
     shuffled = with_shuffled(batch, indices)
     z = model.base.features(shuffled.inputs)
-    t, s = model.scores(z[:12]), model.scores(z[12:])
+    t, s = model.scores(model._bounded(z)).split([12, 12])
     value = t.mean() - {"kl": s.exp().mean().log(), "f": (s - 1).exp().mean(), "wasserstein": s.mean()}[measure]
     task = model.base.loss_of(z[:12], batch).total
     torch.testing.assert_close(found.terms["dependency"], value.detach())
@@ -91,7 +91,7 @@ def test_the_gradient_reaches_the_base_through_rows_and_through_shuffled_rows():
     both = with_shuffled(data.batch(torch.arange(12)), [torch.arange(12).roll(k) for k in range(3)])
     z = model.base.features(both.inputs)
     z.retain_grad()
-    model.value(z[:12], z[12:]).backward()
+    model._measured(z[:12], z[12:]).backward()
     assert (z.grad[:12].norm(dim=1) > 0).all() and (z.grad[12:].norm(dim=1) > 0).all()
 
 
@@ -197,13 +197,67 @@ def test_the_weight_rises_over_the_ramp_and_validation_sees_the_base_alone():
     torch.testing.assert_close(model.phases()[0].loss(batch).total, model.base.phases()[0].loss(batch).total)
 
 
-def test_the_triple_is_the_unimodal_parts_and_other_bases_refuse_it():
+WIDTHS = {"mfn": 8, "late-fusion": 8, "lmf": 8, "mult": 4}
+
+
+def even(rows=24):
+    """Sequences of the same lengths everywhere: aligned bases resample a row to its longest modality."""
+    generator = torch.Generator().manual_seed(0)
+    offsets = torch.arange(rows + 1) * 4
+    parts = (
+        Modality("frames", torch.randn(4 * rows, 3, generator=generator), offsets),
+        Modality("tokens", torch.randint(1, 7, (4 * rows,), generator=generator), offsets, vocabulary=7),
+        Modality("other", torch.randn(4 * rows, 5, generator=generator), offsets),
+    )
+    split = torch.arange(rows) % 3
+    return Dataset("even", parts, torch.arange(rows) % 2, Target.classes(2), split)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_part_of_the_triple_knows_its_own_modality_alone(base):
+    data = even()
+    model = made(base, data, input="triple").eval()
+    batch = data.batch(torch.arange(12))
+    if base in WIDTHS:
+        assert model.widths == [WIDTHS[base]] * 3
+    before = model.read(batch).split(model.widths, 1)
+    for moved, name in enumerate(data.names):
+        x = batch.inputs[name]
+        other = batch._replace(inputs=batch.inputs | {name: x.take(torch.arange(12).roll(1))})
+        after = model.read(other).split(model.widths, 1)
+        for part, (a, b) in enumerate(zip(before, after, strict=True)):
+            torch.testing.assert_close(b, a.roll(1, 0) if part == moved else a, rtol=1e-4, atol=1e-5)
+            assert part != moved or not torch.allclose(a, b)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_triple_moves_what_its_parts_hang_on_no_further_than_the_task(base):
     data = mixed(missing=False)
-    model = made(data=data, input="triple")
-    assert model.critic.dim == 3 * 8  # the LSTMs' states, without the memory
-    assert made("late-fusion", data, input="triple").critic.dim == 3 * 8
-    with pytest.raises(ValueError, match="no part per modality"):
-        made("ef-lstm", data, input="triple")
+    model = made(base, data, input="triple", weight=1e4).eval()
+    model.training = True
+    model.critic.mlp.layers[-1].weight.data.mul_(200)
+    batch = data.batch(torch.arange(12))
+    parameters = list(model.base.parameters())
+    task = torch.autograd.grad(model.base.loss(batch).total, parameters, materialize_grads=True, allow_unused=True)
+    total = torch.autograd.grad(model.phases()[0].loss(batch).total, parameters, materialize_grads=True)
+    share = [(a - b).norm() for a, b in zip(total, task, strict=True)]
+    assert 0 < torch.stack(share).norm() < 50 * torch.stack([g.norm() for g in task]).norm()
+
+
+def test_a_base_of_any_kind_has_a_triple():
+    data = mixed(missing=False)
+    model = made("mird", data, input="triple").train()
+    assert len(model.widths) == 3
+    found = model.phases()[0].loss(data.batch(torch.arange(12)))
+    assert found.total.isfinite() and "dependency" in found.terms
+
+
+def test_bases_without_a_fused_representation_and_the_penalty_itself_are_refused():
+    with pytest.raises(ValueError, match="no representation 'fused'; set representation to one of encoder"):
+        made("simclr", mixed(missing=False))
+    assert made("simclr", mixed(missing=False), representation="encoder").critic.dim == 3 * 8
+    with pytest.raises(ValueError, match="base must be a model without the penalty"):
+        made("mdm", mixed(missing=False))
 
 
 def test_fewer_negatives_are_that_many_rows():

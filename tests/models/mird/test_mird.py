@@ -410,3 +410,32 @@ def test_settings_are_checked(change, message):
 def test_text_modality_is_checked():
     with pytest.raises(ValueError, match="text_modality must be tokens of the data, words; got 'frames'"):
         model(text_modality="frames")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reconstruction": {"frames": -1.0}, "loss": "weighted"}, "reconstruction of frames must not be negative"),
+        ({"reconstruction": {"nothing": 1.0}, "loss": "weighted"}, "reconstruction must be of words, frames, vector"),
+        ({"reconstruction": {"frames": 2.0}}, "log-sum has none"),
+        ({"mi_weights": {"agnostic-words": -1.0}}, "mi_weights of agnostic-words must not be negative"),
+        ({"mi_weights": {"nothing": 1.0}}, "mi_weights must be of words-frames"),
+    ],
+)
+def test_weights_that_mean_nothing_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        model(**changes)
+
+
+def test_one_modality_has_a_transformer_and_no_mult():
+    data = made(text=False).choose(("frames",))
+    assert type(model(data, agnostic="auto").agnostic).__name__ == "JointTransformer"
+    with pytest.raises(ValueError, match="agnostic must be transformer for data of one modality, frames"):
+        model(data, agnostic="mult")
+
+
+def test_text_alone_has_nothing_to_shift_by():
+    needs_text()
+    data = made().choose(("words",))
+    loss = model(data, agnostic="wsa").float().loss(data.batch(data.rows("train")))
+    assert loss.total.isfinite()
