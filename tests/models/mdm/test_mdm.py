@@ -34,7 +34,7 @@ def config(base="mfn", training=None, **model):
 
 
 def made(base="mfn", data=None, **model):
-    settings = config(base, **{"ramp": 0, **model})
+    settings = config(base, **{"ramp": 0, "negatives": 1.0, **model})
     return build(settings.name, settings.model, data or mixed(missing=False), 0)
 
 
@@ -167,7 +167,8 @@ def test_a_critic_that_sees_only_the_padding_finds_nothing_unless_lengths_move(m
     values = {}
     for lengths in ("kept", "moved"):
         torch.manual_seed(0)
-        model = MDM(Masks(), data, Settings(measure=measure, lengths=lengths, hidden=(32,), bound="none"))
+        settings = Settings(measure=measure, lengths=lengths, hidden=(32,), bound="none", negatives=1.0)
+        model = MDM(Masks(), data, settings)
         optimizer = torch.optim.Adam(model.critic.parameters(), lr=1e-2)
         for _ in range(150):
             optimizer.zero_grad()
@@ -323,7 +324,7 @@ def test_three_gaussians_have_their_total_correlation():
     data = Dataset("three", parts, None, Target.none(), torch.zeros(4096, dtype=torch.int64))
     for measure, low, high in (("kl", 1.0, truth + 0.05), ("f", 1.0, truth + 0.05), ("wasserstein", 1.0, 1.3)):
         torch.manual_seed(0)
-        model = MDM(Side(), data, Settings(measure=measure, hidden=(64, 64), bound="none"))
+        model = MDM(Side(), data, Settings(measure=measure, hidden=(64, 64), bound="none", negatives=1.0))
         optimizer = torch.optim.Adam(model.critic.parameters(), lr=4e-3)
         for _ in range(400):
             rows = torch.randint(4096, (256,), generator=generator)
