@@ -31,8 +31,8 @@ from models.layers.vocabulary import vocabulary_cross_entropy
 from models.mird import MIRD, Settings
 from models.provenance import describe
 
-WORDS, VOCABULARY = 30, 30_522
-SIZES = {"batch": 24, "words": WORDS, "audio": (100, 33), "visual": (55, 709), "vocabulary": VOCABULARY}
+WORDS, VOCABULARY = 50, 30_522
+SIZES = {"batch": 16, "words": WORDS, "audio": (400, 33), "visual": (55, 709), "vocabulary": VOCABULARY}
 ENCODER = TextConfig(hidden=128, layers=2, heads=2, intermediate=512)
 
 
@@ -45,7 +45,7 @@ def problem(batch: int) -> Dataset:
 
     modalities = (
         Modality("text", torch.randint(1, VOCABULARY, (batch * WORDS,)), ends(WORDS), vocabulary=VOCABULARY),
-        Modality("audio", torch.randn(batch * 100, 33), ends(100)),
+        Modality("audio", torch.randn(batch * 400, 33), ends(400)),
         Modality("visual", torch.randn(batch * 55, 709), ends(55)),
     )
     return Dataset("bench", modalities, torch.randn(batch), Target.regression(), torch.zeros(batch, dtype=torch.int64))

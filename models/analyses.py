@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from models.factorcl import analyses as factorcl
+from models.mdm import analyses as mdm
 
 # Each writes NAME.json and NAME.svg into the folder and returns a line or a table of what it found.
 ANALYSES: dict[str, Callable[[Path, bool], str]] = {
     "factorcl-gaussian": factorcl.gaussian,
     "factorcl-cmi": factorcl.conditional,
+    "mdm-critic": mdm.critic,
+    "mdm-robustness": mdm.robustness,
 }
 
 

@@ -13,9 +13,8 @@ from models.batch import Inputs
 from models.data.dataset import Dataset, Modality
 from models.layers.attention import Visible
 from models.layers.encoders import Embedding
-from models.layers.inlet import resampled
 from models.layers.lengths import mean_over_steps, sequence, steps_within
-from models.layers.mag import AdaptationGate
+from models.layers.mag import AdaptationGate, beside
 from models.layers.mult import CrossModal, MulTConfig
 from models.layers.sequence import LSTMEncoder
 from models.layers.text import TextEncoder
@@ -57,19 +56,9 @@ class ShiftedText(nn.Module):
             others = [Inputs(x.values) for x in others]
 
         def shifted(words: Inputs) -> Tensor:
-            return self.shift(words, *(_beside(words, x) for x in others) if self.aligned else others)
+            return self.shift(words, *(beside(words, x) for x in others) if self.aligned else others)
 
         return self.out(self.text(tokens, shifted if others else None))
-
-
-def _beside(words: Inputs, x: Inputs) -> Inputs:
-    """A sequence resampled to the steps of the words."""
-    batch, steps = words.values.shape[:2]
-    full = torch.full((batch,), steps, device=words.values.device)
-    to = full if words.lengths is None else words.lengths.to(full)
-    values, lengths, _ = sequence("others", x)
-    own = torch.full_like(full, values.shape[1]) if lengths is None else lengths
-    return Inputs(nn.functional.pad(resampled(values, own, to), (0, 0, 0, steps - int(to.max()))), words.lengths)
 
 
 class JointTransformer(nn.Module):

@@ -301,11 +301,11 @@ def test_nested_settings_go_through_yaml_and_are_changed_by_dotted_names():
 
 
 def test_three_gaussians_have_their_total_correlation():
-    """Spec of the measure: rho 0.5, d = 4 has 1.386 nats; W_1 lies in [1.119, 1.172]."""
+    """rho 0.5, d = 4: 1.386 nats, W_1 in [1.119, 1.172]; a trained critic finds 1.2 to 1.4 nats and 1.05 to 1.25."""
     from models.mdm import MDM, Settings
 
     rho, d = 0.5, 4
-    truth = -d / 2 * math.log((1 - rho) ** 2 * (1 + 2 * rho))
+    assert -d / 2 * math.log((1 - rho) ** 2 * (1 + 2 * rho)) == pytest.approx(1.3863, abs=1e-4)
     mixing = torch.linalg.cholesky(torch.full((3, 3), rho).fill_diagonal_(1))
     generator = torch.Generator().manual_seed(0)
 
@@ -319,19 +319,21 @@ def test_three_gaussians_have_their_total_correlation():
         def phases(self):
             return [Phase("main", [], self.predict)]
 
-    x = sample(4096)
-    parts = tuple(Modality(n, x[:, m].contiguous()) for m, n in enumerate("avl"))
-    data = Dataset("three", parts, None, Target.none(), torch.zeros(4096, dtype=torch.int64))
-    for measure, low, high in (("kl", 1.0, truth + 0.05), ("f", 1.0, truth + 0.05), ("wasserstein", 1.0, 1.3)):
+    def rows(n):
+        inputs = {m: Inputs(x) for m, x in zip("avl", sample(n).unbind(1), strict=True)}
+        return Batch(inputs, None, None, torch.arange(n))
+
+    parts = tuple(Modality(m, torch.randn(4, d)) for m in "avl")
+    data = Dataset("three", parts, None, Target.none(), torch.zeros(4, dtype=torch.int64))
+    for measure, low, high in (("kl", 1.2, 1.4), ("f", 1.2, 1.4), ("wasserstein", 1.05, 1.25)):
         torch.manual_seed(0)
-        model = MDM(Side(), data, Settings(measure=measure, hidden=(64, 64), bound="none", negatives=1.0))
-        optimizer = torch.optim.Adam(model.critic.parameters(), lr=4e-3)
-        for _ in range(400):
-            rows = torch.randint(4096, (256,), generator=generator)
+        model = MDM(Side(), data, Settings(measure=measure, hidden=(96, 96), bound="none", negatives=1.0))
+        optimizer = torch.optim.Adam(model.critic.parameters())
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=350, pct_start=0.1)
+        for _ in range(350):
             optimizer.zero_grad()
-            model.critic_loss(model.fixed(data.batch(rows))).total.backward()
+            model.critic_loss(model.fixed(rows(256))).total.backward()
             optimizer.step()
-        fresh = sample(20000)
-        held = Batch({n: Inputs(fresh[:, m]) for m, n in enumerate("avl")}, None, None, torch.arange(20000))
+            schedule.step()
         with torch.no_grad():
-            assert low < model._measured(*model.fixed(held)).item() < high, measure
+            assert low < model._measured(*model.fixed(rows(20000))).item() < high, measure
