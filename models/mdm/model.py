@@ -205,7 +205,8 @@ class MDM(Model):
         if self.config.input == "fused":
             z = self._represented(batch)
             return z, [z]
-        found = self.base.parts(batch.inputs) if self.whole and hasattr(self.base, "parts") else None
+        parts: Any = getattr(self.base, "parts", None) if self.whole else None
+        found = None if parts is None else parts(batch.inputs)
         if found is not None:
             return found
         z = self._represented(batch)
