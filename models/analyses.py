@@ -7,6 +7,7 @@ from pathlib import Path
 
 from models.factorcl import analyses as factorcl
 from models.mdm import analyses as mdm
+from models.mird import analyses as mird
 
 # Each writes NAME.json and NAME.svg into the folder and returns a line or a table of what it found.
 ANALYSES: dict[str, Callable[[Path, bool], str]] = {
@@ -14,6 +15,7 @@ ANALYSES: dict[str, Callable[[Path, bool], str]] = {
     "factorcl-cmi": factorcl.conditional,
     "mdm-critic": mdm.critic,
     "mdm-robustness": mdm.robustness,
+    "mird-quirks": mird.quirks,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -439,3 +440,22 @@ def test_text_alone_has_nothing_to_shift_by():
     data = made().choose(("words",))
     loss = model(data, agnostic="wsa").float().loss(data.batch(data.rows("train")))
     assert loss.total.isfinite()
+
+
+def test_the_table_of_quirks_trains_those_that_act_and_names_the_others(tmp_path, monkeypatch, capsys):
+    from models.__main__ import main
+    from models.settings import from_dict
+
+    data = made(text=False)
+    data = replace(data, split=torch.arange(24) % 3)
+    model_settings = {"name": "mird", "agnostic": "transformer", "dim": 4, "loss": "weighted", "inner_steps": 1}
+    tree = {"model": model_settings | {"sizes": {"dim": 4, "heads": 2, "layers": 1}}, "data": {"name": "synthetic"}}
+    from_dict(tree | {"training": {"epochs": 1, "batch_size": 8}}).save(tmp_path)
+    monkeypatch.setattr("models.mird.analyses.load_data", lambda config: data)
+    assert main(["analyse", "mird-quirks", "--out", str(tmp_path), "--quick"]) == 0
+    found = json.loads((tmp_path / "mird-quirks.json").read_text())
+    arms = [row["arm"] for row in found["rows"]]
+    assert arms == ["none", "frame_padding", "unbounded_mi", "club_range", "fresh_codes", "all"]
+    assert set(arms[1:-1]) | set(found["without_effect"]) == set(QUIRKS)
+    assert all(math.isfinite(row["club"]["mean"]) for row in found["rows"])
+    assert (tmp_path / "mird-quirks.svg").is_file() and "bare_log: no effect here" in capsys.readouterr().out
