@@ -16,7 +16,6 @@ it was made at.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import statistics
@@ -24,18 +23,19 @@ import tempfile
 import time
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.kept import Kept
 from models.data import load
 from models.data.dataset import Dataset
 from models.evaluation.metrics import LOWER_IS_BETTER, primary, score
 from models.evaluation.scores import outputs
 from models.mdm.robustness import KINDS, damaged
 from models.model import Model
-from models.provenance import commit, describe
 from models.settings import RunConfig, from_dict
 from models.training.fit import fit
 
@@ -102,29 +102,6 @@ def scored(model: Model, data: Dataset, split: str) -> dict[str, float]:
     return {name: round(value, 6) for name, value in score(predicted, data.labels[rows], data.target).items()}
 
 
-class Kept:
-    """The runs of the file, by a digest of their settings."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        self.runs: dict[str, Any] = self.content.setdefault("runs", {})
-
-    def run(self, label: str, config: RunConfig) -> dict[str, Any]:
-        text = json.dumps(config.to_dict(), sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if key not in self.runs:
-            self.runs[key] = {"label": label, "commit": commit(), **measured(config)}
-            print(f"{label}: {self.runs[key]['valid']} {self.runs[key]['fit_seconds']} s", flush=True)
-            self.write()
-        return self.runs[key]
-
-    def write(self) -> None:
-        beside = self.path.with_suffix(".part")
-        beside.write_text(json.dumps(self.content, indent=1) + "\n")
-        beside.replace(self.path)
-
-
 def metric_of(case: str) -> str:
     return "accuracy" if case.startswith("utd-mhad") else "mae"
 
@@ -147,7 +124,8 @@ def chosen(case: str, kept: Kept) -> tuple[float, dict[str, float], list[dict[st
         return max(zip(options, values, strict=True), key=lambda pair: gain(case, pair[1], 0.0))[0]
 
     def rate(lr: float, seed: int) -> dict[str, Any]:
-        return kept.run(f"{case}, search, lr {lr:g}, seed {seed}", config_of(case, {"weight": 0.0}, seed, lr))
+        config = config_of(case, {"weight": 0.0}, seed, lr)
+        return kept.run(case, f"search, lr {lr:g}, seed {seed}", config.to_dict(), lambda: measured(config))
 
     lr = best(RATES, rate, "lr of the base")
     weights = {}
@@ -155,7 +133,9 @@ def chosen(case: str, kept: Kept) -> tuple[float, dict[str, float], list[dict[st
 
         def weight(value: float, seed: int, measure: str = measure) -> dict[str, Any]:
             arm = {"measure": measure, "weight": value}
-            return kept.run(f"{case}, search, {measure} {value:g}, seed {seed}", config_of(case, arm, seed, lr))
+            config = config_of(case, arm, seed, lr)
+            key = f"search, {measure} {value:g}, seed {seed}"
+            return kept.run(case, key, config.to_dict(), lambda: measured(config))
 
         weights[measure] = best(WEIGHTS, weight, f"weight of {measure}")
     return lr, weights, tried
@@ -218,26 +198,27 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="The number of unique classes")
     logging.getLogger("models").setLevel(logging.ERROR)
-    kept = Kept(given.json)
-    kept.content["machine"] = describe()
-    kept.content["protocol"] = " ".join((__doc__ or "").split("\n\n")[2].split())
-    cases = kept.content.setdefault("cases", {})
+    before = json.loads(given.json.read_text()) if given.json.is_file() else {}
+    kept = Kept(given.json, " ".join((__doc__ or "").split("\n\n")[2].split()))
+    cases = kept.content["summary"] = before.get("summary", {})
     for case in given.cases.split(","):
         lr, weights, tried = chosen(case, kept)
         found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms_of(case, weights)}
         for seed in SEEDS:
             for arm, settings in arms_of(case, weights).items():
-                found[arm].append(kept.run(f"{case}, {arm}, seed {seed}", config_of(case, settings, seed, lr)))
+                config = config_of(case, settings, seed, lr)
+                make = partial(measured, config)
+                found[arm].append(kept.run(case, f"{arm}, seed {seed}", config.to_dict(), make))
         cases[case] = {
             "metric": metric_of(case),
             "config": config_of(case, {"weight": 0.0}, 0, lr).to_dict(),
             "lr": lr,
             "weights": weights,
             "search": tried,
-            "summary": summary(case, found),
+            "rows": summary(case, found),
         }
         kept.write()
-        for row in cases[case]["summary"]:
+        for row in cases[case]["rows"]:
             print(case, row["arm"], row[metric_of(case)], row.get("gain", ""), flush=True)
 
 

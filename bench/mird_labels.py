@@ -14,15 +14,16 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.mdm_evidence import Kept, moments, paired
+from bench.kept import Kept
+from bench.mdm_evidence import measured, moments, paired
 from models.data.labels import with_share_of_labels
 from models.evaluation.probes import input_features, probe
-from models.provenance import describe
 from models.settings import RunConfig, from_dict
 from models.training.fit import load_data
 
@@ -60,7 +61,8 @@ def chosen(arm: str, kept: Kept) -> tuple[float, dict[str, Any], list[dict[str, 
     tried = []
     for lr in RATES:
         for changes in ARMS[arm][1]:
-            found = kept.run(f"search, {arm}, {lr:g} {changes}", config_of(arm, SEARCH_SHARE, SEARCH_SEED, lr, changes))
+            config = config_of(arm, SEARCH_SHARE, SEARCH_SEED, lr, changes)
+            found = kept.run(arm, f"search, {lr:g} {changes}", config.to_dict(), partial(measured, config))
             tried.append({"lr": lr, "changes": changes, "valid": found["valid"]["accuracy"]})
     best = max(tried, key=lambda trial: trial["valid"])
     return best["lr"], best["changes"], tried
@@ -96,16 +98,15 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="The number of unique classes")  # one label a class is meant
     logging.getLogger("models").setLevel(logging.ERROR)
-    kept = Kept(given.json)
-    kept.content["machine"] = describe()
-    kept.content["protocol"] = " ".join((__doc__ or "").split("\n\n")[2].split())
+    kept = Kept(given.json, " ".join((__doc__ or "").split("\n\n")[2].split()))
     choices = {arm: chosen(arm, kept) for arm in ARMS}
     found: dict[str, dict[float, list[float]]] = {arm: {share: [] for share in SHARES} for arm in (*ARMS, "linear")}
     for seed in SEEDS:
         for share in SHARES:
             for arm, (lr, changes, _) in choices.items():
                 config = config_of(arm, share, seed, lr, changes)
-                run = kept.run(f"{arm}, {share:g} of the labels, seed {seed}", config)
+                key = f"{share:g} of the labels, seed {seed}"
+                run = kept.run(arm, key, config.to_dict(), partial(measured, config))
                 found[arm][share].append(run["test"]["accuracy"])
             found["linear"][share].append(linear(share, seed))
         kept.content["search"] = {arm: tried for arm, (_, _, tried) in choices.items()}

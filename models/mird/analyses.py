@@ -44,7 +44,7 @@ def quirks(out: Path, quick: bool = False) -> str:
     data = load_data(config)
     idle = {quirk: reason for quirk in QUIRKS if (reason := without_effect(quirk, config, data))}
     acting = [quirk for quirk in QUIRKS if quirk not in idle]
-    arms = {"none": []} | {quirk: [quirk] for quirk in acting} | {"all": acting}
+    arms: dict[str, list[str]] = {"none": []} | {quirk: [quirk] for quirk in acting} | {"all": acting}
     metric = primary(data.target)
     rows: list[dict[str, Any]] = []
     for arm, published in arms.items():
