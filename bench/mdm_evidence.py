@@ -180,7 +180,8 @@ def summary(case: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[str,
 
 
 def moments(values: list[float]) -> dict[str, float]:
-    return {"mean": round(statistics.fmean(values), 4), "deviation": round(statistics.stdev(values), 4)}
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(statistics.fmean(values), 4), "deviation": round(spread, 4)}
 
 
 def paired(gains: list[float]) -> dict[str, float]:
