@@ -19,6 +19,7 @@ ANALYSES: dict[str, Callable[[Path, bool], str]] = {
     "mird-quirks": mird.quirks,
     "mfm-interpretation": mfm.interpretation,
     "mfm-swap": mfm.swap,
+    "mfm-missing": mfm.missing,
 }
 
 

@@ -13,11 +13,13 @@ from models.layers.transformer import check_rate
 
 class Parts(NamedTuple):
     """joint: an encoder of all modalities. private: generative codes of "each" modality, one "shared", or "none".
-    generative: reconstructs the inputs and regularises the codes."""
+    generative: reconstructs the inputs and regularises the codes. crossed: a modality's code is read from the others,
+    and the label passes no gradient: a purely generative baseline."""
 
     joint: bool
     private: str
     generative: bool
+    crossed: bool = False
 
 
 # Names of the paper; its public code permutes the letters (M_A there is M_E here, B is C, C is D, D is A).
@@ -28,6 +30,7 @@ VARIANTS = {
     "M_C": Parts(False, "each", True),
     "M_D": Parts(True, "none", True),
     "M_E": Parts(True, "shared", True),
+    "seq2seq": Parts(False, "each", True, crossed=True),
 }
 
 
@@ -35,7 +38,8 @@ VARIANTS = {
 class Settings(SupervisedSettings):
     """What a YAML file says under ``model``.
 
-    variant: "full", or one of the paper's ablations "M_A" to "M_E".
+    variant: "full", one of the paper's ablations "M_A" to "M_E", or the baseline "seq2seq", which rebuilds every
+        modality from the others without F_y.
     encoder: of all modalities together, "mfn" (paper) or "lstm" on the modalities side by side, both aligned; or
         "separate", an encoder of width ``hidden`` for each, which leaves every modality its own steps.
     pictures: a modality of pictures is a sequence of one step ("sequence"), or is read and drawn by convolutions

@@ -50,6 +50,8 @@ class MFMNet(nn.Module):
         drawn = settings.pictures == "convolution" and bool(shapes)
         self.shapes: tuple[Shape, ...] = tuple(shapes) if drawn else (None,) * len(self.names)
         self.parts = parts = VARIANTS[settings.variant]
+        if parts.crossed and len(self.names) < 2:
+            raise ValueError(f"variant {settings.variant} needs two modalities or more, got {', '.join(names)}")
         private = {"each": self.names, "shared": (SHARED,), "none": ()}[parts.private]
         blocks = (*((JOINT,) if parts.joint else ()), *private)
         code = self._sizes("code", private) | {JOINT: settings.joint_code}
@@ -83,7 +85,13 @@ class MFMNet(nn.Module):
     def _encoder(self, name: str, code: int) -> nn.Module:
         if name == JOINT and self.settings.encoder == "mfn":
             return JointEncoder(self.dims, self.settings)
-        return self._together(self.names if name in (JOINT, SHARED) else [name], code)
+        return self._together(self.read_by(name), code)
+
+    def read_by(self, block: str) -> list[str]:
+        """The modalities that a block's code is read from."""
+        if block in (JOINT, SHARED):
+            return list(self.names)
+        return [name for name in self.names if name != block] if self.parts.crossed else [block]
 
     def _together(self, names: Sequence[str], code: int) -> nn.Module:
         """An encoder of the named modalities to one code, without memory fusion."""
@@ -103,8 +111,7 @@ class MFMNet(nn.Module):
         """Z [B, code] by block: "y", and the modalities' names or "shared"."""
         found = {}
         for name, encoder in self.encoders.items():
-            given = inputs if name in (JOINT, SHARED) else [inputs[self.names.index(name)]]
-            found[name] = encoder(given)
+            found[name] = encoder([inputs[self.names.index(source)] for source in self.read_by(name)])
         return found
 
     def surrogates(self, inputs: Sequence[Inputs], name: str) -> tuple[Tensor, Tensor]:
@@ -116,8 +123,9 @@ class MFMNet(nn.Module):
         return {name: self.maps[name](z) for name, z in codes.items()}
 
     def read(self, factors: Codes) -> Tensor:
-        """What the head reads: F_y, or all factors where there is none."""
-        return factors[JOINT] if self.parts.joint else torch.cat(list(factors.values()), 1)
+        """What the head reads: F_y, or all factors where there is none, without their gradient in "seq2seq"."""
+        found = factors[JOINT] if self.parts.joint else torch.cat(list(factors.values()), 1)
+        return found.detach() if self.parts.crossed else found
 
     def head(self, features: Tensor) -> Tensor:
         return self.out(features)
@@ -186,6 +194,19 @@ class MFM(Supervised):
             joint, count = joint + from_others * missing[:, None], count + missing[:, None]
         found[JOINT] = torch.where(count > 0, joint / count.clamp(min=1), found[JOINT])
         return found
+
+    def rebuilt(self, inputs: Mapping[str, Inputs], name: str) -> tuple[Tensor, Inputs]:
+        """A modality decoded without having been seen, [B, T, d], and the true one: from the others in "seq2seq", from
+        surrogate codes where they were learnt, and otherwise from codes of inputs whose modality is zero."""
+        sequences = self.inlet(inputs)
+        net, place = self.net, self.net.names.index(name)
+        hidden = [x._replace(values=x.values * 0) if m == place else x for m, x in enumerate(sequences)]
+        codes = net.codes(hidden)
+        if self.settings.surrogate:
+            code, joint = net.surrogates(sequences, name)
+            codes |= {name: code, JOINT: joint}
+        steps = steps_of(net.names, sequences)
+        return net.decode(net.factors(codes), steps, [name])[name], sequences[place]
 
     def features(self, inputs: Mapping[str, Inputs]) -> Tensor:
         return self.net.read(self.net.factors(self.codes(inputs)))

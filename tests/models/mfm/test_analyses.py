@@ -43,4 +43,4 @@ def test_an_analysis_writes_its_json_and_its_figure(name, tmp_path, capsys):
     rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
     assert all(math.isfinite(v) for row in rows for v in row.values() if isinstance(v, float))
     assert (tmp_path / f"{name}.svg").stat().st_size > 1000
-    assert next(iter(rows[0])) in capsys.readouterr().out
+    assert str(next(iter(rows[0]))) in capsys.readouterr().out

@@ -138,6 +138,29 @@ def test_the_missing_modality_is_rebuilt_from_the_codes_without_it_and_the_slip_
     torch.testing.assert_close(model.loss(batch).terms["reconstruction_missing"], wanted.detach())
 
 
+def test_the_generative_baseline_never_reads_what_it_rebuilds():
+    model, x = net(variant="seq2seq"), sequences()
+    decoded = model.decode(model.factors(model.codes(x)), 4)
+    for name in NAMES:
+        assert [reached(decoded[name], t.values) for t in x] == [name != other for other in NAMES]
+    assert not model.read(model.factors(model.codes(x))).requires_grad
+    with pytest.raises(ValueError, match="needs two modalities or more"):
+        MFMNet(("l",), (5,), Settings(variant="seq2seq"), 2)
+
+
+@pytest.mark.parametrize("changes", [{"surrogate": True}, {}, {"variant": "seq2seq"}], ids=["surrogate", "zero", "seq"])
+def test_a_rebuilt_modality_does_not_depend_on_itself(changes):
+    data = mixed(missing=False)
+    model = build("mfm", config("mfm", {f"model.{n}": v for n, v in changes.items()}).model, data, 0).eval()
+    batch = data.batch(torch.arange(9))
+    other = batch.inputs["frames"]
+    changed = dict(batch.inputs) | {"frames": other._replace(values=other.values + 1)}
+    found, wanted = model.rebuilt(batch.inputs, "frames")
+    torch.testing.assert_close(model.rebuilt(changed, "frames")[0], found)
+    assert found.shape == wanted.values.shape
+    assert not torch.allclose(model.rebuilt(changed, "vectors")[0], model.rebuilt(batch.inputs, "vectors")[0])
+
+
 def test_gradient_curves_are_the_jacobians_norms():
     model = net()
     factors = {n: f.detach() for n, f in model.factors(model.codes(sequences())).items()}
