@@ -283,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = COMMANDS[args.command](args)
         if said is not None:
             print(said)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lightning import seed_everything
 
 from models import factorcl, mdm, mfm, mird
-from models.baselines import contrastive, fusion, misa, mmim
+from models.baselines import contrastive, fusion, mag, misa, mmim
 from models.data.dataset import Dataset
 from models.data.formats.checks import suggestion
 from models.model import Model
@@ -44,6 +44,7 @@ MODELS: dict[str, Entry] = {
     "mfn": Entry(fusion.MFNSettings, fusion.build_mfn, "Memory Fusion Network on aligned modalities"),
     "mfm": Entry(mfm.Settings, mfm.build, "MFM, factorized generative and discriminative; surrogates for missing ones"),
     "mult": Entry(fusion.MulTSettings, fusion.build_mult, "cross-modal transformers on unaligned modalities"),
+    "mag-bert": Entry(mag.MAGBERTSettings, mag.build_mag_bert, "BERT on words shifted by the other modalities"),
     "mdm": Entry(
         mdm.Settings, around(mdm.build), "a fused model with a penalty that raises its modalities' dependence"
     ),

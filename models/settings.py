@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -215,11 +216,17 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         return {str(key): _value(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
     if hint is float and not isinstance(value, bool):
         try:
-            return float(value)
+            number = float(value)
         except (TypeError, ValueError):
             pass
+        else:
+            if not math.isfinite(number):
+                raise ValueError(f"{name} must be finite, got {value!r}")
+            return number
     elif type(value) is hint:
         return value
+    elif hint is str and type(value) is int:
+        return str(value)  # YAML reads the word 32 of precision=32 as a number
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[hint]
     raise ValueError(f"{name} must be {expected}, got {value!r}")
 

@@ -185,7 +185,8 @@ def gaussian_entropy(y: Tensor) -> Tensor:
         raise ValueError(f"the entropy of y needs more samples than dimensions, got y {tuple(y.shape)}; pass entropy")
     y = widened(y)
     c = y - y.mean(-2, keepdim=True)
-    log_det = torch.linalg.slogdet(c.mT @ c / (batch - 1)).logabsdet
+    with torch.autocast(y.device.type, enabled=False):  # the determinant has no 16-bit form
+        log_det = torch.linalg.slogdet(c.mT @ c / (batch - 1)).logabsdet
     halves = (batch - 1 - torch.arange(depth, dtype=torch.float64)) / 2
     bias = torch.digamma(halves).sum() + depth * math.log(2 / (batch - 1))
     return 0.5 * (log_det - bias.to(log_det) + depth * math.log(2 * math.pi * math.e))

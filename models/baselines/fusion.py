@@ -20,7 +20,7 @@ from models.layers.mfn import MFN, MFNConfig
 from models.layers.mult import MulT, MulTConfig
 from models.layers.sequence import check_positive
 from models.layers.transformer import check_rate
-from models.model import Model
+from models.model import Model, needs_several
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,10 @@ class _Late(nn.Module):
         votes = torch.stack([head(part) for head, part in zip(self.heads, parts, strict=True)], 1)  # [B, M, K]
         return (votes * here[..., None]).sum(1) / here.sum(1, keepdim=True).clamp(min=1)
 
-    def unimodal(self, h: Tensor) -> list[Tensor]:
-        """The encoders' outputs."""
-        return list(h[:, : len(self.heads) * self.width].split(self.width, 1))
+    def parts(self, *inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+        """Features, and of them the encoders' outputs."""
+        h = self.features(*inputs)
+        return h, list(h[:, : len(self.heads) * self.width].split(self.width, 1))
 
 
 class _LMF(nn.Module):
@@ -167,6 +168,11 @@ class _LMF(nn.Module):
 
     def features(self, *inputs: Inputs) -> Tensor:
         return self.fusion(*inputs)
+
+    def parts(self, *inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+        """Features, and the encoders' outputs that they are fused from."""
+        encoded = self.fusion.encoded(*inputs)
+        return self.fusion.fusion(*encoded), encoded
 
     def head(self, h: Tensor) -> Tensor:
         return self.out(h.relu())
@@ -208,8 +214,7 @@ def build_mfn(config: MFNSettings, data: Dataset) -> Model:
 
 
 def build_mult(config: MulTSettings, data: Dataset) -> Model:
-    if len(data.modalities) < 2:
-        raise ValueError(f"mult needs two modalities or more, the data has {', '.join(data.names)}")
+    needs_several("mult", data.names)
     inlet = Inlet(data.modalities, config.embedding, config.stride)
     return Supervised(inlet, MulT(inlet.dims, outputs_of(data.target), config.sizes), data, config.loss)
 

@@ -12,7 +12,7 @@ encoders, CMD of five moments without a scale for the interval, norms held fixed
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import torch
@@ -22,7 +22,8 @@ from models.baselines.supervised import SupervisedSettings, outputs_of
 from models.batch import Batch, Inputs
 from models.data.dataset import Dataset
 from models.layers.prediction import Scale
-from models.layers.sequence import check_positive
+from models.layers.sequence import check_choice, check_positive
+from models.layers.text import TextConfig
 from models.layers.transformer import check_heads, check_rate
 from models.layers.utterance import Utterances
 from models.model import Loss, Model, Phase
@@ -34,12 +35,15 @@ MOMENTS = 5
 @dataclass(frozen=True)
 class MISASettings(SupervisedSettings):
     """hidden: of the two bidirectional LSTMs per modality (the public code has each modality's own width). Weights are
-    the public code's defaults."""
+    the public code's defaults. language: of the first tokens, an LSTM or "bert", the encoder ``text`` (masked mean).
+    """
 
     hidden: int = 64
     dim: int = 128
     heads: int = 2
     stride: int = 1
+    language: str = "lstm"
+    text: TextConfig = field(default_factory=lambda: TextConfig(readout="mean"))
     dropout: float = 0.5
     similarity: float = 1.0
     difference: float = 0.3
@@ -47,12 +51,17 @@ class MISASettings(SupervisedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("language", self.language, ("lstm", "bert"))
         check_positive(hidden=self.hidden)
         check_heads(self.dim, self.heads)
         check_rate("dropout", self.dropout)
         for name in ("similarity", "difference", "reconstruction"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    @property
+    def encoder_of_text(self) -> TextConfig | None:
+        return self.text if self.language == "bert" else None
 
 
 class MISA(Model):
@@ -67,7 +76,8 @@ class MISA(Model):
     def __init__(self, config: MISASettings, data: Dataset):
         super().__init__()
         self.config, self.scale = config, Scale(data, config.loss)
-        self.utterances = Utterances(data.modalities, config.hidden, 2, config.embedding, config.stride)
+        text = config.encoder_of_text
+        self.utterances = Utterances(data.modalities, config.hidden, 2, config.embedding, config.stride, text)
         count, dim = len(data.modalities), config.dim
         self.project = nn.ModuleList(
             [nn.Sequential(nn.Linear(width, dim), nn.ReLU(), nn.LayerNorm(dim)) for width in self.utterances.dims]

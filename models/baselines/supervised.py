@@ -71,12 +71,10 @@ class Supervised(Model):
     def outputs(self, batch: Batch) -> Tensor:
         return cast(Network, self.net).head(self.features(batch.inputs))
 
-    def unimodal(self, fused: Tensor) -> list[Tensor]:
-        """Every modality's own part of ``features``, of networks whose fusion keeps one."""
-        parts = getattr(self.net, "unimodal", None)
-        if parts is None:
-            raise ValueError(f"the fused representation of {type(self.net).__name__} holds no part per modality")
-        return parts(fused)
+    def parts(self, inputs: Mapping[str, Inputs]) -> tuple[Tensor, list[Tensor]] | None:
+        """``features``, and what the network knows of every modality before it met another; None where it has none."""
+        parts = getattr(self.net, "parts", None)
+        return None if parts is None else parts(*self.inlet(inputs))
 
     def predict(self, batch: Batch) -> Tensor:
         found = self.outputs(batch)

@@ -97,6 +97,12 @@ def _thresholded(data: Dataset, threshold: float) -> Dataset:
     if not data.target.is_regression or data.target.size != 1 or data.labels is None:
         raise ValueError(f"data.threshold needs a regression target of one dimension, {data.name!r} has none")
     labels = (data.labels.reshape(-1) > threshold).long()
+    if len(labels[data.labelled_rows("train")].unique()) < 2:
+        given = data.labels[data.labelled_rows("train")]
+        raise ValueError(
+            f"data.threshold must have training labels on both sides, which lie between {float(given.min()):g} and "
+            f"{float(given.max()):g}; got {threshold:g}"
+        )
     names = (f"at most {threshold:g}", f"above {threshold:g}")
     return replace(data, labels=labels, target=Target.classes(2, names))
 

@@ -90,7 +90,11 @@ class LMF(nn.Module):
         self.encoders = nn.ModuleList(encoders)
         self.fusion = LowRankFusion([int(encoder.out_dim) for encoder in encoders], out_dim, rank)  # type: ignore[arg-type]
 
-    def forward(self, *inputs: Inputs | Tensor) -> Tensor:
+    def encoded(self, *inputs: Inputs | Tensor) -> list[Tensor]:
+        """What the encoders make of each modality, before the fusion."""
         if len(inputs) != len(self.encoders):
             raise ValueError(f"inputs must be one per modality, {len(self.encoders)}, got {len(inputs)}")
-        return self.fusion(*(encoder(x) for encoder, x in zip(self.encoders, inputs, strict=True)))
+        return [encoder(x) for encoder, x in zip(self.encoders, inputs, strict=True)]
+
+    def forward(self, *inputs: Inputs | Tensor) -> Tensor:
+        return self.fusion(*self.encoded(*inputs))

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.batch import Inputs
+from models.layers.inlet import resampled
 from models.layers.lengths import same_steps, sequence, steps_within
 from models.layers.sequence import check_positive
 from models.layers.transformer import check_rate
@@ -64,3 +65,13 @@ class AdaptationGate(nn.Module):
         alpha = (self.beta * torch.linalg.vector_norm(words, dim=2, keepdim=True) / (size + 1e-6)).clamp(max=1)
         found = self.dropout(self.norm(words + alpha * shift))
         return found if lengths is None else found * steps_within(lengths, found.shape[1])[..., None]
+
+
+def beside(words: Inputs, x: Inputs) -> Inputs:
+    """A sequence resampled to the steps of the words."""
+    batch, steps = words.values.shape[:2]
+    full = torch.full((batch,), steps, device=words.values.device)
+    to = full if words.lengths is None else words.lengths.to(full)
+    values, lengths, _ = sequence("others", x)
+    own = torch.full_like(full, values.shape[1]) if lengths is None else lengths
+    return Inputs(F.pad(resampled(values, own, to), (0, 0, 0, steps - int(to.max()))), words.lengths)

@@ -144,7 +144,7 @@ class MFN(nn.Module):
     def head(self, z: Tensor) -> Tensor:
         return self.out(z)
 
-    def unimodal(self, z: Tensor) -> list[Tensor]:
-        """The last states h of the modalities' own LSTMs, [B, hidden_m] each."""
-        hidden = self.features.config.hidden
-        return list(z[:, : sum(hidden)].split(list(hidden), 1))
+    def parts(self, *inputs: Inputs | Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Features z, and of them the last states of the modalities' own LSTMs, [B, hidden_m] each."""
+        z, hidden = self.features(*inputs), self.features.config.hidden
+        return z, list(z[:, : sum(hidden)].split(list(hidden), 1))

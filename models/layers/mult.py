@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models.batch import Inputs
 from models.layers.attention import Visible
-from models.layers.lengths import sequence, steps_within
+from models.layers.lengths import mean_over_steps, sequence, steps_within
 from models.layers.transformer import Dropouts, TransformerStack, check_heads, check_rate, run_together
 
 
@@ -136,9 +136,16 @@ class CrossModal(nn.Module):
         return nn.Conv1d(dim, self.config.dim, kernel, bias=False)
 
     def forward(self, *inputs: Inputs | Tensor) -> Tensor:
+        return self.crossed(self.projected(*inputs))
+
+    def projected(self, *inputs: Inputs | Tensor) -> list[Inputs]:
+        """Every modality's sequence after its convolution, before it has met another."""
         if len(inputs) != len(self.dims):
             raise ValueError(f"inputs must be one per modality, {len(self.dims)}, got {len(inputs)}")
-        projected = [self._projected(m, x) for m, x in enumerate(inputs)]
+        return [self._projected(m, x) for m, x in enumerate(inputs)]
+
+    def crossed(self, projected: Sequence[Inputs]) -> Tensor:
+        """z of projected sequences."""
         pairs = [(projected[target], projected[source]) for target, source in self.directions]
         read = run_together(
             self.encoders,
@@ -193,6 +200,12 @@ class MulT(nn.Module):
 
     def forward(self, *inputs: Inputs | Tensor) -> Tensor:
         return self.head(self.features(*inputs))
+
+    def parts(self, *inputs: Inputs | Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Features, and the mean of every modality's projected sequence [B, d], which no other modality has touched."""
+        projected = self.features.projected(*inputs)
+        means = [mean_over_steps(x.values, None if x.lengths is None else x.lengths.clamp(min=1)) for x in projected]
+        return self.features.crossed(projected), means
 
     def head(self, h: Tensor) -> Tensor:
         """Features [B, M (M - 1) d] to predictions."""

@@ -1,4 +1,4 @@
-"""One vector per modality from stacked bidirectional LSTMs: both directions' ends of every layer, side by side."""
+"""One vector per modality: both directions' ends of every layer of a bidirectional LSTM, or a text encoder's."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from models.data.dataset import Modality
 from models.layers.inlet import Inlet
 from models.layers.lengths import last_step, sequence, steps_within
 from models.layers.sequence import LSTM, check_positive
+from models.layers.text import TextConfig, TextEncoder
 
 
 class BiLSTM(nn.Module):
@@ -56,13 +57,35 @@ def backwards(values: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 class Utterances(nn.Module):
-    """Every modality of a batch as one vector [B, dims[m]]: an Inlet and a BiLSTM each."""
+    """Every modality of a batch as one vector [B, dims[m]]: an Inlet and a BiLSTM each.
 
-    def __init__(self, modalities: Sequence[Modality], hidden: int, layers: int, embedding: int, stride: int = 1):
+    text: a text encoder for the first modality of tokens, in place of its LSTM. Raises ValueError where there is none.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        hidden: int,
+        layers: int,
+        embedding: int,
+        stride: int = 1,
+        text: TextConfig | None = None,
+    ):
         super().__init__()
-        self.inlet = Inlet(modalities, embedding, stride)
+        self.names, self.text = tuple(m.name for m in modalities), ""
+        if text is not None:
+            tokens = [modality for modality in modalities if modality.is_tokens]
+            if not tokens:
+                raise ValueError(f"language=bert needs tokens, the data has {', '.join(self.names)}")
+            self.text, self.encoder = tokens[0].name, TextEncoder(tokens[0], text)
+        others = [modality for modality in modalities if modality.name != self.text]
+        self.inlet = Inlet(others, embedding, stride)
         self.lstms = nn.ModuleList([BiLSTM(dim, hidden, layers) for dim in self.inlet.dims])
-        self.dims = tuple(2 * layers * hidden for _ in modalities)
+        width = 2 * layers * hidden
+        self.dims = tuple(self.encoder.out_dim if name == self.text else width for name in self.names)
 
     def forward(self, inputs: Mapping[str, Inputs]) -> list[Tensor]:
-        return [lstm(x) for lstm, x in zip(self.lstms, self.inlet(inputs), strict=True)]
+        found = [lstm(x) for lstm, x in zip(self.lstms, self.inlet(inputs), strict=True)]
+        if self.text:
+            found.insert(self.names.index(self.text), self.encoder(inputs[self.text]))
+        return found

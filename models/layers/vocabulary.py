@@ -67,14 +67,17 @@ def _forward(
     for start in range(0, tokens, rows):
         part = slice(start, start + rows)
         logits = F.linear(h[part], weight, bias).to(wide)
-        log_sum = logits.logsumexp(1)
         wanted = target[part, None]
-        loss += (log_sum - logits.gather(1, wanted).squeeze(1)).sum()
+        # The exponentials of the log-sum are those of the softmax: one pass over the logits serves both.
+        top = logits.amax(1, keepdim=True)
+        loss -= (logits.gather(1, wanted) - top).sum()
+        slope = logits.sub_(top).exp_()
+        total = slope.sum(1, keepdim=True)
+        loss += total.log().sum()
         if not any(needs):
             continue
-        slope = logits.sub_(log_sum[:, None]).exp_()
-        slope.scatter_add_(1, wanted, slope.new_full(wanted.shape, -1.0))
-        slope /= tokens
+        slope *= 1 / (tokens * total)
+        slope.scatter_add_(1, wanted, slope.new_full(wanted.shape, -1 / tokens))
         narrow = slope.to(h.dtype)
         if of_h is not None:
             torch.mm(narrow, weight, out=of_h[part])

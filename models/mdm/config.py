@@ -19,14 +19,15 @@ class Settings:
     representation: name of the fused representation, for bases that are no network with a head.
     lengths: of shuffled sequences. "kept": a modality of another row is cut to the row's own length, or starts again
         where it is too short, so that padding tells nothing. "moved": it brings its own length and padding along.
-    negatives: shuffled rows per row of the batch, at most 1. Fewer cost less and lower the ceiling, the log of their
-        number.
+    negatives: shuffled rows per row of the batch, at most 1, and two at least. They are what the penalty costs: a
+        quarter adds about a quarter to a step, 1 doubles it. "kl" is not to be trusted above the log of their number.
     critic_steps: K. fresh: every one of them on a batch of its own; otherwise all on the codes of the main step.
     critic_lr: of the critic's AdamW. hidden: widths of its layers. clamp: largest |score| of "kl" and "f", 0 for none.
     bound: what the critic's input goes through: "norm" (LayerNorm without weights), "none", or "auto": "norm" for
         "wasserstein", whose value grows with the scale of a representation, "none" for the other two.
     balance: the penalty's gradient is cut to the length of the task's, in the "fused" representation (free) or in all
-        "parameters" (one more backward pass of the base); "none": never.
+        "parameters" (one more backward pass of the base); "none": never. A triple whose parts are not read off the
+        fused representation is compared in the parameters.
     ramp: share of the training over which the weight rises from 0.
     control: "same" moves all modalities by one permutation, "random" keeps an untrained critic: what is gained with
         these is not due to dependence.
@@ -38,7 +39,7 @@ class Settings:
     input: str = "fused"
     representation: str = "fused"
     lengths: str = "kept"
-    negatives: float = 1.0
+    negatives: float = 0.25
     critic_steps: int = 1
     fresh: bool = False
     critic_lr: float = 1e-4

@@ -23,10 +23,11 @@ from torch import Tensor
 from mi_kernels.bounds.base import gradient_norm, interpolate
 from mi_kernels.bounds.total_correlation import JointCritic, TotalCorrelation
 from models.batch import Batch
+from models.data.corruption import without
 from models.data.dataset import Dataset
 from models.mdm.config import Settings
 from models.mdm.shuffle import with_shuffled
-from models.model import Loss, Model, OptimizerConfig, Phase
+from models.model import Loss, Model, OptimizerConfig, Phase, needs_several
 from models.shares import average
 
 
@@ -45,30 +46,32 @@ class MDM(Model):
 
     A base is any model whose ``representations`` name a fused vector per row. One that also has ``features(inputs)``
     and ``loss_of(features, batch)``, as every network with a head has, goes through one forward pass of n + m rows;
-    others pay one more, of n + m rows. ``input: triple`` needs ``unimodal(features)``.
+    others pay one more, of n + m rows. ``input: triple`` takes ``parts(inputs)``, the fused representation and one
+    vector per modality that no other has touched. Of a base without them the parts are its representation of one
+    modality at a time, all others missing: one more pass of n + m rows a modality.
     """
 
     def __init__(self, base: Model, data: Dataset, config: Settings):
         super().__init__()
-        if len(data.names) < 2:
-            raise ValueError(f"mdm needs two modalities or more, the data has {', '.join(data.names)}")
+        if isinstance(base, MDM):
+            raise ValueError("base must be a model without the penalty, got mdm")
+        needs_several("mdm", data.names)
         self.base, self.config, self.modalities = base, config, len(data.names)
         self.headline, self.views, self.shown = base.headline, base.views, base.shown
         self.whole = hasattr(base, "loss_of") and hasattr(base, "features") and config.representation == "fused"
-        dims = self._dims(data)
-        critic = JointCritic(sum(dims), config.hidden)
+        self.widths = self._widths(data)
+        critic = JointCritic(sum(self.widths), config.hidden)
         with torch.no_grad():
             cast(torch.nn.Linear, critic.mlp.layers[-1]).weight.mul_(0.1)
         self.measure = TotalCorrelation(critic, config.measure, penalty=config.penalty)
         self.codes: tuple[Tensor, Codes] | None = None
 
     @torch.no_grad()
-    def _dims(self, data: Dataset) -> list[int]:
+    def _widths(self, data: Dataset) -> list[int]:
         training = self.base.training
         self.base.eval()
         try:
-            batch = data.batch(data.rows("train")[:2])
-            return [part.shape[1] for part in self._seen(self._represented(batch))]
+            return [part.shape[1] for part in self._read(data.batch(data.rows("train")[:2]))[1]]
         finally:
             self.base.train(training)
 
@@ -115,14 +118,16 @@ class MDM(Model):
             return first.loss(batch)
         both = self._shuffled(complete)
         if self.whole and complete is batch:
-            z = self.base.features(both.inputs)  # type: ignore[operator]
+            z, parts = self._read(both)
             found = self.base.loss_of(z[: batch.size], batch)  # type: ignore[operator]
         else:
             found = first.loss(batch)
             with kept_stream():
-                z = self._represented(both)
-        value = self.value(z[: complete.size], z[complete.size :])
-        self.codes = complete.rows, Codes(*(self._input(t).detach() for t in (z[: complete.size], z[complete.size :])))
+                z, parts = self._read(both)
+        seen = self._bounded(torch.cat(parts, 1))
+        codes = Codes(seen[: complete.size], seen[complete.size :])
+        value = self._measured(*codes)
+        self.codes = complete.rows, Codes(*(t.detach() for t in codes))
         total = self._penalised(found.total, weight * value, z)
         return Loss(total, found.terms | {"dependency": value.detach()})
 
@@ -135,11 +140,15 @@ class MDM(Model):
         """task - gain, whose gradient in the base is that of the task and the gain's, cut to the same length."""
         if self.config.balance == "none" or not gain.requires_grad:
             return task - gain
-        places = [z] if self.config.balance == "fused" else [p for p in self.base.parameters() if p.requires_grad]
         options: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-        wanted, extra = (average(torch.autograd.grad(t, places, **options)) for t in (task, gain))
-        if self.config.balance == "fused" and not any(bool(g.any()) for g in wanted):
-            return task - gain  # a base whose loss does not go through z has nothing to compare with
+        if self.config.balance == "fused":
+            wanted, extra = (average(torch.autograd.grad(t, [z], **options)) for t in (task, gain))
+            if not bool(wanted[0].any()):
+                return task - gain  # a base whose loss does not go through z has nothing to compare with
+        if self.config.balance == "parameters" or not bool(extra[0].any()):
+            # Parts of a triple may have left the base before z: then z knows nothing of the gain.
+            places = [p for p in self.base.parameters() if p.requires_grad]
+            wanted, extra = (average(torch.autograd.grad(t, places, **options)) for t in (task, gain))
         length, longest = (torch.stack([g.norm() for g in gradients]).norm() for gradients in (extra, wanted))
         return task - gain * (longest / length.clamp(min=1e-30)).clamp(max=1).detach()
 
@@ -151,8 +160,8 @@ class MDM(Model):
         if batch.size < self.least:
             return None
         with kept_stream():
-            z = self._represented(self._shuffled(batch))
-        return Codes(self._input(z[: batch.size]), self._input(z[batch.size :]))
+            seen = self.read(self._shuffled(batch))
+        return Codes(seen[: batch.size], seen[batch.size :])
 
     def critic_loss(self, codes: Codes) -> Loss:
         """What the critic minimises: the negative measure, and for the Wasserstein distance the gradient penalty."""
@@ -169,36 +178,41 @@ class MDM(Model):
         terms = {"dependency": value.detach(), "gradient_norm": norm.detach().mean()}
         return Loss(self.measure.penalised(value, norm), terms)
 
-    def value(self, joint: Tensor, product: Tensor) -> Tensor:
-        """The measure of fused representations of rows [n, F] and of shuffled rows [m, F]."""
-        return self._measured(self._input(joint), self._input(product))
+    def read(self, batch: Batch) -> Tensor:
+        """What the critic reads of the batch's rows, [n, D]."""
+        return self._bounded(torch.cat(self._read(batch)[1], 1))
 
-    def scores(self, fused: Tensor) -> Tensor:
-        """T of fused representations, [n]."""
-        return self._clamped(self.critic(self._input(fused)))
+    def scores(self, seen: Tensor) -> Tensor:
+        """T of what ``read`` gives, [n]."""
+        return self._clamped(self.critic(seen))
 
     def _measured(self, joint: Tensor, product: Tensor) -> Tensor:
-        t, s = self._clamped(self.critic(torch.cat([joint, product]))).split([len(joint), len(product)])
+        t, s = self.scores(torch.cat([joint, product])).split([len(joint), len(product)])
         return self.measure.estimate(t, s)
 
     def _clamped(self, scores: Tensor) -> Tensor:
         limit = self.config.clamp
         return scores if self.config.measure == "wasserstein" or not limit else scores.clamp(-limit, limit)
 
-    def _input(self, fused: Tensor) -> Tensor:
-        return torch.cat(self._seen(fused), 1)
-
-    def _seen(self, fused: Tensor) -> list[Tensor]:
-        """What the critic reads of a fused representation, in parts."""
-        parts = [fused]
-        if self.config.input == "triple":
-            if not hasattr(self.base, "unimodal"):
-                raise ValueError("input must be fused: the base has no unimodal parts to make a triple of")
-            parts = self.base.unimodal(fused)  # type: ignore[operator]
+    def _bounded(self, x: Tensor) -> Tensor:
+        """What the critic reads, parts side by side, each through a LayerNorm where the settings say so."""
         bound = self.config.bound
         if bound == "norm" or (bound == "auto" and self.config.measure == "wasserstein"):
-            parts = [F.layer_norm(part, part.shape[1:]) for part in parts]
-        return parts
+            return torch.cat([F.layer_norm(part, part.shape[1:]) for part in x.split(self.widths, 1)], 1)
+        return x
+
+    def _read(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The fused representation, and the parts that the critic reads."""
+        if self.config.input == "fused":
+            z = self._represented(batch)
+            return z, [z]
+        parts: Any = getattr(self.base, "parts", None) if self.whole else None
+        found = None if parts is None else parts(batch.inputs)
+        if found is not None:
+            return found
+        z = self._represented(batch)
+        with kept_stream():
+            return z, [self._represented(only(batch, name)) for name in batch.inputs]
 
     def _represented(self, batch: Batch) -> Tensor:
         name = self.config.representation
@@ -206,7 +220,9 @@ class MDM(Model):
             return self.base.features(batch.inputs)  # type: ignore[operator]
         found = self.base.representations(batch)
         if name not in found:
-            raise ValueError(f"representation must be one of {', '.join(found)}, got {name!r}")
+            raise ValueError(
+                f"the base has no representation {name!r}; set representation to one of {', '.join(found)}"
+            )
         return found[name]
 
     def _shuffled(self, batch: Batch) -> Batch:
@@ -218,6 +234,12 @@ class MDM(Model):
             indices, lengths = [indices[-1]] * len(indices), "moved"
         number = max(2, round(self.config.negatives * batch.size))
         return with_shuffled(batch, [index[:number] for index in indices], lengths)
+
+
+def only(batch: Batch, name: str) -> Batch:
+    """The batch with all modalities but one missing."""
+    gone = torch.ones(batch.size, dtype=torch.bool, device=batch.rows.device)
+    return batch._replace(inputs={n: x if n == name else without(x, gone) for n, x in batch.inputs.items()})
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class Settings:
     agnostic: the encoder of all modalities at once. With text: BERT on words shifted by what they find in the other
         modalities, by sparsemax ("wsa") or softmax ("wa") attention, or by neighbours in time ("mag"). Without: "mult"
         (data of two modalities or more) or one "transformer" over all sequences joined. "auto": "wsa" where the data
-        has tokens, "mult" otherwise.
+        has tokens, "mult" otherwise, "transformer" for one modality.
     text: the text encoder, used twice with weights of its own each time. language: the specific encoder of text, that
         ("bert") or an LSTM ("lstm"). text_modality: which tokens are the text, the first ones by default; other tokens
         are embedded and treated as frames.
@@ -94,6 +94,12 @@ class Settings:
         for name in ("beta", "mi_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("reconstruction", "mi_weights"):
+            for key, value in getattr(self, name).items():
+                if not value >= 0:
+                    raise ValueError(f"{name} of {key} must not be negative, got {value}")
+        if self.reconstruction and self.loss == "log-sum":
+            raise ValueError("reconstruction holds weights of loss=weighted; log-sum has none")
         for name in ("club_lr", "log_floor"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

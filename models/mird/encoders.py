@@ -13,9 +13,8 @@ from models.batch import Inputs
 from models.data.dataset import Dataset, Modality
 from models.layers.attention import Visible
 from models.layers.encoders import Embedding
-from models.layers.inlet import resampled
 from models.layers.lengths import mean_over_steps, sequence, steps_within
-from models.layers.mag import AdaptationGate
+from models.layers.mag import AdaptationGate, beside
 from models.layers.mult import CrossModal, MulTConfig
 from models.layers.sequence import LSTMEncoder
 from models.layers.text import TextEncoder
@@ -43,7 +42,9 @@ class ShiftedText(nn.Module):
         hidden, rate = self.text.hidden, config.dropout
         self.aligned = kind == "mag"
         self.shift: nn.Module
-        if self.aligned:
+        if not dims:
+            self.shift = nn.Identity()  # text alone: there is nothing to shift by
+        elif self.aligned:
             self.shift = AdaptationGate(hidden, dims, config.beta, rate)
         else:
             normalizer = "sparsemax" if kind == "wsa" else "softmax"
@@ -55,19 +56,9 @@ class ShiftedText(nn.Module):
             others = [Inputs(x.values) for x in others]
 
         def shifted(words: Inputs) -> Tensor:
-            return self.shift(words, *(_beside(words, x) for x in others) if self.aligned else others)
+            return self.shift(words, *(beside(words, x) for x in others) if self.aligned else others)
 
         return self.out(self.text(tokens, shifted if others else None))
-
-
-def _beside(words: Inputs, x: Inputs) -> Inputs:
-    """A sequence resampled to the steps of the words."""
-    batch, steps = words.values.shape[:2]
-    full = torch.full((batch,), steps, device=words.values.device)
-    to = full if words.lengths is None else words.lengths.to(full)
-    values, lengths, _ = sequence("others", x)
-    own = torch.full_like(full, values.shape[1]) if lengths is None else lengths
-    return Inputs(nn.functional.pad(resampled(values, own, to), (0, 0, 0, steps - int(to.max()))), words.lengths)
 
 
 class JointTransformer(nn.Module):
@@ -160,12 +151,16 @@ def text_of(data: Dataset, config: Settings) -> Modality | None:
 def agnostic_encoder(data: Dataset, dims: Sequence[int], config: Settings, out_dim: int) -> tuple[nn.Module, bool]:
     """The encoder of all modalities, and whether it reads the text's tokens apart from the others' sequences."""
     text = text_of(data, config)
-    kind = config.agnostic if config.agnostic != "auto" else "wsa" if text is not None else "mult"
+    kind = config.agnostic
+    if kind == "auto":
+        kind = "wsa" if text is not None else "mult" if len(data.names) > 1 else "transformer"
     if kind in OF_TEXT:
         assert text is not None
         others = [dim for dim, name in zip(dims, data.names, strict=True) if name != text.name]
         return ShiftedText(text, others, replace(config, agnostic=kind), out_dim), True
     if kind == "mult":
+        if len(dims) < 2:
+            raise ValueError(f"agnostic must be transformer for data of one modality, {data.names[0]}; got {kind}")
         return MulTCode(dims, config.sizes, out_dim), False
     return JointTransformer(dims, config.sizes, out_dim), False
 

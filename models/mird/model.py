@@ -65,6 +65,9 @@ class MIRD(Model):
         self.inlet = Inlet([data[name] for name in self.seen], config.embedding, config.stride)
         dims = dict(zip(self.seen, self.inlet.dims, strict=True))
         self.agnostic, self.reads_text = agnostic_encoder(data, [dims.get(n, 0) for n in data.names], config, width)
+        unknown = [name for name in config.reconstruction if name not in data.names]
+        if unknown:
+            raise ValueError(f"reconstruction must be of {', '.join(data.names)}; got {unknown[0]!r}")
         scale = Scale(data, config.prediction)
         self.scale = scale
         inside = width

@@ -193,3 +193,10 @@ def test_too_few_samples_are_refused() -> None:
         mk.BarberAgakov(3, 4, 4)(torch.randn(4, 3), torch.randn(4, 4))
     with pytest.raises(ValueError, match="entropy must be a number or have shape"):
         mk.BarberAgakov(3, 2, 4)(torch.randn(5, 3), torch.randn(5, 2), entropy=torch.zeros(3))
+
+
+def test_gaussian_entropy_under_autocast_is_that_of_its_rounded_samples() -> None:
+    y = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gaussian_entropy(y)
+    torch.testing.assert_close(found, gaussian_entropy(y.float()))

@@ -10,6 +10,7 @@ import pytest
 from models.__main__ import DEMO_MODELS, main, parser
 from models.data import SOURCES
 from models.data.sources import two_digit_small
+from models.data.tokenizer import load_tokenizer
 from models.report import uses
 from models.report.speed import Seconds, step_times
 from models.training import sweep
@@ -205,3 +206,11 @@ def test_unknown_and_repeated_models_are_refused(arguments, capsys):
     with pytest.raises(SystemExit):
         main(["compare", *arguments])
     assert "expected different names" in capsys.readouterr().err
+
+
+def test_a_package_that_is_missing_is_one_line_that_says_how_to_get_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # importing it raises ModuleNotFoundError
+    monkeypatch.setattr("models.__main__.load_data", lambda config: load_tokenizer("any/name"))
+    assert main(["fit", "--model", "misa", "--data", "digits", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: Hugging Face text encoders") and len(error.splitlines()) == 1

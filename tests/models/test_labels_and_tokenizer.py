@@ -132,3 +132,15 @@ def test_unreadable_tokenizer_is_named(tmp_path):
     pytest.importorskip("transformers")
     with pytest.raises(ValueError, match="cannot be read"):
         load_tokenizer(str(tmp_path))
+
+
+def test_a_threshold_that_leaves_one_class_is_refused_with_the_range_of_the_labels():
+    from models.data import _thresholded
+
+    data = Dataset(
+        "made", (Modality("x", torch.randn(4, 2)),), torch.tensor([1.0, 2.0, 3.0, 9.0]), Target.regression(),
+        torch.tensor([0, 0, 0, 2])
+    )  # fmt: skip
+    assert _thresholded(data, 2.0).target.is_classes
+    with pytest.raises(ValueError, match="lie between 1 and 3; got 5"):
+        _thresholded(data, 5.0)

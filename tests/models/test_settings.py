@@ -46,6 +46,8 @@ WRONG = [
     ({"training.device": "cuda"}, "did you mean training.accelerator?"),
     ({"training.learning_rate": 0.1}, "did you mean training.lr?"),
     ({"training.accelerator": "abacus"}, "accelerator must be one of cpu, gpu"),
+    ({"training.lr": float("inf")}, "training.lr must be finite"),
+    ({"training.clip": float("nan")}, "training.clip must be finite"),
     ({"training.precision": "8"}, "training.precision must be one of"),
 ]
 
@@ -61,6 +63,7 @@ def test_values_take_the_type_of_their_setting():
     assert found.training.lr == 0.001 and found.data.modalities == ("left",) and found.training.clip == 1.0
     found = config(**parse_changes(["training.corruption.drop={left: 0.5}", "data.threshold=0"]))
     assert found.training.corruption.drop == {"left": 0.5} and found.data.threshold == 0.0
+    assert config(**parse_changes(["training.precision=64"])).training.precision == "64"
     with pytest.raises(ValueError, match="NAME=VALUE"):
         parse_changes(["training.epochs"])
 

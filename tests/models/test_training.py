@@ -22,7 +22,7 @@ from models.training.checkpoint import LAST, PREVIOUS, WEIGHTS, load_weights, re
 from models.training.fit import fit, load_run
 from models.training.history import history
 from models.training.phases import Training, frozen, scheduled
-from tests.models.helpers import assert_same_weights, config, weights
+from tests.models.helpers import NEED_TEXT, assert_same_weights, config, mixed, weights
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +41,9 @@ def training(data, settings):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_trains_and_comes_back_from_its_folder(model, data, tmp_path):
+    if model in NEED_TEXT:
+        pytest.importorskip("transformers")
+        data = mixed()
     made = fit(config(model), data, tmp_path, progress=False).model
     assert [epoch for epoch, _ in history(tmp_path, "loss")] == [0, 1]
     assert len(history(tmp_path, "valid_loss")) == 2

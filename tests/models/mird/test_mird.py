@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -410,3 +411,51 @@ def test_settings_are_checked(change, message):
 def test_text_modality_is_checked():
     with pytest.raises(ValueError, match="text_modality must be tokens of the data, words; got 'frames'"):
         model(text_modality="frames")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reconstruction": {"frames": -1.0}, "loss": "weighted"}, "reconstruction of frames must not be negative"),
+        ({"reconstruction": {"nothing": 1.0}, "loss": "weighted"}, "reconstruction must be of words, frames, vector"),
+        ({"reconstruction": {"frames": 2.0}}, "log-sum has none"),
+        ({"mi_weights": {"agnostic-words": -1.0}}, "mi_weights of agnostic-words must not be negative"),
+        ({"mi_weights": {"nothing": 1.0}}, "mi_weights must be of words-frames"),
+    ],
+)
+def test_weights_that_mean_nothing_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        model(**changes)
+
+
+def test_one_modality_has_a_transformer_and_no_mult():
+    data = made(text=False).choose(("frames",))
+    assert type(model(data, agnostic="auto").agnostic).__name__ == "JointTransformer"
+    with pytest.raises(ValueError, match="agnostic must be transformer for data of one modality, frames"):
+        model(data, agnostic="mult")
+
+
+def test_text_alone_has_nothing_to_shift_by():
+    needs_text()
+    data = made().choose(("words",))
+    loss = model(data, agnostic="wsa").float().loss(data.batch(data.rows("train")))
+    assert loss.total.isfinite()
+
+
+def test_the_table_of_quirks_trains_those_that_act_and_names_the_others(tmp_path, monkeypatch, capsys):
+    from models.__main__ import main
+    from models.settings import from_dict
+
+    data = made(text=False)
+    data = replace(data, split=torch.arange(24) % 3)
+    model_settings = {"name": "mird", "agnostic": "transformer", "dim": 4, "loss": "weighted", "inner_steps": 1}
+    tree = {"model": model_settings | {"sizes": {"dim": 4, "heads": 2, "layers": 1}}, "data": {"name": "synthetic"}}
+    from_dict(tree | {"training": {"epochs": 1, "batch_size": 8}}).save(tmp_path)
+    monkeypatch.setattr("models.mird.analyses.load_data", lambda config: data)
+    assert main(["analyse", "mird-quirks", "--out", str(tmp_path), "--quick"]) == 0
+    found = json.loads((tmp_path / "mird-quirks.json").read_text())
+    arms = [row["arm"] for row in found["rows"]]
+    assert arms == ["none", "frame_padding", "unbounded_mi", "club_range", "fresh_codes", "all"]
+    assert set(arms[1:-1]) | set(found["without_effect"]) == set(QUIRKS)
+    assert all(math.isfinite(row["club"]["mean"]) for row in found["rows"])
+    assert (tmp_path / "mird-quirks.svg").is_file() and "bare_log: no effect here" in capsys.readouterr().out

@@ -132,3 +132,14 @@ def test_settings_are_checked():
         replace(MISASettings(), difference=-1.0)
     with pytest.raises(ValueError, match="contrast must not be negative"):
         replace(MMIMSettings(), contrast=-1.0)
+
+
+def test_mmim_takes_16_bit_codes_and_two_modalities():
+    torch.manual_seed(0)
+    data = made()
+    model = MODELS["mmim"](data).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.loss(data.batch(data.rows("train")))
+    assert loss.total.isfinite() and loss.terms["bound"].isfinite()
+    with pytest.raises(ValueError, match="mmim needs two modalities or more, the data has words"):
+        MODELS["mmim"](data.choose(("words",)))

@@ -1,0 +1,227 @@
+"""Whether the dependency penalty helps on real data: five seeds, every arm paired by seed with weight 0.
+
+    python -m bench.mdm_evidence [--cases mmmo-mfn,...] [--json bench/results/mdm_evidence.json]
+
+A case is a data set and a base. Its choices are made on validation rows, on a seed that is not reported: first the
+learning rate of the base alone (3 trials), which all arms share, then the weight of each measure (4 trials each). The
+arms are the base ("weight 0"), the three measures with a quarter as many shuffled rows as rows (the default), "kl" with
+as many, the two controls of "kl" (all modalities moved by one permutation; an untrained critic), these at the weight
+chosen for "kl", and the base on each modality alone. Every model is also
+scored on test rows whose modalities are damaged (``models.mdm.robustness``).
+
+Writes the file after every run and goes on from it: a run whose settings are already there is kept, with the commit
+it was made at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.kept import Kept
+from models.data import load
+from models.data.dataset import Dataset
+from models.evaluation.metrics import LOWER_IS_BETTER, primary, score
+from models.evaluation.scores import outputs
+from models.mdm.robustness import KINDS, damaged
+from models.model import Model
+from models.settings import RunConfig, from_dict
+from models.training.fit import fit
+
+RESULTS = Path(__file__).parent / "results" / "mdm_evidence.json"
+SEEDS, SEARCH_SEEDS = (0, 1, 2, 3, 4), (1000,)
+RATES = (1e-3, 3e-3, 1e-2)
+WEIGHTS = (1e-3, 1e-2, 1e-1, 1.0)
+MEASURES = ("kl", "f", "wasserstein")
+MFN = {"name": "mfn", "hidden": 32, "memory": 32, "networks": 64}
+MULT = {"name": "mult", "sizes": {"dim": 16, "heads": 4, "layers": 1, "memory_layers": 1}}
+DATA: dict[str, dict[str, Any]] = {
+    "mmmo": {"name": "mmmo"},
+    "utd-mhad": {"name": "utd-mhad", "modalities": ["skeleton", "inertial"]},
+    "mosi": {"name": "mosi", "split": "official", "modalities": ["tokens", "audio"]},
+    "mosi-vectors": {"name": "mosi", "split": "acl17", "modalities": ["text", "audio", "video"]},
+}
+TRAINING: dict[str, dict[str, Any]] = {
+    "mmmo": {"epochs": 25, "batch_size": 32},
+    "utd-mhad": {"epochs": 20, "batch_size": 32},
+    "mosi": {"epochs": 8, "batch_size": 64},
+    "mosi-vectors": {"epochs": 20, "batch_size": 64},
+}
+BASES: dict[str, dict[str, dict[str, Any]]] = {
+    "mfn": {"mmmo": MFN, "utd-mhad": MFN | {"stride": 6, "align": 16}, "mosi": MFN | {"align": 16}},
+    "mult": {"mmmo": MULT, "utd-mhad": MULT | {"stride": 12}, "mosi": MULT},
+    "lmf": {"mosi-vectors": {"name": "lmf"}},
+}
+CASES = ("mmmo-mfn", "utd-mhad-mfn", "mosi-vectors-lmf", "mosi-mfn", "mmmo-mult", "utd-mhad-mult", "mosi-mult")
+
+
+def config_of(case: str, arm: dict[str, Any], seed: int, lr: float) -> RunConfig:
+    """The settings of one run. ``arm`` holds settings of mdm, or "only": a modality that the base sees alone."""
+    name, _, kind = case.rpartition("-")
+    base, data = BASES[kind][name], DATA[name]
+    training = {**TRAINING[name], "lr": lr, "clip": 1.0, "select": "best", "validate": 1, "seed": seed, "threads": 1}
+    if "only" in arm:
+        return from_dict({"model": base, "data": data | {"modalities": [arm["only"]]}, "training": training})
+    model = {"name": "mdm", "base": base, "critic_lr": 1e-3, "critic_steps": 3, **arm}
+    return from_dict({"model": model, "data": data, "training": training})
+
+
+def measured(config: RunConfig) -> dict[str, Any]:
+    """Trains and scores one run."""
+    raw = load(replace(config.data, standardise=False), config.seed)
+    data = raw.standardised()
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        model = fit(config, data, Path(folder), progress=False).model.eval()
+    found: dict[str, Any] = {"fit_seconds": round(time.monotonic() - start, 1)}
+    for split in ("valid", "test"):
+        found[split] = scored(model, data, split)
+    metric = primary(data.target)
+    found["damaged"] = {
+        name: {kind: scored(model, damaged(raw, name, kind).standardised(), "test")[metric] for kind in KINDS}
+        for name in (data.names if len(data.names) > 1 else ())
+    }
+    return found
+
+
+def scored(model: Model, data: Dataset, split: str) -> dict[str, float]:
+    rows = data.labelled_rows(split)
+    predicted = outputs(model, data, rows)[1]
+    assert predicted is not None and data.labels is not None
+    return {name: round(value, 6) for name, value in score(predicted, data.labels[rows], data.target).items()}
+
+
+def metric_of(case: str) -> str:
+    return "accuracy" if case.startswith("utd-mhad") else "mae"
+
+
+def gain(case: str, value: float, reference: float) -> float:
+    """How much better ``value`` is, in the metric's units."""
+    return reference - value if metric_of(case) in LOWER_IS_BETTER else value - reference
+
+
+def chosen(case: str, kept: Kept) -> tuple[float, dict[str, float], list[dict[str, Any]]]:
+    """The learning rate, the weight of each measure, and what was tried: means over the search seeds."""
+    tried: list[dict[str, Any]] = []
+
+    def best(options: tuple[float, ...], run: Any, what: str) -> float:
+        values = []
+        for option in options:
+            found = [run(option, seed)["valid"][metric_of(case)] for seed in SEARCH_SEEDS]
+            values.append(statistics.fmean(found))
+            tried.append({"what": what, "value": option, "valid": found})
+        return max(zip(options, values, strict=True), key=lambda pair: gain(case, pair[1], 0.0))[0]
+
+    def rate(lr: float, seed: int) -> dict[str, Any]:
+        config = config_of(case, {"weight": 0.0}, seed, lr)
+        return kept.run(case, f"search, lr {lr:g}, seed {seed}", config.to_dict(), lambda: measured(config))
+
+    lr = best(RATES, rate, "lr of the base")
+    weights = {}
+    for measure in MEASURES:
+
+        def weight(value: float, seed: int, measure: str = measure) -> dict[str, Any]:
+            arm = {"measure": measure, "weight": value}
+            config = config_of(case, arm, seed, lr)
+            key = f"search, {measure} {value:g}, seed {seed}"
+            return kept.run(case, key, config.to_dict(), lambda: measured(config))
+
+        weights[measure] = best(WEIGHTS, weight, f"weight of {measure}")
+    return lr, weights, tried
+
+
+def arms_of(case: str, weights: dict[str, float]) -> dict[str, dict[str, Any]]:
+    kl = {"measure": "kl", "weight": weights["kl"]}
+    arms: dict[str, dict[str, Any]] = {"weight 0": {"weight": 0.0}}
+    arms |= {measure: {"measure": measure, "weight": weights[measure]} for measure in MEASURES}
+    arms["kl, as many negatives as rows"] = kl | {"negatives": 1.0}
+    arms["control, same permutation"] = kl | {"control": "same"}
+    arms["control, random critic"] = kl | {"control": "random"}
+    name, _, kind = case.rpartition("-")
+    if kind != "mult":  # which needs two modalities
+        arms |= {f"{modality} alone": {"only": modality} for modality in _modalities(name)}
+    return arms
+
+
+def _modalities(name: str) -> list[str]:
+    return DATA[name].get("modalities", ["audio", "video"])
+
+
+def summary(case: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Per arm: mean and deviation on test rows, gain over weight 0 and its p-value, and the damaged scores."""
+    metric = metric_of(case)
+    values = {arm: [run["test"][metric] for run in runs] for arm, runs in found.items()}
+    rows = []
+    for arm, own in values.items():
+        row: dict[str, Any] = {"arm": arm, metric: moments(own), "seeds": len(own)}
+        row["valid"] = moments([run["valid"][metric] for run in found[arm]])
+        if "accuracy_2" in found[arm][0]["test"]:
+            row["accuracy_2"] = moments([run["test"]["accuracy_2"] for run in found[arm]])
+        if arm != "weight 0":
+            gains = [gain(case, a, b) for a, b in zip(own, values["weight 0"], strict=True)]
+            row["gain"] = moments(gains) | paired(gains)
+        row["damaged"] = {
+            name: {kind: moments([run["damaged"][name][kind] for run in found[arm]]) for kind in KINDS}
+            for name in found[arm][0]["damaged"]
+        }
+        rows.append(row)
+    return rows
+
+
+def moments(values: list[float]) -> dict[str, float]:
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(statistics.fmean(values), 4), "deviation": round(spread, 4)}
+
+
+def paired(gains: list[float]) -> dict[str, float]:
+    """Two-sided p-value of a paired t-test; left out where all differences are the same."""
+    from scipy.stats import ttest_1samp
+
+    return {} if len(set(gains)) == 1 else {"p": round(float(ttest_1samp(gains, 0.0).pvalue), 4)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="The number of unique classes")
+    logging.getLogger("models").setLevel(logging.ERROR)
+    before = json.loads(given.json.read_text()) if given.json.is_file() else {}
+    kept = Kept(given.json, " ".join((__doc__ or "").split("\n\n")[2].split()))
+    cases = kept.content["summary"] = before.get("summary", {})
+    for case in given.cases.split(","):
+        lr, weights, tried = chosen(case, kept)
+        found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms_of(case, weights)}
+        for seed in SEEDS:
+            for arm, settings in arms_of(case, weights).items():
+                config = config_of(case, settings, seed, lr)
+                make = partial(measured, config)
+                found[arm].append(kept.run(case, f"{arm}, seed {seed}", config.to_dict(), make))
+        cases[case] = {
+            "metric": metric_of(case),
+            "config": config_of(case, {"weight": 0.0}, 0, lr).to_dict(),
+            "lr": lr,
+            "weights": weights,
+            "search": tried,
+            "rows": summary(case, found),
+        }
+        kept.write()
+        for row in cases[case]["rows"]:
+            print(case, row["arm"], row[metric_of(case)], row.get("gain", ""), flush=True)
+
+
+if __name__ == "__main__":
+    main()
