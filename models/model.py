@@ -98,13 +98,6 @@ def needs_classes(name: str, target: Target) -> None:
         )
 
 
-def needs_modalities(name: str, names: tuple[str, ...], number: int) -> None:
-    """Raises ValueError unless the data has exactly ``number`` modalities: none is dropped without a word."""
-    if len(names) != number:
-        hint = f"; choose with data.modalities=[{', '.join(names[:number])}]" if len(names) > number else ""
-        raise ValueError(f"{name} takes {number} modalities, the data has {len(names)}: {', '.join(names)}{hint}")
-
-
 def needs_several(name: str, names: tuple[str, ...]) -> None:
     """Raises ValueError unless the data has two modalities or more."""
     if len(names) < 2:
