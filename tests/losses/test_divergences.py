@@ -13,6 +13,8 @@ from mi_kernels.ops.rbf import api as rbf_api
 from mi_kernels.ops.rbf import dispatch as rbf_dispatch
 from mi_kernels.ops.rbf import hsic as hsic_formulas
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 BACKENDS = ["reference", "chunked", "cpu"]
 
 

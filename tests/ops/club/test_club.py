@@ -6,6 +6,8 @@ import torch
 from mi_kernels import backends
 from mi_kernels.ops.club.api import gaussian_club
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 SHAPES = [(1, 1), (2, 1), (7, 3), (63, 65), (64, 64), (3, 130, 67), (2, 3, 5, 4), (1500, 5)]
 
 

@@ -9,6 +9,8 @@ from mi_kernels import backends
 from mi_kernels.ops.dot_critic import api, dispatch
 from mi_kernels.ops.dot_critic.schema import SIGNED
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 BACKENDS = ["reference", "chunked", "cpu"]
 SHAPES = [
     (1, 1, 1, 1),

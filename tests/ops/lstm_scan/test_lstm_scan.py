@@ -10,6 +10,8 @@ import mi_kernels as mk
 from mi_kernels import backends
 from mi_kernels.ops.lstm_scan import dispatch
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 SHAPES = [(1, 1, 1), (1, 5, 3), (3, 1, 4), (2, 4, 1), (5, 7, 17), (33, 3, 16), (19, 6, 70), (70, 2, 33)]
 
 

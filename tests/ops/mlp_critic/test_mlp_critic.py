@@ -14,6 +14,8 @@ from mi_kernels.ops.mlp_critic import api, dispatch
 from mi_kernels.ops.mlp_critic.activations import ACTIVATIONS
 from mi_kernels.ops.mlp_critic.schema import COL_LSE, OUTPUTS, ROW_LSE, kept_shapes
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 BACKENDS = ["chunked", *(["cpu"] if extension_status() == "available" else [])]
 
 TINY = 600  # bytes: a row or two of the shapes below
