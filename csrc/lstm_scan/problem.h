@@ -11,6 +11,7 @@
 #include "../common/buffer.h"
 #include "../common/gemm.h"
 #include "../common/rows.h"
+#include "../common/subnormals.h"
 #include "cell.h"
 
 namespace mk::lstm {
@@ -82,6 +83,7 @@ void each_task(int64_t tasks, int64_t threads, Make&& make_scratch, F&& f) {
   std::atomic<int64_t> next{0};
   const int64_t workers = std::min(threads, tasks);
   at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    const FlushSubnormals flush;
     for (int64_t w = begin; w < end; ++w) {
       auto scratch = make_scratch();
       for (int64_t task = next++; task < tasks; task = next++) f(task, scratch);
