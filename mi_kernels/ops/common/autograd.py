@@ -23,12 +23,17 @@ def times(gradients: Sequence[Tensor | None], slopes: Sequence[Tensor]) -> list[
     """Gradients times the slope of their group, in place; each slope has its gradient's leading dimensions.
 
     The caller must own the gradients, and no slope may be `batched`. Nothing is done where the slope is the single
-    number 1, as at the root of a backward pass; reading a slope on a GPU would wait for the device.
+    number 1, as at the root of a backward pass.
     """
-    g = slopes[0]
-    if g.numel() == 1 and g.is_cpu and g.item() == 1.0:
+    if is_one(slopes[0]):
         return list(gradients)
     return [None if t is None else t.mul_(_beside(t, g)) for t, g in zip(gradients, slopes, strict=True)]
+
+
+def is_one(g: Tensor) -> bool:
+    """Whether a slope is known to be the single number 1. Reading a slope on a GPU would wait for the device; batches
+    of vmap's and traced tensors hold no number."""
+    return g.numel() == 1 and g.is_cpu and not batched(g) and g.item() == 1.0
 
 
 def scaled(gradients: Sequence[Tensor | None], slopes: Sequence[Tensor]) -> list[Tensor | None]:

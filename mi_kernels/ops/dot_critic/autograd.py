@@ -164,21 +164,27 @@ class Loss(torch.autograd.Function):
             # time (retain_graph) has them computed again.
             ctx.save_for_backward(*problem.tensors)
             ctx.gradients = gradients
+            ctx.wide = problem.x.dtype == problem.scale.dtype  # else gradients are still to be narrowed
         ctx.settings = (problem.pairs, problem.positive_shift, settings, needs)
         return value
 
     @staticmethod
     def backward(ctx, g):
+        again, ready = torch.is_grad_enabled(), getattr(ctx, "gradients", None)
+        if ready is not None and ctx.wide and not again and common.is_one(g):
+            # The root of a backward pass. Reading the saved tensors would cost as much as the rest of this function.
+            ctx.gradients = None
+            return *ready, *(None,) * (FIELDS + 1 - len(GRADIENTS))
         pairs, shift, settings, needs = ctx.settings
         saved = ctx.saved_tensors
         problem = Problem(*[*saved[: FIELDS - 2], pairs, shift])
-        if torch.is_grad_enabled():
+        if again:
             formula = lambda p: (differentiable_loss(p, settings),)  # noqa: E731
             return *_again(formula, problem, ctx.needs_input_grad, (g,)), None
         slopes = (g, g, *(g.reshape(-1),) * 3)  # scale and biases have one flat group dimension
         if len(saved) > len(problem.tensors):
             return *_narrowed(common.scaled(saved[len(problem.tensors) :], slopes), problem, settings.normalize), None
-        gradients = ctx.gradients or _loss_and_gradients(problem, settings, needs)[1]
+        gradients = ready or _loss_and_gradients(problem, settings, needs)[1]
         if common.batched(g):
             return *_narrowed(common.scaled(gradients, slopes), problem, settings.normalize), None
         ctx.gradients = None
