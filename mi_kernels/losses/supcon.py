@@ -46,13 +46,15 @@ def check_views(
     return items
 
 
-def check_mask(mask: Tensor, items: int) -> None:
-    """ValueError or TypeError unless mask is [items, items], boolean or of finite weights that are not negative."""
+def check_mask(mask: Tensor, items: int, every: int | None = None) -> None:
+    """ValueError or TypeError unless mask is [items, items] or, of `every` item of all ranks, [items, every], boolean
+    or of finite weights that are not negative."""
+    shape = (items, items if every is None else every)
     check_tensor("mask", mask)
     if mask.dtype != torch.bool and mask.dtype not in FLOATS:
         raise ValueError(f"mask must be boolean or hold floating-point weights, got {mask.dtype}")
-    if mask.shape != (items, items):
-        raise ValueError(f"mask must have shape {(items, items)}, one entry a pair of items, got {tuple(mask.shape)}")
+    if mask.shape != shape:
+        raise ValueError(f"mask must have shape {shape}, one entry a pair of items, got {tuple(mask.shape)}")
     if mask.dtype == torch.bool or not _readable(mask):
         return
     low, high = (float(bound) for bound in mask.detach().aminmax())
@@ -175,52 +177,55 @@ def weighted_mean(
     return rows.mean() if every else rows.sum() / valid.sum().clamp(min=1)
 
 
-def masked_positives(features: Tensor, mask: Tensor, anchored: int) -> tuple[Tensor, Tensor]:
+def masked_positives(
+    features: Tensor, mask: Tensor, anchored: int, every: Tensor | None = None, first: int = 0
+) -> tuple[Tensor, Tensor]:
     """Of the anchors [anchored B], the first views of all items first: the mean of an anchor's positives [A, D], and 1
     where it has any, 0 where not [A].
 
-    features [B, V, D], mask [B, B]. The anchor itself is left out before the sums: taken off afterwards, a large weight
-    of an item with itself would round off the others.
+    features [B, V, D], mask [B, B]. Or the items are rows first, first + 1, ... of `every` [N, V, D], the views of all
+    ranks, and mask is [B, N]. The anchor itself is left out before the sums: taken off afterwards, a large weight of an
+    item with itself would round off the others.
     """
     wide = widened(features)
     views, dtype = wide.shape[1], wide.dtype
-    own = mask.detach().diagonal().to(dtype)
-    every = wide.sum(1)
-    others, weight = _sums_of_others(mask.detach(), every)
+    own = mask.detach().diagonal(first).to(dtype)
+    items = wide.sum(1)
+    others, weight = _sums_of_others(mask.detach(), items if every is None else widened(every).sum(1), first)
     sums = others[:, None].expand(-1, anchored, -1)
     if views > 1:  # the item's other views
-        sums = sums + (every[:, None] - wide[:, :anchored]) * own[:, None, None]
+        sums = sums + (items[:, None] - wide[:, :anchored]) * own[:, None, None]
     towards = sums.transpose(0, 1).flatten(0, 1)
     weight = (views * weight + (views - 1) * own).repeat(anchored)
     exists = weight > 0
     return towards / torch.where(exists, weight, 1)[:, None], exists.to(dtype)
 
 
-def _sums_of_others(mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """sum_{j != i} mask_ij rows_j [B, D] and sum_{j != i} mask_ij [B]."""
+def _sums_of_others(mask: Tensor, rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """sum_j mask_ij rows_j [B, D] and sum_j mask_ij [B] over the j that are not first + i."""
     columns = torch.cat([rows, torch.ones_like(rows[:, :1])], -1)
     if torch.compiler.is_compiling() or transforms.active():
-        own = torch.eye(mask.shape[0], dtype=torch.bool, device=mask.device)
+        own = torch.ones_like(mask, dtype=torch.bool).triu(first).tril(first)
         found = mask.to(rows.dtype).masked_fill(own, 0) @ columns
     else:
-        found = _MaskedProduct.apply(mask, columns, False)
+        found = _MaskedProduct.apply(mask, columns, first, False)
     return found[:, :-1], found[:, -1]
 
 
 class _MaskedProduct(torch.autograd.Function):
-    """W @ t, or W^T @ t if `transposed`, W being the mask without its diagonal: widened a block of rows at a time, so
-    that neither pass holds a copy of the whole mask."""
+    """W @ t, or W^T @ t if `transposed`, W being the mask without its diagonal `offset`: widened a block of rows at a
+    time, so that neither pass holds a copy of the whole mask."""
 
     @staticmethod
-    def forward(ctx, mask: Tensor, t: Tensor, transposed: bool) -> Tensor:
+    def forward(ctx, mask: Tensor, t: Tensor, offset: int, transposed: bool) -> Tensor:
         ctx.save_for_backward(mask)
-        ctx.transposed = transposed
-        found = torch.zeros_like(t)
+        ctx.settings = (offset, transposed)
+        found = t.new_zeros(mask.shape[1 if transposed else 0], t.shape[1])
         step = max(1, _BLOCK // mask.shape[1])
         for first in range(0, mask.shape[0], step):
             part = slice(first, first + step)
             block = mask[part].to(t.dtype, copy=True)
-            block.diagonal(first).zero_()
+            block.diagonal(first + offset).zero_()
             if transposed:
                 found.addmm_(block.mT, t[part])
             else:
@@ -228,9 +233,10 @@ class _MaskedProduct(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx, g: Tensor) -> tuple[None, Tensor, None, None]:
         (mask,) = ctx.saved_tensors
-        return None, _MaskedProduct.apply(mask, g, not ctx.transposed), None
+        offset, transposed = ctx.settings
+        return None, _MaskedProduct.apply(mask, g, offset, not transposed), None, None
 
 
 def _of_classes(
