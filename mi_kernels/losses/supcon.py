@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.common import transforms
+from ..ops.common.autograd import readable
 from ..ops.common.checks import FLOATS, check_choice, check_number, check_same_device, check_tensor
 from ..ops.common.rows import widened
 from ..ops.dot_critic import api
@@ -39,7 +40,7 @@ def check_views(
         raise ValueError(f"labels must be real, got {labels.dtype}")
     if not any_labels and (labels.is_floating_point() or labels.dtype == torch.bool):
         raise ValueError(f"labels must be of an integer type, the class of each item, got {labels.dtype}")
-    if labels.is_floating_point() and _readable(labels) and bool(labels.isnan().any()):
+    if labels.is_floating_point() and readable(labels) and bool(labels.isnan().any()):
         raise ValueError("labels must not be NaN: NaN equals no label, not even itself")
     if labels.numel() != items:
         raise ValueError(f"labels must hold {items} entries, one an item, got shape {tuple(labels.shape)}")
@@ -55,7 +56,7 @@ def check_mask(mask: Tensor, items: int, every: int | None = None) -> None:
         raise ValueError(f"mask must be boolean or hold floating-point weights, got {mask.dtype}")
     if mask.shape != shape:
         raise ValueError(f"mask must have shape {shape}, one entry a pair of items, got {tuple(mask.shape)}")
-    if mask.dtype == torch.bool or not _readable(mask):
+    if mask.dtype == torch.bool or not readable(mask):
         return
     low, high = (float(bound) for bound in mask.detach().aminmax())
     if not 0 <= low <= high < math.inf:
@@ -167,7 +168,7 @@ def weighted_mean(
 ) -> Tensor:
     """class_mean from towards_i = sum_p m_ip contrast_p [A, D] and weight_i = sum_p m_ip [A]; column i is anchor i."""
     x, y = _widened(anchors, contrast)
-    if _readable(weight) and bool((weight > NONE).all()):
+    if readable(weight) and bool((weight > NONE).all()):
         # Where all rows count alike, their gradients can be computed with the value: 3N instead of 4N.
         prepared = api.prepare(x, y, scale, pairs="off_diagonal")
         mean = api.loss(prepared, w_row=1 / anchors.shape[0], backend=backend)
@@ -275,11 +276,6 @@ def _widened(anchors: Tensor, contrast: Tensor) -> tuple[Tensor, Tensor]:
     """
     x = widened(anchors)
     return x, x if contrast is anchors else widened(contrast)
-
-
-def _readable(t: Tensor) -> bool:
-    """Whether t's values may decide what is computed: on a CPU, outside of compiled graphs and transforms."""
-    return t.device.type == "cpu" and not torch.compiler.is_compiling() and not transforms.active()
 
 
 def _positive(anchors: Tensor, towards: Tensor, scale: float | Tensor, weight: Tensor) -> Tensor:
