@@ -32,7 +32,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def two_threads() -> Iterator[None]:
     """For kernels that split their work: `make test` runs one process a core, each on one thread."""
     threads = torch.get_num_threads()

@@ -6,8 +6,6 @@ import torch
 from mi_kernels import backends
 from mi_kernels.ops.club.api import gaussian_club
 
-pytestmark = pytest.mark.usefixtures("two_threads")
-
 SHAPES = [(1, 1), (2, 1), (7, 3), (63, 65), (64, 64), (3, 130, 67), (2, 3, 5, 4), (1500, 5)]
 
 
@@ -140,6 +138,7 @@ def test_compiles_in_one_graph(backend):
         torch.testing.assert_close(g, w)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_the_bits_are_the_same_twice_and_on_any_number_of_threads(backend):
     leaves = draw((2, 700, 70), torch.float32)
 

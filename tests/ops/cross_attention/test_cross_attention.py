@@ -15,8 +15,6 @@ from mi_kernels.backends import extension_status
 from mi_kernels.ops.cross_attention import dispatch, reference
 from mi_kernels.ops.cross_attention.schema import NO_OFFSET
 
-pytestmark = pytest.mark.usefixtures("two_threads")
-
 needs_extension = pytest.mark.skipif(extension_status() != "available", reason="the extension is not built")
 BACKENDS = ["reference", "chunked", pytest.param("cpu", marks=needs_extension)]
 KERNELS = BACKENDS[1:]
