@@ -102,7 +102,7 @@ def sup_con(
         towards, weight = masked_positives(features, mask.to(features.device), anchors.shape[0] // items)
         loss = weighted_mean(anchors, contrast, towards, weight, every=False, scale=scale, backend=backend)
         return temperature / base_temperature * loss
-    if labels is None and contrast_mode == "all" and views == 2:  # one positive an anchor: a loss of one node
+    if labels is None and contrast_mode == "all" and views == 2:  # one positive an anchor: a single autograd node
         loss = pair_mean(contrast, scale=scale, backend=backend)
         return temperature / base_temperature * loss
     device = features.device

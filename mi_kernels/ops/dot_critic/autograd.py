@@ -72,7 +72,7 @@ class Statistics(torch.autograd.Function):
         full = flat(problem, tiles)
         if torch.compiler.is_compiling():
             row, col, soft = torch.ops.mi_kernels.dot_critic_stats(*full, stats, math.inf, backend)
-        else:  # without the dispatcher, as for the losses
+        else:  # a direct call saves the cost of the dispatcher, as for the losses
             row, col, soft = dispatch.run_stats(full, stats, math.inf, backend)
         positive = _positive(full)
         ctx.save_for_backward(*problem.tensors, row, col, positive)
@@ -198,7 +198,7 @@ def _loss_and_gradients(problem: Problem, settings: LossSettings, needs: int) ->
     if torch.compiler.is_compiling():
         run = torch.ops.mi_kernels.dot_critic_loss
         value, *gradients = run(*full, *weights, normalize, needs, budget, backend)
-    else:  # without the dispatcher, which costs as much as a small loss
+    else:  # a direct call: the dispatcher costs as much as a small loss
         value, *gradients = dispatch.run_loss(full, weights, normalize, needs, budget, backend)
     return reshaped(value, problem.x.shape[:-2]), _shaped(gradients, problem, needs)
 
