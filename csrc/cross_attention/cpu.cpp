@@ -11,7 +11,7 @@
 #include "../common/subnormals.h"
 #include "wide.h"
 
-namespace mk::attention {
+namespace mk::cross_attention {
 namespace {
 
 using at::Tensor;
@@ -216,4 +216,4 @@ TORCH_LIBRARY_IMPL(mi_kernels_cpu, CPU, m) {
   m.impl("cross_attention_backward", backward);
 }
 
-}  // namespace mk::attention
+}  // namespace mk::cross_attention

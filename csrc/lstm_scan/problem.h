@@ -14,7 +14,7 @@
 #include "../common/subnormals.h"
 #include "cell.h"
 
-namespace mk::lstm {
+namespace mk::lstm_scan {
 
 constexpr int64_t kRows = 64;  // of a block, at most: its states and one tile stay in the second-level cache
 constexpr int64_t kAhead = 128;  // rows, of all steps together, in one product with the weight of the input
@@ -129,4 +129,4 @@ void pack_backward(const Shape& s, int64_t columns, const T* weight, T* out) {
   }
 }
 
-}  // namespace mk::lstm
+}  // namespace mk::lstm_scan
