@@ -19,7 +19,7 @@
 #include "scores.h"
 #include "tile.h"
 
-namespace mk::mlp {
+namespace mk::mlp_critic {
 
 template <class T>
 struct Inputs {  // weights belong to every group, or to one where the stride is 0
@@ -419,4 +419,4 @@ class Problem {
   const E* left_operand_ = nullptr;
 };
 
-}  // namespace mk::mlp
+}  // namespace mk::mlp_critic
