@@ -14,6 +14,9 @@ LOG := build/install.log
 BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 EXTENSION := $(wildcard mi_kernels/_C*.so)
 
+# One process a core, each on one thread; threads that a test asks for sleep while they wait.
+WORKERS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+
 # How the library runs here, for the closing line.
 define path_taken
 $$($(PY) -c 'import mi_kernels; s = mi_kernels.backends()["cpu"]; \
@@ -34,7 +37,7 @@ test: $(PACKAGE_STAMP)
 	$(call step,ruff check,$(PY) -m ruff check .)
 	$(call step,mypy,$(PY) -m mypy)
 	$(call step,the site with warnings as errors,$(SITE))
-	$(call step,pytest,$(PY) -m pytest -q)
+	$(call step,pytest,$(WORKERS) $(PY) -m pytest -q -n auto --maxprocesses=8 --dist=worksteal)
 ifneq ($(wildcard tests/triton_checks.py),)
 	$(call step,Triton kernels,$(PY) -m tests.triton_checks)
 endif

@@ -23,6 +23,10 @@ NAMES = ("reference", "chunked", "cpu", "triton", "cuda")
 CUDA_OPS = ("dot_critic", "mlp_critic", "cross_attention", "lstm_scan")  # what has CUDA C++ kernels
 CUDA_SHARED_BYTES = 163 * 1024  # kSharedLimit in csrc/common/cuda/primitives.cuh
 _local = threading.local()
+# CPython's dictionary behind os.environ: looking an absent name up in os.environ raises and catches a KeyError, which
+# is a hundredth of a small loss.
+_environ = getattr(os.environ, "_data", None)
+_encoded = os.environ.encodekey("MI_KERNELS_BACKEND") if _environ is not None else None  # type: ignore[attr-defined]
 _process_default: str | None = None
 _warned = False
 
@@ -127,6 +131,8 @@ def requested_backend() -> str | None:
         return stack[-1]
     if _process_default is not None:
         return _process_default
+    if _environ is not None and _encoded not in _environ:
+        return None
     name = os.environ.get("MI_KERNELS_BACKEND") or None
     _check(name, "MI_KERNELS_BACKEND")
     return name

@@ -33,6 +33,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def two_threads() -> Iterator[None]:
+    """For kernels that split their work: `make test` runs one process a core, each on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def generator() -> torch.Generator:
     """A CPU generator of its own, for tests that draw inputs independently of the global state."""
     return torch.Generator().manual_seed(0)

@@ -40,6 +40,7 @@ def everything(world: int) -> dict[str, torch.Tensor]:
         "scale": torch.tensor(7.0, dtype=torch.float64),
         "bias": torch.tensor(-3.0, dtype=torch.float64),
         "ids": torch.arange(world * ITEMS) % 7,
+        "mask": torch.rand(world * ITEMS, world * ITEMS, generator=g).mul(4).floor(),
         "labels": torch.tensor([0, 1, 2, 9, 0, 1, 1, 8, 0, 5, 6, 7, 2, 2, 3, 5, 0, 4, 9, 1])[: world * ITEMS],
     }
 
@@ -64,6 +65,7 @@ def ours(t: dict[str, torch.Tensor], schedule: str = "gather") -> dict[str, torc
         "nt_xent_groups": d.nt_xent(*groups, 1 / scales, **how),
         "sup_con": d.sup_con(t["views"], t["labels"], temperature=1 / scale, **how),
         "sup_con_one": d.sup_con(t["views"], t["labels"], temperature=1 / scale, contrast_mode="one", **how),
+        "sup_con_mask": d.sup_con(t["views"], mask=t["mask"], temperature=1 / scale),
         "sim_clr": d.sup_con(t["views"], temperature=1 / scale, **how),
     }
 
@@ -198,6 +200,12 @@ def every_world(rank: int, world: int) -> dict[str, object]:
     found["bf16"] = with_gradients({"": mk.distributed.clip_loss(short["x"], short["y"], 7.0, schedule="ring")}, short)[
         ""
     ]
+    null = {name: own[name].detach().half() for name in "xy"}
+    null["x"][0] = 0
+    for schedule in ("gather", "ring"):
+        x = null["x"].clone().requires_grad_()
+        value = mk.distributed.info_nce(x, null["y"], 0.2, symmetric=True, schedule=schedule)
+        found[f"zero row {schedule}"] = [value.detach(), *torch.autograd.grad(value, x)]
     uneven = torch.arange(3.0 * rank).reshape(3, rank).requires_grad_()
     whole = mk.distributed.gather(uneven, dim=1)
     again = mk.distributed.gather(uneven, dim=1, sizes=range(world))

@@ -163,6 +163,25 @@ def test_a_ring_takes_16_bit_features(worlds):
             torch.testing.assert_close(g.double(), w, rtol=2**-7, atol=1e-6)  # two roundings, one by `together`
 
 
+@pytest.mark.parametrize("schedule", ["gather", "ring"])
+def test_a_zero_row_of_half_precision_is_zero_after_normalisation_and_gets_no_gradient(worlds, schedule):
+    for world, found in worlds.items():
+        t = worker.everything(world)
+        x, y = t["x"].half(), t["y"].half()
+        first = [sum(worker.SHARDS[world][0][:rank]) for rank in range(world)]
+        x[first] = 0
+        wide = x.double().requires_grad_()
+        scores = F.normalize(wide, dim=1) @ F.normalize(y.double(), dim=1).T / 0.2
+        labels = torch.arange(len(x))
+        want = (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2
+        slopes = torch.autograd.grad(want, wide)[0].index_fill(0, torch.tensor(first), 0)
+        got = [rank[f"zero row {schedule}"] for rank in found]
+        torch.testing.assert_close(torch.stack([g[0] for g in got]).mean().double(), want, rtol=1e-3, atol=0)
+        gradient = torch.cat([g[1] for g in got]) / world
+        assert not gradient[first].any()
+        torch.testing.assert_close(gradient.double(), slopes, rtol=5e-3, atol=1e-4)
+
+
 def test_gather_takes_any_number_of_rows(worlds):
     for world, found in worlds.items():
         want = torch.cat([torch.arange(3.0 * rank).reshape(3, rank) for rank in range(world)], dim=1)

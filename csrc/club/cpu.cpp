@@ -156,7 +156,7 @@ const In* data(const OptTensor& t) {
   return t ? t->const_data_ptr<In>() : nullptr;
 }
 
-// The sum of fp64 numbers is not known beyond fp64: what the rounded mean leaves is summed in one more pass.
+// fp64 sums have no wider type to accumulate in: a second pass sums what the rounded mean left over.
 template <class Total>
 void add_remainders(const Shape& s, const double* y, Total&& total, double* partial, double* moment) {
   const int64_t D = s.D, width = kSums * D;

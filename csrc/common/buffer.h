@@ -20,8 +20,8 @@
 
 namespace mk {
 
-// A few blocks kept from one call to the next: what goes back to the system comes again as page faults, which at small
-// batches cost a tenth of a step. Never waits for a lock, so a fork in the middle of a call does no harm.
+// Keeps a few freed blocks for the next call: fresh memory from the system costs page faults, a tenth of a step at
+// small batches. Never waits for a lock, so a fork in the middle of a call does no harm.
 class Pool {
  public:
   static Pool& instance() {
@@ -29,7 +29,7 @@ class Pool {
     return *pool;
   }
 
-  // A kept block of at least `bytes`, whose size they become, or null.
+  // A kept block of at least `bytes`, or null; `bytes` becomes its size.
   void* take(size_t& bytes) {
     if (2 * bytes < kSmallest || bytes > kLargest) return nullptr;  // nothing kept would serve
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
@@ -97,7 +97,7 @@ using Buffer = std::unique_ptr<T[], Release>;
 
 constexpr size_t kHuge = size_t{2} << 20;
 
-// Asks for huge pages in memory that was allocated elsewhere: a wish, refused without harm.
+// Asks the system for huge pages in memory that was allocated elsewhere; a refusal does no harm.
 inline void wish_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
 #if defined(MADV_HUGEPAGE)
   const size_t begin = (reinterpret_cast<size_t>(memory) + kHuge - 1) / kHuge * kHuge;

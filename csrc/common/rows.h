@@ -24,7 +24,7 @@ MK_INLINE void normalize(int64_t n, int64_t depth, const T* in, T* out, T* inver
 #pragma omp simd reduction(+ : total)
     for (int64_t d = 0; d < depth; ++d) total += (in[d] * shrink) * (in[d] * shrink);
     const T norm = std::sqrt(total) / shrink;
-    const T inv = T(1) / (norm < T(1e-12) ? T(1e-12) : norm);  // this way round a NaN stays one
+    const T inv = T(1) / (norm < T(1e-12) ? T(1e-12) : norm);  // written so that NaN propagates
     for (int64_t d = 0; d < depth; ++d) out[d] = in[d] * inv;
     inverse[i] = inv;
   }

@@ -17,7 +17,7 @@ namespace mk {
 
 // exp for x <= 88, error below 2 ulp; exactly 0 below -87.3 (so that -inf, a masked score, weighs nothing).
 MK_INLINE float fast_exp(float x) {
-  const float clamped = x < -87.3f ? -87.3f : x;  // this way round a NaN stays one
+  const float clamped = x < -87.3f ? -87.3f : x;  // written so that NaN propagates
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
   const float shifted = clamped * 1.44269504f + magic;
   const float n = shifted - magic;

@@ -8,9 +8,10 @@
 #include <numeric>
 #include <vector>
 
+#include "../common/subnormals.h"
 #include "wide.h"
 
-namespace mk::attention {
+namespace mk::cross_attention {
 namespace {
 
 using at::Tensor;
@@ -125,6 +126,7 @@ struct Problem {
     const int64_t most = total < 2e5 ? 1 : at::get_num_threads();
     std::atomic<int64_t> next{0};
     auto worker = [&](int64_t, int64_t) {
+      const FlushSubnormals flush;
       Scratch<T> scratch;
       bool wide = false;
       for (int64_t w = next++; w < items; w = next++) {
@@ -214,4 +216,4 @@ TORCH_LIBRARY_IMPL(mi_kernels_cpu, CPU, m) {
   m.impl("cross_attention_backward", backward);
 }
 
-}  // namespace mk::attention
+}  // namespace mk::cross_attention

@@ -10,7 +10,7 @@
 #include "../common/buffer.h"
 #include "../common/simd.h"
 
-namespace mk::attention {
+namespace mk::cross_attention {
 
 MK_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -108,4 +108,4 @@ Kernels<double> double_kernels_v3();
 Kernels<float> float_kernels_base();
 Kernels<double> double_kernels_base();
 
-}  // namespace mk::attention
+}  // namespace mk::cross_attention

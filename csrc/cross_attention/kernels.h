@@ -5,7 +5,7 @@
 #include "small.h"
 #include "tile.h"
 
-namespace mk::attention {
+namespace mk::cross_attention {
 inline namespace MK_ISA {
 namespace {
 
@@ -47,4 +47,4 @@ Kernels<T> table() {
 
 }  // namespace
 }  // namespace MK_ISA
-}  // namespace mk::attention
+}  // namespace mk::cross_attention

@@ -4,11 +4,11 @@
 #define MK_VECTOR_BYTES 16
 #include "kernels.h"
 
-namespace mk::attention {
+namespace mk::cross_attention {
 #if defined(MK_LEVELS)
 Kernels<float> float_kernels_base() { return table<float>(); }
 #else
 Kernels<float> float_kernels_base() { return table<float, 4, 8>(); }
 #endif
 Kernels<double> double_kernels_base() { return table<double>(); }
-}  // namespace mk::attention
+}  // namespace mk::cross_attention

@@ -12,8 +12,8 @@
 #pragma GCC target("arch=x86-64-v3")
 #include "kernels.h"
 
-namespace mk::attention {
+namespace mk::cross_attention {
 Kernels<float> float_kernels_v3() { return table<float, 4, 8>(); }
 Kernels<double> double_kernels_v3() { return table<double>(); }
-}  // namespace mk::attention
+}  // namespace mk::cross_attention
 #endif

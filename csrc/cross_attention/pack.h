@@ -3,7 +3,7 @@
 
 #include "item.h"
 
-namespace mk::attention {
+namespace mk::cross_attention {
 
 // `n` rows of a view, times `factor`, in rows of `width` with zeros behind.
 template <class T>
@@ -26,4 +26,4 @@ MK_INLINE void pack_columns(const View<T>& view, int64_t first, int64_t n, int64
   }
 }
 
-}  // namespace mk::attention
+}  // namespace mk::cross_attention

@@ -16,7 +16,7 @@
 // Every variant is a function of its own: compilers take far more than twice as long over one of twice the size.
 #define MK_NOINLINE __attribute__((noinline))
 
-namespace mk::attention {
+namespace mk::cross_attention {
 
 inline namespace MK_ISA {
 constexpr int64_t kRows = 8;
@@ -285,4 +285,4 @@ MK_INLINE void small(const Item<T>& it, bool backward, Scratch<T>& scratch) {
 }
 }  // namespace body
 }  // namespace MK_ISA
-}  // namespace mk::attention
+}  // namespace mk::cross_attention

@@ -10,7 +10,7 @@
 
 #include "vec.h"
 
-namespace mk::attention {
+namespace mk::cross_attention {
 inline namespace MK_ISA {
 namespace body {
 
@@ -98,4 +98,4 @@ MK_INLINE Vec<T> sparse_weight(const Vec<T>& over) {
 
 }  // namespace body
 }  // namespace MK_ISA
-}  // namespace mk::attention
+}  // namespace mk::cross_attention

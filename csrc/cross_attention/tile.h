@@ -4,7 +4,7 @@
 #include "sparse.h"
 #include "vec.h"
 
-namespace mk::attention {
+namespace mk::cross_attention {
 inline namespace MK_ISA {
 namespace body {
 
@@ -30,7 +30,7 @@ MK_INLINE LaneKeys<T> lane_keys(const Dropout& dropout, int64_t i) {
 }
 template <class T>
 MK_INLINE IntVec<T> kept(const LaneKeys<T>& keys, const Dropout& dropout, int64_t j) {
-  return mk::attention::kept<T>(keys.r1, keys.r2, fill_word<T>(0x9e3779b9u * static_cast<uint32_t>(j)), dropout.threshold);
+  return mk::cross_attention::kept<T>(keys.r1, keys.r2, fill_word<T>(0x9e3779b9u * static_cast<uint32_t>(j)), dropout.threshold);
 }
 
 // S^T [n][kTile] of keys j.. -> weights before the division by their sum; `out` [features][kTile] is rescaled.
@@ -152,4 +152,4 @@ MK_INLINE void transpose(int64_t n, const T* in, T* out) {
 
 }  // namespace body
 }  // namespace MK_ISA
-}  // namespace mk::attention
+}  // namespace mk::cross_attention

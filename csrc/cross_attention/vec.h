@@ -10,7 +10,7 @@
 
 #include "item.h"
 
-namespace mk::attention {
+namespace mk::cross_attention {
 inline namespace MK_ISA {
 
 template <class T>
@@ -170,4 +170,4 @@ MK_INLINE WordVec<T> golden_lanes(int64_t j) {
 }
 
 }  // namespace MK_ISA
-}  // namespace mk::attention
+}  // namespace mk::cross_attention

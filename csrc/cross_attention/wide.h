@@ -9,7 +9,7 @@
 #include "../common/gemm.h"
 #include "pack.h"
 
-namespace mk::attention {
+namespace mk::cross_attention {
 
 inline int64_t padded_width(int64_t features) { return round_up(features, 16); }
 
@@ -130,4 +130,4 @@ void run_wide(const Item<T>& it, const Kernels<T>& with, bool backward, Scratch<
   backward ? wide_backward(it, with, scratch) : wide_forward(it, with, scratch);
 }
 
-}  // namespace mk::attention
+}  // namespace mk::cross_attention

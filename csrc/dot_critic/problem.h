@@ -14,6 +14,7 @@
 
 #include "../common/buffer.h"
 #include "../common/rows.h"
+#include "../common/subnormals.h"
 #include "schema.h"
 #include "tile.h"
 
@@ -263,6 +264,7 @@ class Problem {
   template <class F>
   void for_panels(F&& f) {
     auto run = [&](int64_t thread) {
+      const FlushSubnormals flush;
       Scratch& w = scratch_[thread];
       if (!w.scores) {
         w.x = make_buffer<E>(m_ * depth_);

@@ -129,6 +129,9 @@ MK_INLINE void dscore(int64_t m, T* s, const DScore<T>& w) {
       for (int64_t j = 0; j < kBlock; ++j) r[j] = fast_exp(r[j] - lse) * (gr + u * (w.g_col[j] * w.col_factor[j]));
     } else if (w.g_row && !w.g_col && !w.g_soft) {
       for (int64_t j = 0; j < kBlock; ++j) r[j] = gr * fast_exp(r[j] - lse);
+    } else if (w.g_row && w.g_col && !w.g_soft) {
+      for (int64_t j = 0; j < kBlock; ++j)
+        r[j] = gr * fast_exp(r[j] - lse) + w.g_col[j] * fast_exp(r[j] - w.col_lse[j]);
     } else {
       for (int64_t j = 0; j < kBlock; ++j) {
         const T v = r[j];

@@ -5,12 +5,12 @@
 
 #include "../common/simd.h"
 
-namespace mk::lstm {
+namespace mk::lstm_scan {
 
 constexpr int64_t kUnits = 16;           // units of a panel of the recurrent weight
 constexpr int64_t kPanel = 4 * kUnits;   // its columns: i, f, g, o of each unit
 
-// x P(x^2) / Q(x^2), a minimax fit on [0, 9] of our own, relative error below 5e-7 also near 0. A NaN stays one.
+// x P(x^2) / Q(x^2), a minimax fit on [0, 9] of our own, relative error below 5e-7 also near 0. NaN propagates.
 MK_INLINE float fast_tanh(float x) {
   const float y = x > 9.0f ? 9.0f : (x < -9.0f ? -9.0f : x), s = y * y;
   float p = 1.3354880119956574e-8f;
@@ -42,7 +42,7 @@ struct ForwardRow {
   const T *z, *gates, *bias, *c_before;
   T *activations, *h, *c, *h_next, *c_next;
   int64_t gate;
-  bool more;  // a step follows, with an input of its own
+  bool more;  // another step follows
 };
 
 template <int64_t N, class T>
@@ -103,7 +103,7 @@ MK_INLINE void backward_units(int64_t n, int64_t H, int64_t at, const BackwardRo
 
 template <class T>
 MK_INLINE void backward_row(int64_t H, const BackwardRow<T>& row) {
-  if (row.more) {  // the step before, which is the next one here
+  if (row.more) {  // the previous time step, which the backward pass takes next
     prefetch<false>(row.activations - 4 * H, 4 * H);
     prefetch<false>(row.c_before - H, H);
     prefetch<false>(row.g_h - H, H);
@@ -139,4 +139,4 @@ MK_LSTM_CELLS(float)
 MK_LSTM_CELLS(double)
 #undef MK_LSTM_CELLS
 
-}  // namespace mk::lstm
+}  // namespace mk::lstm_scan

@@ -12,10 +12,8 @@
 #include "problem.h"
 #include "schema.h"
 
-namespace mk::lstm {
+namespace mk::lstm_scan {
 namespace {
-
-using namespace lstm_scan;  // schema.h
 
 using at::Tensor;
 using OptTensor = std::optional<Tensor>;
@@ -454,11 +452,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 }
 
 }  // namespace
-}  // namespace mk::lstm
+}  // namespace mk::lstm_scan
 
 TORCH_LIBRARY_IMPL(mi_kernels_cpu, CPU, m) {
-  m.impl("lstm_scan_forward", &mk::lstm::scan_forward);
-  m.impl("lstm_scan_backward", &mk::lstm::scan_backward);
-  m.impl("lstm_forward", &mk::lstm::forward);
-  m.impl("lstm_backward", &mk::lstm::backward);
+  m.impl("lstm_scan_forward", &mk::lstm_scan::scan_forward);
+  m.impl("lstm_scan_backward", &mk::lstm_scan::scan_backward);
+  m.impl("lstm_forward", &mk::lstm_scan::forward);
+  m.impl("lstm_backward", &mk::lstm_scan::backward);
 }

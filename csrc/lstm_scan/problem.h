@@ -11,9 +11,10 @@
 #include "../common/buffer.h"
 #include "../common/gemm.h"
 #include "../common/rows.h"
+#include "../common/subnormals.h"
 #include "cell.h"
 
-namespace mk::lstm {
+namespace mk::lstm_scan {
 
 constexpr int64_t kRows = 64;  // of a block, at most: its states and one tile stay in the second-level cache
 constexpr int64_t kAhead = 128;  // rows, of all steps together, in one product with the weight of the input
@@ -82,6 +83,7 @@ void each_task(int64_t tasks, int64_t threads, Make&& make_scratch, F&& f) {
   std::atomic<int64_t> next{0};
   const int64_t workers = std::min(threads, tasks);
   at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    const FlushSubnormals flush;
     for (int64_t w = begin; w < end; ++w) {
       auto scratch = make_scratch();
       for (int64_t task = next++; task < tasks; task = next++) f(task, scratch);
@@ -127,4 +129,4 @@ void pack_backward(const Shape& s, int64_t columns, const T* weight, T* out) {
   }
 }
 
-}  // namespace mk::lstm
+}  // namespace mk::lstm_scan

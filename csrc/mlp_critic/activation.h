@@ -4,9 +4,7 @@
 #include "../common/simd.h"
 #include "schema.h"
 
-namespace mk::mlp {
-
-using namespace mlp_critic;  // schema.h
+namespace mk::mlp_critic {
 
 enum class Act : int64_t { kRelu, kLeakyRelu, kTanh, kSigmoid, kElu, kGelu, kSilu };  // as kActivations
 
@@ -53,4 +51,4 @@ MK_INLINE T slope(T z) {
   }
 }
 
-}  // namespace mk::mlp
+}  // namespace mk::mlp_critic

@@ -10,7 +10,7 @@
 
 #include "problem.h"
 
-namespace mk::mlp {
+namespace mk::mlp_critic {
 namespace {
 
 using at::Tensor;
@@ -148,9 +148,9 @@ std::vector<Tensor> backward(const Tensor& u, const Tensor& v, at::TensorList we
 }
 
 }  // namespace
-}  // namespace mk::mlp
+}  // namespace mk::mlp_critic
 
 TORCH_LIBRARY_IMPL(mi_kernels_cpu, CPU, m) {
-  m.impl("mlp_critic_forward", &mk::mlp::forward);
-  m.impl("mlp_critic_backward", &mk::mlp::backward);
+  m.impl("mlp_critic_forward", &mk::mlp_critic::forward);
+  m.impl("mlp_critic_backward", &mk::mlp_critic::backward);
 }

@@ -15,10 +15,11 @@
 #include <type_traits>
 
 #include "../common/buffer.h"
+#include "../common/subnormals.h"
 #include "scores.h"
 #include "tile.h"
 
-namespace mk::mlp {
+namespace mk::mlp_critic {
 
 template <class T>
 struct Inputs {  // weights belong to every group, or to one where the stride is 0
@@ -141,6 +142,7 @@ class Problem {
   template <class F>
   void each_item(F&& f) {
     at::parallel_for(0, in.G * splits_, 1, [&](int64_t first, int64_t last) {
+      const FlushSubnormals flush;
       Scratch s;
       s.z = make_buffer<T>(w2_ * t.P);
       for (int64_t item = first; item < last; ++item) {
@@ -417,4 +419,4 @@ class Problem {
   const E* left_operand_ = nullptr;
 };
 
-}  // namespace mk::mlp
+}  // namespace mk::mlp_critic

@@ -3,7 +3,7 @@
 
 #include "../common/simd.h"
 
-namespace mk::mlp {
+namespace mk::mlp_critic {
 
 namespace body {
 
@@ -119,4 +119,4 @@ MK_SCORE_FUNCTIONS(float)
 MK_SCORE_FUNCTIONS(double)
 #undef MK_SCORE_FUNCTIONS
 
-}  // namespace mk::mlp
+}  // namespace mk::mlp_critic

@@ -11,7 +11,7 @@
 #include "../common/gemm.h"
 #include "activation.h"
 
-namespace mk::mlp {
+namespace mk::mlp_critic {
 
 struct Shape {
   int64_t R, C, P;  // P = R C
@@ -268,4 +268,4 @@ MK_TILE_FUNCTIONS(double)
 #undef MK_TILE_FUNCTIONS
 #undef MK_EACH_ACTIVATION
 
-}  // namespace mk::mlp
+}  // namespace mk::mlp_critic

@@ -1,4 +1,4 @@
-// Pairs of rows whose distance inner products cannot tell, and what is computed for them from differences instead.
+// Pairs of rows whose distance is lost in the rounding of inner products: found here and computed from differences.
 //
 // |a|^2 + |b|^2 - 2 a.b has an error of some eps (|a|^2 + |b|^2). With samples in units of the smallest bandwidth that
 // matters only where the norms are large, because the samples spread over many bandwidths, and the distance is small
@@ -12,10 +12,10 @@
 
 namespace mk::rbf {
 
-constexpr float kSafeNorms = 32.0f;      // in squared bandwidths: up to here any distance will do
-constexpr float kNear = 1.0f / 64.0f;    // of the norms: from here on a distance keeps its digits
+constexpr float kSafeNorms = 32.0f;      // in squared bandwidths; below it every distance is accurate enough
+constexpr float kNear = 1.0f / 64.0f;    // as a share of the norms; above it a distance keeps its digits
 constexpr float kLargestNorms = 1e30f;   // beyond it, or at a NaN, products may overflow
-constexpr float kFarthest = 1e36f;       // distances end here: a kernel value of 0 times one must be 0
+constexpr float kFarthest = 1e36f;       // largest distance, finite so that a kernel value of 0 times it is 0
 
 namespace body {
 

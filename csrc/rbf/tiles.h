@@ -23,7 +23,7 @@ namespace mk::rbf {
 
 // exp(t) - 1 for t <= 0 with a small relative error: 2^n expm1(r) + (2^n - 1), t = n log 2 + r.
 MK_INLINE float fast_expm1(float t) {
-  const float clamped = t < -87.0f ? -87.0f : t;  // this way round a NaN stays one
+  const float clamped = t < -87.0f ? -87.0f : t;  // written so that NaN propagates
   const float magic = 12582912.0f;
   const float n = (clamped * 1.44269504f + magic) - magic;
   float r = clamped - n * 0.693145752f;
@@ -48,7 +48,7 @@ MK_INLINE void squared_distances(T own, const T* norm, const T* s, T* r) {
   const T tolerance = T(4) * std::numeric_limits<T>::epsilon();
   for (int64_t j = 0; j < kBlock; ++j) {
     const T norms = own + norm[j], d = norms - T(2) * s[j];
-    r[j] = d <= tolerance * norms ? T(0) : d;  // a NaN stays one
+    r[j] = d <= tolerance * norms ? T(0) : d;  // NaN propagates
   }
 }
 
@@ -94,7 +94,7 @@ void each_thread(int64_t threads, F&& f) {
   });
 }
 
-// f(p) for the rows of tiles that are thread t's: there and back, so that long and short rows of tiles even out.
+// f(p) for thread t's rows of tiles, dealt out forwards, then backwards: every thread gets long and short ones.
 template <class F>
 void each_row_of_tiles(int64_t tiles, int64_t t, int64_t threads, F&& f) {
   for (int64_t p = 0; p < tiles; ++p) {

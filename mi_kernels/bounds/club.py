@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.club.api import NEGATIVES, gaussian_club
-from ..ops.common import transforms
+from ..ops.common.autograd import readable
 from ..ops.common.checks import check_choice, check_tensor
 from ..ops.common.rows import widened
 from .density import LOGVAR_BOUND, GaussianConditional, check_samples, check_widths, network
@@ -199,7 +199,7 @@ class CLUBCategorical(nn.Module):
             raise ValueError(f"labels must be integers of shape {tuple(x.shape[:-1])}, got {given}")
         if labels.device != x.device:
             raise ValueError(f"labels are on {labels.device}, x is on {x.device}")
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not transforms.active():
+        if readable(labels):
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= self.num_classes:
                 raise ValueError(f"labels must lie in [0, {self.num_classes}), got {low} to {high}")

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 from torch import nn
 
 KINDS = ("lower", "upper", "neither")
-# What scores a pair: a product of features of x and of y, or a network on x and y side by side. What scores otherwise:
-# a network on the concatenated rows of all modalities; a density q(y | x) of the bound's own.
+# Critics of a pair: an inner product of features of x and y, or a network on x and y side by side. Other critics: a
+# network on the concatenated rows of all modalities, or the bound's own density q(y | x).
 PAIR_CRITICS = ("inner product", "concat")
 CRITICS = (*PAIR_CRITICS, "joint", "density")
 MUTUAL_INFORMATION = "mutual information"

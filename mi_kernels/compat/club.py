@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.club.api import gaussian_club
+from ..ops.common.autograd import readable
 from ..ops.common.dtypes import accumulate_dtype
 from ..ops.dot_critic import api as dot_critic
 from ._mlp import check_pair, numpy_when_used, pair_statistics, star_modules
@@ -155,8 +156,8 @@ class CLUBForCategorical(nn.Module):
             raise ValueError(
                 f"labels must be integers of shape {tuple(inputs.shape[:1])}, got {labels.dtype} {tuple(labels.shape)}"
             )
-        if torch.compiler.is_compiling() or labels.device.type != "cpu":
-            return  # reading the labels would break the graph or make a GPU wait; gather raises then
+        if not readable(labels):
+            return  # gather raises then
         if int(labels.min()) < 0 or int(labels.max()) >= self.label_num:
             raise ValueError(f"labels must be in [0, {self.label_num}), got {int(labels.min())} to {int(labels.max())}")
 

@@ -20,6 +20,7 @@ def sup_con(
     features: Tensor,
     labels: Tensor | None = None,
     *,
+    mask: Tensor | None = None,
     temperature: float | Tensor = 0.07,
     base_temperature: float = 0.07,
     contrast_mode: str = "all",
@@ -29,12 +30,18 @@ def sup_con(
 ) -> Tensor:
     """mk.sup_con with the views and labels of all ranks: features [B, V, D], labels [B] of this rank.
 
-    The mean counts the anchors of all ranks that have a positive.
+    mask [B, N] says instead which of the N items of all ranks, in the order of ranks, are positives of this rank's
+    items, as mk.sup_con's does; every rank gives one or none does, and the schedule is "gather". The mean counts the
+    anchors of all ranks that have a positive.
     """
+    if mask is not None and labels is not None:
+        raise ValueError("labels and mask cannot both be given: both say which items are positives")
+    if mask is not None and schedule == "ring":
+        raise ValueError('mask needs schedule="gather", got "ring"')
     size = rank_and_size(group)[1]
     settings = {"base_temperature": base_temperature, "contrast_mode": contrast_mode, "backend": backend}
     if size == 1:
-        return supcon.sup_con(features, labels, temperature=temperature, **settings)  # type: ignore[arg-type]
+        return supcon.sup_con(features, labels, mask=mask, temperature=temperature, **settings)  # type: ignore[arg-type]
     items = features.shape[0] if isinstance(features, Tensor) and features.dim() else 0
     if items:
         supcon.check_views(features, labels, base_temperature, contrast_mode)
@@ -54,20 +61,23 @@ def sup_con(
         rows, valid = _sup_con_ring(features, mine, anchored, scale, columns)
     else:
         every = gather_rows(features, ranks, group=group)
-        classes = torch.unique(gather_rows(mine, ranks, group=group), return_inverse=True)[1]
         own = torch.arange(ranks.first, ranks.first + items, device=features.device)
-        if items:
+        anchors = features[:, :anchored].transpose(0, 1).flatten(0, 1)
+        contrast = every.transpose(0, 1).flatten(0, 1)
+        columns_of_own = torch.cat([own + v * ranks.total for v in range(anchored)])
+        options: dict[str, Any] = {"own": columns_of_own, "scale": scale, "backend": backend}
+        if mask is None:
+            classes = torch.unique(gather_rows(mine, ranks, group=group), return_inverse=True)[1]
+        if not items:
+            rows, valid = idle(features, every, scale), own
+        elif mask is None:
             rows, valid = supcon.class_rows(
-                features[:, :anchored].transpose(0, 1).flatten(0, 1),
-                every.transpose(0, 1).flatten(0, 1),
-                classes[own].repeat(anchored),
-                classes.repeat(views),
-                own=torch.cat([own + v * ranks.total for v in range(anchored)]),
-                scale=scale,
-                backend=backend,
+                anchors, contrast, classes[own].repeat(anchored), classes.repeat(views), **options
             )
         else:
-            rows, valid = idle(features, every, scale), own
+            supcon.check_mask(mask, items, ranks.total)
+            found = supcon.masked_positives(features, mask.to(features.device), anchored, every, ranks.first)
+            rows, valid = supcon.weighted_rows(anchors, contrast, *found, **options)
     number = valid.sum()
     dist.all_reduce(number, group=group)
     return temperature / base_temperature * rows.sum() * size / number.clamp(min=1)

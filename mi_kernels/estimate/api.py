@@ -228,7 +228,7 @@ def _evaluate(fitted: _Fitted, train: Part, outside: Part) -> tuple[evaluation.V
         block = LARGEST_SCALAR_BLOCK
     held = evaluation.evaluate(fitted.objective, *fitted.inputs(*outside), block)
     x, y = (t[: outside[0].features.shape[0]] for t in fitted.inputs(*train))
-    # As many candidates, as the value of InfoNCE depends on their number.
+    # The same number of candidates: the value of InfoNCE depends on it.
     return held, evaluation.evaluate(fitted.objective, x, y, held.candidates, error=False).mean
 
 

@@ -14,7 +14,7 @@ GROUPS = 10  # of the jackknife
 class Value(NamedTuple):
     mean: float
     sampling_error: float
-    candidates: int  # size of the blocks in which samples are each other's negatives
+    candidates: int  # samples of a block, which are each other's negatives
 
 
 def _blocks(n: int, block: int) -> list[slice]:

@@ -84,7 +84,7 @@ def fit(
         history.append({"step": step, "train": -torch.stack(recent).mean().item(), "validation": score})
         recent.clear()
         report(step, score)
-        # Not a comparison with the best alone: a NaN is no progress either.
+        # Written so that a NaN counts as no progress.
         if score > best + LEAST_PROGRESS:
             best, best_step, waited, best_state = score, step, 0, copy.deepcopy(averaged.state_dict())
         else:

@@ -18,7 +18,7 @@ from ..ops.common.checks import check_floats, check_same_device, check_samples, 
 from ..ops.common.rows import unit_rows, widened
 from ..ops.dot_critic import api
 
-_SMALL = 1 << 16  # up to so many scores on a CPU, plain torch costs less than the fixed part of what is faster beyond
+_SMALL = 1 << 16  # scores up to which plain torch is faster on a CPU: fixed costs dominate
 _PANEL = 1 << 22  # scores held at a time on a CPU: 16 MiB in fp32
 _NEVER = 40.0  # F.softplus returns its argument beyond a threshold; past 40 that is exact in fp64 too
 
@@ -70,7 +70,7 @@ def explicit_negatives(
     """Losses against negatives [*, M, D] ("unpaired", without in_batch) or [*, B, M, D] ("paired")."""
     check_negatives(query, positive_key, negative_keys, mode, mask)
     if mode == "unpaired" and normalize and query.shape[:-1].numel() * negative_keys.shape[-2] <= _SMALL:
-        # One node normalises all: at this size nodes are what costs.
+        # One autograd node normalises everything: at this size the number of nodes decides.
         sizes = [query.shape[-2], query.shape[-2], negative_keys.shape[-2]]
         q, k, n = unit_rows(torch.cat([query, positive_key, negative_keys], -2)).split(sizes, -2)
         return shared_negatives(q, k, n, scale, reduction, backend=backend)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops.common import transforms
+from ..ops.common.autograd import readable
 from ..ops.common.checks import FLOATS, check_choice, check_number, check_same_device, check_tensor
 from ..ops.common.rows import widened
 from ..ops.dot_critic import api
@@ -40,21 +41,23 @@ def check_views(
         raise ValueError(f"labels must be real, got {labels.dtype}")
     if not any_labels and (labels.is_floating_point() or labels.dtype == torch.bool):
         raise ValueError(f"labels must be of an integer type, the class of each item, got {labels.dtype}")
-    if labels.is_floating_point() and _readable(labels) and bool(labels.isnan().any()):
+    if labels.is_floating_point() and readable(labels) and bool(labels.isnan().any()):
         raise ValueError("labels must not be NaN: NaN equals no label, not even itself")
     if labels.numel() != items:
         raise ValueError(f"labels must hold {items} entries, one an item, got shape {tuple(labels.shape)}")
     return items
 
 
-def check_mask(mask: Tensor, items: int) -> None:
-    """ValueError or TypeError unless mask is [items, items], boolean or of finite weights that are not negative."""
+def check_mask(mask: Tensor, items: int, every: int | None = None) -> None:
+    """ValueError or TypeError unless mask is [items, items] or, of `every` item of all ranks, [items, every], boolean
+    or of finite weights that are not negative."""
+    shape = (items, items if every is None else every)
     check_tensor("mask", mask)
     if mask.dtype != torch.bool and mask.dtype not in FLOATS:
         raise ValueError(f"mask must be boolean or hold floating-point weights, got {mask.dtype}")
-    if mask.shape != (items, items):
-        raise ValueError(f"mask must have shape {(items, items)}, one entry a pair of items, got {tuple(mask.shape)}")
-    if mask.dtype == torch.bool or not _readable(mask):
+    if mask.shape != shape:
+        raise ValueError(f"mask must have shape {shape}, one entry a pair of items, got {tuple(mask.shape)}")
+    if mask.dtype == torch.bool or not readable(mask):
         return
     low, high = (float(bound) for bound in mask.detach().aminmax())
     if not 0 <= low <= high < math.inf:
@@ -100,7 +103,7 @@ def sup_con(
         towards, weight = masked_positives(features, mask.to(features.device), anchors.shape[0] // items)
         loss = weighted_mean(anchors, contrast, towards, weight, every=False, scale=scale, backend=backend)
         return temperature / base_temperature * loss
-    if labels is None and contrast_mode == "all" and views == 2:  # one positive an anchor: a loss of one node
+    if labels is None and contrast_mode == "all" and views == 2:  # one positive an anchor: a single autograd node
         loss = pair_mean(contrast, scale=scale, backend=backend)
         return temperature / base_temperature * loss
     device = features.device
@@ -166,7 +169,7 @@ def weighted_mean(
 ) -> Tensor:
     """class_mean from towards_i = sum_p m_ip contrast_p [A, D] and weight_i = sum_p m_ip [A]; column i is anchor i."""
     x, y = _widened(anchors, contrast)
-    if _readable(weight) and bool((weight > NONE).all()):
+    if readable(weight) and bool((weight > NONE).all()):
         # Where all rows count alike, their gradients can be computed with the value: 3N instead of 4N.
         prepared = api.prepare(x, y, scale, pairs="off_diagonal")
         mean = api.loss(prepared, w_row=1 / anchors.shape[0], backend=backend)
@@ -176,52 +179,55 @@ def weighted_mean(
     return rows.mean() if every else rows.sum() / valid.sum().clamp(min=1)
 
 
-def masked_positives(features: Tensor, mask: Tensor, anchored: int) -> tuple[Tensor, Tensor]:
+def masked_positives(
+    features: Tensor, mask: Tensor, anchored: int, every: Tensor | None = None, first: int = 0
+) -> tuple[Tensor, Tensor]:
     """Of the anchors [anchored B], the first views of all items first: the mean of an anchor's positives [A, D], and 1
     where it has any, 0 where not [A].
 
-    features [B, V, D], mask [B, B]. The anchor itself is left out before the sums: taken off afterwards, a large weight
-    of an item with itself would round off the others.
+    features [B, V, D], mask [B, B]. Or the items are rows first, first + 1, ... of `every` [N, V, D], the views of all
+    ranks, and mask is [B, N]. The anchor itself is left out before the sums: taken off afterwards, a large weight of an
+    item with itself would round off the others.
     """
     wide = widened(features)
     views, dtype = wide.shape[1], wide.dtype
-    own = mask.detach().diagonal().to(dtype)
-    every = wide.sum(1)
-    others, weight = _sums_of_others(mask.detach(), every)
+    own = mask.detach().diagonal(first).to(dtype)
+    items = wide.sum(1)
+    others, weight = _sums_of_others(mask.detach(), items if every is None else widened(every).sum(1), first)
     sums = others[:, None].expand(-1, anchored, -1)
     if views > 1:  # the item's other views
-        sums = sums + (every[:, None] - wide[:, :anchored]) * own[:, None, None]
+        sums = sums + (items[:, None] - wide[:, :anchored]) * own[:, None, None]
     towards = sums.transpose(0, 1).flatten(0, 1)
     weight = (views * weight + (views - 1) * own).repeat(anchored)
     exists = weight > 0
     return towards / torch.where(exists, weight, 1)[:, None], exists.to(dtype)
 
 
-def _sums_of_others(mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """sum_{j != i} mask_ij rows_j [B, D] and sum_{j != i} mask_ij [B]."""
+def _sums_of_others(mask: Tensor, rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """sum_j mask_ij rows_j [B, D] and sum_j mask_ij [B] over the j that are not first + i."""
     columns = torch.cat([rows, torch.ones_like(rows[:, :1])], -1)
     if torch.compiler.is_compiling() or transforms.active():
-        own = torch.eye(mask.shape[0], dtype=torch.bool, device=mask.device)
+        own = torch.ones_like(mask, dtype=torch.bool).triu(first).tril(first)
         found = mask.to(rows.dtype).masked_fill(own, 0) @ columns
     else:
-        found = _MaskedProduct.apply(mask, columns, False)
+        found = _MaskedProduct.apply(mask, columns, first, False)
     return found[:, :-1], found[:, -1]
 
 
 class _MaskedProduct(torch.autograd.Function):
-    """W @ t, or W^T @ t if `transposed`, W being the mask without its diagonal: widened a block of rows at a time, so
-    that neither pass holds a copy of the whole mask."""
+    """W @ t, or W^T @ t if `transposed`, W being the mask without its diagonal `offset`: widened a block of rows at a
+    time, so that neither pass holds a copy of the whole mask."""
 
     @staticmethod
-    def forward(ctx: Any, mask: Tensor, t: Tensor, transposed: bool) -> Tensor:
+    def forward(ctx: Any, mask: Tensor, t: Tensor, offset: int, transposed: bool) -> Tensor:
         ctx.save_for_backward(mask)
-        ctx.transposed = transposed
-        found = torch.zeros_like(t)
+        ctx.settings = (offset, transposed)
+        found = t.new_zeros(mask.shape[1 if transposed else 0], t.shape[1])
         step = max(1, _BLOCK // mask.shape[1])
         for first in range(0, mask.shape[0], step):
             part = slice(first, first + step)
             block = mask[part].to(t.dtype, copy=True)
-            block.diagonal(first).zero_()
+            block.diagonal(first + offset).zero_()
             if transposed:
                 found.addmm_(block.mT, t[part])
             else:
@@ -229,9 +235,10 @@ class _MaskedProduct(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None, None]:
         (mask,) = ctx.saved_tensors
-        return None, _MaskedProduct.apply(mask, g, not ctx.transposed), None
+        offset, transposed = ctx.settings
+        return None, _MaskedProduct.apply(mask, g, offset, not transposed), None, None
 
 
 def _of_classes(
@@ -270,11 +277,6 @@ def _widened(anchors: Tensor, contrast: Tensor) -> tuple[Tensor, Tensor]:
     """
     x = widened(anchors)
     return x, x if contrast is anchors else widened(contrast)
-
-
-def _readable(t: Tensor) -> bool:
-    """Whether t's values may decide what is computed: on a CPU, outside of compiled graphs and transforms."""
-    return t.device.type == "cpu" and not torch.compiler.is_compiling() and not transforms.active()
 
 
 def _positive(anchors: Tensor, towards: Tensor, scale: float | Tensor, weight: Tensor) -> Tensor:

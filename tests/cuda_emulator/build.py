@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -28,10 +29,17 @@ def library(name: str, sources: list[str], extra: Sequence[str] = (), link: Sequ
         if path.suffix in (".cu", ".cuh", ".h", ".cpp"):
             digest.update(path.read_bytes())
     out = ROOT / "build" / "cuda_emulator" / f"{name}-{digest.hexdigest()[:16]}.so"
-    if out.exists():
-        return out
     out.parent.mkdir(parents=True, exist_ok=True)
-    for stale in out.parent.glob(f"{name}-*"):
+    # Tests run in several processes: one builds, the others wait for it.
+    with out.with_name(f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists():
+            build(out, name, flags, sources, link)
+    return out
+
+
+def build(out: Path, name: str, flags: list[str], sources: list[str], link: Sequence[str]) -> None:
+    for stale in out.parent.glob(f"{name}-*.so"):
         stale.unlink()
     work = out.with_suffix(f".{os.getpid()}.tmp")
     command = [
@@ -52,7 +60,6 @@ def library(name: str, sources: list[str], extra: Sequence[str] = (), link: Sequ
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-6000:]}")
     work.rename(out)
-    return out
 
 
 def operators(*ops: str) -> Path:

@@ -214,12 +214,11 @@ def test_compiles_into_one_graph(backend):
         lambda a, b, t: mk.siglip_loss(a, b, 1 / t, -t, backend=backend),
         lambda a, b, t: mk.nt_xent(a, b, t, backend=backend),
     ]
-    for size in (12, 17):
-        a, b = features(size, 5), features(size, 5, seed=1)
-        t = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
-        for function in functions:
-            compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-            same(compiled(a, b, t), function(a, b, t), [a, b, t])
+    a, b = features(17, 5), features(17, 5, seed=1)
+    t = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    for function in functions:
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        same(compiled(a, b, t), function(a, b, t), [a, b, t])
 
 
 def test_backend_context_and_environment(monkeypatch):

@@ -282,6 +282,7 @@ def test_permuting_the_batch_changes_nothing(backend):
     torch.testing.assert_close(mk.hsic(x[order], y[order]), mk.hsic(x, y))
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_results_are_the_same_bits_twice(backend):
     x, y = draw(200, 30, dtype=torch.float32), draw(170, 30, dtype=torch.float32)
 
@@ -351,6 +352,7 @@ def test_a_nan_in_the_samples_shows(backend):
         assert value.isnan()
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_hsic_is_the_same_bits_twice(backend):
     x, y = draw(200, 30, dtype=torch.float32), draw(200, 70, dtype=torch.float32)
 

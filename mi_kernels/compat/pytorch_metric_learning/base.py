@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...losses import common
-from ...ops.common.autograd import differentiable_gradients
+from ...ops.common.autograd import differentiable_gradients, readable
 from ...ops.common.rows import widened
 from . import original
 from .pairs import Pairs, all_pairs, as_pairs
@@ -34,7 +34,7 @@ def check_inputs(name: str, embeddings: Tensor, label_name: str, labels: Tensor 
         raise ValueError(f"{label_name} must have shape {tuple(embeddings.shape[:1])}, got {tuple(labels.shape)}")
     if labels.is_complex():
         raise ValueError(f"{label_name} must hold integers, got {labels.dtype}")
-    if labels.is_floating_point() and labels.device.type == "cpu" and bool(labels.isnan().any()):
+    if labels.is_floating_point() and readable(labels) and bool(labels.isnan().any()):
         raise ValueError(f"{label_name} must not be NaN: NaN equals no label, not even itself")
 
 

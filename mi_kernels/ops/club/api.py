@@ -17,7 +17,7 @@ NEGATIVES = ("all", "others")
 
 
 class _ClubFunction(torch.autograd.Function):
-    # Copies of inputs that are not contiguous are made here, where autograd does not record them.
+    # Makes inputs contiguous here, inside the function, where autograd does not record the copies.
     @staticmethod
     def forward(ctx: Any, mu: Tensor, logvar: Tensor | None, y: Tensor, backend: str) -> Any:
         run = torch.ops.mi_kernels.club_forward if torch.compiler.is_compiling() else dispatch.forward
@@ -34,7 +34,7 @@ class _ClubFunction(torch.autograd.Function):
         bits = (NEED_MU, NEED_LOGVAR, NEED_Y)
         wanted = needs(ctx.needs_input_grad, bits)
         run = torch.ops.mi_kernels.club_backward if torch.compiler.is_compiling() else dispatch.backward
-        many = batched(g)  # kernels take one slope: theirs is 1, in fp32 for 16-bit inputs
+        many = batched(g)  # a batch of slopes: the kernel runs with slope 1, in fp32 for 16-bit inputs
         slope = moments.new_ones(moments.shape[:-2]) if many else g.contiguous()
         problem = tuple(t if t is None or not many else t.to(moments.dtype) for t in (mu, logvar, y))
         gradients = run(*_contiguous(*problem), moments, slope, wanted, ctx.backend)

@@ -23,7 +23,7 @@ from ..common.triton import device_guard, load_tile
 from .schema import MOMENTS, NEED_LOGVAR, NEED_MU, NEED_Y
 
 SUMS = tl.constexpr(6)
-_PROGRAMS = 1024  # what the first stage splits the rows for; by shape alone, so that a result is the same everywhere
+_PROGRAMS = 1024  # programs of the first stage; a constant, so that sums have one order on every GPU
 _MAX_SIDE = 2**30
 
 

@@ -23,12 +23,16 @@ def times(gradients: Sequence[Tensor | None], slopes: Sequence[Tensor]) -> list[
     """Gradients times the slope of their group, in place; each slope has its gradient's leading dimensions.
 
     The caller must own the gradients, and no slope may be `batched`. Nothing is done where the slope is the single
-    number 1, as at the root of a backward pass; reading a slope on a GPU would wait for the device.
+    number 1, as at the root of a backward pass.
     """
-    g = slopes[0]
-    if g.numel() == 1 and g.is_cpu and g.item() == 1.0:
+    if is_one(slopes[0]):
         return list(gradients)
     return [None if t is None else t.mul_(_beside(t, g)) for t, g in zip(gradients, slopes, strict=True)]
+
+
+def is_one(g: Tensor) -> bool:
+    """Whether a slope is known to be the single number 1."""
+    return g.numel() == 1 and readable(g) and g.item() == 1.0
 
 
 def scaled(gradients: Sequence[Tensor | None], slopes: Sequence[Tensor]) -> list[Tensor | None]:
@@ -45,6 +49,17 @@ def batched(t: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.is_legacy_batchedtensor(t) or torch._C._functorch.is_batchedtensor(t)
+
+
+def readable(t: Tensor) -> bool:
+    """Whether t's values may be looked at, to check them or to choose what is computed.
+
+    Not on a GPU, which would have to be waited for; not in a compiled graph, which would break; not under vmap or
+    another transform of torch.func, where t stands for other values.
+    """
+    if not t.is_cpu or torch.compiler.is_compiling():
+        return False
+    return not (torch._C._functorch.is_functorch_wrapped_tensor(t) or torch._C._functorch.is_legacy_batchedtensor(t))
 
 
 def needs_formula(gradients: Sequence[Tensor | None]) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...backends import NAMES
-from .autograd import batched
+from .autograd import readable
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MOST_INTEGER = 2**63 - 1
@@ -113,7 +113,7 @@ def positive_values(name: str, t: Tensor, least: float = 0.0) -> None:
         raise ValueError(f"{name} must be real, got {t.dtype}")
     if t.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {tuple(t.shape)}")
-    if t.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(t):
+    if not readable(t):
         return
     low, high = (float(bound) for bound in t.detach().aminmax())
     if not (low > 0 and low >= least and high < math.inf):
@@ -140,7 +140,7 @@ def check_lengths(name: str, t: Any, shape: tuple[int, ...], meaning: str, most:
         raise ValueError(f"{name} must be of an integer type, got {t.dtype}")
     if tuple(t.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {meaning} = {list(shape)}, got {list(t.shape)}")
-    if t.device.type != "cpu" or torch.compiler.is_compiling() or batched(t):
+    if not readable(t):
         return
     low, high = (int(x) for x in t.aminmax())
     if low < 0 or high > most:

@@ -99,8 +99,8 @@ def _run(backend: str, rule: Rule, pairs: Pairs) -> Sequence[Tensor]:
     tensors = pairs.flat()
     if not torch.compiler.is_compiling():
         return _Attention.apply(rule, None, backend, *tensors)
-    # A compiled graph would be compiled again for each value of a float, so floats travel in a tensor; and dynamo takes
-    # no tensor twice, as self-attention has it.
+    # torch.compile recompiles for each value of a float, so floats travel in a tensor; and it rejects a tensor passed
+    # twice, as self-attention does.
     scalar = lambda x: torch.full((), x, dtype=torch.float64)  # noqa: E731
     numbers = torch.stack([scalar(x) for x in (*rule.scale, *rule.dropout_p)]).view(2, -1)
     tensors = [t.view_as(t) if any(t is u for u in tensors[:i]) else t for i, t in enumerate(tensors)]

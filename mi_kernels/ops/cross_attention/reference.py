@@ -90,7 +90,7 @@ def normalize(s: Tensor, allowed: Tensor, sparse: bool) -> tuple[Tensor, Tensor]
         top, tau = threshold(s, allowed)
         p = (s - top - tau).clamp(min=0).where(allowed, 0.0)
         stat = top + tau
-        # Rounded up to the top: the number below, so that the support stays.
+        # tau was rounded up to the maximum: take the next smaller number, or the support would be empty.
         stat = torch.where(stat >= top, top.nextafter(torch.full_like(top, -torch.inf)), stat)
     else:
         stat = s.masked_fill(~allowed, -torch.inf).where(alive, 0.0).logsumexp(-1, keepdim=True)
@@ -118,7 +118,7 @@ def _weights_and_stat(
     q = _zero_padding(query, query_within).to(dtype)
     k = _zero_padding(key, key_within).to(dtype)
     allowed = _allowed(rows, keys, query_within, key_within, causal_offset)
-    with torch.autocast(query.device.type, enabled=False):  # it would multiply what was widened in 16 bits
+    with torch.autocast(query.device.type, enabled=False):  # autocast would multiply the widened inputs in 16 bits
         p, stat = normalize((q * scale) @ k.mT, allowed, sparse)
     if dropout_p > 0:
         p = p * dropout_factor(seed, dropout_p, batch, heads, rows, keys, dtype)

@@ -107,7 +107,7 @@ def threshold(b_q, queries, keys, o_i, n_end, E, offset, b_scale, ACC: tl.conste
         for _ in tl.static_range(2):
             b_sum, b_n, _least = newton(b_s, b_tau)
             b_tau = tl.where(b_n > 0.0, tl.maximum(b_tau, b_tau + (b_sum - 1.0) / tl.maximum(b_n, 1.0)), b_tau)
-    # Scores may be so large that tau is rounded up to the top: then the number below, and the support stays.
+    # At large scores tau may be rounded up to the maximum: take the next smaller number, or the support would be empty.
     b_low_top = below(b_top)
     b_tau = tl.where(b_tau >= b_top, b_low_top, b_tau)
     unsettled = n_end > 0
@@ -185,7 +185,7 @@ def forward_kernel(
         b_v = load_rows(values, o_j, o_v, EV)  # [BN, BV]
         b_out = mma(rounded(b_p, b_v.dtype, PRECISION), b_v, b_out, ACC, PRECISION)
 
-    seen = (o_i < end_q) & (tl.minimum(end_k, o_i + offset + 1) > 0)  # some key, if only one whose score is NaN
+    seen = (o_i < end_q) & (tl.minimum(end_k, o_i + offset + 1) > 0)  # rows that see a key, even one whose score is NaN
     alive = seen & (b_max > -float("inf"))
     b_out = b_out / tl.where(b_sum > 0.0, b_sum, 1.0)[:, None]
     if not SPARSE:

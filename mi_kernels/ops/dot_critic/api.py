@@ -96,7 +96,8 @@ def prepare(
         x, y = x.to(short), y.to(short)
     if x.device != y.device:
         raise ValueError(f"{names[1]} is on {y.device}, {names[0]} is on {x.device}")
-    if x.shape[-1] != y.shape[-1] or x.shape[:-2] != y.shape[:-2]:
+    size, other = x.shape, y.shape
+    if size != other and (size[-1] != other[-1] or size[:-2] != other[:-2]):
         raise ValueError(
             f"{names[0]} {tuple(x.shape)} and {names[1]} {tuple(y.shape)} must agree in all but the batch dimension"
         )
@@ -109,15 +110,15 @@ def prepare(
         raise ValueError(f"positive_shift={positive_shift} names pairs that pairs={pairs!r} leaves out")
     if x is y:
         y = x.view_as(x)  # torch.compile rejects the same tensor passed twice
-    shape, rows, columns = x.shape[:-2], x.shape[:-1], y.shape[:-1]
+    shape = size[:-2]
     problem = Problem(
         x,
         y,
         _scale(names[2], scale, shape, x),
-        None if row_bias is None else _vector("row_bias", row_bias, rows, x),
-        None if col_bias is None else _vector("col_bias", col_bias, columns, x),
-        None if row_ids is None else _vector(names[3], row_ids, rows, x, ids=True),
-        None if col_ids is None else _vector(names[4], col_ids, columns, x, ids=True),
+        None if row_bias is None else _vector("row_bias", row_bias, size[:-1], x),
+        None if col_bias is None else _vector("col_bias", col_bias, other[:-1], x),
+        None if row_ids is None else _vector(names[3], row_ids, size[:-1], x, ids=True),
+        None if col_ids is None else _vector(names[4], col_ids, other[:-1], x, ids=True),
         PAIRS[pairs],
         positive_shift,
     )

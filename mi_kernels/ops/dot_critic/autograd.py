@@ -73,7 +73,7 @@ class Statistics(torch.autograd.Function):
         full = flat(problem, tiles)
         if torch.compiler.is_compiling():
             row, col, soft = torch.ops.mi_kernels.dot_critic_stats(*full, stats, math.inf, backend)
-        else:  # without the dispatcher, as for the losses
+        else:  # a direct call saves the cost of the dispatcher, as for the losses
             row, col, soft = dispatch.run_stats(full, stats, math.inf, backend)
         positive = _positive(full)
         ctx.save_for_backward(*problem.tensors, row, col, positive)
@@ -165,21 +165,27 @@ class Loss(torch.autograd.Function):
             # time (retain_graph) has them computed again.
             ctx.save_for_backward(*problem.tensors)
             ctx.gradients = gradients
+            ctx.wide = problem.x.dtype == problem.scale.dtype  # else gradients are still to be narrowed
         ctx.settings = (problem.pairs, problem.positive_shift, settings, needs)
         return value
 
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:
+        again, ready = torch.is_grad_enabled(), getattr(ctx, "gradients", None)
+        if ready is not None and ctx.wide and not again and common.is_one(g):
+            # The root of a backward pass. Reading the saved tensors would cost as much as the rest of this function.
+            ctx.gradients = None
+            return *ready, *(None,) * (FIELDS + 1 - len(GRADIENTS))
         pairs, shift, settings, needs = ctx.settings
         saved = ctx.saved_tensors
         problem = Problem(*[*saved[: FIELDS - 2], pairs, shift])
-        if torch.is_grad_enabled():
+        if again:
             formula = lambda p: (differentiable_loss(p, settings),)  # noqa: E731
             return *_again(formula, problem, ctx.needs_input_grad, (g,)), None
         slopes = (g, g, *(g.reshape(-1),) * 3)  # scale and biases have one flat group dimension
         if len(saved) > len(problem.tensors):
             return *_narrowed(common.scaled(saved[len(problem.tensors) :], slopes), problem, settings.normalize), None
-        gradients = ctx.gradients or _loss_and_gradients(problem, settings, needs)[1]
+        gradients = ready or _loss_and_gradients(problem, settings, needs)[1]
         if common.batched(g):
             return *_narrowed(common.scaled(gradients, slopes), problem, settings.normalize), None
         ctx.gradients = None
@@ -193,7 +199,7 @@ def _loss_and_gradients(problem: Problem, settings: LossSettings, needs: int) ->
     if torch.compiler.is_compiling():
         run = torch.ops.mi_kernels.dot_critic_loss
         value, *gradients = run(*full, *weights, normalize, needs, budget, backend)
-    else:  # without the dispatcher, which costs as much as a small loss
+    else:  # a direct call: the dispatcher costs as much as a small loss
         value, *gradients = dispatch.run_loss(full, weights, normalize, needs, budget, backend)
     return reshaped(value, problem.x.shape[:-2]), _shaped(gradients, problem, needs)
 

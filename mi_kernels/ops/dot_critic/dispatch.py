@@ -57,7 +57,7 @@ def positive_scores(problem: Problem) -> Tensor:
     """S[i, (i + shift) mod N], [G, B], differentiable, O(B D)."""
     x, y, dtype = problem.x, problem.y, accumulate_dtype(problem.x.dtype)
     y, col_bias = y.to(dtype), problem.col_bias
-    if problem.positive_shift != 0 or x.shape[1] != y.shape[1]:  # on the diagonal a gather would be a wasted launch
+    if problem.positive_shift != 0 or x.shape[1] != y.shape[1]:  # the diagonal needs no gather
         j = positives(0, x.shape[1], y.shape[1], problem.positive_shift, x.device)
         y, col_bias = y[:, j], None if col_bias is None else col_bias[:, j]
     s = (x.to(dtype) * y).sum(-1) * problem.scale.to(dtype)[:, None]

@@ -83,7 +83,7 @@ def statistics(
     soft = softplus_rows(s, mask, first, shift, stats) if stats & SOFTPLUS else s.new_empty(0)
     s = clipped(s, clip)
     masked = s if mask is None else s.masked_fill(~mask, -torch.inf)
-    # an empty tensor each: outputs of an operator must not be one another
+    # a new empty tensor each: outputs of an operator must not alias
     row = masked.logsumexp(-1) if stats & ROW_LSE else s.new_empty(0)
     col = masked.logsumexp(-2) if stats & COL_LSE else s.new_empty(0)
     return row, col, soft

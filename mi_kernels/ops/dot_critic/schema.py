@@ -31,7 +31,7 @@ ALL, OFF_DIAGONAL, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE = 0, 1, 2, 3
 ROW_LSE, COL_LSE, SOFTPLUS, SIGNED = 1, 2, 4, 16
 NEED_X, NEED_Y, NEED_ROW_BIAS, NEED_COL_BIAS, NEED_SCALE = 1, 2, 4, 8, 16
 PROBLEM = 9  # arguments that state the problem (problem.py)
-GRADIENTS = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)  # in the order in which they come back
+GRADIENTS = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)  # in the order that operators return
 
 library = torch.library.Library("mi_kernels", "FRAGMENT")
 _problem = (

@@ -24,7 +24,7 @@ class _StandIn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, t: Tensor) -> Tensor:
-        ctx.set_materialize_grads(False)  # the first derivative does not come this way: no zeros to add to it
+        ctx.set_materialize_grads(False)  # no zeros for outputs without a gradient
         return t.new_zeros(()).expand(t.shape)
 
     @staticmethod

@@ -15,7 +15,7 @@ from ..common.statistics import STATISTICS
 from . import dispatch, reference
 from .schema import BITS, PIECEWISE_LINEAR, Score, kept_shapes
 
-DIFFERENTIABLE = 5  # statistics that have a gradient; the clipped one, which comes last, has none
+DIFFERENTIABLE = 5  # statistics that have a gradient: all but the last, the clipped log-sum
 
 
 def flat(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
@@ -51,7 +51,7 @@ class _Statistics(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         critic = flat((u, v, *parameters))
-        # Outside of a compiled graph the operator would only cost its way through the dispatcher.
+        # In eager mode a direct call saves the cost of the dispatcher.
         run: Any = torch.ops.mi_kernels.mlp_critic_forward if torch.compiler.is_compiling() else dispatch.forward
         *found, scores, masks = run(*critic, *score, stats, clip, keep, memory_budget, backend)
         outputs = [reshaped(t, (*u.shape[:-2], t.shape[-1])) for t in found]

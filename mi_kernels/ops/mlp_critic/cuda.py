@@ -19,7 +19,7 @@ from .schema import Slopes
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 SLOPES = {"relu": 0.0, "leaky_relu": 0.01}  # below zero
-_PART_BYTES = 256 << 20  # sums that are added up by torch, at most
+_PART_BYTES = 256 << 20  # most memory for partial sums, which torch adds up
 
 
 @dataclass(frozen=True)

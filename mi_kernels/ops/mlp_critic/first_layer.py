@@ -41,7 +41,7 @@ def _no_autocast(like: Tensor) -> AbstractContextManager[Any]:
 
 def _halves(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     dtype = accumulate_dtype(x.dtype)
-    with _no_autocast(x):  # it would multiply in 16 bits again
+    with _no_autocast(x):  # autocast would multiply in 16 bits again
         wide = weight.to(dtype)
         u, v = x.to(dtype) @ wide[..., : x.shape[-1]].mT, y.to(dtype) @ wide[..., x.shape[-1] :].mT
         return u, v + bias.to(dtype).unsqueeze(-2)

@@ -25,13 +25,13 @@ from .schema import PIECEWISE_LINEAR
 # Pairs of one group in a chunk are counted in 32 bits, with room for the last tile.
 _MAX_PAIRS = 2**30
 _MAX_SIDE = 2**30
-_PROGRAMS = 512  # what a launch splits its sums for: several times the multiprocessors of any GPU
+_PROGRAMS = 512  # programs a launch aims at: several times the multiprocessors of any GPU
 
 
 @triton.jit
 def activate(b_z, ACT: tl.constexpr):
     if ACT == "relu":
-        return tl.where(b_z < 0.0, 0.0, b_z)  # unlike a maximum, it hands NaN on
+        return tl.where(b_z < 0.0, 0.0, b_z)  # unlike tl.maximum, propagates NaN
     elif ACT == "leaky_relu":
         return tl.where(b_z < 0.0, 0.01 * b_z, b_z)
     elif ACT == "tanh":
@@ -54,7 +54,7 @@ def slope(b_z, ACT: tl.constexpr):
     if ACT == "relu":
         return tl.where(b_z > 0.0, 1.0, 0.0).to(b_z.dtype)
     elif ACT == "leaky_relu":
-        return tl.where(b_z > 0.0, 1.0, tl.full(b_z.shape, 0.01, b_z.dtype))  # 0.01 in fp64 where z is
+        return tl.where(b_z > 0.0, 1.0, tl.full(b_z.shape, 0.01, b_z.dtype))  # 0.01 in the dtype of z
     elif ACT == "tanh":
         t = tl.exp(-2.0 * tl.abs(b_z))
         return 4.0 * t / ((1.0 + t) * (1.0 + t))

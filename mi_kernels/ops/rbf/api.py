@@ -27,7 +27,7 @@ class _MMDFunction(torch.autograd.Function):
         found, gradients = _mmd_and_gradients(x, y, bandwidth, settings, wanted)
         if torch.compiler.is_compiling():
             ctx.save_for_backward(x, y, bandwidth, *gradients)
-        else:  # handed over in backward; computed again for whoever goes back a second time
+        else:  # backward gives them away; a second backward computes them again
             ctx.save_for_backward(x, y, bandwidth)
             ctx.gradients = gradients
         ctx.settings, ctx.wanted = settings, wanted

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-SAFE_NORMS = 32.0  # in squared bandwidths: up to here any distance will do
-NEAR = 1 / 64  # of the norms: from here on a distance keeps its digits
+SAFE_NORMS = 32.0  # in squared bandwidths; below it every distance is accurate enough
+NEAR = 1 / 64  # as a share of the norms; above it a distance keeps its digits
 LARGEST_NORMS = 1e30  # beyond it, products may overflow
-FARTHEST = 1e36  # distances end here: a kernel value of 0 times one must be 0
+FARTHEST = 1e36  # largest distance, finite so that a kernel value of 0 times it is 0
 
 
 class Points(NamedTuple):

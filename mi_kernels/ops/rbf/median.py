@@ -25,7 +25,8 @@ def _median(rows: Tensor) -> Tensor:
     squares = norms[:, :, None] + norms[:, None] - 2 * (about @ about.mT)
     found = squares[:, first, second].median(-1).values
     if not rows.is_cpu or not (found >= 2 * NEAR * norms.amax(-1)).all():
-        # The norms hide the median: differences of rows instead. On other devices always; looking would wait for them.
+        # The median is lost in the rounding of the norms: take differences of rows. A GPU always does, since testing
+        # would wait for it.
         given = rows.double() / unit
         apart = torch.cdist(given, given, compute_mode="donot_use_mm_for_euclid_dist")
         found = apart[:, first, second].median(-1).values.square()

@@ -23,7 +23,7 @@ from ..common.triton import load_vector, next_power
 from .distances import FARTHEST, LARGEST_NORMS, NEAR, SAFE_NORMS
 
 CHUNK_BYTES = 64 * 2**20
-_PROGRAMS = 512  # what a launch splits its columns for; by shape alone, so that a result is the same everywhere
+_PROGRAMS = 512  # programs a launch aims at; a constant, so that sums have one order on every GPU
 _MAX_SIDE = 2**30
 _FARTHEST = tl.constexpr(FARTHEST)
 _LARGEST_NORMS = tl.constexpr(LARGEST_NORMS)
@@ -45,7 +45,7 @@ def distance_tile(b_dot, b_own_norm, b_oth_norm, o_own, o_oth, EPS: tl.constexpr
     """Squared distances, exactly 0 where within rounding of it and on the diagonal: [BM, BN]."""
     b_norms = b_own_norm[:, None] + b_oth_norm[None, :]
     b_d = b_norms - 2.0 * b_dot
-    b_d = tl.where(b_d <= EPS * b_norms, 0.0, b_d)  # a NaN stays one
+    b_d = tl.where(b_d <= EPS * b_norms, 0.0, b_d)  # NaN propagates
     return tl.where(o_own[:, None] == o_oth[None, :], 0.0, b_d)
 
 
@@ -74,7 +74,7 @@ def difference_tile(p, scale, o_own, o_oth, n_own, n, D, ACC: tl.constexpr, BM: 
         b_oth = load_vector(p + d, o_oth.to(tl.int64) * D, n.to(tl.int64) * D, 0.0)  # [BN]
         b_step = (b_own[:, None] - b_oth[None, :]) * scale
         b_r += b_step * b_step
-    return tl.where(b_r > _FARTHEST, _FARTHEST, b_r)  # a NaN stays one
+    return tl.where(b_r > _FARTHEST, _FARTHEST, b_r)  # NaN propagates
 
 
 @triton.jit

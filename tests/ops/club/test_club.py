@@ -138,6 +138,7 @@ def test_compiles_in_one_graph(backend):
         torch.testing.assert_close(g, w)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_the_bits_are_the_same_twice_and_on_any_number_of_threads(backend):
     leaves = draw((2, 700, 70), torch.float32)
 

@@ -146,6 +146,7 @@ def three(found):
     return found.row_lse, found.col_lse, found.row_softplus
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("pairs", PAIRS[:3])
 def test_statistics_and_gradients_under_arbitrary_weights(backend, shape, pairs):
@@ -296,6 +297,7 @@ def test_opcheck_accepts_the_operators(backend):
     torch.library.opcheck(ops.dot_critic_grad.default, (*problem, *weights, False, 31, backend))
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_results_are_the_same_bits_twice_and_survive_a_permutation(backend, symmetric):
     t, _ = draw(1, 190, 190, 40, torch.float32)
@@ -360,6 +362,7 @@ def test_going_back_twice_gives_the_same_gradients_whatever_happened_to_the_firs
     assert all(g.count_nonzero() for g in want)
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("groups", "rows"), [(1, 40), (3, 37), (1, 2100)])
 def test_losses_of_rows_whether_or_not_their_scores_are_kept(backend, symmetric, groups, rows):

@@ -277,6 +277,7 @@ def assert_same_bits(operator, leaves, steps, backend):
     assert_close(run(), run(), 0)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_the_bits_are_the_same_twice_and_on_any_number_of_threads(backend):
     assert_same_bits(mk.lstm_scan, draw(75, 9, 20, torch.float32), 9, backend)
 
@@ -464,6 +465,7 @@ def test_a_layer_compiles_in_one_graph(backend, packed):
     assert_close(gradients(found, leaves), gradients(expected, leaves), 1e-5)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_a_layer_has_the_same_bits_twice_and_on_any_number_of_threads(backend):
     assert_same_bits(mk.lstm, draw_layer(75, 29, 37, 20, torch.float32), 29, backend)
 

@@ -75,6 +75,7 @@ def values_and_gradients(tensors: list[Tensor], layers: int, **options: object) 
 needs_extension = pytest.mark.skipif(extension_status() != "available", reason="the extension is not built")
 
 
+@pytest.mark.usefixtures("two_threads")
 @needs_extension
 @pytest.mark.parametrize("pairs", ["all", "off_diagonal"])
 @pytest.mark.parametrize("hidden", HIDDEN[:2])
@@ -308,6 +309,7 @@ def test_permuting_the_batch_permutes_the_statistics(backend: str) -> None:
         torch.testing.assert_close(a, b[order])
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_runs_agree_bit_for_bit(backend: str) -> None:
     tensors, layers = problem(2, 17, 17, False, (8, 8), torch.float32)
