@@ -54,7 +54,7 @@ def sup_con(
         rows, valid = _sup_con_ring(features, mine, anchored, scale, columns)
     else:
         every = gather_rows(features, ranks, group=group)
-        classes = torch.unique(gather_rows(mine, ranks, group=group), return_inverse=True)[1]
+        classes = supcon.class_indices(gather_rows(mine, ranks, group=group))
         own = torch.arange(ranks.first, ranks.first + items, device=features.device)
         if items:
             rows, valid = supcon.class_rows(

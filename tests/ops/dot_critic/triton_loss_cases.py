@@ -14,7 +14,7 @@ from triton.runtime import interpreter
 
 import mi_kernels as mk
 from mi_kernels.ops.dot_critic import triton_chunked
-from tests.triton_cases import DEVICE, error, prepare
+from tests.triton_cases import DEVICE, error, prepare, under_autocast
 
 
 def _ids(x: Tensor) -> Tensor:
@@ -36,11 +36,13 @@ CHUNKED = ("one-sided", "not unit", "siglip", "siglip, negatives", "nt_xent")
 LAUNCHES = {"one-sided": 15, "symmetric": 16}
 
 
-def run(loss: Callable[..., Tensor], leaves: list[Tensor], dtype: torch.dtype, backend: str) -> list[Tensor]:
+def run(
+    loss: Callable[..., Tensor], leaves: list[Tensor], dtype: torch.dtype, backend: str, autocast: bool = False
+) -> list[Tensor]:
     given = [t.to(dtype).requires_grad_() for t in leaves]
-    with mk.use_backend(backend):
+    with mk.use_backend(backend), under_autocast(autocast):
         value = loss(*given)
-    return [value.detach(), *torch.autograd.grad(value.sum(), given)]
+        return [value.detach(), *torch.autograd.grad(value.sum(), given)]
 
 
 def failures(schedule: str, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> list[str]:
@@ -50,7 +52,7 @@ def failures(schedule: str, name: str, shape: tuple[int, ...], dtype: torch.dtyp
     leaves.append(torch.tensor(0.3, device=DEVICE, dtype=dtype))
     exact = run(LOSSES[name], leaves, torch.float64, "reference")
     plain = run(LOSSES[name], leaves, dtype, "reference")
-    got, again = (run(LOSSES[name], leaves, dtype, "triton") for _ in range(2))
+    got, again = (run(LOSSES[name], leaves, dtype, "triton", autocast) for autocast in (False, True))
     found = ["two runs differ"] if not all(torch.equal(a, b) for a, b in zip(got, again, strict=True)) else []
     # The definition rounds nothing but the result to 16 bits; unit rows and dS are rounded too, as plain torch would.
     part = torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 1e-6

@@ -10,6 +10,7 @@ from mi_kernels.ops.dot_critic import triton_chunked, triton_rows
 
 POINTEES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 OF_INPUTS = ("p_x", "p_y", "p_ds")  # in the features' dtype; gradients are in the accumulation type
+WIDTHS = (35, 74, 300, 768)  # of tests/triton_checks.py
 FLOATS = ("w_row", "w_col", "w_soft", "w_pos", "share")
 KERNELS = {
     "normalize": triton_rows.normalize_kernel,
@@ -29,6 +30,8 @@ ABSENT = {"infonce": ("p_row_bias", "p_col_bias", "p_col_lse", "p_soft"), "nt_xe
 def jobs() -> list[str]:
     both = ("normalize", "normalize_back")
     found = [(k, "all", dtype, D) for k in both for dtype in ("bfloat16", "float32", "float64") for D in (128, 512)]
+    found += [(k, "all", dtype, D) for k in both for dtype in ("bfloat16", "float32") for D in WIDTHS]
+    found += [("sum", "infonce", "float32", D) for D in WIDTHS]
     found += [("sum", case, dtype, 512) for case in ("all", "infonce") for dtype in ("bfloat16", "float32")]
     found += [("sum", "all", "float64", 512), ("sum", "infonce", "bfloat16", 64)]
     found += [("epilogue", case, "bfloat16", 512) for case in EPILOGUE] + [("epilogue", "infonce", "float16", 512)]
@@ -58,7 +61,7 @@ def source(variant: str):
             signature[argument] = "fp32"
         else:
             signature[argument] = "i32"
-            if argument == "D":
+            if argument == "D" and int(D) % 16 == 0:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     options = {"num_warps": warps if name == "epilogue" else 4, "enable_fp_fusion": True}
     return ASTSource(kernel, signature, constants, attributes), options
