@@ -34,9 +34,9 @@ from ..common.triton import (
 )
 from .triton_common import Tiling, allowed_tile, check, positive_tile
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 256 * 2**20
 # Every chunk reads and writes dy: with fewer rows that traffic, not the matmuls, would set the time.
-LEAST_ROWS = 1024
+LEAST_ROWS = 2048
 
 
 @triton.jit
@@ -234,7 +234,8 @@ def tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) ->
     if dtype == torch.float32:
         return Tiling(64, 32, width, width, 8, 2)
     # Gradients leave in fp32: at 128 features, 32 columns a step would spill on sm_80.
-    return Tiling(128, 32 if width < 128 else 16, width, width, 8, 2)
+    # Rows that are not aligned take registers for their loads.
+    return Tiling(64 if D % 16 else 128, 32 if width < 128 else 16, width, width, 8, 2)
 
 
 def chunk_tiling(dtype: torch.dtype, tf32: bool, interpreted: bool = False) -> Tiling:

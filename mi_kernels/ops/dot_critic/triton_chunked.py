@@ -259,7 +259,8 @@ class _Rows:
             slope_kernel[(self.G * triton.cdiv(n, t.BM) * tiles,)](
                 *inputs, ds_part, *sizes, shift, self.share, SOFT=self.soft, SIGNED=self.signed,
                 POSITIVE=bool(self.share), PRECISION=precision(self.x.dtype, INTERPRETED),
-                BM=t.BM, BN=t.BN, BK=t.BK, GROUP=8, num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True, **constants,
+                BM=t.BM, BN=t.BN, BK=t.BK, GROUP=8, num_warps=t.num_warps, num_stages=t.num_stages,
+                enable_fp_fusion=True, **constants,
             )  # fmt: skip
             rows = slice(first, first + n)
             if self.soft:
@@ -299,9 +300,10 @@ def loss(
             continue
         ds, part = ds.to(x.dtype), slice(first, first + n)
         if dx is not None:
-            one = None if rows.inverse is None else rows.inverse[:, part, None]
-            found = product(ds, y)
-            dx[:, part] = found if one is None else found.mul_(one)
+            if rows.inverse is None:
+                dx[:, part] = product(ds, y)
+            else:
+                torch.mul(product(ds, y), rows.inverse[:, part, None], out=dx[:, part])
         if dy is not None and right is not None:
             add_product(dy, ds.mT, right.to(x.dtype))
     empty, factor = scale.new_empty(0), (scale * weight)[:, None, None]
