@@ -24,7 +24,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """Short hash of the checkout, with "+changes" where tracked files differ from it; empty where there is no checkout or git."""
+    """Short hash of the checkout, with "+changes" where tracked files differ; empty without a checkout or git."""
     if shutil.which("git") is None:
         return ""
     root = Path(__file__).parent.parent

@@ -37,6 +37,7 @@ from .triton_common import Tiling, allowed_tile, check, positive_tile
 CHUNK_BYTES = 256 * 2**20
 # Every chunk reads and writes dy: with fewer rows that traffic, not the matmuls, would set the time.
 LEAST_ROWS = 2048
+_MOST_COLUMNS = 2**24  # offsets within a tile of rows have 32 bits
 
 
 @triton.jit
@@ -212,8 +213,9 @@ def dscores_kernel(
     b_ds = dscores_tile(b_s, m, m_pos, m_pos_in, b_row_lse, b_row_g, b_col_lse, b_col_g, b_soft_g, b_pos_g,
                         SOFT_SIGNED)  # fmt: skip
     m_row, m_col = o_chunk < n_chunk, o_col < n_col
-    p_ds += (i_g * n_chunk + o_chunk[:, None]) * n_col + o_col[None, :]
-    tl.store(p_ds, b_ds.to(p_ds.dtype.element_ty), mask=m_row[:, None] & m_col[None, :])
+    p_ds += (i_g * n_chunk + i_row * BM) * n_col + i_col * BN
+    o_tile = tl.arange(0, BM)[:, None] * n_col + tl.arange(0, BN)[None, :]  # 32 bits: half the registers
+    tl.store(p_ds + o_tile, b_ds.to(p_ds.dtype.element_ty), mask=m_row[:, None] & m_col[None, :])
     tl.store(p_row_part + (i_g * n_cols + i_col) * n_chunk + o_chunk, tl.sum(b_ds, 1), mask=m_row)
     tl.store(p_col_part + (i_g * n_rows + i_row) * n_col + o_col, tl.sum(b_ds, 0), mask=m_col)
 
@@ -267,6 +269,8 @@ def _chunked(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_l
              g_pos, pairs, shift, signed) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """All gradients through chunks of dS. dscale is <dS y, x>, for sum dS <x, y> = sum_i <x_i, (dS y)_i>."""
     (G, B, D), N, acc = x.shape, y.shape[1], scale.dtype
+    if N > _MOST_COLUMNS:
+        raise ValueError(f"y must have at most {_MOST_COLUMNS} rows where features are wide, got {N}")
     input_precision = precision(x.dtype, INTERPRETED)
     t = chunk_tiling(x.dtype, input_precision == "tf32", INTERPRETED)
     rows = max(LEAST_ROWS, CHUNK_BYTES // (G * N * x.element_size()))

@@ -206,7 +206,9 @@ def first_tiling(dtype: torch.dtype, H1: int, H2: int, tf32: bool, interpreted: 
     if dtype == torch.float32:
         return Tiling(2, 32, block(H1, 16, 64), 32, 8, 2)
     # Rows that are not aligned take registers for their loads.
-    return Tiling(1 if H1 % 16 or H2 % 16 else 2, 64, block(H1, 16, 64), block(H2, 32, 64), 8, 3)
+    if H1 % 16 or H2 % 16:
+        return Tiling(1, 64, block(H1, 16, 32), block(H2, 32, 64), 8, 3)
+    return Tiling(2, 64, block(H1, 16, 64), block(H2, 32, 64), 8, 3)
 
 
 def product_tiling(dtype: torch.dtype, H1: int, H2: int, tf32: bool, bits: bool, interpreted: bool = False) -> Tiling:
