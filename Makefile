@@ -1,4 +1,4 @@
-# make test, make demo: each sets up its own environment first, and is quick when there is nothing new to set up.
+# make test, make demo, make docs: each sets up its own environment first, and is quick when there is nothing new to set up.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
@@ -20,16 +20,20 @@ $$($(PY) -c 'import mi_kernels; s = mi_kernels.backends()["cpu"]; \
 print("compiled extension" if s == "available" else "pure-Python path: " + s)')
 endef
 
+# NO_MKDOCS_2_WARNING: an advertisement of mkdocs-material, no warning of ours.
+SITE = NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+
 # $(call step,name,command): says what starts; on failure says which target failed at what.
 define step
 @printf '\n== %s\n' '$(1)'; $(2) || { echo 'make $@: FAILED at: $(1)'; exit 1; }
 endef
 
-.PHONY: test demo bench gpu clean FORCE
+.PHONY: test demo bench gpu docs clean FORCE
 
 test: $(PACKAGE_STAMP)
 	$(call step,ruff check,$(PY) -m ruff check .)
 	$(call step,mypy,$(PY) -m mypy)
+	$(call step,the site with warnings as errors,$(SITE))
 	$(call step,pytest,$(PY) -m pytest -q)
 ifneq ($(wildcard tests/triton_checks.py),)
 	$(call step,Triton kernels,$(PY) -m tests.triton_checks)
@@ -52,9 +56,13 @@ bench: $(PACKAGE_STAMP)
 	$(call step,attention on this CPU,$(PY) -m bench.attention)
 	$(call step,LSTM scans on this CPU,$(PY) -m bench.lstm)
 	$(call step,layers of sequence models on this CPU,$(PY) -m bench.layers)
-	$(call step,the tables of README.md,$(PY) -m bench.readme)
-	$(call step,the figure of README.md,$(PY) -m bench.plots)
+	$(call step,the tables of README.md and docs,$(PY) -m bench.readme)
+	$(call step,the figures of README.md and docs,$(PY) -m bench.plots)
 	@echo "make bench: done, the figures are in bench/results/ ($(path_taken))"
+
+docs: $(PACKAGE_STAMP)
+	$(call step,the site,$(SITE))
+	@echo "make docs: done: open build/site/index.html; its search wants a server, python -m http.server -d build/site"
 
 gpu: $(PACKAGE_STAMP)
 	$(call step,everything that a GPU has to say (the figures go to runs/gpu),$(PY) -m bench.gpu --out runs/gpu)
@@ -77,7 +85,7 @@ $(TOOLS_STAMP): Makefile
 $(PACKAGE_STAMP): $(TOOLS_STAMP) $(BUILD_INPUTS) $(if $(EXTENSION),,FORCE)
 	@mkdir -p $(dir $(LOG))
 	$(call step,building and installing the package (log: $(LOG)),\
-	  $(PY) -m pip install -v --no-build-isolation -e '.[test$(comma)models$(comma)triton$(comma)dev]' > $(LOG) 2>&1 \
+	  $(PY) -m pip install -v --no-build-isolation -e '.[test$(comma)models$(comma)triton$(comma)docs$(comma)dev]' > $(LOG) 2>&1 \
 	  || { tail -n 40 $(LOG); false; })
 	@grep -o '^ *mi-kernels: .*' $(LOG) || true
 	@rm -f $(VENV)/package-*.stamp; touch $@

@@ -1,16 +1,19 @@
-"""Draws bench/results/cpu.png from the JSON files beside it: time over the arithmetic floor, and peak memory, by batch.
+"""Draws two figures from the JSON files of bench/results/; both name the machine, the commit and the date.
 
-`python -m bench.plots`. The figure names the machine, the commit and the date of what it shows.
+`python -m bench.plots`: cpu.png, time and memory of InfoNCE by batch size, for README.md; cpu_floor.png, time over the
+arithmetic floor of InfoNCE and of a concat critic, for docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from . import machine
 from .readme import Row, is_ours, load, setting
 
-FIGURE = machine.RESULTS / "cpu.png"
+SUMMARY, FLOORS = machine.RESULTS / "cpu.png", machine.RESULTS / "cpu_floor.png"
+LEAST_MIB = 1.0  # below it the figures are those of the allocator
 COLOURS = {
     "mi_kernels": "tab:blue",
     "mi_kernels, scores kept": "tab:cyan",
@@ -55,25 +58,48 @@ def _draw(axis: Any, title: str, unit: str, rows: list[Row], value: str) -> None
     axis.legend(fontsize=7, framealpha=0.6)
 
 
-def main() -> None:
-    import matplotlib
+def _titled(figure: Any, what: str, result: dict[str, Any]) -> None:
+    """A title that wraps within the figure."""
+    characters = int(figure.get_figwidth() * 14)
+    figure.suptitle("\n".join(textwrap.wrap(f"{what} {setting(result)}.", characters)), fontsize=9)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+
+def summary() -> Any:
+    from matplotlib.figure import Figure
+
+    result = load("cpu_info_nce_one_sided")
+    rows = [row for row in result["rows"] if row["D"] == 128]
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    time, memory = figure.subplots(1, 2)
+    _draw(time, "time of a step", "milliseconds", rows, "milliseconds")
+    large = [row for row in rows if (row["peak_mib"] or 0) >= LEAST_MIB]
+    _draw(memory, "memory of a step", "MiB at the peak", large, "peak_mib")
+    memory.get_legend().remove()
+    _titled(figure, "InfoNCE of B pairs with 128 features, forward plus backward, fp32; lower is better.", result)
+    return figure
+
+
+def floors() -> Any:
+    from matplotlib.figure import Figure
 
     one, both, concat = (load(f"cpu_{name}") for name in ("info_nce_one_sided", "info_nce_symmetric", "mlp_critic"))
     deep = [row for row in concat["rows"] if row["base"] == "3M"]
     shallow = [[row for row in result["rows"] if row["D"] == 128] for result in (one, both)]
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8))
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    axes = figure.subplots(2, 2)
     _draw(axes[0, 0], "InfoNCE, one-sided, D = 128", "time over 3N", shallow[0], "over_base")
     _draw(axes[0, 1], "InfoNCE, symmetric, D = 128", "time over 4N", shallow[1], "over_base")
     _draw(axes[1, 0], "concat critic [256, 512, 512, 1]", "time over 3M", deep, "over_base")
-    large = [row for row in deep if (row["peak_mib"] or 0) >= 1]
+    large = [row for row in deep if (row["peak_mib"] or 0) >= LEAST_MIB]
     _draw(axes[1, 1], "concat critic: memory of a step", "MiB at the peak", large, "peak_mib")
-    figure.suptitle(f"Forward plus backward, fp32; lower is better. {setting(one)}", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(FIGURE, dpi=110)
-    print(f"bench.plots: {FIGURE.name} shows the figures of bench/results/")
+    _titled(figure, "Forward plus backward, fp32; lower is better.", one)
+    return figure
+
+
+def main() -> None:
+    for path, draw in ((SUMMARY, summary), (FLOORS, floors)):
+        draw().savefig(path, dpi=110)
+    print(f"bench.plots: {SUMMARY.name} and {FLOORS.name} show the figures of bench/results/")
 
 
 if __name__ == "__main__":

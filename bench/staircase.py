@@ -181,42 +181,34 @@ def with_reference(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+PANELS = 4  # in a row
+
+
 def draw(content: dict[str, Any], path: Path) -> None:
-    """Values along the steps above, bias and variance per level below; a column per kind of data."""
+    """A panel per bound: the medians of its values along the steps, a line per kind of data, over the truth."""
     from matplotlib.figure import Figure
 
-    kinds = list(dict.fromkeys(row["data"] for row in content["rows"]))
-    figure = Figure(figsize=(6.5 * len(kinds), 10), layout="constrained")
-    axes = figure.subplots(3, len(kinds), squeeze=False)
     names = list(dict.fromkeys(row["estimator"] for row in content["rows"]))
-    for column, data in enumerate(kinds):
-        curve, bias, variance = axes[:, column]
-        for row in (r for r in content["rows"] if r["data"] == data):
-            style = {"color": f"C{names.index(row['estimator']) % 10}", "label": row["estimator"]}
-            style["linestyle"] = "-" if names.index(row["estimator"]) < 10 else "--"
-            truths = [level["truth"] for level in row["levels"]]
-            points = len(row["curve"]) // len(truths)
-            curve.plot([k / points for k in range(len(row["curve"]))], row["curve"], linewidth=1, **style)
-            bias.plot(truths, [level["bias"] for level in row["levels"]], marker="o", markersize=3, **style)
-            variance.plot(truths, [level["variance"] for level in row["levels"]], marker="o", markersize=3, **style)
-            if "reference_mean" in row["levels"][0]:
-                others = [level["reference_mean"] - level["truth"] for level in row["levels"]]
-                bias.plot(truths, others, "x", color=style["color"], markersize=5)
-                others = [level["reference_variance"] for level in row["levels"]]
-                variance.plot(truths, others, "x", color=style["color"], markersize=5)
-        curve.step([0, *range(1, 6)], [LEVELS[0], *LEVELS], color="black", linewidth=1)
-        curve.axhline(math.log(BATCH), color="black", linestyle=":", linewidth=1)
-        curve.set(title=f"{data}: median of a batch's value, dotted: log {BATCH}", xlabel="level", ylim=(-1, 13))
-        ceiling = [math.log(BATCH) - level for level in LEVELS]
-        bias.plot(LEVELS, [min(0.0, c) for c in ceiling], "k:", label=f"ceiling log {BATCH}")
-        bias.axhline(0, color="black", linewidth=1)
-        bias.set(title="bias (crosses: reference)", xlabel="mutual information, nats", ylabel="nats", ylim=(-9, 4))
-        exact = [level["nwj_variance"] for level in content["theory"]]
-        variance.plot(LEVELS, exact, "k:", label="NWJ, exact critic")
-        variance.set(title="variance of a batch's value", xlabel="mutual information, nats", yscale="log")
-        variance.set_ylim(1e-3, 1e7)
-    axes[1, 0].legend(fontsize="x-small", ncols=2)
-    axes[2, 0].legend(fontsize="x-small", ncols=2)
+    rows = math.ceil((len(names) + 1) / PANELS)
+    figure = Figure(figsize=(2.9 * PANELS, 2.3 * rows), layout="constrained")
+    panels = figure.subplots(rows, PANELS, squeeze=False, sharex=True, sharey=True).flat
+    lines = {}
+    for name, axis in zip(names, panels, strict=False):
+        axis.step([0, *range(1, len(LEVELS) + 1)], [LEVELS[0], *LEVELS], color="black", linewidth=1, label="truth")
+        axis.axhline(math.log(BATCH), color="black", linestyle=":", linewidth=1, label=f"log {BATCH}")
+        for row in (r for r in content["rows"] if r["estimator"] == name):
+            colour = "tab:blue" if row["data"] == "gaussian" else "tab:orange"
+            points = len(row["curve"]) // len(row["levels"])
+            places = [k / points for k in range(len(row["curve"]))]
+            axis.plot(places, row["curve"], color=colour, linewidth=1.4, label=row["data"])
+        axis.set(title=name, ylim=(-1, 13), xticks=[k + 0.5 for k in range(len(LEVELS))], xticklabels=LEVELS)
+        axis.grid(alpha=0.25)
+        lines |= {line.get_label(): line for line in axis.get_lines()}
+    for axis in list(panels):  # those that are left
+        axis.axis("off")
+        axis.legend(lines.values(), lines.keys(), loc="center", frameon=False)
+    figure.supxlabel("true mutual information of the level, nats", fontsize="medium")
+    figure.supylabel("median of a batch's value, nats", fontsize="medium")
     figure.savefig(path, dpi=110)
 
 

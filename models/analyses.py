@@ -6,11 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from models.factorcl import analyses as factorcl
+from models.mfm import analyses as mfm
 
 # Each writes NAME.json and NAME.svg into the folder and returns a line or a table of what it found.
 ANALYSES: dict[str, Callable[[Path, bool], str]] = {
     "factorcl-gaussian": factorcl.gaussian,
     "factorcl-cmi": factorcl.conditional,
+    "mfm-interpretation": mfm.interpretation,
+    "mfm-swap": mfm.swap,
+    "mfm-missing": mfm.missing,
 }
 
 

@@ -32,8 +32,8 @@ def around(wrap: Callable[[Any, Dataset, Model], Model]) -> Callable[[Any, Datas
 
 
 MODELS: dict[str, Entry] = {
-    "factorcl-sup": Entry(factorcl.Settings, factorcl.build_sup, "FactorCL with labels; two modalities, classes"),
-    "factorcl-ssl": Entry(factorcl.Settings, factorcl.build_ssl, "FactorCL without labels; two modalities"),
+    "factorcl-sup": Entry(factorcl.Settings, factorcl.build_sup, "FactorCL with labels; classes, modalities by pairs"),
+    "factorcl-ssl": Entry(factorcl.Settings, factorcl.build_ssl, "FactorCL without labels; modalities by pairs"),
     "simclr": Entry(contrastive.Settings, contrastive.build_simclr, "SimCLR across modalities"),
     "supcon": Entry(contrastive.Settings, contrastive.build_supcon, "supervised contrastive; classes"),
     "cross-self": Entry(contrastive.Settings, contrastive.build_cross_self, "SimCLR across and within modalities"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from models.factorcl.critics import CRITICS
 from models.layers.encoders import EncoderConfig
@@ -24,8 +26,56 @@ OBJECTIVES = {
 }
 
 
+HEADS = ("term", "factor")
+
+
 @dataclass(frozen=True)
-class FactorCLConfig:
+class Choices:
+    """What a YAML file chooses and the model reads unchanged: one place for Settings and FactorCLConfig.
+
+    club_critic: code and Algorithm 3 "own", each CLUB term has a critic of its own; "shared" takes that of the
+        InfoNCE term of the same pair (section 3's f* "for free"). Heads stay apart. A shared critic is stepped in
+        the inner loop alone, by InfoNCE on the heads of both terms.
+    critic: of every term, "concat" as published (an MLP of the pair), or an inner product of linear projections to
+        ``critic_dim``, over ``temperature``: "cosine" of unit vectors, "dot" of them as they are. critics: of single
+        terms, {term: critic}.
+    club_floor: an estimate of a CLUB term below it is not followed downward; None follows it, as published. Mutual
+        information is never negative, so that an upper bound below 0 says that its critic is not fitted.
+    club_weight: of the two CLUB terms in the objective.
+    objective: which terms there are, a key of OBJECTIVES; others than "all" are ablations. without: terms to leave
+        out of it.
+    heads: as published a head for every "term", or one for every "factor" S and U that all terms of that factor
+        read. With heads of its own a CLUB term can fall without changing what the other terms represent.
+    """
+
+    critic: str = "concat"
+    critics: dict[str, str] = field(default_factory=dict)
+    critic_dim: int = 64
+    temperature: float = 0.1
+    club_critic: str = "own"
+    club_floor: float | None = None
+    club_weight: float = 1.0
+    objective: str = "all"
+    without: tuple[str, ...] = ()
+    heads: str = "term"
+
+    def __post_init__(self) -> None:
+        check_terms(self)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return tuple(term for term in OBJECTIVES[self.objective] if term not in self.without)
+
+    def critic_of(self, term: str) -> str:
+        return self.critics.get(term, self.critic)
+
+    def chosen(self) -> dict[str, Any]:
+        """Choices' own fields and their values."""
+        return {f.name: getattr(self, f.name) for f in fields(Choices)}
+
+
+@dataclass(frozen=True)
+class FactorCLConfig(Choices):
     """The choices on which the paper and its public code differ. The defaults have the public code's sizes.
 
     FactorCLConfig() reproduces the public synthetic model's parameter counts: 4,039,686 (SUP, 20 classes) and
@@ -43,16 +93,7 @@ class FactorCLConfig:
     anchor: code "second"; the paper's eq. 10 anchors the first modality, "first".
     u_terms_weight: 1.0 in code and eq. 96/99; 2.0 counts the two terms once for U1 and once for U2, as
         Algorithm 2 does.
-    club_critic: code and Algorithm 3 "own", each CLUB term has a critic of its own; "shared" takes that of the
-        InfoNCE term of the same pair (section 3's f* "for free"). Heads stay apart. A shared critic is stepped in
-        the inner loop alone, by InfoNCE on the heads of both terms.
-    critic: of every term, "concat" as published (an MLP of the pair), or an inner product of linear projections to
-        ``critic_dim``, over ``temperature``: "cosine" of unit vectors, "dot" of them as they are. critics: of single
-        terms, {term: critic}.
-    club_floor: an estimate of a CLUB term below it is not followed downward; None follows it, as published. Mutual
-        information is never negative, so that an upper bound below 0 says that its critic is not fitted.
-    club_weight: of the two CLUB terms in the objective.
-    objective: which terms there are, a key of OBJECTIVES; others than "all" are ablations.
+    The other fields: see Choices.
     """
 
     num_classes: int = 2
@@ -66,14 +107,6 @@ class FactorCLConfig:
     conditional_negatives: str = "batch"
     anchor: str = "second"
     u_terms_weight: float = 1.0
-    club_critic: str = "own"
-    critic: str = "concat"
-    critics: dict[str, str] = field(default_factory=dict)
-    critic_dim: int = 64
-    temperature: float = 0.1
-    club_floor: float | None = None
-    club_weight: float = 1.0
-    objective: str = "all"
 
     def __post_init__(self) -> None:
         choices = {
@@ -82,21 +115,13 @@ class FactorCLConfig:
             "anchor": ("first", "second"),
             "ssl_club_condition": ("augmented", "repeated"),
             "conditional_negatives": ("batch", "label"),
-            "club_critic": ("own", "shared"),
         }
         for name, accepted in choices.items():
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {getattr(self, name)!r}")
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
-        check_terms(self)
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        return OBJECTIVES[self.objective]
-
-    def critic_of(self, term: str) -> str:
-        return self.critics.get(term, self.critic)
+        super().__post_init__()
 
     def recommended(self) -> FactorCLConfig:
         """The code's sizes with one-hot labels, on both sides of the condition."""
@@ -118,7 +143,7 @@ class FactorCLConfig:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Choices):
     """What a YAML file says under ``model``; FactorCLConfig has the choices behind a preset.
 
     preset: "recommended" (one-hot labels on both sides of the condition), "public-code" or "paper".
@@ -127,8 +152,7 @@ class Settings:
     inner_batch: they see the "same" batch as the outer step (most of the public code), or a "fresh" one drawn from the
         training rows (Algorithm 3; the synthetic code draws it from all rows, which is not offered).
     critic_lr: of the CLUB critics; None for the training's.
-    critic, critics, critic_dim, temperature, club_floor, club_weight, objective, conditional_negatives: see
-        FactorCLConfig; an empty conditional_negatives leaves what the preset says.
+    conditional_negatives: see FactorCLConfig; empty leaves what the preset says. The other fields: see Choices.
     representation: what stands for the model in a table: "full", all heads side by side, or "encoder", the encoder
         outputs, which is the paper's ablation without factorization ("OurCL").
     """
@@ -137,31 +161,24 @@ class Settings:
     preset: str = "recommended"
     critic_hidden: int = 512
     head_layers: int = 1
-    club_critic: str = "own"
     inner_steps: int = 1
     inner_batch: str = "same"
     critic_lr: float | None = None
-    critic: str = "concat"
-    critics: dict[str, str] = field(default_factory=dict)
-    critic_dim: int = 64
-    temperature: float = 0.1
-    club_floor: float | None = None
-    club_weight: float = 1.0
-    objective: str = "all"
     conditional_negatives: str = ""
     representation: str = "full"
 
     def __post_init__(self) -> None:
         check_choice("representation", self.representation, ("full", "encoder"))
         check_choice("conditional_negatives", self.conditional_negatives, ("", "batch", "label"))
-        check_terms(self)
+        super().__post_init__()
         check_choice("preset", self.preset, PRESETS)
-        check_choice("club_critic", self.club_critic, ("own", "shared"))
         check_choice("inner_batch", self.inner_batch, ("same", "fresh"))
         check_positive(critic_hidden=self.critic_hidden)
         for name in ("inner_steps", "head_layers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.critic_lr is not None and not 0 < self.critic_lr < math.inf:
+            raise ValueError(f"critic_lr must be positive and finite or none, got {self.critic_lr}")
         if self.club_critic == "shared" and self.inner_steps < 1:
             raise ValueError("a shared club_critic learns in the inner steps alone: inner_steps must be at least 1")
 
@@ -173,29 +190,36 @@ class Settings:
             head_layers=self.head_layers,
         )
         chosen = {"recommended": found.recommended, "paper": found.paper, "public-code": lambda: found}
-        same = ("critic", "critics", "critic_dim", "temperature", "club_critic", "club_floor", "club_weight")
-        changes = {name: getattr(self, name) for name in (*same, "objective")}
+        changes = self.chosen()
         if self.conditional_negatives:
             changes["conditional_negatives"] = self.conditional_negatives
         return replace(chosen[self.preset](), **changes)
 
 
-def check_terms(config: FactorCLConfig | Settings) -> None:
+def check_terms(config: Choices) -> None:
     """Raises ValueError, naming the setting, for critics, weights and terms that do not exist."""
     check_choice("critic", config.critic, CRITICS)
+    check_choice("club_critic", config.club_critic, ("own", "shared"))
+    check_choice("heads", config.heads, HEADS)
     check_choice("objective", config.objective, tuple(OBJECTIVES))
+    for term in config.without:
+        check_choice("without", term, TERMS)
+    if not config.terms:
+        raise ValueError(f"without leaves no term of objective {config.objective!r}, got {', '.join(config.without)}")
     for term, kind in config.critics.items():
         check_choice("critics", term, TERMS)
         check_choice(f"critics.{term}", kind, CRITICS)
     check_positive(critic_dim=config.critic_dim)
-    if not config.temperature > 0:
-        raise ValueError(f"temperature must be positive, got {config.temperature}")
-    if not config.club_weight >= 0:
-        raise ValueError(f"club_weight must not be negative, got {config.club_weight}")
+    if not 0 < config.temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {config.temperature}")
+    if not 0 <= config.club_weight < math.inf:
+        raise ValueError(f"club_weight must be finite and not negative, got {config.club_weight}")
+    if config.club_floor is not None and not math.isfinite(config.club_floor):
+        raise ValueError(f"club_floor must be a finite number or none, got {config.club_floor}")
     if config.club_critic == "shared":
         for club, infonce in SAME_PAIR.items():
             kinds = [config.critics.get(term, config.critic) for term in (club, infonce)]
             if kinds[0] != kinds[1]:
                 raise ValueError(f"critics of {club} and {infonce} must agree when they share one, got {kinds}")
-        if config.objective != "all":
-            raise ValueError(f'objective must be "all" with a shared club_critic, got {config.objective!r}')
+        if len(config.terms) < len(TERMS):
+            raise ValueError("a shared club_critic needs all terms: objective must be \"all\" and without empty")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import mi_kernels as mk
 from mi_kernels.critics import InnerProductCritic
 from mi_kernels.ops.common.rows import unit_rows
+from mi_kernels.ops.mlp_critic import api as mlp_critic
 
 CRITICS = ("concat", "cosine", "dot")
 
@@ -43,6 +44,42 @@ def make_critic(
     if kind == "concat":
         return mk.ConcatCritic(*widths, hidden_dims=tuple(hidden), activation=activation)
     return ProjectedCritic(*widths, dim, temperature, kind == "cosine")
+
+
+def grouped_concat(
+    bounds: Mapping[str, mk.InfoNCE | mk.NCECLUB], pairs: Mapping[str, Pair], upper: bool
+) -> dict[str, Tensor]:
+    """InfoNCE of every pair, or NCE-CLUB when ``upper``, in nats, by one pass over the scores of all concat critics.
+
+    Inputs of different widths are padded with zeros, and so are the first layers: the scores are the same. The critics
+    must have the same hidden widths and activation, the bounds the same anchor. Saves launches: small batches gain
+    most; from B = 128 on the arithmetic of 2 B^2 H^2 FLOPs a critic decides.
+    """
+    if not pairs:
+        return {}
+    critics = [critic for name in pairs if isinstance(critic := bounds[name].critic, mk.ConcatCritic)]
+    widths = max(c.x_dim for c in critics), max(c.y_dim for c in critics)
+
+    def padded(parts: Sequence[Tensor], width: int) -> Tensor:
+        return torch.stack([nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts])
+
+    x, y = (padded(side, width) for side, width in zip(zip(*pairs.values(), strict=True), widths, strict=True))
+    first: list[Tensor] = [critic.layers[0].weight for critic in critics]  # type: ignore[misc] # [H, x_dim + y_dim]
+    left = padded([w[:, : c.x_dim] for w, c in zip(first, critics, strict=True)], widths[0])
+    right = padded([w[:, c.x_dim :] for w, c in zip(first, critics, strict=True)], widths[1])
+    layers = list(zip(*(critic.layers for critic in critics), strict=True))
+    weights = [torch.cat([left, right], 2), *(torch.stack([m.weight for m in layer]) for layer in layers[1:])]
+    biases = [torch.stack([m.bias for m in layer]) for layer in layers]
+    log_sum = "row_lse" if bounds[next(iter(pairs))].anchor == "x" else "col_lse"
+    stats = ("positive", "row_sum" if upper else log_sum)
+    options = {"activation": critics[0].activation, "memory_budget": critics[0].memory_budget, "stats": stats}
+    found = mlp_critic.statistics(x, y, weights, biases, **options)._asdict()  # type: ignore[arg-type]
+    rows = x.shape[-2]
+    if upper:
+        values = found["positive"].mean(-1) - found["row_sum"].mean(-1) / rows
+    else:
+        values = (found["positive"] - found[log_sum]).mean(-1) + math.log(rows)
+    return dict(zip(pairs, values.unbind(), strict=True))
 
 
 def grouped_info_nce(bounds: Mapping[str, mk.InfoNCE | mk.NCECLUB], pairs: Mapping[str, Pair]) -> dict[str, Tensor]:

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 import mi_kernels as mk
 from models.batch import Batch, Inputs
-from models.data.dataset import Dataset
-from models.factorcl.config import MAXIMISED, MINIMISED, SAME_PAIR, FactorCLConfig, Settings
-from models.factorcl.critics import ProjectedCritic, grouped_info_nce, make_critic
-from models.layers.encoders import make_encoder, mlp
-from models.model import Loss, Model, OptimizerConfig, Phase, needs_classes, needs_modalities
+from models.factorcl.config import MAXIMISED, MINIMISED, SAME_PAIR, FactorCLConfig
+from models.factorcl.critics import ProjectedCritic, grouped_concat, grouped_info_nce, make_critic
+from models.layers.encoders import mlp
+from models.model import Loss, Model, OptimizerConfig, Phase
 
 TERMS_OF_U = ("club_x1x2", "infonce_x1x2_cond")
 SHARED_PARTS = ("infonce_x1x2", "club_x1x2_cond")
@@ -69,12 +68,10 @@ class _FactorCL(Model):
         self.config = config = config or FactorCLConfig()
         self.encoders = nn.ModuleList([encoder1, encoder2])
         d1, d2 = config.feature_dims
-        self.heads1 = nn.ModuleDict(
-            {name: self._head(d1) for name in config.terms if name != "infonce_x2y"}
-        )
-        self.heads2 = nn.ModuleDict(
-            {name: self._head(d2) for name in config.terms if name != "infonce_x1y"}
-        )
+        self.heads1, self.heads2 = nn.ModuleDict(), nn.ModuleDict()
+        for heads, dim, other in ((self.heads1, d1, "infonce_x2y"), (self.heads2, d2, "infonce_x1y")):
+            for key in dict.fromkeys(self.key(name) for name in config.terms if name != other):
+                heads[key] = self._head(dim)
         anchor = "y" if config.anchor == "second" else "x"
         self.bounds = nn.ModuleDict()
         critics: dict[str, mk.ConcatCritic | ProjectedCritic] = {}
@@ -89,6 +86,17 @@ class _FactorCL(Model):
             bound = mk.InfoNCE if name in MAXIMISED else mk.NCECLUB
             within_labels = config.conditional_negatives == "label" and name.endswith("_cond")
             self.bounds[name] = bound(critic, anchor=anchor, condition="group" if within_labels else "concat")
+
+    def key(self, term: str) -> str:
+        """Of the head that a term reads."""
+        return term if self.config.heads == "term" else "S" if term in SHARED_PARTS else "U"
+
+    def first(self, term: str, e1: Tensor) -> Tensor:
+        """The first modality as the term reads it, [B, d1]."""
+        return self.heads1[self.key(term)](e1)
+
+    def second(self, term: str, e2: Tensor) -> Tensor:
+        return self.heads2[self.key(term)](e2)
 
     def _head(self, dim: int) -> nn.Module:
         return mlp(dim, dim, dim, self.config.head_layers, self.config.activation)
@@ -111,7 +119,8 @@ class _FactorCL(Model):
         """A factor that no term of the objective has is [B, 0]."""
 
         def part(heads: nn.ModuleDict, e: Tensor, names: tuple[str, ...]) -> Tensor:
-            found = [heads[name](e) for name in names if name in heads]
+            keys = dict.fromkeys(self.key(name) for name in names)
+            found = [heads[key](e) for key in keys if key in heads]
             return torch.cat(found, 1) if found else e[:, :0]
 
         return Factors(
@@ -157,15 +166,24 @@ class _FactorCL(Model):
         return call(a, b, y) if self.bounds[name].condition == "group" else call(a, b)
 
     def _estimates(self, pairs: Pairs, y: Tensor | None, fitting: bool = False) -> dict[str, Tensor]:
-        """Every term's estimate, or what its critic minimises when ``fitting``; projected critics go in one call."""
-        together = {
-            name: pair
-            for name, pair in pairs.items()
-            if isinstance(self.bounds[name].critic, ProjectedCritic)
-            and self.bounds[name].condition != "group"
-            and (fitting or name in MAXIMISED)
-        }
-        found = grouped_info_nce(self.bounds, together)  # type: ignore[arg-type]
+        """Every term's estimate, or what its critic minimises when ``fitting``.
+
+        Critics of one kind and one statistic go in one call; conditional terms within label groups go alone.
+        """
+
+        def chosen(kind: type, upper: bool) -> Pairs:
+            return {
+                name: pair
+                for name, pair in pairs.items()
+                if isinstance(self.bounds[name].critic, kind)
+                and self.bounds[name].condition != "group"
+                and (name in MINIMISED and not fitting) == upper
+            }
+
+        bounds: Any = self.bounds
+        found = grouped_info_nce(bounds, chosen(ProjectedCritic, False))
+        for upper in (False, True):
+            found |= grouped_concat(bounds, chosen(mk.ConcatCritic, upper), upper)
         method, sign = ("learning_loss", -1) if fitting else ("forward", 1)
         return {
             name: sign * found[name] if name in found else self._estimate(name, *pair, y, method)
@@ -234,11 +252,11 @@ class FactorCLSUP(_FactorCL):
         pairs: Pairs = {}
         for name in names:
             if name == "infonce_x1y":
-                pairs[name] = (self.heads1[name](e1), column)
+                pairs[name] = (self.first(name, e1), column)
             elif name == "infonce_x2y":
-                pairs[name] = (self.heads2[name](e2), column)
+                pairs[name] = (self.second(name, e2), column)
             else:
-                a, b = self.heads1[name](e1), self.heads2[name](e2)
+                a, b = self.first(name, e1), self.second(name, e2)
                 if name.endswith("_cond"):
                     a = torch.cat([a, one_hot], 1)
                     b = torch.cat([b, one_hot], 1) if self.config.condition_sides == "both" else b
@@ -271,53 +289,37 @@ class FactorCLSSL(_FactorCL):
     def _pairs(self, names: tuple[str, ...], batch: Batch) -> Pairs:
         if not batch.views:
             raise ValueError("FactorCLSSL needs an augmented view in batch.views")
-        e1, e2 = self.encode(*_two(batch))
-        v1, v2 = self.encode(*batch.views[0].values())
+        # Inputs and views go through an encoder together.
+        both = [together(x, v) for x, v in zip(_two(batch), batch.views[0].values(), strict=True)]
+        (e1, v1), (e2, v2) = (e.chunk(2) for e in self.encode(*both))
         pairs: Pairs = {}
         for name in names:
             if name == "infonce_x1y":
-                pairs[name] = (self.heads1[name](e1), self.heads1[name](v1))
+                pairs[name] = (self.first(name, e1), self.first(name, v1))
             elif name == "infonce_x2y":
-                pairs[name] = (self.heads2[name](e2), self.heads2[name](v2))
+                pairs[name] = (self.second(name, e2), self.second(name, v2))
             elif not name.endswith("_cond"):
-                pairs[name] = (self.heads1[name](e1), self.heads2[name](e2))
+                pairs[name] = (self.first(name, e1), self.second(name, e2))
             else:
                 repeated = name in MINIMISED and self.config.ssl_club_condition == "repeated"
                 c1, c2 = (e1, e2) if repeated else (v1, v2)
                 pairs[name] = (
-                    torch.cat([self.heads1[name](e1), self.heads1[name](c1)], 1),
-                    torch.cat([self.heads2[name](e2), self.heads2[name](c2)], 1),
+                    torch.cat([self.first(name, e1), self.first(name, c1)], 1),
+                    torch.cat([self.second(name, e2), self.second(name, c2)], 1),
                 )
         return pairs
+
+
+def together(first: Inputs, second: Inputs) -> Inputs:
+    """The rows of both, which must have the same shape, as one batch."""
+
+    def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else torch.cat([a, b])
+
+    values = torch.cat([first.values, second.values])
+    return Inputs(values, both(first.lengths, second.lengths), both(first.present, second.present))
 
 
 def _two(batch: Batch) -> tuple[Inputs, Inputs]:
     x1, x2 = batch.inputs.values()
     return x1, x2
-
-
-def _build(kind: type[_FactorCL], config: Settings, data: Dataset, num_classes: int) -> _FactorCL:
-    needs_modalities("FactorCL", data.names, 2)
-    encoder1, encoder2 = (make_encoder(modality, config.encoder) for modality in data.modalities)
-    model = kind(
-        encoder1,
-        encoder2,
-        config.architecture(num_classes),
-        inner_steps=config.inner_steps,
-        fresh=config.inner_batch == "fresh",
-        inner_optimizer=OptimizerConfig(config.critic_lr),
-    )
-    model.headline = config.representation
-    return model
-
-
-def build_sup(config: Settings, data: Dataset) -> Model:
-    needs_classes("factorcl-sup", data.target)
-    return _build(FactorCLSUP, config, data, data.target.size)
-
-
-def build_ssl(config: Settings, data: Dataset) -> Model:
-    """The classes do not enter; the paper preset draws negatives within a class and is refused."""
-    if config.preset == "paper":
-        raise ValueError("preset must not be paper for factorcl-ssl: it draws negatives within a class")
-    return _build(FactorCLSSL, config, data, 2)

@@ -11,6 +11,7 @@ from models.batch import Inputs
 from models.data.dataset import Modality
 from models.layers import sequence
 from models.layers.lengths import sequence as checked
+from models.layers.pictures import PictureEncoder
 from models.layers.sequence import check_choice
 from models.layers.transformer import check_rate
 
@@ -123,6 +124,7 @@ class EncoderConfig:
     """The encoders of a model, one of a kind for every modality.
 
     hidden, out_dim: their widths. layers: of vectors' MLPs, hidden layers - 1.
+    pictures: a modality of pictures goes through an MLP on its pixels ("mlp"), or convolutions ("convolution").
     kind: of sequences, statistics of ``segments`` equal parts ("segments") or a recurrent net ("gru").
     stride: of sequences, averages this many neighbouring frames first.
     embedding: of tokens without a table, the width of the trained embedding.
@@ -136,9 +138,11 @@ class EncoderConfig:
     segments: int = 4
     dropout: float = 0.0
     embedding: int = 64
+    pictures: str = "mlp"
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, ("segments", "gru"))
+        check_choice("pictures", self.pictures, ("mlp", "convolution"))
         sequence.check_positive(
             hidden=self.hidden,
             out_dim=self.out_dim,
@@ -152,8 +156,11 @@ class EncoderConfig:
 
 
 def make_encoder(modality: Modality, config: EncoderConfig) -> nn.Module:
-    """An MLP for vectors; of sequences segments or a GRU; tokens are embedded first."""
+    """An MLP for vectors, which convolutions replace for pictures; of sequences segments or a GRU; tokens are embedded
+    first."""
     width = modality.dim or config.embedding
+    if modality.shape is not None and config.pictures == "convolution":
+        return PictureEncoder(modality.shape, config.out_dim, config.dropout)
     if not modality.is_sequence:
         return MLPEncoder(width, config.hidden, config.out_dim, config.layers, config.dropout)
     encoder: nn.Module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,11 +13,13 @@ from models.layers.transformer import check_rate
 
 class Parts(NamedTuple):
     """joint: an encoder of all modalities. private: generative codes of "each" modality, one "shared", or "none".
-    generative: reconstructs the inputs and regularises the codes."""
+    generative: reconstructs the inputs and regularises the codes. crossed: a modality's code is read from the others,
+    and the label passes no gradient: a purely generative baseline."""
 
     joint: bool
     private: str
     generative: bool
+    crossed: bool = False
 
 
 # Names of the paper; its public code permutes the letters (M_A there is M_E here, B is C, C is D, D is A).
@@ -27,16 +30,22 @@ VARIANTS = {
     "M_C": Parts(False, "each", True),
     "M_D": Parts(True, "none", True),
     "M_E": Parts(True, "shared", True),
+    "seq2seq": Parts(False, "each", True, crossed=True),
 }
 
 
 @dataclass(frozen=True)
 class Settings(SupervisedSettings):
-    """What a YAML file says under ``model``. Widths that hold for every modality alike.
+    """What a YAML file says under ``model``.
 
-    variant: "full", or one of the paper's ablations "M_A" to "M_E".
-    encoder: of all modalities together, "mfn" (paper) or "lstm" on the modalities side by side.
-    code, joint_code: widths of Z_m and Z_y. factor, joint_factor: of F_m and F_y. hidden, memory, networks: of MFN.
+    variant: "full", one of the paper's ablations "M_A" to "M_E", or the baseline "seq2seq", which rebuilds every
+        modality from the others without F_y.
+    encoder: of all modalities together, "mfn" (paper) or "lstm" on the modalities side by side, both aligned; or
+        "separate", an encoder of width ``hidden`` for each, which leaves every modality its own steps.
+    pictures: a modality of pictures is a sequence of one step ("sequence"), or is read and drawn by convolutions
+        ("convolution", with encoder "separate").
+    code, joint_code: widths of Z_m and Z_y. factor, joint_factor: of F_m and F_y. hidden: of MFN's LSTMs; memory,
+        networks: of MFN. code, factor and hidden are one number for all modalities or one for each, in their order.
     dropout: in the maps from codes to factors and in the head; network_dropout in MFN's networks.
     regulariser: "mmd", or "kl" of N(code, exp(logvar)) from N(0, I), whose code is never sampled (MFM-KL).
     prior: the MMD's, "sampled" anew every step (published) or "analytic", the exact expectation over N(0, I).
@@ -51,11 +60,12 @@ class Settings(SupervisedSettings):
 
     variant: str = "full"
     encoder: str = "mfn"
-    code: int = 32
+    pictures: str = "sequence"
+    code: int | tuple[int, ...] = 32
     joint_code: int = 32
-    factor: int = 32
+    factor: int | tuple[int, ...] = 32
     joint_factor: int = 32
-    hidden: int = 64
+    hidden: int | tuple[int, ...] = 64
     memory: int = 64
     networks: int = 128
     dropout: float = 0.2
@@ -74,15 +84,31 @@ class Settings(SupervisedSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("variant", self.variant, tuple(VARIANTS))
-        check_choice("encoder", self.encoder, ("mfn", "lstm"))
+        check_choice("encoder", self.encoder, ("mfn", "lstm", "separate"))
+        check_choice("pictures", self.pictures, ("sequence", "convolution"))
+        if self.pictures == "convolution" and self.encoder != "separate":
+            raise ValueError(f"pictures by convolution need encoder separate, got {self.encoder!r}")
         check_choice("regulariser", self.regulariser, ("mmd", "kl"))
         check_choice("prior", self.prior, ("sampled", "analytic"))
-        for name in ("code", "joint_code", "factor", "joint_factor", "hidden", "memory", "networks", "stride", "align"):
+        for name in ("joint_code", "joint_factor", "memory", "networks", "stride", "align"):
             check_positive(**{name: getattr(self, name)})
+        for name in ("code", "factor", "hidden"):
+            check_positive(**{name: min(_widths(getattr(self, name)), default=0)})
         for name in ("dropout", "network_dropout"):
             check_rate(name, getattr(self, name))
         for name in ("reconstruction", "prior_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
         if self.surrogate and self.variant != "full":
             raise ValueError(f"surrogate needs variant full, got {self.variant!r}")
+
+    def widths(self, name: str, number: int) -> tuple[int, ...]:
+        """``code``, ``factor`` or ``hidden`` of each of ``number`` modalities. Raises ValueError for another number."""
+        found = _widths(getattr(self, name))
+        if len(found) not in (1, number):
+            raise ValueError(f"{name} must be one width or one for each of {number} modalities, got {list(found)}")
+        return found * number if len(found) == 1 else found
+
+
+def _widths(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value)

@@ -20,93 +20,87 @@ from models.batch import Batch, Inputs
 from models.data.dataset import Dataset
 from models.layers.decoders import decoded_states, sequence_errors
 from models.layers.inlet import Inlet
-from models.layers.mfn import MemoryFusion, MFNConfig
-from models.layers.sequence import LSTMDecoder, LSTMEncoder
+from models.layers.named import Named
+from models.layers.pictures import PictureDecoder
+from models.layers.sequence import LSTMDecoder
 from models.mfm.config import VARIANTS, Settings
+from models.mfm.encoders import JointEncoder, SeparateEncoder, Shape, TogetherEncoder, factor_map
 from models.model import Loss, Model, Phase
 
 JOINT, SHARED = "y", "shared"
 Codes = dict[str, Tensor]
 
 
-def side_by_side(inputs: Sequence[Inputs]) -> Inputs:
-    return Inputs(torch.cat([x.values for x in inputs], 2), inputs[0].lengths)
-
-
-class JointEncoder(nn.Module):
-    """MFN's features and a linear layer: aligned sequences to Z_y [B, code]."""
-
-    def __init__(self, dims: Sequence[int], settings: Settings):
-        super().__init__()
-        sizes = {name: settings.networks for name in ("attention", "proposal", "retain", "update")}
-        rates = {f"{name}_dropout": settings.network_dropout for name in sizes}
-        config = MFNConfig((settings.hidden,) * len(dims), settings.memory, **sizes, **rates)  # type: ignore[arg-type]
-        self.fusion = MemoryFusion(dims, config)
-        self.out = nn.Linear(self.fusion.out_dim, settings.joint_code)
-
-    def forward(self, inputs: Sequence[Inputs]) -> Tensor:
-        return self.out(self.fusion(*inputs))
-
-
-class TogetherEncoder(nn.Module):
-    """An LSTM on sequences side by side: to a code [B, code]."""
-
-    def __init__(self, dims: Sequence[int], code: int):
-        super().__init__()
-        self.encoder = LSTMEncoder(sum(dims), code, code)
-
-    def forward(self, inputs: Sequence[Inputs]) -> Tensor:
-        return self.encoder(side_by_side(inputs))
-
-
-def factor_map(code: int, factor: int, dropout: float) -> nn.Sequential:
-    """G: ReLU(W_2 Drop(ReLU(W_1 z + b_1)) + b_2)."""
-    layers = (nn.Linear(code, factor), nn.ReLU(), nn.Dropout(dropout), nn.Linear(factor, factor), nn.ReLU())
-    return nn.Sequential(*layers)
-
-
 class MFMNet(nn.Module):
-    """Encoders, maps, decoders and head of aligned sequences [B, T, d_m] that share their lengths."""
+    """Encoders, maps, decoders and head of sequences [B, T, d_m]: aligned ones that share their lengths, unless the
+    encoder is "separate". shapes: (height, width) of the modalities that are pictures, [B, 1, height width]."""
 
-    def __init__(self, names: Sequence[str], dims: Sequence[int], settings: Settings, outputs: int):
+    def __init__(
+        self,
+        names: Sequence[str],
+        dims: Sequence[int],
+        settings: Settings,
+        outputs: int,
+        shapes: Sequence[Shape] = (),
+    ):
         super().__init__()
         if JOINT in names or SHARED in names:
             raise ValueError(f"modalities must not be called {JOINT!r} or {SHARED!r}, got {', '.join(names)}")
         self.names, self.dims, self.settings = tuple(names), tuple(dims), settings
+        drawn = settings.pictures == "convolution" and bool(shapes)
+        self.shapes: tuple[Shape, ...] = tuple(shapes) if drawn else (None,) * len(self.names)
         self.parts = parts = VARIANTS[settings.variant]
+        if parts.crossed and len(self.names) < 2:
+            raise ValueError(f"variant {settings.variant} needs two modalities or more, got {', '.join(names)}")
         private = {"each": self.names, "shared": (SHARED,), "none": ()}[parts.private]
         blocks = (*((JOINT,) if parts.joint else ()), *private)
-        code = {name: settings.joint_code if name == JOINT else settings.code for name in blocks}
-        factor = {name: settings.joint_factor if name == JOINT else settings.factor for name in blocks}
-        self.encoders = nn.ModuleDict({name: self._encoder(name) for name in blocks})
-        self.spreads = nn.ModuleDict()
+        code = self._sizes("code", private) | {JOINT: settings.joint_code}
+        factor = self._sizes("factor", private) | ({JOINT: settings.joint_factor} if parts.joint else {})
+        self.encoders = Named({name: self._encoder(name, code[name]) for name in blocks})
+        self.spreads = Named()
         if settings.regulariser == "kl" and parts.generative:
             self.spreads.update({name: nn.Linear(code[name], code[name]) for name in blocks})
-        self.maps = nn.ModuleDict({n: factor_map(code[n], factor[n], settings.dropout) for n in blocks})
+        self.maps = Named({n: factor_map(code[n], factor[n], settings.dropout) for n in blocks})
         width = factor[JOINT] if parts.joint else sum(factor.values())
         hidden = (nn.Linear(width, width), nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(width, outputs))
         self.out = nn.Sequential(*hidden)
-        self.decoders = nn.ModuleDict()
+        self.decoders = Named()
         if parts.generative:
             widths = {name: sum(factor[b] for b in self.sources(name)) for name in names}
-            self.decoders.update({n: LSTMDecoder(widths[n], d) for n, d in zip(names, dims, strict=True)})
-        self.surrogate_codes, self.surrogate_joint = nn.ModuleDict(), nn.ModuleDict()
+            for name, dim, shape in zip(names, dims, self.shapes, strict=True):
+                width = widths[name]
+                self.decoders[name] = LSTMDecoder(width, dim) if shape is None else PictureDecoder(width, shape)
+        self.surrogate_codes, self.surrogate_joint = Named(), Named()
         if settings.surrogate:
             for name in names:
-                others = [d for n, d in zip(names, dims, strict=True) if n != name]
+                others = [n for n in names if n != name]
                 if not others:
                     raise ValueError("surrogate needs two modalities or more")
-                self.surrogate_codes[name] = TogetherEncoder(others, settings.code)
-                self.surrogate_joint[name] = TogetherEncoder(others, settings.joint_code)
+                self.surrogate_codes[name] = self._together(others, code[name])
+                self.surrogate_joint[name] = self._together(others, settings.joint_code)
 
-    def _encoder(self, name: str) -> nn.Module:
-        settings = self.settings
-        if name == JOINT:
-            together = settings.encoder == "lstm"
-            kind = TogetherEncoder(self.dims, settings.joint_code) if together else JointEncoder(self.dims, settings)
-            return kind
-        dims = self.dims if name == SHARED else (self.dims[self.names.index(name)],)
-        return TogetherEncoder(dims, settings.code)
+    def _sizes(self, name: str, blocks: Sequence[str]) -> dict[str, int]:
+        return dict(zip(blocks, self.settings.widths(name, len(blocks)), strict=True)) if blocks else {}
+
+    def _encoder(self, name: str, code: int) -> nn.Module:
+        if name == JOINT and self.settings.encoder == "mfn":
+            return JointEncoder(self.dims, self.settings)
+        return self._together(self.read_by(name), code)
+
+    def read_by(self, block: str) -> list[str]:
+        """The modalities that a block's code is read from."""
+        if block in (JOINT, SHARED):
+            return list(self.names)
+        return [name for name in self.names if name != block] if self.parts.crossed else [block]
+
+    def _together(self, names: Sequence[str], code: int) -> nn.Module:
+        """An encoder of the named modalities to one code, without memory fusion."""
+        places = [self.names.index(name) for name in names]
+        dims = [self.dims[place] for place in places]
+        if self.settings.encoder != "separate":
+            return TogetherEncoder(dims, code)
+        hidden = self.settings.widths("hidden", len(self.names))
+        return SeparateEncoder(dims, [self.shapes[p] for p in places], [hidden[p] for p in places], code)
 
     def sources(self, name: str) -> list[str]:
         """The factors that a modality is decoded from."""
@@ -117,8 +111,7 @@ class MFMNet(nn.Module):
         """Z [B, code] by block: "y", and the modalities' names or "shared"."""
         found = {}
         for name, encoder in self.encoders.items():
-            given = inputs if name in (JOINT, SHARED) else [inputs[self.names.index(name)]]
-            found[name] = encoder(given)
+            found[name] = encoder([inputs[self.names.index(source)] for source in self.read_by(name)])
         return found
 
     def surrogates(self, inputs: Sequence[Inputs], name: str) -> tuple[Tensor, Tensor]:
@@ -130,19 +123,29 @@ class MFMNet(nn.Module):
         return {name: self.maps[name](z) for name, z in codes.items()}
 
     def read(self, factors: Codes) -> Tensor:
-        """What the head reads: F_y, or all factors where there is none."""
-        return factors[JOINT] if self.parts.joint else torch.cat(list(factors.values()), 1)
+        """What the head reads: F_y, or all factors where there is none, without their gradient in "seq2seq"."""
+        found = factors[JOINT] if self.parts.joint else torch.cat(list(factors.values()), 1)
+        return found.detach() if self.parts.crossed else found
 
     def head(self, features: Tensor) -> Tensor:
         return self.out(features)
 
-    def decode(self, factors: Codes, steps: int, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """x' [B, steps, d] of the named modalities, all by default."""
+    def decode(
+        self, factors: Codes, steps: int | Mapping[str, int], names: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """x' [B, steps, d] of the named modalities, all by default; steps: of all of them, or by name."""
         names = self.names if names is None else names
-        decoders = [cast(LSTMDecoder, self.decoders[name]) for name in names]
-        codes = [torch.cat([factors[b] for b in self.sources(name)], 1) for name in names]
-        states = decoded_states(decoders, codes, [steps] * len(names))
-        return {n: d.out(h) for n, d, h in zip(names, decoders, states, strict=True)}
+        codes = {name: torch.cat([factors[b] for b in self.sources(name)], 1) for name in names}
+        unrolled = [name for name in names if isinstance(self.decoders[name], LSTMDecoder)]
+        decoders = [cast(LSTMDecoder, self.decoders[name]) for name in unrolled]
+        number = [steps if isinstance(steps, int) else steps[name] for name in unrolled]
+        states = decoded_states(decoders, [codes[name] for name in unrolled], number)
+        found = {n: d.out(h) for n, d, h in zip(unrolled, decoders, states, strict=True)}
+        return {name: found[name] if name in found else self.decoders[name](codes[name]) for name in names}
+
+
+def steps_of(names: Sequence[str], sequences: Sequence[Inputs]) -> dict[str, int]:
+    return {name: x.values.shape[1] for name, x in zip(names, sequences, strict=True)}
 
 
 def prior_distance(codes: Codes, spreads: nn.ModuleDict, *, sampled: bool) -> Tensor:
@@ -192,6 +195,19 @@ class MFM(Supervised):
         found[JOINT] = torch.where(count > 0, joint / count.clamp(min=1), found[JOINT])
         return found
 
+    def rebuilt(self, inputs: Mapping[str, Inputs], name: str) -> tuple[Tensor, Inputs]:
+        """A modality decoded without having been seen, [B, T, d], and the true one: from the others in "seq2seq", from
+        surrogate codes where they were learnt, and otherwise from codes of inputs whose modality is zero."""
+        sequences = self.inlet(inputs)
+        net, place = self.net, self.net.names.index(name)
+        hidden = [x._replace(values=x.values * 0) if m == place else x for m, x in enumerate(sequences)]
+        codes = net.codes(hidden)
+        if self.settings.surrogate:
+            code, joint = net.surrogates(sequences, name)
+            codes |= {name: code, JOINT: joint}
+        steps = steps_of(net.names, sequences)
+        return net.decode(net.factors(codes), steps, [name])[name], sequences[place]
+
     def features(self, inputs: Mapping[str, Inputs]) -> Tensor:
         return self.net.read(self.net.factors(self.codes(inputs)))
 
@@ -206,8 +222,8 @@ class MFM(Supervised):
         name, value = self.label_loss(self.net.head(self.net.read(factors)), batch)
         terms, settings = {name: value}, self.settings
         if self.net.parts.generative:
-            steps = sequences[0].values.shape[1]
-            terms["reconstruction"] = self._errors(self.net.decode(factors, steps), sequences)
+            decoded = self.net.decode(factors, steps_of(self.net.names, sequences))
+            terms["reconstruction"] = self._errors(decoded, sequences)
             # Validation looks at the exact prior: a resumed run sees the same numbers.
             sampled = settings.prior == "sampled" and self.training
             terms["prior"] = prior_distance(codes, self.net.spreads, sampled=sampled)
@@ -224,7 +240,7 @@ class MFM(Supervised):
 
     def _missing(self, sequences: Sequence[Inputs], codes: Codes, batch: Batch) -> dict[str, Tensor]:
         """The surrogates' terms; only the reconstructions that they need are decoded."""
-        names, steps = self.net.names, sequences[0].values.shape[1]
+        names, steps = self.net.names, steps_of(self.net.names, sequences)
         targets = {n: z.detach() for n, z in codes.items()} if self.settings.detach else codes
         rebuilt = {name: name for name in names}  # the modality that is decoded when a name is missing
         if self.settings.public_slip and len(names) > 1:
@@ -249,5 +265,7 @@ class MFM(Supervised):
 
 
 def build(settings: Settings, data: Dataset) -> Model:
-    inlet = Inlet(data.modalities, settings.embedding, settings.stride, settings.align)
-    return MFM(inlet, MFMNet(data.names, inlet.dims, settings, outputs_of(data.target)), data, settings)
+    align = 0 if settings.encoder == "separate" else settings.align
+    inlet = Inlet(data.modalities, settings.embedding, settings.stride, align)
+    shapes = [modality.shape for modality in data.modalities]
+    return MFM(inlet, MFMNet(data.names, inlet.dims, settings, outputs_of(data.target), shapes), data, settings)

@@ -21,7 +21,8 @@ class TrainingConfig:
     validate: epochs between two looks at the validation rows; 0 for about twenty a run, since a look can cost as much
         as an epoch. patience: looks without a lower validation loss before training stops, 0 for no early stopping.
     select: the weights that are kept, of the "last" epoch or of the "best" validation loss.
-    augmentation: "unique" views of all modalities but the first keep what the first refers to; or "independent".
+    augmentation: "unique" views of all modalities but the first keep what the first refers to; "independent"; or
+        "mixing", independent with time warping and CutMix.
     input_noise: deviation of normal noise on the inputs of every training batch.
     corruption: modalities and frames that training batches lose; see CorruptionConfig.
     accelerator: Lightning's; one device. threads: of torch in training, 0 for its own choice; the last digits of sums
@@ -52,7 +53,7 @@ class TrainingConfig:
             "schedule": SCHEDULES,
             "precision": PRECISIONS,
             "select": ("last", "best"),
-            "augmentation": ("unique", "independent"),
+            "augmentation": ("unique", "independent", "mixing"),
             "accelerator": ACCELERATORS,
         }
         for name, accepted in choices.items():

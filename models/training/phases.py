@@ -47,7 +47,9 @@ class Training(LightningModule):
         self.model, self.config, self.data = model, config, data
         config.corruption.check(data.names)
         unique = config.augmentation == "unique"
-        self.augment = {m.name: Augmentation(m, unique and index > 0) for index, m in enumerate(data.modalities)}
+        mixing = config.augmentation == "mixing"
+        named = enumerate(data.modalities)
+        self.augment = {m.name: Augmentation(m, unique and place > 0, mixing) for place, m in named}
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         self.phases = model.phases()
         self.total_steps = total_steps

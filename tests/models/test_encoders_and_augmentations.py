@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.data import Inputs, Modality
-from models.data.augmentations import Augmentation, noisy
+from models.data.augmentations import Augmentation, cutmix, noisy, time_warp
 from models.layers.encoders import EncoderConfig, GRUEncoder, SegmentEncoder, make_encoder, mlp, segment_statistics
 
 SEQUENCES = Modality("s", torch.zeros(10, 3), torch.tensor([0, 4, 10]))
@@ -147,3 +147,49 @@ def test_a_unique_view_of_an_image_does_not_move_it():
     assert (view.argmax(1) == 3 * 4 + 2).all()
     moved = Augmentation(IMAGES)(Inputs(images.reshape(50, 32)), generator()).values
     assert (moved.argmax(1) != 3 * 4 + 2).any()
+
+
+def test_cutmix_takes_a_run_of_features_from_one_other_row():
+    x = torch.arange(8.0)[:, None] * 100 + torch.arange(20.0)
+    found = cutmix(x, generator())
+    for row in range(8):
+        sources = found[row].div(100).floor().long()
+        assert torch.equal(found[row] % 100, torch.arange(20.0))
+        changed = torch.nonzero(sources != row).flatten()
+        assert len(sources[changed].unique()) <= 1
+        assert len(changed) == 0 or int(changed[-1] - changed[0]) == len(changed) - 1
+    shares = (cutmix(torch.arange(2000.0)[:, None].expand(-1, 20), generator()) != torch.arange(2000.0)[:, None])
+    assert 0.45 < shares.float().mean() < 0.55
+
+
+def test_a_time_warp_keeps_ends_order_and_padding_and_moves_the_middle():
+    steps = 12
+    lengths = torch.tensor([12, 5, 1, 9])
+    ramp = torch.arange(1.0, steps + 1)[None, :, None].expand(4, -1, 2)
+    x = ramp.masked_fill((torch.arange(steps) >= lengths[:, None])[..., None], 0)
+    found = time_warp(x, lengths, generator())
+    for row, length in enumerate(lengths.tolist()):
+        values = found[row, :length, 0]
+        torch.testing.assert_close(values[[0, -1]], torch.tensor([1.0, float(length)]))
+        assert (values.diff() >= -1e-5).all() and (found[row, length:] == 0).all()
+    assert (found[0, :, 0] - x[0, :, 0]).abs().max() > 0.2
+    torch.testing.assert_close(found, time_warp(x, lengths, generator()))
+
+
+@pytest.mark.parametrize("modality", [SEQUENCES, VECTORS, TOKENS, IMAGES], ids=lambda m: m.name)
+def test_mixing_views_keep_shapes_and_lengths(modality):
+    rows = torch.arange(len(modality))
+    given = modality.take(rows)
+    found = Augmentation(modality, mixing=True)(given, generator())
+    assert found.values.shape == given.values.shape and found.values.dtype == given.values.dtype
+    assert found.lengths is given.lengths
+
+
+def test_pictures_are_encoded_by_convolutions_where_asked():
+    encoder = make_encoder(IMAGES, EncoderConfig(out_dim=6, pictures="convolution"))
+    found = encoder(IMAGES.take(torch.arange(5)))
+    assert found.shape == (5, 6) and any(isinstance(m, torch.nn.Conv2d) for m in encoder.modules())
+    vectors = make_encoder(VECTORS, EncoderConfig(pictures="convolution"))
+    assert not any(isinstance(m, torch.nn.Conv2d) for m in vectors.modules())
+    with pytest.raises(ValueError, match="pictures of 8 x 4, got 31 pixels"):
+        encoder(torch.zeros(2, 31))

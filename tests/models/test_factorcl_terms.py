@@ -39,8 +39,13 @@ def test_inner_product_terms_equal_their_formulas_on_materialised_scores(kind, c
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_terms_in_one_call_have_the_gradients_of_separate_calls(kind):
-    model, data = small(kind, with_(critic="cosine")), batch()
+@pytest.mark.parametrize(
+    "changes",
+    [{"critic": "cosine"}, {"critic": "concat"}, {"critics": {"infonce_x1x2": "dot"}, "anchor": "first"}],
+    ids=["cosine", "concat", "mixed"],
+)
+def test_terms_in_one_call_have_the_gradients_of_separate_calls(kind, changes):
+    model, data = small(kind, with_(**changes)), batch()
     together = torch.autograd.grad(model.loss(data).total, list(model.parameters()), allow_unused=True)
     pairs = model._pairs(model.config.terms, data)
     apart = sum(
@@ -50,6 +55,15 @@ def test_terms_in_one_call_have_the_gradients_of_separate_calls(kind):
         together, torch.autograd.grad(apart, list(model.parameters()), allow_unused=True), strict=True
     ):
         torch.testing.assert_close(found, want, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fitting_in_one_call_equals_the_learning_losses_of_the_bounds(kind):
+    model, data = small(kind), batch()
+    pairs, y = model.inner_pairs(data)
+    found = model._estimates(pairs, y, fitting=True)
+    for name, pair in pairs.items():
+        torch.testing.assert_close(found[name], model.bounds[name].learning_loss(*pair))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -120,7 +134,11 @@ def test_settings_reach_the_model():
         {"critics": {"infonce": "dot"}},
         {"critics": {"club_x1x2": "mlp"}},
         {"temperature": 0.0},
+        {"temperature": math.inf},
         {"club_weight": -1.0},
+        {"club_weight": math.inf},
+        {"club_floor": math.nan},
+        {"heads": "one"},
         {"objective": "U3"},
         {"critic_dim": 0},
     ],
@@ -130,6 +148,12 @@ def test_unknown_choices_are_named(change):
         with_(**change)
     with pytest.raises(ValueError, match=next(iter(change))):
         Settings(**change)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_the_inner_step_size_is_positive(value):
+    with pytest.raises(ValueError, match="critic_lr must be positive"):
+        Settings(critic_lr=value)
 
 
 def test_a_pair_that_shares_a_critic_has_one_kind():
@@ -145,3 +169,36 @@ def test_a_zero_row_of_16_bits_has_finite_cosines_and_gradients():
     a, b, _ = critic.features(x, y)
     (a @ b.mT).sum().backward()
     assert a.isfinite().all() and all(p.grad.isfinite().all() for p in critic.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("term", [*MAXIMISED, *MINIMISED])
+def test_any_single_term_can_be_left_out(kind, term):
+    model = small(kind, with_(without=(term,)))
+    loss, terms = model.loss(batch())
+    assert set(terms) == {*MAXIMISED, *MINIMISED} - {term}
+    assert term not in model.bounds and term not in model.heads1 and term not in model.heads2
+    assert loss.isfinite() and model.factors(*batch().inputs.values()).u1.shape[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_of_a_factor_serve_all_its_terms(kind):
+    model, data = small(kind, with_(heads="factor")), batch()
+    assert set(model.heads1) == set(model.heads2) == {"S", "U"}
+    s1, u1, s2, u2 = model.factors(*data.inputs.values())
+    assert [part.shape[1] for part in (s1, u1, s2, u2)] == [8, 8, 6, 6]
+    pairs = model._pairs(model.config.terms, data)
+    for term, factors in (("infonce_x1x2", (s1, s2)), ("club_x1x2", (u1, u2))):
+        for found, wanted in zip(pairs[term], factors, strict=True):
+            torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(pairs["infonce_x1y"][0], u1)
+
+
+def test_settings_and_the_model_read_the_same_choices():
+    chosen = {"heads": "factor", "without": ("club_x1x2",), "temperature": 0.7}
+    found = Settings(**chosen).architecture(3)
+    assert {name: getattr(found, name) for name in chosen} == chosen
+    with pytest.raises(ValueError, match="without"):
+        Settings(without=("club",))
+    with pytest.raises(ValueError, match="leaves no term"):
+        Settings(objective="S", without=("infonce_x1x2", "club_x1x2_cond"))

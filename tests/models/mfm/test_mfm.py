@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import mi_kernels as mk
+from bench import mfm as step_by_step
 from models.batch import Inputs, Target
 from models.data import Dataset, Modality
 from models.data.corruption import CorruptionConfig
@@ -51,6 +52,25 @@ def test_private_factors_reach_their_own_modality_alone():
         assert not reached(outputs, codes[second])
         assert reached(decoded[first], factors["y"])
     assert reached(outputs, codes["y"])
+
+
+@pytest.mark.parametrize("changes", [{}, {"code": (6, 6, 4), "hidden": 5}])
+def test_a_step_equals_the_step_by_step_formulation(changes):
+    small = {"code": (6, 4, 8), "joint_code": 6, "factor": (9, 4, 4), "joint_factor": 5, "hidden": (7, 6, 5)}
+    found = step_by_step.gaps(*step_by_step.problem(5, Settings(**small | {"networks": 8} | changes), steps=6))
+    assert max(found.values()) < 1e-5, found
+
+
+def test_modalities_have_widths_of_their_own():
+    model = net(code=(2, 3, 4), factor=(5, 6, 7), hidden=(8, 9, 10), surrogate=True)
+    codes = model.codes(sequences())
+    assert {n: z.shape[1] for n, z in codes.items()} == {"y": 5, "l": 2, "a": 3, "v": 4}
+    assert {n: f.shape[1] for n, f in model.factors(codes).items()} == {"y": 24, "l": 5, "a": 6, "v": 7}
+    assert [model.surrogates(sequences(), n)[0].shape[1] for n in NAMES] == [2, 3, 4]
+    assert model.encoders["y"].fusion.config.hidden == (8, 9, 10)
+    assert {n: tuple(x.shape) for n, x in model.decode(model.factors(codes), 4).items()} == {
+        n: (3, 4, d) for n, d in zip(NAMES, DIMS, strict=True)
+    }
 
 
 def test_surrogate_codes_do_not_depend_on_what_is_missing():
@@ -118,6 +138,29 @@ def test_the_missing_modality_is_rebuilt_from_the_codes_without_it_and_the_slip_
     torch.testing.assert_close(model.loss(batch).terms["reconstruction_missing"], wanted.detach())
 
 
+def test_the_generative_baseline_never_reads_what_it_rebuilds():
+    model, x = net(variant="seq2seq"), sequences()
+    decoded = model.decode(model.factors(model.codes(x)), 4)
+    for name in NAMES:
+        assert [reached(decoded[name], t.values) for t in x] == [name != other for other in NAMES]
+    assert not model.read(model.factors(model.codes(x))).requires_grad
+    with pytest.raises(ValueError, match="needs two modalities or more"):
+        MFMNet(("l",), (5,), Settings(variant="seq2seq"), 2)
+
+
+@pytest.mark.parametrize("changes", [{"surrogate": True}, {}, {"variant": "seq2seq"}], ids=["surrogate", "zero", "seq"])
+def test_a_rebuilt_modality_does_not_depend_on_itself(changes):
+    data = mixed(missing=False)
+    model = build("mfm", config("mfm", {f"model.{n}": v for n, v in changes.items()}).model, data, 0).eval()
+    batch = data.batch(torch.arange(9))
+    other = batch.inputs["frames"]
+    changed = dict(batch.inputs) | {"frames": other._replace(values=other.values + 1)}
+    found, wanted = model.rebuilt(batch.inputs, "frames")
+    torch.testing.assert_close(model.rebuilt(changed, "frames")[0], found)
+    assert found.shape == wanted.values.shape
+    assert not torch.allclose(model.rebuilt(changed, "vectors")[0], model.rebuilt(batch.inputs, "vectors")[0])
+
+
 def test_gradient_curves_are_the_jacobians_norms():
     model = net()
     factors = {n: f.detach() for n, f in model.factors(model.codes(sequences())).items()}
@@ -134,10 +177,15 @@ def test_settings_that_do_not_fit_are_refused():
     for wrong, message in (
         ({"variant": "M_F"}, "variant must be one of full"),
         ({"surrogate": True, "variant": "M_B"}, "surrogate needs variant full"),
-        ({"prior_weight": -1.0}, "prior_weight must not be negative"),
+        ({"prior_weight": -1.0}, "prior_weight must be finite and not negative"),
+        ({"reconstruction": float("inf")}, "reconstruction must be finite and not negative"),
     ):
         with pytest.raises(ValueError, match=message):
             Settings(**wrong)
+    with pytest.raises(ValueError, match="code must be at least 1, got 0"):
+        Settings(code=(3, 0))
+    with pytest.raises(ValueError, match=r"hidden must be one width or one for each of 3 modalities, got \[4, 5\]"):
+        net(hidden=(4, 5))
     with pytest.raises(ValueError, match="variant must be full"):
         information_ratios(net(variant="M_D"), {}, 4)
 
@@ -190,3 +238,42 @@ def test_surrogates_predict_with_either_modality_missing():
     found = evaluate(model, data, only=("head",))
     for name in data.names:
         assert damaged(model, data, found, CorruptionConfig(drop={name: 1.0}))["head"]["accuracy"] > 0.95
+
+
+def pictures_and_sounds(rows=60):
+    """Pictures of 5 x 7 and ragged sequences that show one of two classes."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(2, (rows,), generator=generator)
+    pictures = 0.8 * y[:, None] * torch.ones(rows, 35) + 0.1 * torch.rand(rows, 35, generator=generator)
+    lengths = torch.randint(1, 9, (rows,), generator=generator)
+    sounds = torch.randn(int(lengths.sum()), 3, generator=generator) + 2 * y.repeat_interleave(lengths)[:, None]
+    ends = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    modalities = (Modality("image", pictures, shape=(5, 7)), Modality("audio", sounds, ends))
+    return Dataset("pairs", modalities, y, Target.classes(2), torch.tensor([0, 0, 0, 1, 2]).repeat(rows // 5))
+
+
+def test_pictures_are_read_and_drawn_by_convolutions_beside_sequences_of_their_own_length():
+    data = pictures_and_sounds()
+    model = trained(data, 60, encoder="separate", pictures="convolution", surrogate=True, code=4, joint_code=4)
+    batch = data.batch(data.rows("test"))
+    x = model.inlet(batch.inputs)
+    steps = {"image": 1, "audio": x[1].values.shape[1]}
+    found = model.net.decode(model.net.factors(model.codes(batch.inputs)), steps)
+    assert found["image"].shape == (12, 1, 35) and found["audio"].shape == (12, steps["audio"], 3)
+    assert ((found["image"] > 0) & (found["image"] < 1)).all()
+    assert (found["image"][:, 0] - batch.inputs["image"].values).square().mean() < 0.05
+    scores = evaluate(model, data, only=("head",))
+    assert scores.scores["head"]["test"]["accuracy"] > 0.9
+    for name in data.names:
+        assert damaged(model, data, scores, CorruptionConfig(drop={name: 1.0}))["head"]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS])
+def test_every_ablation_has_a_convolutional_form(variant):
+    data = pictures_and_sounds(20)
+    settings = Settings(variant=variant, encoder="separate", pictures="convolution", code=3, joint_code=3, hidden=4)
+    model = build("mfm", settings, data, 0)
+    model.loss(data.batch(torch.arange(20))).total.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    with pytest.raises(ValueError, match="need encoder separate"):
+        Settings(pictures="convolution")

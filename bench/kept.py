@@ -1,0 +1,56 @@
+"""Results of many small runs in one JSON file that grows run by run: an interrupted study goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from models.provenance import commit, describe
+
+Scores = Mapping[str, Mapping[str, float]]
+
+
+class Kept:
+    """{group: {key: found}} of a study; ``found`` is kept with the settings and the commit that it came from.
+
+    A run is made again when its settings differ from the kept ones, and kept across commits: each entry says its own.
+    """
+
+    def __init__(self, path: Path, what: str):
+        self.path, self.commit = path, commit()
+        old = json.loads(path.read_text()) if path.is_file() else {}
+        self.content: dict[str, Any] = {"what": what, "machine": describe(), "summary": {}, "runs": old.get("runs", {})}
+
+    def run(self, group: str, key: str, settings: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+        runs = self.content["runs"].setdefault(group, {})
+        plain = json.loads(json.dumps(dict(settings)))
+        if key not in runs or runs[key]["settings"] != plain:
+            runs[key] = {"settings": plain, "commit": self.commit, "found": make()}
+            print(group, key, runs[key]["found"], flush=True)
+            self.write()
+        return runs[key]["found"]
+
+    def found(self, group: str, keys: Iterable[str]) -> list[Any]:
+        runs = self.content["runs"].get(group, {})
+        return [runs[key]["found"] for key in keys if key in runs]
+
+    def write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.content, indent=1, ensure_ascii=False) + "\n")
+
+
+def moments(values: list[float]) -> str:
+    """Mean and deviation over runs."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.3f} ± {spread:.3f}"
+
+
+def summarised(found: list[Scores]) -> dict[str, str]:
+    """{"encoder test": "mean ± deviation", ...} of runs' {part: {split: value}}, and how many there are."""
+    parts = [(part, split) for part in found[0] for split in found[0][part]] if found else []
+    return {f"{part} {split}": moments([run[part][split] for run in found]) for part, split in parts} | {
+        "seeds": str(len(found))
+    }
