@@ -237,7 +237,8 @@ def tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) ->
         return Tiling(64, 32, width, width, 8, 2)
     # Gradients leave in fp32: at 128 features, 32 columns a step would spill on sm_80.
     # Rows that are not aligned take registers for their loads.
-    return Tiling(64 if D % 16 else 128, 32 if width < 128 else 16, width, width, 8, 2)
+    BM, stages = (64, 1) if D % 16 else (128, 2)
+    return Tiling(BM, 32 if width < 128 else 16, width, width, 8, stages)
 
 
 def chunk_tiling(dtype: torch.dtype, tf32: bool, interpreted: bool = False) -> Tiling:
