@@ -62,7 +62,7 @@ def widths(kind: str, variant: str, dtype: str, tf32: bool) -> tuple[int, ...]:
     own = WIDTHS if (variant, dtype) in [("infonce", d) for d in ("float32", "bfloat16")] else ()
     if (variant, dtype) in [("clip", d) for d in ("float32", "bfloat16")]:
         # Narrow ones run in the fused kernel, wide ones in the chunked one.
-        own = WIDTHS[2:] if kind == "dscores" else WIDTHS[:2]
+        own = WIDTHS[1:] if kind == "dscores" else WIDTHS[:1]
     return plain + tuple(w for w in own if not tf32)
 
 

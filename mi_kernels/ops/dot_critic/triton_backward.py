@@ -232,11 +232,11 @@ def tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) ->
         return Tiling(32, 32, 16, next_power(min(D, 32), 16), 4, 1)
     if dtype == torch.float32 and not tf32:
         return Tiling(64, 32, 16, next_power(min(D, 64), 16), 4, 1)
-    width = next_power(min(D, 128), 16)
+    # Rows that are not aligned take registers for their loads.
+    width = next_power(min(D, 64 if D % 16 else 128), 16)
     if dtype == torch.float32:
         return Tiling(64, 32, width, width, 8, 2)
     # Gradients leave in fp32: at 128 features, 32 columns a step would spill on sm_80.
-    # Rows that are not aligned take registers for their loads.
     BM, stages = (64, 1) if D % 16 else (128, 2)
     return Tiling(BM, 32 if width < 128 else 16, width, width, 8, stages)
 
