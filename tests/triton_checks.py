@@ -134,7 +134,7 @@ def source(kind: str, variant: str, dtype: str, tf32: bool, D: int):
         kernel, variants, t = (
             triton_backward.dscores_kernel,
             GRAD_VARIANTS,
-            triton_backward.chunk_tiling(features, tf32),
+            triton_backward.chunk_tiling(features, D, tf32),
         )
     constants = {k: v for k, v in variants[variant].items() if k != "want"}
     constants |= {"PRECISION": "tf32" if tf32 else "ieee", "BM": t.BM, "BN": t.BN, "BK": t.BK}

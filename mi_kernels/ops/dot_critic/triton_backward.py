@@ -241,14 +241,14 @@ def tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) ->
     return Tiling(BM, 32 if width < 128 else 16, width, width, 8, stages)
 
 
-def chunk_tiling(dtype: torch.dtype, tf32: bool, interpreted: bool = False) -> Tiling:
+def chunk_tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) -> Tiling:
     if interpreted:
         return Tiling(32, 16, 16, 0, 4, 1)
     if dtype == torch.float64:
         return Tiling(32, 32, 16, 0, 4, 1)
     if dtype == torch.float32:
         return Tiling(64, 64, 32 if tf32 else 16, 0, 8, 2)
-    return Tiling(128, 64, 64, 0, 8, 3)
+    return Tiling(64 if D % 16 else 128, 64, 64, 0, 8, 3)
 
 
 def _launch(own, oth, scale, out_scale, own_bias, oth_bias, own_ids, oth_ids, own_lse, oth_lse, own_g, oth_g,
@@ -273,7 +273,7 @@ def _chunked(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_l
     if N > _MOST_COLUMNS:
         raise ValueError(f"y must have at most {_MOST_COLUMNS} rows where features are wide, got {N}")
     input_precision = precision(x.dtype, INTERPRETED)
-    t = chunk_tiling(x.dtype, input_precision == "tf32", INTERPRETED)
+    t = chunk_tiling(x.dtype, D, input_precision == "tf32", INTERPRETED)
     rows = max(LEAST_ROWS, CHUNK_BYTES // (G * N * x.element_size()))
     step = min(B, triton.cdiv(rows, t.BM) * t.BM)
     buffer = torch.empty(G * step * N, dtype=x.dtype, device=x.device)
