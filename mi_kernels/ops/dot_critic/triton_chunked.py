@@ -200,11 +200,11 @@ def finish_kernel(
 INTERPRETED = not isinstance(slope_kernel, triton.runtime.JITFunction)
 
 
-def tiling(soft: bool, interpreted: bool = False) -> Tiling:
+def tiling(soft: bool, gradients: bool, interpreted: bool = False) -> Tiling:
     """Block sizes of `slope_kernel`, free of register spills on sm_80 and sm_90."""
     if interpreted:
         return Tiling(32, 16, 16, 0, 4, 1)
-    return Tiling(128, 64 if soft else 256, 64, 0, 8, 3)
+    return Tiling(128, 64 if soft else 256 if gradients else 128, 64, 0, 8, 3)
 
 
 def finish_blocks(D: int, interpreted: bool = False) -> dict[str, int]:
@@ -245,7 +245,7 @@ class _Rows:
 
     def chunk(self, first: int, n: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """dS, or E, of rows first .. first + n [G, n, N], and what its transpose multiplies for dy [G, n, D]."""
-        t, constants = tiling(self.soft, INTERPRETED), {"OFF_DIAGONAL": self.pairs == OFF_DIAGONAL}
+        t, constants = tiling(self.soft, bool(self.needs), INTERPRETED), {"OFF_DIAGONAL": self.pairs == OFF_DIAGONAL}
         tiles = triton.cdiv(self.N, t.BN)
 
         def new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

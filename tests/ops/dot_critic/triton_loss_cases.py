@@ -59,7 +59,8 @@ def failures(schedule: str, name: str, shape: tuple[int, ...], dtype: torch.dtyp
     got, again = (run(LOSSES[name], leaves, dtype, "triton", autocast) for autocast in (False, True))
     found = ["two runs differ"] if not all(torch.equal(a, b) for a, b in zip(got, again, strict=True)) else []
     with torch.no_grad(), mk.use_backend("triton"):
-        if not torch.equal(LOSSES[name](*leaves), got[0]):
+        # compiled kernels have other tiles without gradients
+        if error(LOSSES[name](*leaves), got[0]) > (0.0 if DEVICE.type == "cpu" else 1e-5):
             found.append("the value alone differs")
     # The definition rounds nothing but the result to 16 bits; unit rows and dS are rounded too, as plain torch would.
     part = torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 1e-6

@@ -51,7 +51,7 @@ def source(variant: str):
     name, case, dtype, D = variant.removeprefix("loss ").split("/")
     kernel, wide = KERNELS[name], dtype == "float64"
     BM, BD = triton_rows.blocks(int(D))
-    t = triton_chunked.tiling(case == "siglip")
+    t = triton_chunked.tiling(case == "siglip", case != "value")
     constants = {"ACC": tl.float64 if wide else tl.float32, "BM": BM, "BD": BD, "POSITIVE": True}
     if name == "slope":
         constants |= {"BM": t.BM, "BN": t.BN, "BK": t.BK, "GROUP": 8, "PRECISION": "ieee"}
