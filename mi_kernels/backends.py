@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import functools
 import glob
+import importlib
 import importlib.util
 import os
+import re
 import threading
 import warnings
 from pathlib import Path
@@ -21,6 +23,7 @@ import torch
 
 NAMES = ("reference", "chunked", "cpu", "triton", "cuda")
 CUDA_OPS = ("dot_critic", "mlp_critic", "cross_attention", "lstm_scan")  # what has CUDA C++ kernels
+TRITON_OLDEST = (3, 5)  # pyproject.toml says the same; Triton 3.4 refuses products of fp64 tiles, 3.3 more
 CUDA_SHARED_BYTES = 163 * 1024  # kSharedLimit in csrc/common/cuda/primitives.cuh
 _local = threading.local()
 # CPython's dictionary behind os.environ: looking an absent name up in os.environ raises and catches a KeyError, which
@@ -55,6 +58,23 @@ def _triton_status() -> str:
         return "the package triton is not installed"
     if not torch.cuda.is_available() and not _interpreting():
         return "no CUDA device is present and TRITON_INTERPRET is not set"
+    return _triton_version_status()
+
+
+@functools.cache
+def _triton_version() -> str:
+    return str(importlib.import_module("triton").__version__)
+
+
+def _triton_version_status() -> str:
+    try:
+        version = _triton_version()
+    except Exception as error:  # a damaged installation raises anything
+        return f"triton does not import: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    found = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+    if found < TRITON_OLDEST:
+        wanted = ".".join(map(str, TRITON_OLDEST))
+        return f"triton {version} is installed, the kernels need {wanted} or newer (torch 2.9 brings it)"
     return "available"
 
 
@@ -158,13 +178,13 @@ def resolve(op: str, device: torch.device, requested: str | None = None) -> str:
         if name == "cuda" and op not in CUDA_OPS:
             raise RuntimeError(f"backend 'cuda' was asked for and cannot run {op}: it has no CUDA C++ kernel")
         return name
-    if device.type == "cuda":
-        return "triton" if _triton_status() == "available" else "chunked"
-    if device.type == "cpu":
-        status = extension_status()
-        if status == "available":
-            return "cpu"
-        if not _warned:
-            _warned = True
-            warnings.warn(f"mi_kernels runs in plain torch: {status}", RuntimeWarning, stacklevel=3)
+    best = {"cuda": "triton", "cpu": "cpu"}.get(device.type)
+    if best is None:
+        return "chunked"
+    status = _status(best)
+    if status == "available":
+        return best
+    if not _warned:
+        _warned = True
+        warnings.warn(f"mi_kernels runs in plain torch: {status}", RuntimeWarning, stacklevel=3)
     return "chunked"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -23,7 +24,9 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """Short hash of the checkout, with "+changes" where tracked files differ from it; empty outside a checkout."""
+    """Short hash of the checkout, with "+changes" where tracked files differ; empty without a checkout or git."""
+    if shutil.which("git") is None:
+        return ""
     root = Path(__file__).parent.parent
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
     dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True)

@@ -11,7 +11,7 @@ import torch
 
 from bench.gpu import __main__ as runner
 from bench.gpu import run, stages
-from bench.gpu.cases import cases
+from bench.gpu.cases import cases, plan
 from bench.gpu.problem import Case, Problem, answer
 from bench.gpu.timing import CpuTimer, summary
 
@@ -128,7 +128,7 @@ def test_a_command_that_hangs_is_stopped_and_keeps_its_output():
 def test_a_case_that_takes_its_process_down_costs_only_itself(monkeypatch):
     calls = []
 
-    def command(arguments, seconds):
+    def command(arguments, seconds, on_line):
         skip = int(arguments[arguments.index("--skip") + 1])
         calls.append(skip)
         lines = [{"ceilings": {"a": 1}}]
@@ -137,11 +137,14 @@ def test_a_case_that_takes_its_process_down_costs_only_itself(monkeypatch):
             if i == 1:
                 break
             lines.append({"case": {"name": i, "rows": []}})
-        text = "\n".join(json.dumps(line) for line in lines) + '\n{"cut o'
-        return {"output": text, "rc": -11 if lines[-1].get("started") else 0, "timed_out": False}
+        for line in [*(json.dumps(line) for line in lines), '{"cut o']:
+            on_line(line)
+        return {"output": "", "rc": -11 if lines[-1].get("started") else 0, "timed_out": False}
 
     monkeypatch.setattr(stages, "command", command)
-    found = stages.bench(CPU, 100.0, True, 4)
+    saved = []
+    found = stages.bench(CPU, 100.0, True, 4, lambda part: saved.append(len(part["cases"])))
+    assert saved == [1, 2, 3]  # written after every case
     assert calls == [0, 2]
     assert [c["name"] for c in found["cases"]] == [0, 2, 3]
     assert [c["case"] for c in found["crashed"]] == ["case 1"]
@@ -154,11 +157,13 @@ def test_the_runner_writes_its_report_and_a_failing_step_is_recorded(monkeypatch
 
     monkeypatch.setattr(stages, "bench", fail)
     arguments = ["--device", "cpu", "--quick", "--out", str(tmp_path / "new")]
-    assert runner.main([*arguments, "--only", "build,sanitizer,bench"]) == 0
+    assert runner.main([*arguments, "--only", "build,sanitize,bench"]) == 1
     found = json.loads((tmp_path / "new/gpu.json").read_text())
     assert found["bench"] == {"error": "OSError: no disk"}
-    assert "skipped" in found["build"] and "skipped" in found["sanitizer"]
+    assert "skipped" in found["build"] and "skipped" in found["sanitize"]
     assert found["environment"]["torch"] == torch.__version__
+    assert runner.main([*arguments, "--only", "build"]) == 0
+    assert "bench" in json.loads((tmp_path / "new/gpu.json").read_text())  # of the earlier call
     with pytest.raises(SystemExit):
         runner.main([*arguments, "--only", "lunch"])
 
@@ -172,3 +177,53 @@ def test_without_a_gpu_the_runner_says_so(tmp_path, capsys):
 def test_pytests_counts_are_read_also_where_it_was_stopped():
     assert stages._counts("...\n== 3 passed, 2 skipped in 1.0s ==") == {"passed": 3, "skipped": 2}
     assert stages._counts("a PASSED\nb FAILED\nc PASSED\n")["passed"] == 2
+
+
+def test_headline_sizes_come_first_and_torch_compile_last():
+    listed = plan()
+    late = [compiled for _, compiled in listed]
+    assert late == sorted(late) and any(late) and not late[0]
+    assert listed[0][0].name == "B=32768"
+    assert all(case.make.keywords["with_compile"] for case, compiled in listed if compiled)
+
+
+def test_the_passes_share_the_contenders():
+    def make(device):
+        problem = square(device)
+        problem.contenders = {"good": problem.contenders["good"], "torch.compile": problem.contenders["good"]}
+        return problem
+
+    rows = [run.run(Case("g", "n", {}, make), CPU, FakeTimer(), BEST, late)["rows"] for late in (False, True)]
+    assert [[r["contender"] for r in found] for found in rows] == [["good"], ["torch.compile"]]
+
+
+def test_a_build_without_its_extension_is_an_error(monkeypatch):
+    """setup.py ends with 0 when a build fails."""
+    ran = []
+
+    def command(arguments, seconds, on_line=None, **environment):
+        ran.append(arguments)
+        failed = "-c" in arguments
+        output = "the compiled extension was built without CUDA" if failed else ""
+        return {"rc": int(failed), "timed_out": False, "seconds": 1.0, "output": output}
+
+    monkeypatch.setattr(stages, "command", command)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    found = stages.build(torch.device("cuda"), 1.0)
+    assert "built without CUDA" in found["error"] and len(ran) == 2
+    assert runner.complaints("build", found) == [found["error"]]
+
+
+def test_what_fails_is_counted():
+    ended = {"a.py": {"rc": 1}, "b.py": {"rc": 0}, "c.py": {"rc": 5}}
+    assert runner.complaints("tests", ended) == ["a.py ended with 1"]
+    assert runner.complaints("sanitize", {"memcheck": {"clean": False}, "racecheck": {"clean": True}})
+    row = {"contender": "mi_kernels triton", "error": "wrong"}
+    case = {"group": "g", "name": "n", "rows": [row, {"contender": "rival", "error": "absent"}]}
+    assert runner.complaints("bench", {"cases": [case], "crashed": []}) == ["g n mi_kernels triton: wrong"]
+
+
+def test_every_concat_case_has_the_public_formulation_of_factorcl():
+    for case in cases(quick=True):
+        if case.group == "concat critic":
+            assert "public FactorCL formulation, eager" in case.make(CPU).contenders

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -19,6 +20,11 @@ def prepare() -> None:
     """Every uninitialised floating-point tensor holds NaN from here on; the interpreter's warnings are silenced."""
     warnings.filterwarnings("ignore", module="triton.runtime.interpreter")
     torch.empty, torch.empty_like = _poisoned(torch.empty), _poisoned(torch.empty_like)
+
+
+def under_autocast(on: bool):
+    """What a caller's autocast must not change: operators choose their own precision."""
+    return torch.autocast(DEVICE.type, torch.bfloat16) if on else nullcontext()
 
 
 def _poisoned(empty):

@@ -1,8 +1,10 @@
-"""What can be said about the Triton kernels without a GPU: `python -m tests.triton_checks [--update]`.
+"""What can be said about the Triton kernels without a GPU: `python -m tests.triton_checks [--update] [--compile]`.
 
 Numerics run in Triton's interpreter, in a subprocess. Every kernel is compiled to a cubin for sm_80 and sm_90
 with the settings that a launch uses; a register spill fails, and so does a difference from
-tests/triton_resources.json when that was recorded with the installed version of triton.
+tests/triton_resources.json where that holds a record of the installed version of triton. The supported range of
+versions has two ends: the newest is what pip installs, the oldest is checked by
+`pip install --no-deps --target FOLDER triton==3.5.0` and `PYTHONPATH=FOLDER python -m tests.triton_checks --compile`.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -49,11 +52,24 @@ GRAD_VARIANTS = {
 DTYPES = (("float32", False), ("float32", True), ("bfloat16", False), ("float16", False), ("float64", False))
 
 
+# Feature widths of MOSI's and MOSEI's modalities and of BERT: all but the last lose the 16-byte loads.
+WIDTHS = (35, 74, 300, 768)
+
+
 def widths(kind: str, variant: str, dtype: str, tf32: bool) -> tuple[int, ...]:
     """Feature sizes that lead to different code; the lighter variants run where most launches do."""
+    plain = _widths(kind, variant, dtype, tf32)
+    own = WIDTHS if (variant, dtype) in [("infonce", d) for d in ("float32", "bfloat16")] else ()
+    if (variant, dtype) in [("clip", d) for d in ("float32", "bfloat16")]:
+        # Narrow ones run in the fused kernel, wide ones in the chunked one.
+        own = WIDTHS[1:] if kind == "dscores" else WIDTHS[:1]
+    return plain + tuple(w for w in own if not tf32)
+
+
+def _widths(kind: str, variant: str, dtype: str, tf32: bool) -> tuple[int, ...]:
     full = variant == "everything"
     if dtype == "float16":
-        return (512,) if full and kind == "grad" else ()
+        return (512,) if full and kind == "dscores" else (64,) if full and kind == "grad" else ()
     if dtype == "float64":
         return (32,) if full else ()
     if tf32:
@@ -118,7 +134,7 @@ def source(kind: str, variant: str, dtype: str, tf32: bool, D: int):
         kernel, variants, t = (
             triton_backward.dscores_kernel,
             GRAD_VARIANTS,
-            triton_backward.chunk_tiling(features, tf32),
+            triton_backward.chunk_tiling(features, D, tf32),
         )
     constants = {k: v for k, v in variants[variant].items() if k != "want"}
     constants |= {"PRECISION": "tf32" if tf32 else "ieee", "BM": t.BM, "BN": t.BN, "BK": t.BK}
@@ -139,24 +155,36 @@ def source(kind: str, variant: str, dtype: str, tf32: bool, D: int):
             attributes[(i,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "i32"
-            if name == "D":
+            if name == "D" and D % 16 == 0:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     options = {"num_warps": t.num_warps, "num_stages": t.num_stages, "enable_fp_fusion": True}
     return ASTSource(kernel, signature, constants, attributes), options
+
+
+def prepared(job: tuple) -> tuple:
+    """A job's name, kernel, compile options and architecture."""
+    *what, arch = job
+    if what[0] in VARIANTS:
+        return f"{what[1]}/sm_{arch}", *import_module(what[0]).source(what[1]), arch
+    kind, variant, dtype, tf32, D = what
+    name = f"{kind}/{variant}/{'tf32' if tf32 else dtype}/D{D}/sm_{arch}"
+    return name, *source(*what), arch
+
+
+def distinct() -> list[tuple]:
+    """The jobs, one of those that lead to the same code: a wide kernel takes its width as a number."""
+    found: dict[tuple, tuple] = {}
+    for job in jobs():
+        _, src, options, arch = prepared(job)
+        found.setdefault((src.hash(), tuple(sorted(options.items())), arch), job)
+    return list(found.values())
 
 
 def resources(job: tuple) -> tuple[str, dict]:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    *what, arch = job
-    if what[0] in VARIANTS:
-        name = f"{what[1]}/sm_{arch}"
-        src, options = import_module(what[0]).source(what[1])
-    else:
-        kind, variant, dtype, tf32, D = what
-        name = f"{kind}/{variant}/{'tf32' if tf32 else dtype}/D{D}/sm_{arch}"
-        src, options = source(*what)
+    name, src, options, arch = prepared(job)
     compiled = triton.compile(src, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
         f.write(compiled.asm["cubin"])
@@ -177,18 +205,19 @@ def spilled(ptx: str, arch: int) -> int:
     """Bytes that ptxas says it spills: stores and loads together."""
     from triton.backends.nvidia.compiler import get_ptxas
 
+    tool = get_ptxas(arch) if signature(get_ptxas).parameters else get_ptxas()  # without it before Triton 3.6
     with tempfile.TemporaryDirectory() as d:
         path = Path(d) / "kernel.ptx"
         path.write_text(ptx)
         gpu = "sm_90a" if arch == 90 else f"sm_{arch}"
-        command = [get_ptxas(arch).path, "-v", f"--gpu-name={gpu}", str(path), "-o", f"{path}.cubin"]
+        command = [tool.path, "-v", f"--gpu-name={gpu}", str(path), "-o", f"{path}.cubin"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     return sum(int(n) for n in re.findall(r"(\d+) bytes spill", done.stdout + done.stderr))
 
 
 def compile_all() -> dict[str, dict]:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        return dict(sorted(pool.map(resources, jobs())))
+        return dict(sorted(pool.map(resources, distinct())))
 
 
 def complaints(rows: dict[str, dict]) -> list[str]:
@@ -202,13 +231,24 @@ def complaints(rows: dict[str, dict]) -> list[str]:
     return found
 
 
+def recorded() -> dict[str, dict]:
+    """Version of triton -> resources of every kernel."""
+    return json.loads(RECORD.read_text())
+
+
+def write(rows: dict[str, dict], version: str) -> None:
+    """Replaces the record of this version; of others the oldest that is supported stays."""
+    from mi_kernels.backends import TRITON_OLDEST
+
+    kept = {v: r for v, r in recorded().items() if tuple(map(int, v.split(".")[:2])) == TRITON_OLDEST} | {version: rows}
+    text = json.dumps(dict(sorted(kept.items())), indent=1)
+    RECORD.write_text(re.sub(r"\n {3}| *\n {2}(?=\})", " ", text) + "\n")
+
+
 def differences(rows: dict[str, dict], version: str) -> list[str]:
-    recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {"triton": None, "kernels": {}}
-    if recorded["triton"] is None:
-        return [f"{RECORD.name} is missing; --update writes it"]
-    if recorded["triton"] != version:
+    old = recorded().get(version)
+    if old is None:
         return []
-    old = recorded["kernels"]
     changed = [k for k in sorted(old | rows) if old.get(k) != rows.get(k)]
     return [f"{k}: recorded {old.get(k)}, now {rows.get(k)}" for k in changed]
 
@@ -221,6 +261,7 @@ def interpreted() -> list[subprocess.Popen]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--update", action="store_true", help="record the resources")
+    parser.add_argument("--compile", action="store_true", help="compile alone, without the interpreter's cases")
     args = parser.parse_args()
     if find_spec("triton") is None:
         print("triton checks: skipped, triton is not installed")
@@ -228,14 +269,13 @@ def main() -> int:
     import triton
 
     os.environ.pop("TRITON_INTERPRET", None)
-    running = interpreted()
+    running = [] if args.compile else interpreted()
     rows = compile_all()
     for name, r in rows.items():
         print(f"{name:48} registers {r['registers']:3}  shared {r['shared']:6}  spill {r['spill_bytes']}")
     found = complaints(rows)
     if args.update:
-        text = json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1)
-        RECORD.write_text(re.sub(r"\n {3}| *\n {2}(?=\})", " ", text) + "\n")
+        write(rows, triton.__version__)
     else:
         found += differences(rows, triton.__version__)
     found += [f"{' '.join(p.args[1:])} failed" for p in running if p.wait() != 0]

@@ -68,6 +68,12 @@ def _lstm(batch: int, steps: int, hidden: int) -> Case:
     return Case("LSTM", f"B={batch} T={steps} H={hidden}", size, make, seconds=4.0)
 
 
+def plan(quick: bool = False) -> list[tuple[Case, bool]]:
+    """The cases without torch.compile, then torch.compile alone where it is wanted: it takes longest and says least."""
+    every = cases(quick)
+    return [(c, False) for c in every] + [(c, True) for c in every if c.make.keywords.get("with_compile")]
+
+
 def cases(quick: bool = False) -> list[Case]:
     if quick:
         return [

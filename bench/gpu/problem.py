@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Case:
     group: str
     name: str
     size: dict[str, Any]
-    make: Callable[[torch.device], Problem]
+    make: partial[Problem]
     seconds: float = 8.0
     quick: bool = False  # also with --quick
 

@@ -19,6 +19,7 @@ from . import exact, rivals
 from .problem import Loss, Problem
 
 _SCORES_LIMIT = 24 << 30  # bytes of scores, gradients and copies beyond which a contender that keeps them is left out
+COMPILED = "torch.compile"  # the contender's name
 _PAIRS_LIMIT = 16 << 30
 
 
@@ -36,11 +37,11 @@ def draw(device: torch.device, *shape: int, dtype: torch.dtype = torch.float32, 
 def compiled(problem: Problem, eager: Callable[..., Tensor], wanted: bool) -> None:
     """Adds torch.compile of `eager`; every size gets a program of its own."""
     if not wanted:
-        problem.absent["torch.compile"] = "compiled at a few sizes alone, to save time"
+        problem.absent[COMPILED] = "compiled at a few sizes alone, to save time"
         return
     torch._dynamo.reset()
     program = torch.compile(eager, dynamic=False)
-    problem.contenders["torch.compile"] = lambda: program(*problem.leaves)
+    problem.contenders[COMPILED] = lambda: program(*problem.leaves)
 
 
 def graphed(problem: Problem, name: str, loss: Loss) -> None:
@@ -128,7 +129,7 @@ def info_nce(
         problem.contenders["eager"] = lambda: materialised(q, k)
         compiled(problem, materialised, with_compile)
     else:
-        problem.absent["eager"] = problem.absent["torch.compile"] = "its scores would not fit"
+        problem.absent["eager"] = problem.absent[COMPILED] = "its scores would not fit"
     found, absent = rivals.cross_entropy(device)
     problem.contenders |= {name: partial(both, rows, q, k) for name, rows in found.items()}
     problem.absent |= absent
@@ -159,7 +160,7 @@ def siglip(device: torch.device, batch: int, depth: int, dtype: torch.dtype, wit
         problem.contenders["eager"] = lambda: materialised(image, text)
         compiled(problem, materialised, with_compile)
     else:
-        problem.absent["eager"] = problem.absent["torch.compile"] = "its scores would not fit"
+        problem.absent["eager"] = problem.absent[COMPILED] = "its scores would not fit"
     found, absent = rivals.sigmoid(device)
     problem.contenders |= {name: partial(run, image, text, scale, bias) for name, run in found.items()}
     problem.absent |= absent
@@ -209,7 +210,31 @@ def concat(
         problem.contenders["split form, eager"] = lambda: apart(*problem.leaves)
         compiled(problem, apart, with_compile)
     else:
-        problem.absent["split form, eager"] = problem.absent["torch.compile"] = "its activations would not fit"
+        problem.absent["split form, eager"] = problem.absent[COMPILED] = "its activations would not fit"
+
+    def public(a: Tensor, b: Tensor, *weights: Tensor) -> Tensor:
+        """FactorCL's public formulation: every pair concatenated and sent through all layers, positives apart."""
+        w, bias = weights[:3], weights[3:]
+
+        def network(h: Tensor) -> Tensor:
+            for k in range(3):
+                lead = h.dim() - w[k].dim()
+                matrix, shift = w[k].mT, bias[k]
+                for _ in range(lead):
+                    matrix, shift = matrix.unsqueeze(-3), shift.unsqueeze(-2)
+                h = (h.relu() if k else h) @ matrix + shift.unsqueeze(-2)
+            return h.squeeze(-1)
+
+        rows = a.shape[-2]
+        shape = (*a.shape[:-1], rows, a.shape[-1])
+        pairs = torch.cat([a.unsqueeze(-2).expand(shape), b.unsqueeze(-3).expand(shape)], -1)
+        positive, scores = network(torch.cat([a, b], -1)).float(), network(pairs).float()
+        return (scores.logsumexp(-1) - positive).mean(-1).sum()
+
+    if 8 * (groups or 1) * batch**2 * max(hidden, 2 * width) * x.element_size() <= _PAIRS_LIMIT:
+        problem.contenders["public FactorCL formulation, eager"] = lambda: public(*problem.leaves)
+    else:
+        problem.absent["public FactorCL formulation, eager"] = "its pairs would not fit"
     return problem
 
 

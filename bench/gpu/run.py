@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from .cases import cases
+from .cases import plan
 from .problem import Answer, Case, Loss, Problem, answer, wrong
-from .problems import Graphed
+from .problems import COMPILED, Graphed
 from .timing import Timer, ceilings, summary, timer_for
 
 
@@ -79,8 +79,11 @@ def with_ratios(row: dict[str, Any], problem: Problem, best: dict[str, Any], dty
     return row
 
 
-def run(case: Case, device: torch.device, timer: Timer, best: dict[str, Any]) -> dict[str, Any]:
-    """Rows of one case, within its budget: a contender whose turn comes too late is left out and says so."""
+def run(
+    case: Case, device: torch.device, timer: Timer, best: dict[str, Any], compiled: bool | None = None
+) -> dict[str, Any]:
+    """Rows of one case, within its budget: a contender whose turn comes too late is left out and says so. `compiled`:
+    torch.compile alone, or (False) all the others."""
     found: dict[str, Any] = {"group": case.group, "name": case.name, **case.size, "rows": []}
     start = time.perf_counter()
     try:
@@ -89,6 +92,8 @@ def run(case: Case, device: torch.device, timer: Timer, best: dict[str, Any]) ->
     except Exception as error:
         return {**found, "error": f"{type(error).__name__}: {str(error)[:300]}"}
     found |= {"convention": problem.convention, "bytes": problem.moved_bytes, "absent": problem.absent}
+    if compiled is not None:
+        problem.contenders = {n: c for n, c in problem.contenders.items() if (n == COMPILED) == compiled}
     share = case.seconds / max(1, len(problem.contenders)) / 2
     for name, loss in problem.contenders.items():
         if time.perf_counter() - start > 3 * case.seconds:
@@ -111,9 +116,9 @@ def main() -> int:
     timer = timer_for(device)
     best = ceilings(timer, device, arguments.quick)
     print(json.dumps({"ceilings": best}), flush=True)
-    for case in cases(arguments.quick)[arguments.skip :]:
+    for case, compiled in plan(arguments.quick)[arguments.skip :]:
         print(json.dumps({"started": f"{case.group} {case.name}"}), flush=True)
-        found = run(case, device, timer, best)
+        found = run(case, device, timer, best, compiled)
         if device.type == "cuda":
             torch.cuda.empty_cache()
         print(json.dumps({"case": found}), flush=True)

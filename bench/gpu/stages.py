@@ -13,9 +13,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,10 @@ KERNEL_CASES += ("tests.ops.dot_critic.triton_loss_cases",)
 Result = dict[str, Any]
 
 
-def command(arguments: list[str], seconds: float, **environment: str) -> Result:
-    """Runs it in the checkout; stops it and its children when the time is up."""
+def command(
+    arguments: list[str], seconds: float, on_line: Callable[[str], None] | None = None, **environment: str
+) -> Result:
+    """Runs it in the checkout; stops it and its children when the time is up. `on_line` gets each line as it comes."""
     start = time.perf_counter()
     process = subprocess.Popen(
         arguments,
@@ -45,19 +49,29 @@ def command(arguments: list[str], seconds: float, **environment: str) -> Result:
         errors="replace",
         start_new_session=True,
     )
-    try:
-        output, _ = process.communicate(timeout=max(1.0, seconds))
-        timed_out = False
-    except subprocess.TimeoutExpired:
+    stopped = threading.Event()
+
+    def stop() -> None:
+        stopped.set()
         os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        timed_out = True
+
+    timer = threading.Timer(max(1.0, seconds), stop)
+    timer.start()
+    lines = []
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            lines.append(line)
+            if on_line is not None:
+                on_line(line)
+    process.wait()
+    timer.cancel()
     return {
         "command": " ".join(arguments[1:] if arguments[0] == sys.executable else arguments),
         "rc": process.returncode,
-        "timed_out": timed_out,
+        "timed_out": stopped.is_set(),
         "seconds": round(time.perf_counter() - start, 1),
-        "output": output,
+        "output": "".join(lines),
     }
 
 
@@ -90,7 +104,8 @@ def environment(device: torch.device) -> Result:
 
 
 def build(device: torch.device, seconds: float) -> Result:
-    """The compiled extension: with CUDA on a GPU where a toolkit and a CUDA build of torch are, else what there is."""
+    """The compiled extension, in place: with CUDA where a toolkit and a CUDA build of torch are, else C++ alone.
+    `error` says that it is not there: setup.py leaves a working pure-Python package behind a failed build."""
     if device.type != "cuda":
         return {"skipped": "no GPU is asked for: the extension stays as it is"}
     from torch.utils.cpp_extension import CUDA_HOME
@@ -104,7 +119,14 @@ def build(device: torch.device, seconds: float) -> Result:
         MI_KERNELS_BUILD=kind,
         TORCH_CUDA_ARCH_LIST=os.environ.get("TORCH_CUDA_ARCH_LIST", arch),
     )
-    return {"kind": kind, "arch": arch, **brief(found)}
+    check = "import sys, mi_kernels as mk; s = mk.backends()[sys.argv[1]]; print(s); sys.exit(s != 'available')"
+    status = command([sys.executable, "-c", check, kind], 60.0)
+    result = {"kind": kind, "arch": arch, **brief(found)}
+    if found["rc"] or found["timed_out"] or status["rc"]:
+        result["error"] = f"the {kind} extension is not there: {status['output'].strip()[-300:] or 'the build failed'}"
+    elif kind == "cpu":
+        result["note"] = "no CUDA toolkit, or a torch without CUDA: the CUDA C++ kernels are left out"
+    return result
 
 
 def _counts(output: str) -> dict[str, int]:
@@ -118,6 +140,8 @@ def _counts(output: str) -> dict[str, int]:
 
 def tests(device: torch.device, seconds: float, quick: bool) -> Result:
     """tests/gpu on the device, and the kernel cases compiled for it, side by side."""
+    if find_spec("pytest") is None:
+        return {"error": "pytest is not installed: pip install pytest"}
     files = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests/gpu").glob("test_*.py"))
     jobs = [(f, [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", f]) for f in files]
     if device.type == "cuda":
@@ -147,7 +171,7 @@ def _sanitizer() -> str | None:
     return shutil.which("compute-sanitizer") or next((c for c in candidates if os.access(c, os.X_OK)), None)
 
 
-def sanitizer(device: torch.device, seconds: float) -> Result:
+def sanitize(device: torch.device, seconds: float) -> Result:
     """memcheck and racecheck over one small problem of every operator on every backend of the device."""
     if device.type != "cuda":
         return {"skipped": "no GPU is asked for"}
@@ -163,36 +187,41 @@ def sanitizer(device: torch.device, seconds: float) -> Result:
     return found
 
 
-def _lines(output: str) -> Iterable[Result]:
-    for line in output.splitlines():
-        if line.startswith("{"):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue  # cut off where the process was stopped
+class _Collected:
+    """What the lines of `bench.gpu.run` say, handed to `save` after every case: a run that is cut says what it has."""
+
+    def __init__(self, save: Callable[[Result], None]):
+        self.found: Result = {"cases": [], "crashed": []}
+        self.save, self.done, self.started = save, 0, None
+
+    def line(self, text: str) -> None:
+        try:
+            line = json.loads(text) if text.startswith("{") else {}
+        except json.JSONDecodeError:
+            return  # cut off where the process was stopped
+        if "ceilings" in line:
+            self.found.setdefault("ceilings", line["ceilings"])
+        self.started = line.get("started", self.started)
+        if "case" in line:
+            self.found["cases"].append(line["case"])
+            self.done, self.started = self.done + 1, None
+            self.save(self.found)
 
 
-def bench(device: torch.device, seconds: float, quick: bool, cases: int) -> Result:
+def bench(
+    device: torch.device, seconds: float, quick: bool, cases: int, save: Callable[[Result], None] = lambda found: None
+) -> Result:
     """All cases; where one takes its process down, the rest run in a new one."""
-    found: Result = {"cases": [], "crashed": []}
+    collected = _Collected(save)
     end = time.perf_counter() + seconds
-    done = 0
-    while done < cases and time.perf_counter() < end - 2:
-        arguments = [sys.executable, "-m", "bench.gpu.run", "--device", str(device), "--skip", str(done)]
-        result = command([*arguments, *(["--quick"] if quick else [])], end - time.perf_counter())
-        started = None
-        for line in _lines(result["output"]):
-            if "ceilings" in line:
-                found.setdefault("ceilings", line["ceilings"])
-            started = line.get("started", started)
-            if "case" in line:
-                found["cases"].append(line["case"])
-                done += 1
-                started = None
-        if result["rc"] != 0 or started is not None:
-            found["crashed"].append({"case": started, **brief(result, 1500)})
-            done += 1
+    while collected.done < cases and time.perf_counter() < end - 2:
+        arguments = [sys.executable, "-m", "bench.gpu.run", "--device", str(device), "--skip", str(collected.done)]
+        collected.started = None
+        result = command([*arguments, *(["--quick"] if quick else [])], end - time.perf_counter(), collected.line)
+        if result["rc"] != 0 or collected.started is not None:
+            collected.found["crashed"].append({"case": collected.started, **brief(result, 1500)})
+            collected.done += 1
         if result["timed_out"]:
             break
-    found["left_out"] = max(0, cases - done)
-    return found
+    collected.found["left_out"] = max(0, cases - collected.done)
+    return collected.found

@@ -67,7 +67,7 @@ def sup_con(
         columns_of_own = torch.cat([own + v * ranks.total for v in range(anchored)])
         options: dict[str, Any] = {"own": columns_of_own, "scale": scale, "backend": backend}
         if mask is None:
-            classes = torch.unique(gather_rows(mine, ranks, group=group), return_inverse=True)[1]
+            classes = supcon.class_indices(gather_rows(mine, ranks, group=group))
         if not items:
             rows, valid = idle(features, every, scale), own
         elif mask is None:

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from ...backends import resolve
+from ..common.precision import outside_autocast
 from . import reference
 from .schema import library
 
 
+@outside_autocast
 def forward(mu: Tensor, logvar: Tensor | None, y: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     name = resolve("club", mu.device, backend or None)
     if name == "cpu":
@@ -21,6 +23,7 @@ def forward(mu: Tensor, logvar: Tensor | None, y: Tensor, backend: str) -> tuple
     return reference.forward(mu, logvar, y)
 
 
+@outside_autocast
 def backward(
     mu: Tensor, logvar: Tensor | None, y: Tensor, moments: Tensor, g: Tensor, needs: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:

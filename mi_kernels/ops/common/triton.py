@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .precision import tf32_allowed
+
 
 @triton.jit
 def load_tile(p, o_n, o_k, n, D):
@@ -73,7 +75,7 @@ def precision(dtype: torch.dtype, interpreted: bool) -> str:
     """How tile products treat their operands. The interpreter would multiply the bit patterns of bfloat16."""
     if interpreted and dtype == torch.bfloat16:
         return "upcast"
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if dtype == torch.float32 and tf32_allowed() else "ieee"
 
 
 def next_power(n: int, low: int) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...backends import requested_backend, resolve
+from ..common.precision import outside_autocast
 from . import reference, sdpa
 from .schema import library
 
@@ -36,6 +37,7 @@ def _routed(backend: str, pairs: tuple[Any, ...], sparse: bool) -> str:
     return "sdpa" if sdpa.suits(*pairs, sparse=sparse) else "triton"
 
 
+@outside_autocast
 def forward(
     query: Any,
     key: Any,
@@ -61,6 +63,7 @@ def forward(
     return [out for out, _ in found] + [stat for _, stat in found]
 
 
+@outside_autocast
 def backward(
     grad_out: Any,
     query: Any,

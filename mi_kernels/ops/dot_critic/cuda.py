@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.precision import tf32_allowed
+
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -19,7 +21,7 @@ def _tf32(x: Tensor) -> bool:
     """Checks the type; whether fp32 products may be rounded to TF32."""
     if x.dtype not in TYPES:
         raise RuntimeError(f"backend 'cuda' was asked for and cannot run dot_critic: it has no kernel for {x.dtype}")
-    return x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return x.dtype == torch.float32 and tf32_allowed()
 
 
 def stats(problem: tuple[Any, ...], stats: int, clip: float) -> tuple[Tensor, Tensor, Tensor]:

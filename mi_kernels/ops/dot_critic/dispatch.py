@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...backends import resolve
 from ..common.dtypes import accumulate_dtype
+from ..common.precision import outside_autocast
 from . import cuda, reference
 from .primitives import positives
 from .problem import Problem, RowSettings, Slopes, Weights
@@ -24,6 +25,7 @@ def _rows(x: Tensor, y: Tensor) -> int:
     return max(1, _CHUNK_BYTES // (8 * x.shape[0] * y.shape[1]))
 
 
+@outside_autocast
 def run_stats(problem: Problem, stats: int, clip: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     name = resolve("dot_critic", problem.x.device, backend or None)
     if name == "cpu":
@@ -38,6 +40,7 @@ def run_stats(problem: Problem, stats: int, clip: float, backend: str) -> tuple[
     return reference.stats(*problem, stats, clip, rows=rows)
 
 
+@outside_autocast
 def run_grad(problem: Problem, slopes: Slopes, needs: int, backend: str) -> tuple[Tensor, ...]:
     name = resolve("dot_critic", problem.x.device, backend or None)
     if name == "cpu":
@@ -110,6 +113,7 @@ def through_normalization(t: Tensor, gradient: Tensor) -> Tensor:
     return (gradient - unit * dot) / norm.clamp(min=1e-12)
 
 
+@outside_autocast
 def run_loss(
     problem: Problem, weights: Weights, normalize: bool, needs: int, memory_budget: int, backend: str
 ) -> tuple[Tensor, ...]:
@@ -149,6 +153,7 @@ def compose_row_losses(problem: Problem, row: Tensor, col: Tensor, symmetric: bo
     return ((row + col) / 2 if symmetric else row) - positive_scores(problem)
 
 
+@outside_autocast
 def run_row_losses(problem: Problem, settings: RowSettings, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The losses, what the gradient needs of rows and of columns, and the scores if they are kept (else None)."""
     symmetric, normalize, backend = settings
@@ -161,6 +166,7 @@ def run_row_losses(problem: Problem, settings: RowSettings, keep: bool) -> tuple
     return compose_row_losses(unit, row, col, symmetric), row, col, None
 
 
+@outside_autocast
 def run_row_losses_grad(
     problem: Problem, known: tuple[Tensor, Tensor, Tensor | None], g: Tensor, settings: RowSettings, needs: int
 ) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
+from ..common.precision import outside_autocast
 from .schema import COL_LSE, OFF_DIAGONAL, ROW_LSE, SIGNED, SOFTPLUS, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE
 
 
@@ -15,6 +16,7 @@ def rows_of(tensor: Tensor | None, rows: slice) -> Tensor | None:
     return None if tensor is None else tensor[:, rows]
 
 
+@outside_autocast
 def scores(x: Tensor, y: Tensor, scale: Tensor, row_bias: Tensor | None, col_bias: Tensor | None) -> Tensor:
     """scale <x_i, y_j> + row_bias_i + col_bias_j, [G, B, N], accumulated in fp32 (fp64 for fp64)."""
     wide = accumulate_dtype(x.dtype)

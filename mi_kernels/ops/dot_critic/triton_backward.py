@@ -8,12 +8,11 @@
 
 Two schedules, both deterministic; costs in units of N = 2 G B N D FLOPs:
 
-* fused, while D fits one feature block BO (always for fp16): one kernel owns a tile of rows and BO of their
-  features, walks over the other side and writes its gradient once. It runs twice, with x and y exchanged, and
-  recomputes the scores for every feature block: 2 + 2 ceil(D / BO), so 4N for D <= BO. It reads (B / BM) N D
-  elements a launch, mostly from L2, and stores nothing but the outputs.
-* chunked, for wider features: a kernel writes dS for as many rows as fit CHUNK_BYTES (one row tile at least),
-  two matmuls turn it into dx and a summand of dy. 3N, and two passes over each chunk.
+* fused, while D fits one feature block BO: one kernel owns a tile of rows and BO of their
+  features, walks over the other side and writes its gradient once. It runs twice, with x and y exchanged: 4N. It reads
+  (B / BM) N D elements a launch, mostly from L2, and stores nothing but the outputs.
+* chunked, for wider features: a kernel writes dS for as many rows as fit CHUNK_BYTES, LEAST_ROWS at least; two matmuls
+  turn it into dx and, added inside the matmul, dy. 3N; dS goes through memory once, dy twice a chunk.
 """
 
 import torch
@@ -21,6 +20,7 @@ import triton
 import triton.language as tl
 
 from ..common.dtypes import accumulate_dtype
+from ..common.precision import add_product, product
 from ..common.triton import (
     as_vector,
     device_guard,
@@ -34,7 +34,10 @@ from ..common.triton import (
 )
 from .triton_common import Tiling, allowed_tile, check, positive_tile
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 256 * 2**20
+# Every chunk reads and writes dy: with fewer rows that traffic, not the matmuls, would set the time.
+LEAST_ROWS = 2048
+_MOST_COLUMNS = 2**24  # offsets within a tile of rows have 32 bits
 
 
 @triton.jit
@@ -210,8 +213,9 @@ def dscores_kernel(
     b_ds = dscores_tile(b_s, m, m_pos, m_pos_in, b_row_lse, b_row_g, b_col_lse, b_col_g, b_soft_g, b_pos_g,
                         SOFT_SIGNED)  # fmt: skip
     m_row, m_col = o_chunk < n_chunk, o_col < n_col
-    p_ds += (i_g * n_chunk + o_chunk[:, None]) * n_col + o_col[None, :]
-    tl.store(p_ds, b_ds.to(p_ds.dtype.element_ty), mask=m_row[:, None] & m_col[None, :])
+    p_ds += (i_g * n_chunk + i_row * BM) * n_col + i_col * BN
+    o_tile = tl.arange(0, BM)[:, None] * n_col + tl.arange(0, BN)[None, :]  # 32 bits: half the registers
+    tl.store(p_ds + o_tile, b_ds.to(p_ds.dtype.element_ty), mask=m_row[:, None] & m_col[None, :])
     tl.store(p_row_part + (i_g * n_cols + i_col) * n_chunk + o_chunk, tl.sum(b_ds, 1), mask=m_row)
     tl.store(p_col_part + (i_g * n_rows + i_row) * n_col + o_col, tl.sum(b_ds, 0), mask=m_col)
 
@@ -220,31 +224,31 @@ INTERPRETED = not isinstance(grad_kernel, triton.runtime.JITFunction)
 
 
 def tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) -> Tiling:
-    """Block sizes by dtype and feature size, all free of register spills on sm_80 and sm_90. Beyond BO
-    features the chunked schedule runs, except in fp16, whose dy could overflow in the matmul's output."""
+    """Block sizes by dtype and feature size, all free of register spills on sm_80 and sm_90. Beyond BO features the
+    chunked schedule runs."""
     if interpreted:
         return Tiling(32, 16, 16, 32, 4, 1)
     if dtype == torch.float64:
         return Tiling(32, 32, 16, next_power(min(D, 32), 16), 4, 1)
     if dtype == torch.float32 and not tf32:
         return Tiling(64, 32, 16, next_power(min(D, 64), 16), 4, 1)
-    width = next_power(min(D, 128), 16)
+    # Rows that are not aligned take registers for their loads.
+    width = next_power(min(D, 64 if D % 16 else 128), 16)
     if dtype == torch.float32:
         return Tiling(64, 32, width, width, 8, 2)
-    if dtype == torch.float16 and D > 128:
-        return Tiling(64, 64, 64, 256, 8, 2)
     # Gradients leave in fp32: at 128 features, 32 columns a step would spill on sm_80.
-    return Tiling(128, 32 if width < 128 else 16, width, width, 8, 2)
+    BM, stages = (64, 1) if D % 16 else (128, 2)
+    return Tiling(BM, 32 if width < 128 else 16, width, width, 8, stages)
 
 
-def chunk_tiling(dtype: torch.dtype, tf32: bool, interpreted: bool = False) -> Tiling:
+def chunk_tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) -> Tiling:
     if interpreted:
         return Tiling(32, 16, 16, 0, 4, 1)
     if dtype == torch.float64:
         return Tiling(32, 32, 16, 0, 4, 1)
     if dtype == torch.float32:
-        return Tiling(64, 64, 32 if tf32 else 8, 0, 8, 2)
-    return Tiling(128, 64, 64, 0, 8, 3)
+        return Tiling(64, 64, 32 if tf32 else 16, 0, 8, 2)
+    return Tiling(64 if D % 16 else 128, 64, 64, 0, 8, 3)
 
 
 def _launch(own, oth, scale, out_scale, own_bias, oth_bias, own_ids, oth_ids, own_lse, oth_lse, own_g, oth_g,
@@ -262,13 +266,16 @@ def _launch(own, oth, scale, out_scale, own_bias, oth_bias, own_ids, oth_ids, ow
     )  # fmt: skip
 
 
-def _chunked(x, y, scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col, g_soft, g_pos,
-             pairs, shift, signed) -> tuple[torch.Tensor, ...]:  # fmt: skip
+def _chunked(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col, g_soft,
+             g_pos, pairs, shift, signed) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """All gradients through chunks of dS. dscale is <dS y, x>, for sum dS <x, y> = sum_i <x_i, (dS y)_i>."""
     (G, B, D), N, acc = x.shape, y.shape[1], scale.dtype
+    if N > _MOST_COLUMNS:
+        raise ValueError(f"y must have at most {_MOST_COLUMNS} rows where features are wide, got {N}")
     input_precision = precision(x.dtype, INTERPRETED)
-    t = chunk_tiling(x.dtype, input_precision == "tf32", INTERPRETED)
-    step = min(B, max(1, CHUNK_BYTES // (G * N * x.element_size() * t.BM)) * t.BM)
+    t = chunk_tiling(x.dtype, D, input_precision == "tf32", INTERPRETED)
+    rows = max(LEAST_ROWS, CHUNK_BYTES // (G * N * x.element_size()))
+    step = min(B, triton.cdiv(rows, t.BM) * t.BM)
     buffer = torch.empty(G * step * N, dtype=x.dtype, device=x.device)
     dx, da = torch.empty_like(x, dtype=acc), torch.empty(G, B, dtype=acc, device=x.device)
     dy, db = torch.zeros(G, N, D, dtype=acc, device=x.device), torch.zeros(G, N, dtype=acc, device=x.device)
@@ -286,16 +293,13 @@ def _chunked(x, y, scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse
             num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True,
         )  # fmt: skip
         part = x[:, first : first + n]
-        y_sum = torch.bmm(ds, y)
-        dscale += (y_sum.to(acc) * part).sum((1, 2))
-        dx[:, first : first + n] = y_sum * scale[:, None, None]
-        if x.dtype == acc:
-            dy.baddbmm_(ds.mT, part)
-        else:
-            dy += torch.bmm(ds.mT, part)
+        y_sum = product(ds, y)
+        dscale += (y_sum * part).sum((1, 2))
+        torch.mul(y_sum, out_scale[:, None, None], out=dx[:, first : first + n])
+        add_product(dy, ds.mT, part)
         da[:, first : first + n] = row_part.sum(1)
         db += col_part.sum(1)
-    return dx, dy.mul_(scale[:, None, None]), dscale, da, db
+    return dx, dy.mul_(out_scale[:, None, None]), dscale, da, db
 
 
 def _gain(weights: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
@@ -351,16 +355,18 @@ def grad(
         return dx.zero_(), dy.zero_(), torch.zeros_like(scale), da.zero_(), db.zero_()
 
     D, tf32 = x.shape[2], precision(x.dtype, INTERPRETED) == "tf32"
-    if x.dtype != torch.float16 and tiling(x.dtype, D, tf32, INTERPRETED).BO < D:
-        with device_guard(x):
-            return _chunked(x, y, scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col,
-                            g_soft, g_pos, pairs, positive_shift, signed)  # fmt: skip
     gain = None
     if x.dtype == torch.float16:
         gain = _gain([g for g in (g_row, g_col, g_soft, g_pos) if g is not None], scale)
         g_row, g_col, g_soft, g_pos = (None if g is None else g / gain for g in (g_row, g_col, g_soft, g_pos))
     out_scale = scale if gain is None else scale * gain
     with device_guard(x):
+        if tiling(x.dtype, D, tf32, INTERPRETED).BO < D:
+            dx, dy, dscale, da, db = _chunked(
+                x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col, g_soft,
+                g_pos, pairs, positive_shift, signed,
+            )  # fmt: skip
+            return (dx, dy, dscale, da, db) if gain is None else (dx, dy, dscale * gain, da * gain, db * gain)
         _launch(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col,
                 g_soft, g_pos, dx, da, dscale_rows, pairs, positive_shift, signed, False)  # fmt: skip
         _launch(y, x, scale, out_scale, col_bias, row_bias, col_ids, row_ids, col_lse, row_lse, g_col, g_row,

@@ -1,149 +1,319 @@
-"""One-sided losses of 16-bit features in row chunks: matmuls by torch, and one Triton kernel between them.
+"""One-sided losses of 16-bit features in row chunks: a Triton kernel writes dS, torch's matmuls turn it into gradients.
 
-For every chunk of rows:  T = x_chunk y^T (fp32 out),  the kernel turns T into dS and the rows' statistics,
-dx_chunk = scale dS y,  dy += scale dS^T x_chunk.  Gradients come with the loss, so nothing is computed twice: 3N FLOP,
-N = 2 G B N D. A row is read twice by the kernel, from L2 the second time; dS is written in the features' dtype without
-the loss's weight, so that its entries are probabilities, which fp16 resolves. Memory: a chunk of scores and of dS, at
-most CHUNK_BYTES together (one row at least), and an fp32 dy. Deterministic: no atomics, chunks in order.
+For every chunk of rows `slope_kernel` computes the scores of a tile and writes what the gradients need of them in 16
+bits; scores never reach memory. Softplus losses: dS itself. A log-sum-exp, whose sum is not known before the row ends:
+
+    E_ij = 2^(t_ij - k_i),   t = S / ln 2,   k_i = |scale| |x_i| max_j |y_j| / ln 2 - HEADROOM,   P = E / sum_j E
+
+By Cauchy and Schwarz t_ij <= k_i + HEADROOM, so nothing overflows, and bfloat16 has fp32's exponents: E keeps the
+precision of P down to 2^-126. `finish_kernel` adds up a row's sum, puts -share of the positive pair into E, and writes
+x_i / sum_j E_ij. A row whose scores are all so far below the bound that its sum underflows (a cosine below about -0.15
+with every key, at temperature 0.01) is done again there with its own maximum; nobody reads on the host whether there is
+one. Then dx = (E y) / sum E and dy += E^T (x / sum E).
+
+3N FLOP, N = 2 G B N D. Bytes beside the features': E is written once and read twice; every chunk reads and writes the
+fp32 dy. Memory: E of a chunk (CHUNK_BYTES, or LEAST_ROWS rows), row sums of its tiles, an fp32 dy. Features of a width
+that 16 does not divide are padded first, for the kernel's and the matmuls' 16-byte loads. Deterministic.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from ..common.triton import device_guard, sigmoid, softplus
+from ..common.precision import WIDE_PRODUCTS, add_product, product
+from ..common.triton import device_guard, dot_tile, load_tile, log1p_unit, precision
 from .schema import ALL, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y, OFF_DIAGONAL
+from .triton_common import Tiling
 from .triton_forward import lse_update
 
 CHUNK_BYTES = 256 * 2**20
-# 16-bit products that come out in fp32; before torch 2.8 scores would be rounded to 16 bits.
-_WIDE_PRODUCTS = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 8)
+LEAST_ROWS = 2048  # with fewer rows a chunk, the way of dy through memory would set the time
+_MOST_COLUMNS = 2**24  # offsets within a tile of rows have 32 bits
+_HEADROOM = tl.constexpr(64.0)
+_SMALLEST = tl.constexpr(2.0**-100)  # row sums from here on have the precision of their largest terms
+_LOG2E = tl.constexpr(1.4426950408889634)
+_LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def offset_of(b_norm, top, scale):
+    """k of rows with these norms; `top` is the largest norm of the columns."""
+    return tl.abs(scale) * b_norm * top * _LOG2E - _HEADROOM
+
+
+@triton.jit
+def place(n_chunk, n_col, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
+    """Group, row tile and column tile of a program: GROUP row tiles share the columns that are in cache."""
+    n_rows, n_cols = tl.cdiv(n_chunk, BM), tl.cdiv(n_col, BN)
+    pid = tl.program_id(0).to(tl.int64)
+    i_g = pid // (n_rows * n_cols)
+    i = pid % (n_rows * n_cols)
+    first = i // (GROUP * n_cols) * GROUP
+    height = tl.minimum(n_rows - first, GROUP)
+    i = i % (GROUP * n_cols)
+    return i_g, first + i % height, i // height
 
 
 @triton.jit(do_not_specialize=["n_row", "n_col", "first", "n_chunk", "shift"])
-def epilogue_kernel(
-    p_dot, p_scale, p_row_bias, p_ds, p_loss, p_ds_sum, p_ds_dot, n_row, n_col, first, n_chunk, shift, share,
-    SOFT: tl.constexpr, SIGNED: tl.constexpr, OFF_DIAGONAL: tl.constexpr, POSITIVE: tl.constexpr, BN: tl.constexpr,
+def slope_kernel(
+    p_x, p_y, p_scale, p_row_bias, p_norm, p_top, p_ds, p_part, p_ds_part,
+    n_row, n_col, D, first, n_chunk, shift, share,
+    SOFT: tl.constexpr, SIGNED: tl.constexpr, OFF_DIAGONAL: tl.constexpr, POSITIVE: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """One row of scores a program. p_loss: its log-sum-exp, or its sum of softplus, less `share` times the score of its
-    positive; p_ds (None: not wanted): the derivative of that in each score, with its sum and its product with T."""
-    ACC: tl.constexpr = p_scale.dtype.element_ty
+    """dS (SOFT) or E of rows first .. first + n_chunk: p_ds [G, n_chunk, N], None where no gradient is wanted. p_part
+    [G, n_chunk, column tiles]: each tile's row sums of softplus (less share S of the positive) or of E; p_ds_part:
+    those of dS."""
+    ACC: tl.constexpr = tl.float32
+    i_g, i_row, i_col = place(n_chunk, n_col, BM, BN, GROUP)
+    o_chunk = (i_row * BM).to(tl.int32) + tl.arange(0, BM)
+    o_col = (i_col * BN).to(tl.int32) + tl.arange(0, BN)
+    o_row, n_end = first + o_chunk, first + n_chunk
+    p_x += i_g * n_row * D
+    p_y += i_g * n_col * D
+    b_dot = dot_tile(p_x, p_y, o_row, o_col, n_end, n_col, D, ACC, PRECISION, BM, BN, BK)  # [BM, BN]
+    scale = tl.load(p_scale + i_g)
+    m_in = (o_row < n_end)[:, None] & (o_col < n_col)[None, :]
+    m = m_in
+    if OFF_DIAGONAL:
+        m = m & (o_row[:, None] != o_col[None, :])
+    if SOFT:
+        b_s = b_dot * scale
+        if p_row_bias is not None:
+            b_s += tl.load(p_row_bias + i_g * n_row + o_row, mask=o_row < n_end, other=0.0)[:, None]
+        if POSITIVE or SIGNED:
+            m_pos = ((o_row + shift) % n_col)[:, None] == o_col[None, :]
+        b_z = tl.where(m_pos, -b_s, b_s) if SIGNED else b_s
+        b_t = tl.exp(-tl.abs(b_z))  # of the sum and of the slope
+        b_part = tl.where(m, tl.maximum(b_z, 0.0) + log1p_unit(b_t, 8), 0.0)
+        b_ds = tl.where(m, tl.where(b_z >= 0, 1.0, b_t) / (1.0 + b_t), 0.0)
+        if SIGNED:
+            b_ds = tl.where(m_pos, -b_ds, b_ds)
+        if POSITIVE:
+            b_part -= tl.where(m_pos & m_in, share * b_s, 0.0)
+            b_ds -= tl.where(m_pos & m_in, share, 0.0)
+    else:
+        b_norm = tl.load(p_norm + i_g * n_row + o_row, mask=o_row < n_end, other=0.0)
+        b_k = offset_of(b_norm, tl.load(p_top + i_g), scale)
+        b_ds = tl.where(m, tl.exp2(b_dot * (scale * _LOG2E) - b_k[:, None]), 0.0)
+        b_part = b_ds
+    n_cols = tl.cdiv(n_col, BN)
+    o_part = (i_g * n_chunk + o_chunk) * n_cols + i_col
+    tl.store(p_part + o_part, tl.sum(b_part, 1), mask=o_chunk < n_chunk)
+    if p_ds_part is not None:
+        tl.store(p_ds_part + o_part, tl.sum(b_ds, 1), mask=o_chunk < n_chunk)
+    if p_ds is not None:
+        p_ds += (i_g * n_chunk + i_row * BM) * n_col + i_col * BN
+        o_tile = tl.arange(0, BM)[:, None] * n_col + tl.arange(0, BN)[None, :]  # 32 bits: half the registers
+        tl.store(p_ds + o_tile, b_ds.to(p_ds.dtype.element_ty), mask=m_in)
+
+
+@triton.jit
+def row_dots(p_x, p_y, o_col, n_col, D, BN: tl.constexpr, BD: tl.constexpr):
+    """<x, y_j> of one row with columns o_col, in fp32: [BN]."""
+    b_dot = tl.zeros([BN], dtype=tl.float32)
+    for i in range(0, D, BD):
+        o_d = i + tl.arange(0, BD)
+        b_x = tl.load(p_x + o_d, mask=o_d < D, other=0.0).to(tl.float32)  # [BD]
+        b_dot += tl.sum(load_tile(p_y, o_col, o_d, n_col, D).to(tl.float32) * b_x[None, :], 1)
+    return b_dot
+
+
+@triton.jit
+def row_again(p_x, p_y, p_ds, row, n_col, D, scale, OFF_DIAGONAL: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
+    """The sum of a row's E about its own maximum, and that k; writes the row of E, if there is one."""
+    b_max = tl.full([1], -float("inf"), dtype=tl.float32)
+    b_sum = tl.zeros([1], dtype=tl.float32)
+    for i in range(0, n_col, BN):
+        o = i + tl.arange(0, BN)
+        m = (o < n_col) & (o != row) if OFF_DIAGONAL else o < n_col
+        b_s = row_dots(p_x, p_y, o, n_col, D, BN, BD) * scale
+        b_max, b_sum = lse_update(b_max, b_sum, tl.where(m, b_s, -float("inf"))[None, :])
+    b_max = tl.where(b_max == -float("inf"), 0.0, b_max)
+    k = tl.sum(b_max, 0) * _LOG2E
+    if p_ds is not None:
+        for i in range(0, n_col, BN):
+            o = i + tl.arange(0, BN)
+            m = (o < n_col) & (o != row) if OFF_DIAGONAL else o < n_col
+            b_t = row_dots(p_x, p_y, o, n_col, D, BN, BD) * (scale * _LOG2E) - k
+            tl.store(p_ds + o, tl.where(m, tl.exp2(b_t), 0.0).to(p_ds.dtype.element_ty), mask=o < n_col)
+    return tl.sum(b_sum, 0), k
+
+
+@triton.jit(do_not_specialize=["n_row", "n_col", "first", "n_chunk", "n_parts", "shift"])
+def finish_kernel(
+    p_x, p_y, p_scale, p_row_bias, p_norm, p_top, p_ds, p_part, p_loss, p_ds_sum, p_inverse, p_right,
+    n_row, n_col, D, first, n_chunk, n_parts, shift, share,
+    OFF_DIAGONAL: tl.constexpr, POSITIVE: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """A row a program. p_loss: its log-sum-exp less share S of its positive; with gradients E of the positive less
+    share sum E, p_ds_sum the sum of dS, p_inverse 1 / sum E, and p_right [G, n_chunk, D] the row of x times that."""
     pid = tl.program_id(0).to(tl.int64)
     i_g = pid // n_chunk
-    i_row = (pid % n_chunk).to(tl.int32)
-    row = first + i_row
-    p_dot += pid * n_col
-    b_scale = tl.load(p_scale + i_g)
-    b_bias = tl.zeros([], dtype=ACC)
-    if p_row_bias is not None:
-        b_bias += tl.load(p_row_bias + i_g * n_row + row)
-    positive = (row + shift) % n_col
-    b_max = tl.full([1], -float("inf"), dtype=ACC)
-    b_sum = tl.zeros([1], dtype=ACC)
-    if not SOFT:
-        for i in range(0, n_col, BN):
-            o = i + tl.arange(0, BN)
-            m = (o < n_col) & (o != row) if OFF_DIAGONAL else o < n_col
-            b_s = tl.load(p_dot + o, mask=o < n_col, other=0.0) * b_scale + b_bias
-            b_max, b_sum = lse_update(b_max, b_sum, tl.where(m, b_s, -float("inf"))[None, :])
-    b_lse = b_max + tl.log(b_sum)  # [1]
-    b_ref = tl.where(b_lse == -float("inf"), float("inf"), b_lse)  # no pairs: exp(S - inf) is 0
-    b_soft = tl.zeros([BN], dtype=ACC)
-    b_ds_sum = tl.zeros([BN], dtype=ACC)
-    b_ds_dot = tl.zeros([BN], dtype=ACC)
-    if SOFT or (p_ds is not None):
-        for i in range(0, n_col, BN):
-            o = i + tl.arange(0, BN)
-            m = (o < n_col) & (o != row) if OFF_DIAGONAL else o < n_col
-            b_dot = tl.load(p_dot + o, mask=o < n_col, other=0.0)
-            b_s = b_dot * b_scale + b_bias
-            if SOFT:
-                b_sign = tl.where(o == positive, -1.0, 1.0) if SIGNED else tl.full([BN], 1.0, dtype=ACC)
-                b_soft += tl.where(m, softplus(b_s * b_sign, 8), 0.0)
-                b_ds = tl.where(m, sigmoid(b_s * b_sign) * b_sign, 0.0)
-            else:
-                b_ds = tl.where(m, tl.exp(b_s - b_ref), 0.0)
-            if POSITIVE:
-                b_ds -= tl.where(o == positive, share, 0.0)
-            if p_ds is not None:
-                tl.store(p_ds + pid * n_col + o, b_ds.to(p_ds.dtype.element_ty), mask=o < n_col)
-                b_ds_sum += b_ds
-                b_ds_dot += b_ds * b_dot
-    b_loss = tl.sum(b_soft, 0) if SOFT else tl.sum(b_lse, 0)
-    if POSITIVE:
-        b_loss -= share * (tl.load(p_dot + positive) * b_scale + b_bias)
+    row = first + (pid % n_chunk).to(tl.int32)
     o_row = i_g * n_row + row
-    tl.store(p_loss + o_row, b_loss)
+    p_x += o_row * D
+    p_y += i_g * n_col * D
     if p_ds is not None:
-        tl.store(p_ds_sum + o_row, tl.sum(b_ds_sum, 0))
-        tl.store(p_ds_dot + o_row, tl.sum(b_ds_dot, 0))
+        p_ds += pid * n_col
+    scale = tl.load(p_scale + i_g)
+    b_sum = tl.zeros([BP], dtype=tl.float32)
+    for i in range(0, n_parts, BP):
+        o = i + tl.arange(0, BP)
+        b_sum += tl.load(p_part + pid * n_parts + o, mask=o < n_parts, other=0.0)
+    total = tl.sum(b_sum, 0)
+    k = offset_of(tl.load(p_norm + o_row), tl.load(p_top + i_g), scale)
+    if total < _SMALLEST:  # false for a NaN
+        total, k = row_again(p_x, p_y, p_ds, row, n_col, D, scale, OFF_DIAGONAL, BN, BD)
+    loss = (k + tl.log2(total)) * _LN2
+    inside = tl.where(total == 0.0, 0.0, 1.0)  # 0: the row has no pairs, only its positive has a gradient
+    total = tl.where(total == 0.0, 1.0, total)
+    if p_row_bias is not None:
+        loss += tl.load(p_row_bias + o_row)
+    if POSITIVE:
+        positive = (row + shift) % n_col
+        b_pos = positive + tl.zeros([1], dtype=tl.int32)
+        s = tl.sum(row_dots(p_x, p_y, b_pos, n_col, D, 1, BD), 0) * scale
+        if p_ds is not None:
+            e = tl.exp2(s * _LOG2E - k)
+            if OFF_DIAGONAL:
+                e = tl.where(positive == row, 0.0, e)
+            tl.store(p_ds + positive, (e - share * total).to(p_ds.dtype.element_ty))
+        if p_row_bias is not None:
+            s += tl.load(p_row_bias + o_row)
+        loss -= share * s
+        inside -= share
+    tl.store(p_loss + o_row, loss)
+    if p_inverse is not None:
+        tl.store(p_inverse + o_row, 1.0 / total)
+        tl.store(p_ds_sum + o_row, inside)
+    if p_right is not None:
+        for i in range(0, D, BD):
+            o_d = i + tl.arange(0, BD)
+            b_x = tl.load(p_x + o_d, mask=o_d < D, other=0.0).to(tl.float32) / total
+            tl.store(p_right + pid * D + o_d, b_x.to(p_right.dtype.element_ty), mask=o_d < D)
 
 
-INTERPRETED = not isinstance(epilogue_kernel, triton.runtime.JITFunction)
+INTERPRETED = not isinstance(slope_kernel, triton.runtime.JITFunction)
 
 
-def columns(n_col: int) -> tuple[int, int]:
-    """Columns a step and warps."""
-    if INTERPRETED:
-        return 16, 4
-    return (2048, 8) if n_col > 1024 else (1024, 4)
+def tiling(soft: bool, gradients: bool, interpreted: bool = False) -> Tiling:
+    """Block sizes of `slope_kernel`, free of register spills on sm_80 and sm_90."""
+    if interpreted:
+        return Tiling(32, 16, 16, 0, 4, 1)
+    return Tiling(128, 64 if soft else 256 if gradients else 128, 64, 0, 8, 3)
+
+
+def finish_blocks(D: int, interpreted: bool = False) -> dict[str, int]:
+    if interpreted:
+        return {"BN": 16, "BD": 16, "BP": 4}
+    return {"BN": 32, "BD": min(triton.next_power_of_2(D), 256), "BP": 256}
 
 
 def eligible(problem: tuple, w_row: float, w_col: float, w_soft: float) -> bool:
-    """Whether this schedule computes the loss: one term over rows of 16-bit features, without ids or column biases."""
-    x, _, _, _, col_bias, _, _, pairs, _ = problem
-    short = x.dtype in (torch.bfloat16, torch.float16) and (_WIDE_PRODUCTS or not x.is_cuda)
-    return short and not w_col and bool(w_row) != bool(w_soft) and col_bias is None and pairs in (ALL, OFF_DIAGONAL)
+    """Whether this schedule computes the loss: one term over rows of 16-bit features, without ids or column biases.
+    E of a log-sum-exp needs bfloat16's exponents."""
+    x, y, _, _, col_bias, _, _, pairs, _ = problem
+    short = x.dtype == torch.bfloat16 or (x.dtype == torch.float16 and not w_row)
+    if not short or w_col or bool(w_row) == bool(w_soft) or col_bias is not None or y.shape[1] > _MOST_COLUMNS:
+        return False
+    return pairs in (ALL, OFF_DIAGONAL) and (WIDE_PRODUCTS or not x.is_cuda)
 
 
-def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a b [G, ., .] accumulated and returned in fp32."""
-    return torch.bmm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.bmm(a.float(), b.float())
+def rows_of_chunk(G: int, B: int, N: int) -> int:
+    return min(B, max(LEAST_ROWS, CHUNK_BYTES // (2 * G * N)))
 
 
-def _rows_of_chunk(G: int, B: int, N: int) -> int:
-    step = max(1, CHUNK_BYTES // (6 * G * N))
-    return min(B, step // 128 * 128 if step >= 128 else step)
+class _Rows:
+    """The problem, what is known of its rows, and the launches over a chunk of them."""
+
+    def __init__(self, problem: tuple, soft: bool, signed: bool, share: float, needs: int):
+        self.x, self.y, self.scale, self.row_bias, _, _, _, self.pairs, self.shift = problem
+        self.soft, self.signed, self.share, self.needs = soft, signed, share, needs
+        (self.G, self.B, self.D), self.N = self.x.shape, self.y.shape[1]
+        new = lambda: torch.empty((self.G, self.B), dtype=torch.float32, device=self.x.device)  # noqa: E731
+        self.loss, self.ds_sum, self.inverse = new(), new() if needs else None, new() if needs and not soft else None
+        self.norm = self.top = None
+        if not soft:
+            lengths = [torch.linalg.vector_norm(t, dim=-1, dtype=torch.float32) for t in (self.x, self.y)]
+            self.norm, self.top = lengths[0], lengths[1].amax(1)
+        # The interpreter would cut off to bfloat16 instead of rounding.
+        self.short = torch.float32 if INTERPRETED else self.x.dtype
+
+    def chunk(self, first: int, n: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """dS, or E, of rows first .. first + n [G, n, N], and what its transpose multiplies for dy [G, n, D]."""
+        t, constants = tiling(self.soft, bool(self.needs), INTERPRETED), {"OFF_DIAGONAL": self.pairs == OFF_DIAGONAL}
+        tiles = triton.cdiv(self.N, t.BN)
+
+        def new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.empty((self.G, n, *shape), dtype=dtype, device=self.x.device)
+
+        ds = new(self.N, dtype=self.short) if self.needs else None
+        part, ds_part = new(tiles), new(tiles) if self.soft and self.needs & NEED_ROW_BIAS else None
+        inputs = (self.x, self.y, self.scale, self.row_bias, self.norm, self.top, ds, part)
+        sizes, shift = (self.B, self.N, self.D, first, n), max(self.shift, 0)
+        with device_guard(self.x):
+            slope_kernel[(self.G * triton.cdiv(n, t.BM) * tiles,)](
+                *inputs, ds_part, *sizes, shift, self.share, SOFT=self.soft, SIGNED=self.signed,
+                POSITIVE=bool(self.share), PRECISION=precision(self.x.dtype, INTERPRETED),
+                BM=t.BM, BN=t.BN, BK=t.BK, GROUP=8, num_warps=t.num_warps, num_stages=t.num_stages,
+                enable_fp_fusion=True, **constants,
+            )  # fmt: skip
+            rows = slice(first, first + n)
+            if self.soft:
+                torch.sum(part, 2, out=self.loss[:, rows])
+                if ds_part is not None and self.ds_sum is not None:
+                    torch.sum(ds_part, 2, out=self.ds_sum[:, rows])
+                return ds, self.x[:, rows]
+            right = new(self.D, dtype=self.short) if self.needs & NEED_Y else None
+            finish_kernel[(self.G * n,)](
+                *inputs, self.loss, self.ds_sum, self.inverse, right, *sizes, tiles, shift, self.share,
+                POSITIVE=bool(self.share), num_warps=4, enable_fp_fusion=True, **finish_blocks(self.D, INTERPRETED),
+                **constants,
+            )  # fmt: skip
+        return ds, right
 
 
 def loss(
     problem: tuple, w_row: float, w_soft: float, w_pos: float, soft_signed: bool, needs: int
 ) -> tuple[torch.Tensor, ...]:
     """(loss [G], dx, dy, dscale, drow_bias, dcol_bias) as the operator dot_critic_loss has it; see `eligible`."""
-    x, y, scale, row_bias, _, _, _, pairs, shift = problem
+    x, y, scale, row_bias, *rest, shift = problem
+    width = x.shape[2]
+    if missing := -width % 16:
+        x, y = (F.pad(t, (0, missing)) for t in (x, y))
+        problem = (x, y, scale, row_bias, *rest, shift)
     (G, B, D), N = x.shape, y.shape[1]
     weight = w_row or w_soft
     share = w_pos / weight if shift >= 0 else 0.0
-    rows = [torch.empty((G, B), dtype=torch.float32, device=x.device) for _ in range(3 if needs else 1)]
-    dx = torch.empty_like(x, dtype=torch.float32) if needs & NEED_X else None
+    rows = _Rows(problem, bool(w_soft), soft_signed and shift >= 0, float(share), needs)
+    dx = torch.empty_like(x, dtype=torch.float32) if needs & (NEED_X | NEED_SCALE) else None
     dy = torch.zeros((G, N, D), dtype=torch.float32, device=x.device) if needs & NEED_Y else None
-    step, (BN, warps) = _rows_of_chunk(G, B, N), columns(N)
-    factor = (scale * weight)[:, None, None]
+    step = rows_of_chunk(G, B, N)
     for first in range(0, B, step):
-        part = x[:, first : first + step]
-        dot = _product(part, y.mT)
-        ds = torch.empty(dot.shape, dtype=torch.float32 if INTERPRETED else x.dtype, device=x.device) if needs else None
-        with device_guard(x):
-            epilogue_kernel[(G * part.shape[1],)](
-                dot, scale, row_bias, ds, *rows, *(None,) * (3 - len(rows)), B, N, first, part.shape[1], max(shift, 0),
-                float(share), SOFT=bool(w_soft), SIGNED=soft_signed and shift >= 0, OFF_DIAGONAL=pairs == OFF_DIAGONAL,
-                POSITIVE=bool(share), BN=BN, num_warps=warps, enable_fp_fusion=True,
-            )  # fmt: skip
+        n = min(step, B - first)
+        ds, right = rows.chunk(first, n)
         if ds is None:
             continue
-        ds = ds.to(x.dtype)
+        ds, part = ds.to(x.dtype), slice(first, first + n)
         if dx is not None:
-            dx[:, first : first + step] = _product(ds, y) * factor
-        if dy is not None:
-            dy += _product(ds.mT, part)
-    value = rows[0].sum(1, dtype=torch.float64).mul_(weight).to(scale.dtype)
+            if rows.inverse is None:
+                dx[:, part] = product(ds, y)
+            else:
+                torch.mul(product(ds, y), rows.inverse[:, part, None], out=dx[:, part])
+        if dy is not None and right is not None:
+            add_product(dy, ds.mT, right.to(x.dtype))
+    empty, factor = scale.new_empty(0), (scale * weight)[:, None, None]
+    # sum_ij dS_ij <x_i, y_j> = sum_i <x_i, (dS y)_i>
+    dscale = (dx * x).sum((1, 2)) * weight if dx is not None and needs & NEED_SCALE else empty
     return (
-        value,
-        scale.new_empty(0) if dx is None else dx,
-        scale.new_empty(0) if dy is None else dy.mul_(factor),
-        rows[2].sum(1) * weight if needs & NEED_SCALE else scale.new_empty(0),
-        rows[1] * weight if needs & NEED_ROW_BIAS and row_bias is not None else scale.new_empty(0),
-        scale.new_zeros((G, N)) if needs & NEED_COL_BIAS else scale.new_empty(0),
+        rows.loss.sum(1, dtype=torch.float64).mul_(weight).to(scale.dtype),
+        dx.mul_(factor)[..., :width].contiguous() if dx is not None and needs & NEED_X else empty,
+        empty if dy is None else dy.mul_(factor)[..., :width].contiguous(),
+        dscale,
+        rows.ds_sum * weight if needs & NEED_ROW_BIAS and row_bias is not None and rows.ds_sum is not None else empty,
+        scale.new_zeros((G, N)) if needs & NEED_COL_BIAS else empty,
     )

@@ -120,7 +120,8 @@ def tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) ->
     if dtype == torch.float64:
         return Tiling(32, 32, 16, 0, 4, 1)
     if dtype == torch.float32:
-        return Tiling(64, 64, 32 if tf32 else 8, 0, 8, 2)
+        # Rows that are not aligned take registers for their loads.
+        return Tiling(64, 64, 32 if tf32 else 16, 0, 8, 2 if D % 16 == 0 else 1)
     return Tiling(128, 64, next_power(D, 16) if D <= 128 else 64, 0, 8, 3)
 
 

@@ -1,7 +1,7 @@
 """A whole loss and its gradients in Triton, in as few launches as its schedule allows.
 
 Fused: unit rows (1), statistics (1 a side), the sum (2), the weights (2), gradients (3), the way back through unit rows
-(1), while the features fit one block of the backward kernel.
+(1), while the features fit one block of the backward kernel; wider ones take its chunks.
 Chunked: see triton_chunked.py; routes.py chooses. Features stay in their own dtype when they are normalised.
 """
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..common.precision import tf32_allowed
 from .schema import Slopes
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -70,7 +71,7 @@ def _critic(
     w2, w = (t.expand(groups, *t.shape[1:]) for t in weights)
     b2, b = (t.expand(groups, *t.shape[1:]) for t in biases)
     b2, w, b = (t.float().reshape(groups, -1).contiguous() for t in (b2, w, b))
-    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    tf32 = dtype == torch.float32 and tf32_allowed()
     head = (u.to(dtype).contiguous(), v.to(dtype).contiguous(), w2.contiguous(), b2, w, b)
     return _Critic(*head, SLOPES[activation], output == "softplus", off_diagonal, tf32)
 

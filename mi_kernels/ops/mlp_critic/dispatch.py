@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...backends import requested_backend, resolve
+from ..common.precision import outside_autocast
 from . import chunked, cuda
 from .schema import Slopes, library
 
@@ -25,6 +26,7 @@ def backend_for(device: torch.device, requested: str | None, layers: int) -> str
     return name
 
 
+@outside_autocast
 def forward(
     u: Any,
     v: Any,
@@ -52,6 +54,7 @@ def forward(
     return *found, found[0].new_empty(0), u.new_empty(0, dtype=torch.int32)
 
 
+@outside_autocast
 def backward(
     u: Any,
     v: Any,

@@ -152,11 +152,12 @@ def tiling(dtype: torch.dtype, H2: int, tf32: bool, activation: str, interpreted
     if dtype == torch.float64:
         return Tiling(4, 8, 32, 32, 8, 1)
     if dtype == torch.float32 and not tf32:
-        return Tiling(8, 8, 32, 16, 8, 2)
+        return Tiling(4 if H2 % 16 else 8, 8, 32, 16, 8, 2)
     if dtype == torch.float32:
         return Tiling(8, 16, block(H2, 32, 64), 32, 8, 2)
     if activation in PIECEWISE_LINEAR:
-        return Tiling(8, 16, block(H2, 32, 128), 32, 8, 3)
+        # Rows that are not aligned take registers for their loads.
+        return Tiling(8, 16, block(H2, 32, 64 if H2 % 16 else 128), 32, 8, 3)
     # On sm_80 SiLU spills at two stages, tanh at three.
     return Tiling(8, 16, block(H2, 32, 64), 32, 8, 3 if activation == "silu" else 2)
 

@@ -202,9 +202,14 @@ def first_tiling(dtype: torch.dtype, H1: int, H2: int, tf32: bool, interpreted: 
     if dtype == torch.float64:
         return Tiling(2, 16, 32, 32, 4, 1)
     if dtype == torch.float32 and not tf32:
+        if H1 % 16 or H2 % 16:
+            return Tiling(1, 32, block(H1, 16, 32), 32, 4, 1)
         return Tiling(1, 32, block(H1, 16, 64), 32, 8, 1)
     if dtype == torch.float32:
         return Tiling(2, 32, block(H1, 16, 64), 32, 8, 2)
+    # Rows that are not aligned take registers for their loads.
+    if H1 % 16 or H2 % 16:
+        return Tiling(1, 64, block(H1, 16, 32), block(H2, 32, 64), 8, 3)
     return Tiling(2, 64, block(H1, 16, 64), block(H2, 32, 64), 8, 3)
 
 
@@ -218,7 +223,8 @@ def product_tiling(dtype: torch.dtype, H1: int, H2: int, tf32: bool, bits: bool,
         return Tiling(1, 32, block(H1, 16, 64), block(H2, 32, 64), 8, 1)
     if dtype == torch.float32:
         return Tiling(1, 32, block(H1, 16, 64), block(H2, 32, 64), 8, 2)
-    return Tiling(1, 64 if bits else 32, block(H1, 16, 128), block(H2, 32, 128), 8, 3)
+    most = 64 if H1 % 16 or H2 % 16 else 128
+    return Tiling(1, 64 if bits else 32, block(H1, 16, most), block(H2, 32, most), 8, 3)
 
 
 def _new(k: Critic, *shape: int) -> Tensor:

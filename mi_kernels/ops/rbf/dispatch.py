@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...backends import resolve
+from ..common.precision import outside_autocast
 from . import hsic, reference
 from .schema import library
 
@@ -17,6 +18,7 @@ def chunk_rows(groups: int, columns: int) -> int:
     return max(1, CHUNK_BYTES // (8 * groups * max(columns, 1)))
 
 
+@outside_autocast
 def mmd(
     x: Tensor, y: Tensor, bandwidth: Tensor, w_xx: float, w_yy: float, w_xy: float, needs: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -36,6 +38,7 @@ def _hsic_rows(x: Tensor, name: str) -> int:
     return x.shape[1] if name == "reference" else chunk_rows(x.shape[0], 4 * x.shape[1])
 
 
+@outside_autocast
 def hsic_forward(x: Tensor, y: Tensor, sx: Tensor, sy: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     name = resolve("rbf_hsic", x.device, backend or None)
     if name == "cpu":
@@ -47,6 +50,7 @@ def hsic_forward(x: Tensor, y: Tensor, sx: Tensor, sy: Tensor, backend: str) -> 
     return hsic.forward(x, y, sx, sy, _hsic_rows(x, name))
 
 
+@outside_autocast
 def hsic_backward(
     x: Tensor, y: Tensor, sx: Tensor, sy: Tensor, rows: Tensor, g: Tensor, needs: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -22,11 +22,14 @@ def jobs() -> list[str]:
     found = [(k, "variances", d) for k in ("moments", "gradient") for d in ("bfloat16", "float32", "float64")]
     found += [("moments", "unit", "bfloat16"), ("gradient", "unit", "bfloat16")]
     found += [("combine", "all", d) for d in ("float32", "float64")]
+    found += [(k, "odd width", d) for k in ("moments", "gradient") for d in ("bfloat16", "float32")]
+    found.append(("combine", "odd width", "float32"))
     return ["club " + "/".join(job) for job in found]
 
 
 def source(variant: str):
     name, case, dtype = variant.removeprefix("club ").split("/")
+    odd = case == "odd width"
     kernel, t = KERNELS[name], kernels.tiling(getattr(torch, dtype))
     constants = {"MOMENTS": MOMENTS, "BM": t.BM, "BD": t.BF if name == "combine" else t.BD, "BK": t.BK}
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
@@ -43,7 +46,7 @@ def source(variant: str):
             attributes[(i,)] = [["tt.divisibility", 16]]
         else:
             signature[argument] = "i32"
-            if argument == "D":
+            if argument == "D" and not odd:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     warps = t.num_warps * (2 if name == "gradient" else 1)
     return ASTSource(kernel, signature, constants, attributes), {"num_warps": warps, "enable_fp_fusion": True}

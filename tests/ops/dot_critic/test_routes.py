@@ -23,7 +23,8 @@ def test_every_size_has_a_schedule(arch):
     for batch in (1, 300, 2048, 2049, 10**6):
         for depth in (1, 128, 129, 4096):
             assert routes.choose(BF16, batch, batch, depth, arch) in routes.SCHEDULES
-    assert routes.choose(BF16, 256, 256, 512, arch) == "fused"
+    assert routes.choose(BF16, 256, 256, 128, arch) == "fused"
+    assert routes.choose(BF16, 256, 256, 129, arch) == "chunked"
 
 
 def test_the_first_rule_that_holds_decides():

@@ -208,7 +208,7 @@ def failures(case: Case, seed: int) -> list[str]:
 
 def main() -> int:
     prepare()
-    triton_backward.CHUNK_BYTES = 64 * 45 * 4
+    triton_backward.CHUNK_BYTES, triton_backward.LEAST_ROWS = 64 * 45 * 4, 1
     bad = 0
     for seed, case in zip(count(), CASES, strict=False):
         for line in failures(case, seed):

@@ -9,29 +9,41 @@ from triton.compiler import ASTSource
 from mi_kernels.ops.dot_critic import triton_chunked, triton_rows
 
 POINTEES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-OF_INPUTS = ("p_x", "p_y", "p_ds")  # in the features' dtype; gradients are in the accumulation type
+OF_INPUTS = ("p_x", "p_y", "p_ds", "p_right")  # in the features' dtype; gradients are in the accumulation type
+WIDTHS = (35, 74, 300, 768)  # of tests/triton_checks.py
 FLOATS = ("w_row", "w_col", "w_soft", "w_pos", "share")
 KERNELS = {
     "normalize": triton_rows.normalize_kernel,
     "normalize_back": triton_rows.normalize_back_kernel,
     "sum": triton_rows.sum_kernel,
-    "epilogue": triton_chunked.epilogue_kernel,
+    "slope": triton_chunked.slope_kernel,
+    "finish": triton_chunked.finish_kernel,
 }
-# Constants of a case of the epilogue, and pointers that a case leaves out.
-EPILOGUE = {
+# Constants of a case of the chunks, and pointers that a case leaves out.
+CHUNKED = {
     "infonce": dict(SOFT=False, SIGNED=False, OFF_DIAGONAL=False, POSITIVE=True),
     "nt_xent": dict(SOFT=False, SIGNED=False, OFF_DIAGONAL=True, POSITIVE=True),
     "siglip": dict(SOFT=True, SIGNED=True, OFF_DIAGONAL=False, POSITIVE=False),
+    "value": dict(SOFT=False, SIGNED=False, OFF_DIAGONAL=False, POSITIVE=True),
 }
-ABSENT = {"infonce": ("p_row_bias", "p_col_bias", "p_col_lse", "p_soft"), "nt_xent": ("p_row_bias",)}
+ABSENT = {
+    "infonce": ("p_row_bias", "p_col_bias", "p_col_lse", "p_soft", "p_ds_part"),
+    "nt_xent": ("p_row_bias", "p_ds_part"),
+    "siglip": ("p_norm", "p_top"),
+    "value": ("p_row_bias", "p_ds_part", "p_ds", "p_inverse", "p_ds_sum", "p_right"),
+}
 
 
 def jobs() -> list[str]:
     both = ("normalize", "normalize_back")
     found = [(k, "all", dtype, D) for k in both for dtype in ("bfloat16", "float32", "float64") for D in (128, 512)]
+    found += [(k, "all", dtype, D) for k in both for dtype in ("bfloat16", "float32") for D in WIDTHS]
+    found += [("sum", "infonce", "float32", D) for D in WIDTHS]
     found += [("sum", case, dtype, 512) for case in ("all", "infonce") for dtype in ("bfloat16", "float32")]
     found += [("sum", "all", "float64", 512), ("sum", "infonce", "bfloat16", 64)]
-    found += [("epilogue", case, "bfloat16", 512) for case in EPILOGUE] + [("epilogue", "infonce", "float16", 512)]
+    found += [(k, c, "bfloat16", 512) for k in ("slope", "finish") for c in CHUNKED if (k, c) != ("finish", "siglip")]
+    found += [("finish", "nt_xent", "bfloat16", D + -D % 16) for D in WIDTHS]  # padded; of slopes one is as all
+    found += [("slope", "siglip", "float16", 512)]
     return ["loss " + "/".join(str(part) for part in job) for job in found]
 
 
@@ -39,9 +51,13 @@ def source(variant: str):
     name, case, dtype, D = variant.removeprefix("loss ").split("/")
     kernel, wide = KERNELS[name], dtype == "float64"
     BM, BD = triton_rows.blocks(int(D))
-    BN, warps = triton_chunked.columns(32768)
-    constants = {"ACC": tl.float64 if wide else tl.float32, "BM": BM, "BD": BD, "BN": BN, "POSITIVE": True}
-    constants |= EPILOGUE.get(case, {})
+    t = triton_chunked.tiling(case == "siglip", case != "value")
+    constants = {"ACC": tl.float64 if wide else tl.float32, "BM": BM, "BD": BD, "POSITIVE": True}
+    if name == "slope":
+        constants |= {"BM": t.BM, "BN": t.BN, "BK": t.BK, "GROUP": 8, "PRECISION": "ieee"}
+    if name == "finish":
+        constants |= triton_chunked.finish_blocks(int(D))
+    constants |= CHUNKED.get(case, {})
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     signature, attributes = {}, {}
     for i, argument in enumerate(kernel.arg_names):
@@ -51,14 +67,16 @@ def source(variant: str):
             signature[argument], constants[argument] = "constexpr", None
         elif argument.startswith("p_"):
             unit_rows = name == "normalize" and argument.endswith("_out")
-            accumulate = "fp64" if wide or argument == "p_part" else "fp32"
+            accumulate = "fp64" if wide or (name, argument) == ("sum", "p_part") else "fp32"
             signature[argument] = "*" + (POINTEES[dtype] if argument in OF_INPUTS or unit_rows else accumulate)
             attributes[(i,)] = [["tt.divisibility", 16]]
         elif argument in FLOATS:
             signature[argument] = "fp32"
         else:
             signature[argument] = "i32"
-            if argument == "D":
+            if argument == "D" and int(D) % 16 == 0:
                 attributes[(i,)] = [["tt.divisibility", 16]]
-    options = {"num_warps": warps if name == "epilogue" else 4, "enable_fp_fusion": True}
+    options: dict = {"num_warps": 4, "enable_fp_fusion": True}
+    if name == "slope":
+        options |= {"num_warps": t.num_warps, "num_stages": t.num_stages}
     return ASTSource(kernel, signature, constants, attributes), options

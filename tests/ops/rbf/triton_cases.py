@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.rbf import api, triton_common
-from tests.triton_cases import DEVICE, prepare, worse
+from tests.triton_cases import DEVICE, prepare, under_autocast, worse
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,16 @@ def inputs(case: Case, seed: int, of_hsic: bool) -> dict[str, Tensor]:
     return {name: t.to(DEVICE, case.dtype) for name, t in found.items()}
 
 
-def run(case: Case, tensors: dict[str, Tensor], function: Callable[..., Tensor], dtype: torch.dtype) -> dict:
+def run(case: Case, tensors: dict[str, Tensor], function: Callable[..., Tensor], dtype: torch.dtype,
+        autocast: bool = False) -> dict:  # fmt: skip
     asked = lambda name: name.split("_")[0] in case.wanted  # noqa: E731
     leaves = {n: t.to(dtype).requires_grad_(asked(n)) for n, t in tensors.items()}
-    value = function(*leaves.values())
+    with under_autocast(autocast):
+        value = function(*leaves.values())
     wanted = [n for n in leaves if asked(n) and leaves[n].numel()]
     slope = (1 + torch.arange(value.numel(), dtype=value.dtype, device=DEVICE)).reshape(value.shape)
-    found = torch.autograd.grad((value * slope).sum(), [leaves[n] for n in wanted]) if wanted else ()
+    with under_autocast(autocast):
+        found = torch.autograd.grad((value * slope).sum(), [leaves[n] for n in wanted]) if wanted else ()
     return {"value": value.detach(), **dict(zip(wanted, found, strict=True))}
 
 
@@ -122,7 +125,7 @@ def failures(case: Case, seed: int, of_hsic: bool) -> list[str]:
     else:
         ours, formula = (lambda *a: api.mmd(*a, *case.weights, backend="triton")), mmd_formula(case)
         plain_form = lambda *a: api.mmd(*a, *case.weights, backend="reference")  # noqa: E731
-    got, again = (run(case, tensors, ours, case.dtype) for _ in range(2))
+    got, again = (run(case, tensors, ours, case.dtype, autocast) for autocast in (False, True))
     exact = run(case, tensors, formula, torch.float64)
     plain = run(case, tensors, plain_form, case.dtype)
     found = [f"{n}: two runs differ" for n in got if not torch.equal(got[n], again[n])]

@@ -1,0 +1,62 @@
+"""How products of tensors are taken: TF32 by torch's switch, 16-bit factors with fp32 sums, and never by autocast.
+
+The operators choose their own precision. Autocast would round the fp32 factors of their products to 16 bits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+# 16-bit products that come out in fp32 (`out_dtype`); before torch 2.8 they would be rounded to 16 bits.
+WIDE_PRODUCTS = "dtype" in torch.ops.aten.bmm.overloads() and "dtype_out" in torch.ops.aten.baddbmm.overloads()
+
+
+def tf32_allowed() -> bool:
+    """Whether fp32 matmuls on CUDA may round to TF32. Since torch 2.9 the old switch raises once the new one is set."""
+    matmul = torch.backends.cuda.matmul
+    chosen = getattr(matmul, "fp32_precision", None)
+    return matmul.allow_tf32 if chosen is None else chosen == "tf32"
+
+
+def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """`function` with autocast switched off; entering torch's context takes longer than a small matmul, so only where
+    it is on."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        active = [kind for kind in ("cuda", "cpu") if torch.is_autocast_enabled(kind)]
+        if not active:
+            return function(*args, **kwargs)
+        with ExitStack() as stack:
+            for kind in active:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            return function(*args, **kwargs)
+
+    return run
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b [G, ., .] in the accumulation type: 16-bit factors are summed, and come out, in fp32."""
+    if a.dtype in (torch.float32, torch.float64):
+        return torch.bmm(a, b)
+    if a.is_cuda and WIDE_PRODUCTS:
+        return torch.bmm(a, b, out_dtype=torch.float32)
+    return torch.bmm(a.float(), b.float())
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b [G, ., .], total in the accumulation type. Inside the matmul: the sum is read and written once."""
+    if a.dtype == total.dtype:
+        total.baddbmm_(a, b)
+    elif a.is_cuda and WIDE_PRODUCTS:
+        torch.baddbmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total.baddbmm_(a.to(total.dtype), b.to(total.dtype))

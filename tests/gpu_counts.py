@@ -1,0 +1,188 @@
+"""What losses ask of a GPU, counted without one: `python -m tests.gpu_counts [--update]`.
+
+A loss and its gradients run on torch's meta device with the settings of real launches, and every operator of torch and
+every Triton launch is recorded. These are counts and models, not measurements:
+
+launches  operators of torch that start a kernel, plus Triton's launches
+bytes     every tensor of a launch counted once, read or written: what moves where a launch's own reuse stays in cache
+flop      of matmuls and of Triton's products of pairs, in units of N = 2 B^2 D (M = 2 B^2 H^2 for the concat critic)
+
+bench/results/gpu_counts.json holds the table, beside what the same counter found before the schedules it names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import mi_kernels as mk
+import mi_kernels.ops
+from mi_kernels.ops.club.api import gaussian_club
+from tests.absent_gpu import tensor
+
+RECORD = Path(__file__).resolve().parent.parent / "bench/results/gpu_counts.json"
+BF16 = torch.bfloat16
+# Operators of torch that start nothing on a device.
+FREE = ("view", "expand", "slice", "select", "detach", "empty", "alias", "squeeze", "transpose", "permute", "resize_",
+        "_local_scalar_dense", "unbind", "split", "t.default", "lift_fresh", "_to_copy_none")  # fmt: skip
+
+
+class Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.bytes = 0
+        self.flop = 0.0
+
+    def add(self, name: str, tensors: Any, flop: float = 0.0) -> None:
+        self.names.append(name)
+        self.bytes += sum(t.numel() * t.element_size() for t in tree_leaves(tensors) if isinstance(t, Tensor))
+        self.flop += flop
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        name = function.__name__
+        if not any(free in name for free in FREE):
+            flop = 0.0
+            if name.startswith(("bmm", "baddbmm", "mm", "addmm")):
+                a, b = [t for t in args if isinstance(t, Tensor)][-2:]
+                flop = 2.0 * a.numel() * b.shape[-1]
+            inplace = name.split(".")[0].endswith("_")
+            self.add(name, (args, out if not inplace else args[0]), flop)
+        return out
+
+    def launch(self, kernel: Any, args: tuple, kwargs: dict) -> None:
+        given = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+        name = kernel.fn.__name__
+        read = [t for n, t in given.items() if n not in SPARSE.get(name, ())]
+        self.add(f"triton {name}", read, FLOP.get(name, lambda g: 0.0)(given))
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """16-bit factors, a sum in fp32: one matmul on a GPU; torch has no shape function for it."""
+        with torch.utils._python_dispatch._disable_current_modes():
+            out = torch.empty((*a.shape[:-1], b.shape[-1]), device=a.device, dtype=torch.float32)
+        self.add("bmm", (a, b, out), 2.0 * a.numel() * b.shape[-1])
+        return out
+
+    def add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
+        self.add("baddbmm", (total, a, b, total), 2.0 * a.numel() * b.shape[-1])
+
+
+def _kernel_modules() -> list:
+    names = [m.name for m in pkgutil.walk_packages(mi_kernels.ops.__path__, "mi_kernels.ops.")]
+    return [importlib.import_module(n) for n in names if n.rsplit(".", 1)[-1].startswith("triton")]
+
+
+def _pairs(g: dict, own: str, oth: str) -> float:
+    return 2.0 * g[own] * g[oth] * g["D"]
+
+
+# Of these tensors a launch touches one element a row.
+SPARSE = {"finish_kernel": ("p_ds",)}
+# FLOP of a launch by its arguments, where that is a product of pairs; one group.
+FLOP: dict[str, Callable[[dict], float]] = {
+    "stats_kernel": lambda g: _pairs(g, "n_own", "n_oth"),
+    "pair_kernel": lambda g: _pairs(g, "n_row", "n_col"),
+    "grad_kernel": lambda g: _pairs(g, "n_own", "n_oth") * (1 + -(-g["D"] // g["BO"])),
+    "dscores_kernel": lambda g: _pairs(g, "n_chunk", "n_col"),
+    "slope_kernel": lambda g: _pairs(g, "n_chunk", "n_col"),
+    "scores_kernel": lambda g: 2.0 * g["n_rows"] * g["n_cols"] * g["H1"] * max(g["H2"], 1),
+    "first_layer_kernel": lambda g: 2.0 * g["n_rows"] * g["n_cols"] * g["H1"] * max(g["H2"], 1),
+    "product_kernel": lambda g: 2.0 * g["n_rows"] * g["n_cols"] * g["H1"] * g["H2"],
+}
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Counter]:
+    """Counts what runs on the meta device with the settings of launches on a GPU."""
+    from triton.runtime.jit import JITFunction
+
+    counter = Counter()
+    with contextlib.ExitStack() as stack:
+        patch = lambda *a: stack.enter_context(mock.patch.object(*a))  # noqa: E731
+        of_counter = {"product": counter.product, "_product": counter.product, "add_product": counter.add_product}
+        for module in _kernel_modules():
+            for name in ("check", "_check"):
+                if hasattr(module, name):
+                    patch(module, name, lambda *a: None)
+            for name in of_counter:
+                if hasattr(module, name) and ".mlp_critic." not in module.__name__:  # its product is a kernel
+                    patch(module, name, of_counter[name])
+            if module.__name__.endswith("mlp_critic.triton_common"):
+                patch(module, "INTERPRETED", True)  # it asks for the device there alone
+        stack.enter_context(mock.patch("mi_kernels.backends._interpreting", lambda: True))
+        stack.enter_context(mock.patch("torch.is_autocast_enabled", lambda *device: False))
+        patch(JITFunction, "run", lambda self, *args, grid=None, warmup=None, **kw: counter.launch(self, args, kw))
+        stack.enter_context(mk.use_backend("triton"))
+        with counter:
+            yield counter
+
+
+def _info_nce(symmetric: bool, dtype: torch.dtype) -> Callable:
+    return lambda b, d: mk.info_nce(tensor(b, d, dtype=dtype), tensor(b, d, dtype=dtype), symmetric=symmetric)
+
+
+def _siglip(b: int, d: int) -> Tensor:
+    return mk.siglip_loss(tensor(b, d, dtype=BF16), tensor(b, d, dtype=BF16), tensor(), tensor())
+
+
+def _concat(b: int, hidden: int) -> Tensor:
+    critic = mk.ConcatCritic(128, 128, hidden_dims=(hidden, hidden)).to("meta", BF16)
+    return mk.InfoNCE(critic)(tensor(b, 128, dtype=BF16), tensor(b, 128, dtype=BF16))
+
+
+CASES: dict[str, tuple[Callable[[int, int], Tensor], tuple[tuple[int, int], ...]]] = {
+    "InfoNCE one-sided, bfloat16": (_info_nce(False, BF16), ((1024, 512), (32768, 512), (262144, 512))),
+    "InfoNCE symmetric, bfloat16": (_info_nce(True, BF16), ((1024, 512), (32768, 512))),
+    "InfoNCE one-sided, float16": (_info_nce(False, torch.float16), ((32768, 512),)),
+    "InfoNCE one-sided, float32": (_info_nce(False, torch.float32), ((4096, 128), (4096, 300))),
+    "SigLIP, bfloat16": (_siglip, ((1024, 768), (65536, 768))),
+    "CLUB, bfloat16": (lambda b, d: gaussian_club(*(tensor(b, d, dtype=BF16) for _ in range(3))), ((65536, 512),)),
+    "MMD, float32": (lambda b, d: mk.mmd(tensor(b, d), tensor(b, d), bandwidth=2.0), ((4096, 64), (8192, 256))),
+    "HSIC, float32": (lambda b, d: mk.hsic(tensor(b, d), tensor(b, d), bandwidth=2.0), ((4096, 64),)),
+    "concat critic InfoNCE, bfloat16": (_concat, ((4096, 512),)),
+}
+
+
+def count(loss: Callable[[int, int], Tensor], batch: int, width: int) -> dict[str, float]:
+    with counted() as counter:
+        loss(batch, width).sum().backward()
+    unit = 2.0 * batch**2 * width * (width if loss is _concat else 1)
+    return {
+        "launches": len(counter.names),
+        "of triton": sum(n.startswith("triton ") for n in counter.names),
+        "mib": round(counter.bytes / 2**20, 1),
+        "flop": round(counter.flop / unit, 3),
+    }
+
+
+def table() -> dict[str, dict[str, float]]:
+    return {f"{name}, {b} x {d}": count(loss, b, d) for name, (loss, sizes) in CASES.items() for b, d in sizes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--update", action="store_true", help=f"write {RECORD.name}; what stands before stays")
+    arguments = parser.parse_args()
+    now = table()
+    for name, row in now.items():
+        print(f"{name:60s} {row}")
+    if arguments.update:
+        found = json.loads(RECORD.read_text())
+        RECORD.write_text(json.dumps({**found, "now": now}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The committed table of launches, bytes and FLOP says what the code does now, and chunks keep what they are for."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+    pytest.skip("kernels are interpreted here", allow_module_level=True)
+
+from tests.gpu_counts import CASES, RECORD, count
+
+FOUND = json.loads(RECORD.read_text())
+LISTED = [(f"{name}, {b} x {d}", loss, b, d) for name, (loss, sizes) in CASES.items() for b, d in sizes]
+
+
+@pytest.mark.parametrize("name, loss, batch, width", LISTED, ids=[c[0] for c in LISTED])
+def test_the_table_is_what_is_counted_now(name, loss, batch, width):
+    assert count(loss, batch, width) == FOUND["now"][name], "python -m tests.gpu_counts --update"
+
+
+def test_the_table_has_every_case_before_and_now():
+    assert FOUND["before"].keys() == FOUND["now"].keys() == {c[0] for c in LISTED}
+
+
+def test_one_sided_losses_compute_nothing_twice_and_their_scores_never_reach_memory():
+    for name in ("InfoNCE one-sided, bfloat16, 32768 x 512", "SigLIP, bfloat16, 65536 x 768"):
+        batch, width = (int(n) for n in name.rsplit(", ", 1)[1].split(" x "))
+        row = FOUND["now"][name]
+        assert row["flop"] == 3.0
+        slopes, features = 2 * batch**2 / 2**20, 4 * batch * width / 2**20
+        # dS is written once and read twice; dy and 16-bit features go through every chunk of rows
+        assert row["mib"] < 3 * slopes + (6 * batch / 2048 + 30) * features
