@@ -29,7 +29,7 @@ _local = threading.local()
 # CPython's dictionary behind os.environ: looking an absent name up in os.environ raises and catches a KeyError, which
 # is a hundredth of a small loss.
 _environ = getattr(os.environ, "_data", None)
-_encoded = os.environ.encodekey("MI_KERNELS_BACKEND") if _environ is not None else None  # type: ignore[attr-defined]
+_encoded = os.environ.encodekey("MI_KERNELS_BACKEND") if _environ is not None else None
 _process_default: str | None = None
 _warned = False
 
