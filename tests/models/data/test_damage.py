@@ -21,7 +21,8 @@ from models.data.sources import read_file
 from tests.models.data import writers
 from tests.models.data.writers import WRITERS
 
-FILES = [name for name in WRITERS if name not in ("csd folder", "mfn", "idx", "avmnist", "declare-lab", "wav", "matlab plain")]
+OTHERS = ("csd folder", "mfn", "idx", "avmnist", "declare-lab", "wav", "matlab plain")
+FILES = [name for name in WRITERS if name not in OTHERS]
 
 
 def one_sentence(error, path):
