@@ -158,8 +158,10 @@ def training(system: str, rows: int = 64) -> tuple[Any, Step]:
 
     data = data_for(system, rows)
     tree = {"model": {"name": system} | SYSTEMS[system], "data": {"name": "synthetic"}, "training": {}}
-    model = registry.build(system, from_dict(tree).model, data, seed=0)
+    config = from_dict(tree)
+    model = registry.build(system, config.model, data, seed=0)
     model.train()
+    trainer = Training(model, data, config.training)
     batch = data.batch(torch.arange(rows))
     if model.views:
         batch = batch._replace(views=tuple(batch.inputs for _ in range(model.views)))
@@ -169,7 +171,7 @@ def training(system: str, rows: int = 64) -> tuple[Any, Step]:
         for phase, optimizer in phases:
             mine = {id(parameter) for parameter in phase.parameters}
             with frozen(p for p in model.parameters() if id(p) not in mine):
-                source = Training.source(phase, batch)
+                source = trainer.source(phase, batch)
                 for _ in range(phase.steps):
                     optimizer.zero_grad()
                     phase.loss(source).total.backward()
