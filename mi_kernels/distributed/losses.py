@@ -10,6 +10,7 @@ from torch import Tensor
 from ..losses import common
 from ..ops.common.checks import backend_name, check_bool
 from ..ops.common.dtypes import accumulate_dtype
+from ..ops.common.precision import joined
 from ..ops.common.rows import unit_rows, widened
 from ..ops.dot_critic import api
 from . import ring
@@ -195,7 +196,7 @@ def nt_xent_scaled(
     if len(ranks.sizes) == 1:
         return common.nt_xent_scaled(out0, out1, scale, backend)
     if schedule == "ring":
-        views = unit_rows(torch.cat([out0, out1], dim=-2))
+        views = unit_rows(joined([out0, out1], dim=-2))
         both = Ranks(ranks.rank, tuple(2 * n for n in ranks.sizes))
         columns = ring.Columns(both, group, ring.ROW_LSE, True, backend_name(backend), out0.dtype)
         found = ring.statistics(views, views, scale, columns)

@@ -15,6 +15,7 @@ from ..ops.common.checks import (
     positive_values,
 )
 from ..ops.common.dtypes import accumulate_dtype
+from ..ops.common.precision import joined
 from ..ops.common.rows import widened
 from ..ops.dot_critic import api
 
@@ -80,7 +81,7 @@ def nt_xent_scaled(out0: Tensor, out1: Tensor, scale: float | Tensor, backend: s
     check_same_shape("out0", out0, "out1", out1)
     check_samples("out0", out0)
     check_samples("out1", out1)
-    views = torch.cat([out0, out1], dim=-2)
+    views = joined([out0, out1], dim=-2)
     prepared = api.prepare(views, views, scale, pairs="off_diagonal", positive_shift=out0.shape[-2])
     w = 1.0 / views.shape[:-1].numel()
     return over_groups(api.loss(prepared, w_row=w, w_pos=w, normalize=True, backend=backend))

@@ -6,10 +6,10 @@ scales. N below is 2 B^2 D FLOP; forward and backward together cost 3N one-sided
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..ops.common.checks import backend_name, check_bool, check_choice, check_integer
+from ..ops.common.precision import joined
 from ..ops.dot_critic import api
 from . import common, negatives
 
@@ -71,7 +71,7 @@ def info_nce(
                 backend=backend,
             )
         negatives.check_negatives(query, positive_key, negative_keys, negative_mode, negative_mask)
-        positive_key = torch.cat([positive_key, negative_keys], dim=-2)
+        positive_key = joined([positive_key, negative_keys], dim=-2)
     elif in_batch or negative_mask is not None:
         raise ValueError("in_batch and negative_mask need negative_keys")
     if query_ids is None and key_ids is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..ops.common import transforms
 from ..ops.common.autograd import differentiable_gradients, needs_formula
 from ..ops.common.checks import check_floats, check_same_device, check_samples, check_tensor
+from ..ops.common.precision import joined
 from ..ops.common.rows import unit_rows, widened
 from ..ops.dot_critic import api
 
@@ -72,7 +73,7 @@ def explicit_negatives(
     if mode == "unpaired" and normalize and query.shape[:-1].numel() * negative_keys.shape[-2] <= _SMALL:
         # One autograd node normalises everything: at this size the number of nodes decides.
         sizes = [query.shape[-2], query.shape[-2], negative_keys.shape[-2]]
-        q, k, n = unit_rows(torch.cat([query, positive_key, negative_keys], -2)).split(sizes, -2)
+        q, k, n = unit_rows(joined([query, positive_key, negative_keys], -2)).split(sizes, -2)
         return shared_negatives(q, k, n, scale, reduction, backend=backend)
     prepared = unit_rows if normalize else widened
     query, positive_key = prepared(query), prepared(positive_key)
@@ -179,7 +180,7 @@ def _factor(scale: Tensor, like: Tensor) -> _Scale:
 def _formula(query: Tensor, positive_key: Tensor, negatives: Tensor, scale: _Scale, reduction: str) -> Tensor:
     """The definition, scores materialised."""
     positive = (query * positive_key).sum(-1, keepdim=True)
-    logits = torch.cat([positive, query @ negatives.mT], -1) * _beside(scale, 2)
+    logits = joined([positive, query @ negatives.mT], -1) * _beside(scale, 2)
     logits = logits.flatten(0, -2)
     target = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
     rows = F.cross_entropy(logits, target, reduction=reduction)

@@ -6,7 +6,7 @@ The operators choose their own precision. Autocast would round the fp32 factors 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import ParamSpec, TypeVar
 
@@ -41,6 +41,14 @@ def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return run
+
+
+def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """torch.cat, which refuses fp16 on CPUs where autocast is on."""
+    return torch.cat(list(tensors), dim) if torch.compiler.is_compiling() else _cat(list(tensors), dim)
+
+
+_cat = outside_autocast(torch.cat)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -120,11 +120,11 @@ INTERPRETED = not isinstance(sum_kernel, triton.runtime.JITFunction)
 
 
 def blocks(D: int) -> tuple[int, int]:
-    """BM rows and BD features of a tile."""
+    """BM rows and BD features of a tile. Rows that are not aligned take registers for their loads."""
     if INTERPRETED:
         return 8, 16
     BD = min(next_power(D, 16), 512)
-    return max(1, 2048 // BD), BD
+    return max(1, (1024 if D % 16 else 2048) // BD), BD
 
 
 def _settings(D: int) -> dict:

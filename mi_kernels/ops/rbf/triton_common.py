@@ -118,7 +118,7 @@ def tiling(dtype: torch.dtype, D: int, interpreted: bool, gradient: bool) -> Til
         return Tiling(32, 16, 16, 32, 4, 1)
     if dtype == torch.float64:
         return Tiling(32, 16, 16, next_power(min(D, 32), 16), 8 if gradient else 4, 1)
-    return Tiling(64, 32 if gradient else 64, 16, next_power(min(D, 64), 16), 8, 1)
+    return Tiling(64, (16 if D % 16 else 32) if gradient else 64, 16, next_power(min(D, 64), 16), 8, 1)
 
 
 def constants(dtype: torch.dtype) -> dict[str, float | int]:
