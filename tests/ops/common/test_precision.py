@@ -45,7 +45,7 @@ def test_autocast_changes_nothing_where_features_are_fp32(name, backend):
         torch.testing.assert_close(under, plain, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [mk.nt_xent, lambda x, y: mk.info_nce(x, y, negative_keys=y.flip(0).roll(1, 1))])
+@pytest.mark.parametrize("loss", [mk.nt_xent, lambda x, y: mk.info_nce(x, y, negative_keys=x[:4])])
 def test_losses_that_join_their_features_take_fp16_where_autocast_is_on(loss):
     x, y = torch.randn(2, 12, 5).half()
     with torch.autocast("cpu", torch.bfloat16):
