@@ -15,7 +15,7 @@ from torch import Tensor
 from ..ops.common import transforms
 from ..ops.common.autograd import differentiable_gradients, needs_formula
 from ..ops.common.checks import check_floats, check_same_device, check_samples, check_tensor
-from ..ops.common.precision import joined
+from ..ops.common.precision import joined, outside_autocast
 from ..ops.common.rows import unit_rows, widened
 from ..ops.dot_critic import api
 
@@ -26,6 +26,7 @@ _NEVER = 40.0  # F.softplus returns its argument beyond a threshold; past 40 tha
 _Scale = float | Tensor
 
 
+@outside_autocast
 def shared_negatives(
     query: Tensor,
     positive_key: Tensor,
@@ -121,6 +122,7 @@ def check_negatives(
     check_same_device("negative_mask", mask, "query", query)
 
 
+@outside_autocast
 def paired_negatives(
     query: Tensor,
     positive_key: Tensor,
@@ -245,6 +247,7 @@ class _SharedNegatives(torch.autograd.Function):
         return *found, None, None
 
 
+@outside_autocast
 def _panels(
     query: Tensor,
     positive_key: Tensor,

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..ops.common import transforms
 from ..ops.common.autograd import readable
 from ..ops.common.checks import FLOATS, check_choice, check_number, check_same_device, check_tensor
+from ..ops.common.precision import outside_autocast
 from ..ops.common.rows import widened
 from ..ops.dot_critic import api
 from . import common
@@ -179,6 +180,7 @@ def weighted_mean(
     return rows.mean() if every else rows.sum() / valid.sum().clamp(min=1)
 
 
+@outside_autocast
 def masked_positives(
     features: Tensor, mask: Tensor, anchored: int, every: Tensor | None = None, first: int = 0
 ) -> tuple[Tensor, Tensor]:
@@ -284,6 +286,7 @@ def _positive(anchors: Tensor, towards: Tensor, scale: float | Tensor, weight: T
     return (anchors * towards).sum(-1) * scale / weight
 
 
+@outside_autocast
 def weighted_rows(
     anchors: Tensor,
     contrast: Tensor,

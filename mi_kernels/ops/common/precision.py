@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -32,20 +31,25 @@ def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        active = [kind for kind in ("cuda", "cpu") if torch.is_autocast_enabled(kind)]
-        if not active:
-            return function(*args, **kwargs)
-        with ExitStack() as stack:
-            for kind in active:
-                stack.enter_context(torch.autocast(kind, enabled=False))
-            return function(*args, **kwargs)
+        # Spelled out, because torch.compile follows `with` and no ExitStack.
+        cpu, cuda = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+        if cpu and cuda:
+            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                return function(*args, **kwargs)
+        if cpu:
+            with torch.autocast("cpu", enabled=False):
+                return function(*args, **kwargs)
+        if cuda:
+            with torch.autocast("cuda", enabled=False):
+                return function(*args, **kwargs)
+        return function(*args, **kwargs)
 
     return run
 
 
 def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
     """torch.cat, which refuses fp16 on CPUs where autocast is on."""
-    return torch.cat(list(tensors), dim) if torch.compiler.is_compiling() else _cat(list(tensors), dim)
+    return _cat(list(tensors), dim)
 
 
 _cat = outside_autocast(torch.cat)

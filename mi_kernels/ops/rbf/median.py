@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..common import transforms
+from ..common.precision import outside_autocast
 from .distances import NEAR
 from .schema import library
 
@@ -68,6 +69,7 @@ class _Constant(torch.autograd.Function):
         return torch.zeros_like(ctx.saved_tensors[0])
 
 
+@outside_autocast
 def median_distance(rows: Tensor) -> Tensor:
     """Median distance between distinct rows [G, n, D], [G]; 1 where it is 0. A constant: gradients stop here."""
     if torch.compiler.is_compiling():
