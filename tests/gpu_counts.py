@@ -123,7 +123,6 @@ def counted() -> Iterator[Counter]:
             if module.__name__.endswith("mlp_critic.triton_common"):
                 patch(module, "INTERPRETED", True)  # it asks for the device there alone
         stack.enter_context(mock.patch("mi_kernels.backends._interpreting", lambda: True))
-        stack.enter_context(mock.patch("torch.is_autocast_enabled", lambda *device: False))
         patch(JITFunction, "run", lambda self, *args, grid=None, warmup=None, **kw: counter.launch(self, args, kw))
         stack.enter_context(mk.use_backend("triton"))
         with counter:

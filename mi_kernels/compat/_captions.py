@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..ops.common.autograd import differentiable_gradients, needs_formula
 from ..ops.common.dtypes import accumulate_dtype
+from ..ops.common.precision import autocast_on
 
 
 def fused_linear_cross_entropy(
@@ -32,7 +33,7 @@ def fused_linear_cross_entropy(
     """
     _check(hidden, weight, target, bias, chunk_size, reduction)
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):
+    if autocast_on(device):
         short = torch.get_autocast_dtype(device)
         hidden, weight, bias = hidden.to(short), weight.to(short), None if bias is None else bias.to(short)
     counts = target != ignore_index

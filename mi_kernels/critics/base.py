@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from ..ops.common.checks import check_choice, check_integer, check_tensor
+from ..ops.common.precision import autocast_on
 from ..ops.common.statistics import Statistics
 from ..ops.mlp_critic.activations import ACTIVATIONS
 
@@ -47,7 +47,7 @@ def check_width(name: str, t: Tensor, width: int) -> None:
 def check_alike(x: Tensor, y: Tensor) -> None:
     if x.device != y.device:
         raise ValueError(f"y must be on the device of x, {x.device}, got {y.device}")
-    if x.dtype != y.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != y.dtype and not autocast_on(x.device.type):
         raise ValueError(f"y must have the dtype of x, {x.dtype}, got {y.dtype}")
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ops.common.checks import check_bool, check_samples, check_temperature, positive_values
 from ..ops.common.dtypes import accumulate_dtype
+from ..ops.common.precision import autocast_on
 from ..ops.common.rows import unit_rows
 from ..ops.common.statistics import Statistics, check_pairing, check_request
 from ..ops.dot_critic import api as dot_critic
@@ -37,7 +38,7 @@ class InnerProductCritic(Critic):
             )
         check_alike(x, y)
         a, b, scale = self.features(x, y)
-        if a.dtype != b.dtype and torch.is_autocast_enabled(a.device.type):
+        if a.dtype != b.dtype and autocast_on(a.device.type):
             dtype = torch.get_autocast_dtype(a.device.type)
             a, b = a.to(dtype), b.to(dtype)
         if a.shape[-1] != b.shape[-1]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..ops.common import transforms
 from ..ops.common.autograd import differentiable_gradients, needs_formula
 from ..ops.common.checks import check_floats, check_same_device, check_samples, check_tensor
-from ..ops.common.precision import joined, outside_autocast
+from ..ops.common.precision import autocast_on, joined, outside_autocast
 from ..ops.common.rows import unit_rows, widened
 from ..ops.dot_critic import api
 
@@ -100,10 +100,10 @@ def check_negatives(
     check_samples("query", query)
     check_samples("positive_key", positive_key)
     check_same_device("positive_key", positive_key, "query", query)
-    if positive_key.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+    if positive_key.dtype != query.dtype and not autocast_on(query.device.type):
         raise ValueError(f"query and positive_key must have one dtype, got {query.dtype} and {positive_key.dtype}")
     check_floats("negative_keys", negative_keys)
-    if negative_keys.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+    if negative_keys.dtype != query.dtype and not autocast_on(query.device.type):
         raise ValueError(f"negative_keys must have the dtype of query, {query.dtype}, got {negative_keys.dtype}")
     check_same_device("negative_keys", negative_keys, "query", query)
     groups, dim = query.shape[:-2], query.shape[-1]

@@ -25,6 +25,11 @@ def tf32_allowed() -> bool:
     return matmul.allow_tf32 if chosen is None else chosen == "tf32"
 
 
+def autocast_on(device: str) -> bool:
+    """Whether autocast is on for a type of device; torch raises for "meta", where nothing is computed."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
     """`function` with autocast switched off; entering torch's context takes longer than a small matmul, so only where
     it is on."""

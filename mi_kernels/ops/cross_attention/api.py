@@ -19,6 +19,7 @@ from ..common.checks import (
     check_range,
     check_tensor,
 )
+from ..common.precision import autocast_on
 from . import autograd, dispatch
 from .schema import NO_OFFSET, NORMALIZERS, Rule
 
@@ -136,7 +137,7 @@ def _prepare(
     first, like = named[0]
     _check_devices(first, like, named[1:])
     device = like.device.type
-    if torch.is_autocast_enabled(device) and like.dtype != torch.float64:
+    if autocast_on(device) and like.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         inputs = tuple([t.to(dtype) for t in side] for side in inputs)  # type: ignore[assignment]
         named = [(name, t.to(dtype)) for name, t in named]

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..common import transforms
 from ..common.checks import backend_name, check_choice, check_number, check_samples, check_tensor
 from ..common.dtypes import accumulate_dtype
+from ..common.precision import autocast_on
 from ..common.statistics import Statistics
 from . import autograd, dispatch  # noqa: F401  (dispatch registers the operators)
 from .problem import LossSettings, Problem, RowSettings, Weights, flat
@@ -90,7 +91,7 @@ def prepare(
     check_samples(names[0], x)
     check_samples(names[1], y)
     if x.dtype != y.dtype:
-        if not torch.is_autocast_enabled(x.device.type):
+        if not autocast_on(x.device.type):
             raise ValueError(f"{names[0]} and {names[1]} must have one dtype, got {x.dtype} and {y.dtype}")
         short = torch.get_autocast_dtype(x.device.type)
         x, y = x.to(short), y.to(short)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..common.checks import backend_name, check_floats, check_integer, check_lengths, check_tensor
+from ..common.precision import autocast_on
 from . import autograd, dispatch  # noqa: F401  (dispatch registers the operators)
 
 
@@ -37,7 +38,7 @@ def _check_kinds(first: str, like: Tensor, others: dict[str, Tensor | None]) -> 
         check_floats(name, t)
         if t.device != like.device:
             raise ValueError(f"{name} must be on the device of {first}, {like.device}, got {t.device}")
-    autocast = torch.is_autocast_enabled(like.device.type)
+    autocast = autocast_on(like.device.type)
     for name, t in present.items():
         if t.dtype != like.dtype and not autocast:
             raise ValueError(f"{name} must have the dtype of {first}, {like.dtype}, got {t.dtype}")
@@ -47,7 +48,7 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """Casts as autocast asks; fp64 stays where any input is fp64."""
     present = [t for t in tensors if t is not None]
     device = present[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not autocast_on(device):
         return list(tensors)
     double = any(t.dtype == torch.float64 for t in present)
     dtype = torch.float64 if double else torch.get_autocast_dtype(device)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..common import transforms
 from ..common.checks import backend_name, check_choice, check_floats, check_integer, check_samples
+from ..common.precision import autocast_on
 from ..common.statistics import STATISTICS, Statistics, check_pairing, check_request
 from . import autograd, chunked, dispatch, first_layer, reference
 from .schema import ACTIVATIONS, BITS, OUTPUTS, Score
@@ -69,7 +70,7 @@ def _check_alike(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequen
     for name, t in others.items():
         if t.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {t.device}")
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    if autocast_on(x.device.type) and x.dtype != torch.float64:
         return True
     for name, t in others.items():
         if t.dtype != x.dtype:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..common import transforms
 from ..common.dtypes import accumulate_dtype
+from ..common.precision import autocast_on
 
 
 def apart(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +37,7 @@ def apart(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, T
 def _no_autocast(like: Tensor) -> AbstractContextManager[Any]:
     """Entering torch's context takes longer than a small matmul: not where autocast is off anyway."""
     device = like.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if autocast_on(device) else nullcontext()
 
 
 def _halves(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
