@@ -32,12 +32,7 @@ from ..common.triton import (
     precision,
     sigmoid,
 )
-from .triton_common import Tiling, allowed_tile, check, positive_tile
-
-CHUNK_BYTES = 256 * 2**20
-# Every chunk reads and writes dy: with fewer rows that traffic, not the matmuls, would set the time.
-LEAST_ROWS = 2048
-_MOST_COLUMNS = 2**24  # offsets within a tile of rows have 32 bits
+from .triton_common import MOST_COLUMNS, Tiling, allowed_tile, check, positive_tile, rows_of_chunk
 
 
 @triton.jit
@@ -270,12 +265,11 @@ def _chunked(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_l
              g_pos, pairs, shift, signed) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """All gradients through chunks of dS. dscale is <dS y, x>, for sum dS <x, y> = sum_i <x_i, (dS y)_i>."""
     (G, B, D), N, acc = x.shape, y.shape[1], scale.dtype
-    if N > _MOST_COLUMNS:
-        raise ValueError(f"y must have at most {_MOST_COLUMNS} rows where features are wide, got {N}")
+    if N > MOST_COLUMNS:
+        raise ValueError(f"y must have at most {MOST_COLUMNS} rows where features are wide, got {N}")
     input_precision = precision(x.dtype, INTERPRETED)
     t = chunk_tiling(x.dtype, D, input_precision == "tf32", INTERPRETED)
-    rows = max(LEAST_ROWS, CHUNK_BYTES // (G * N * x.element_size()))
-    step = min(B, triton.cdiv(rows, t.BM) * t.BM)
+    step = min(B, triton.cdiv(rows_of_chunk(G, N, x.element_size()), t.BM) * t.BM)
     buffer = torch.empty(G * step * N, dtype=x.dtype, device=x.device)
     dx, da = torch.empty_like(x, dtype=acc), torch.empty(G, B, dtype=acc, device=x.device)
     dy, db = torch.zeros(G, N, D, dtype=acc, device=x.device), torch.zeros(G, N, dtype=acc, device=x.device)

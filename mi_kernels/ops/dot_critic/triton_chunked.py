@@ -26,12 +26,9 @@ import triton.language as tl
 from ..common.precision import WIDE_PRODUCTS, add_product, product
 from ..common.triton import device_guard, dot_tile, load_tile, log1p_unit, precision
 from .schema import ALL, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y, OFF_DIAGONAL
-from .triton_common import Tiling
+from .triton_common import MOST_COLUMNS, Tiling, rows_of_chunk
 from .triton_forward import lse_update
 
-CHUNK_BYTES = 256 * 2**20
-LEAST_ROWS = 2048  # with fewer rows a chunk, the way of dy through memory would set the time
-_MOST_COLUMNS = 2**24  # offsets within a tile of rows have 32 bits
 _HEADROOM = tl.constexpr(64.0)
 _SMALLEST = tl.constexpr(2.0**-100)  # row sums from here on have the precision of their largest terms
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -218,13 +215,9 @@ def eligible(problem: tuple, w_row: float, w_col: float, w_soft: float) -> bool:
     E of a log-sum-exp needs bfloat16's exponents."""
     x, y, _, _, col_bias, _, _, pairs, _ = problem
     short = x.dtype == torch.bfloat16 or (x.dtype == torch.float16 and not w_row)
-    if not short or w_col or bool(w_row) == bool(w_soft) or col_bias is not None or y.shape[1] > _MOST_COLUMNS:
+    if not short or w_col or bool(w_row) == bool(w_soft) or col_bias is not None or y.shape[1] > MOST_COLUMNS:
         return False
     return pairs in (ALL, OFF_DIAGONAL) and (WIDE_PRODUCTS or not x.is_cuda)
-
-
-def rows_of_chunk(G: int, B: int, N: int) -> int:
-    return min(B, max(LEAST_ROWS, CHUNK_BYTES // (2 * G * N)))
 
 
 class _Rows:
@@ -292,7 +285,7 @@ def loss(
     rows = _Rows(problem, bool(w_soft), soft_signed and shift >= 0, float(share), needs)
     dx = torch.empty_like(x, dtype=torch.float32) if needs & (NEED_X | NEED_SCALE) else None
     dy = torch.zeros((G, N, D), dtype=torch.float32, device=x.device) if needs & NEED_Y else None
-    step = rows_of_chunk(G, B, N)
+    step = min(B, rows_of_chunk(G, N, x.element_size()))
     for first in range(0, B, step):
         n = min(step, B - first)
         ds, right = rows.chunk(first, n)

@@ -14,6 +14,14 @@ import triton.language as tl
 from .schema import ALL, OFF_DIAGONAL, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE
 
 _MAX_SIDE = 2**30
+CHUNK_BYTES = 256 * 2**20
+LEAST_ROWS = 2048  # every chunk reads and writes dy: with fewer rows that traffic, not the matmuls, would set the time
+MOST_COLUMNS = 2**24  # offsets within a tile of rows have 32 bits
+
+
+def rows_of_chunk(G: int, N: int, element: int) -> int:
+    """Rows whose dS [G, rows, N] fits CHUNK_BYTES, LEAST_ROWS at least."""
+    return max(LEAST_ROWS, CHUNK_BYTES // (G * N * element))
 
 
 @triton.jit

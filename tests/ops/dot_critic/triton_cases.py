@@ -10,7 +10,7 @@ from itertools import count
 import torch
 import torch.nn.functional as F
 
-from mi_kernels.ops.dot_critic import triton_backward, triton_forward
+from mi_kernels.ops.dot_critic import triton_backward, triton_common, triton_forward
 from mi_kernels.ops.dot_critic.schema import COL_LSE, ROW_LSE, SIGNED, SOFTPLUS
 from tests.triton_cases import DEVICE, prepare
 
@@ -208,7 +208,7 @@ def failures(case: Case, seed: int) -> list[str]:
 
 def main() -> int:
     prepare()
-    triton_backward.CHUNK_BYTES, triton_backward.LEAST_ROWS = 64 * 45 * 4, 1
+    triton_common.CHUNK_BYTES, triton_common.LEAST_ROWS = 64 * 45 * 4, 1
     bad = 0
     for seed, case in zip(count(), CASES, strict=False):
         for line in failures(case, seed):

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from triton.runtime import interpreter
 
 import mi_kernels as mk
-from mi_kernels.ops.dot_critic import triton_chunked
+from mi_kernels.ops.dot_critic import triton_common
 from tests.triton_cases import DEVICE, error, prepare, under_autocast
 
 
@@ -119,7 +119,7 @@ def launches(name: str) -> list[str]:
 
 def main() -> int:
     prepare()
-    triton_chunked.CHUNK_BYTES, triton_chunked.LEAST_ROWS = 2 * 50 * 7, 1
+    triton_common.CHUNK_BYTES, triton_common.LEAST_ROWS = 2 * 50 * 7, 1
     found = []
     short = (torch.bfloat16, torch.float16)
     cases = [("fused", *c) for c in product(LOSSES, SHAPES[:1], (torch.float32, torch.bfloat16))]
