@@ -188,8 +188,8 @@ class Tiling(NamedTuple):
 
 
 def tiling(dtype: torch.dtype, interpreted: bool = False) -> Tiling:
-    """Free of register spills on sm_80 and sm_90; a warp reads 256 bytes of a row of bf16. In between, few features a
-    program and many stretches at a time: what follows one another there is what everything waits for."""
+    """Free of register spills on sm_80 and sm_90; a warp reads 256 bytes of a row of bf16. The kernel that combines the
+    stretches of rows takes few features a program and many stretches at a time: its sequential steps set the time."""
     if interpreted:
         return Tiling(8, 16, 2, 16, 4)
     return Tiling(8, 64, 32, 16, 4) if dtype == torch.float64 else Tiling(16, 128, 64, 16, 4)
