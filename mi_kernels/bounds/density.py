@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..critics import GroupedLinear
 from ..ops.common import checks
+from ..ops.common.precision import outside_autocast
 from ..ops.common.rows import widened
 from ..ops.dot_critic import api as dot_critic
 from .registry import declare
@@ -174,6 +175,7 @@ class VariationalUpperBound(GaussianConditional):
         return 0.5 * (mu.square() + torch.expm1(logvar) - logvar).sum(-1).mean(-1)
 
 
+@outside_autocast  # the determinant has no 16-bit form
 def gaussian_entropy(y: Tensor) -> Tensor:
     """Entropy in nats, [*], of Gaussian samples y [*, B, D], B > D: unbiased if they are Gaussian.
 
@@ -185,8 +187,7 @@ def gaussian_entropy(y: Tensor) -> Tensor:
         raise ValueError(f"the entropy of y needs more samples than dimensions, got y {tuple(y.shape)}; pass entropy")
     y = widened(y)
     c = y - y.mean(-2, keepdim=True)
-    with torch.autocast(y.device.type, enabled=False):  # the determinant has no 16-bit form
-        log_det = torch.linalg.slogdet(c.mT @ c / (batch - 1)).logabsdet
+    log_det = torch.linalg.slogdet(c.mT @ c / (batch - 1)).logabsdet
     halves = (batch - 1 - torch.arange(depth, dtype=torch.float64)) / 2
     bias = torch.digamma(halves).sum() + depth * math.log(2 / (batch - 1))
     return 0.5 * (log_det - bias.to(log_det) + depth * math.log(2 * math.pi * math.e))

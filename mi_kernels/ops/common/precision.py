@@ -6,7 +6,7 @@ The operators choose their own precision. Autocast would round the fp32 factors 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -52,12 +52,8 @@ def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """torch.cat, which refuses fp16 on CPUs where autocast is on."""
-    return _cat(list(tensors), dim)
-
-
-_cat = outside_autocast(torch.cat)
+# On CPUs torch.cat refuses fp16 where autocast is on.
+joined = outside_autocast(torch.cat)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...backends import backends, requested_backend, resolve
+from ..common.precision import outside_autocast
 from . import reference
 from .schema import NEED_INPUT_WEIGHT, NEED_X, library
 
@@ -27,6 +28,7 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@outside_autocast
 def forward(
     gates: Tensor,
     weight: Tensor,
@@ -44,10 +46,10 @@ def forward(
         return torch.ops.mi_kernels_cpu.lstm_scan_forward(*problem)
     if name == "cuda":
         return torch.ops.mi_kernels_cuda.lstm_scan_forward(*problem, _processors(gates.device))
-    with torch.autocast(gates.device.type, enabled=False):
-        return reference.forward(*problem)
+    return reference.forward(*problem)
 
 
+@outside_autocast
 def backward(
     weight: Tensor,
     h0: Tensor | None,
@@ -68,8 +70,7 @@ def backward(
         return torch.ops.mi_kernels_cpu.lstm_scan_backward(*problem)
     if name == "cuda":
         return torch.ops.mi_kernels_cuda.lstm_scan_backward(*problem, _processors(h.device))
-    with torch.autocast(h.device.type, enabled=False):
-        return reference.backward(*problem)
+    return reference.backward(*problem)
 
 
 def _projects(x: Tensor, backend: str) -> bool:
@@ -78,6 +79,7 @@ def _projects(x: Tensor, backend: str) -> bool:
     return _backend(x.device, x.dtype, backend) == "cpu" and not short
 
 
+@outside_autocast
 def lstm_forward(
     x: Tensor,
     weight_ih: Tensor,
@@ -92,8 +94,7 @@ def lstm_forward(
     rest = (weight_hh, bias, h0, c0, lengths)
     if _projects(x, backend):
         return torch.ops.mi_kernels_cpu.lstm_forward(x, weight_ih, *rest, keep)
-    with torch.autocast(x.device.type, enabled=False):
-        gates = x @ weight_ih.mT.unsqueeze(-3)
+    gates = x @ weight_ih.mT.unsqueeze(-3)
     return forward(gates, *rest, x.shape[2], keep, backend)
 
 

@@ -10,7 +10,6 @@ computed alone and joined once. At small batches that traffic was a tenth of a s
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..common import transforms
 from ..common.dtypes import accumulate_dtype
-from ..common.precision import autocast_on
+from ..common.precision import outside_autocast
 
 
 def apart(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,18 +33,11 @@ def apart(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, T
     return u, v
 
 
-def _no_autocast(like: Tensor) -> AbstractContextManager[Any]:
-    """Entering torch's context takes longer than a small matmul: not where autocast is off anyway."""
-    device = like.device.type
-    return torch.autocast(device, enabled=False) if autocast_on(device) else nullcontext()
-
-
+@outside_autocast
 def _halves(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = accumulate_dtype(x.dtype)
-    with _no_autocast(x):  # autocast would multiply in 16 bits again
-        wide = weight.to(dtype)
-        u, v = x.to(dtype) @ wide[..., : x.shape[-1]].mT, y.to(dtype) @ wide[..., x.shape[-1] :].mT
-        return u, v + bias.to(dtype).unsqueeze(-2)
+    wide = weight.to(accumulate_dtype(x.dtype))
+    u, v = x.to(wide.dtype) @ wide[..., : x.shape[-1]].mT, y.to(wide.dtype) @ wide[..., x.shape[-1] :].mT
+    return u, v + bias.to(wide.dtype).unsqueeze(-2)
 
 
 class _Apart(torch.autograd.Function):
@@ -55,18 +47,18 @@ class _Apart(torch.autograd.Function):
         return _halves(x, y, weight, bias)
 
     @staticmethod
+    @outside_autocast
     def backward(ctx: Any, g_u: Tensor, g_v: Tensor) -> tuple[Tensor | None, ...]:
         x, y, weight = ctx.saved_tensors
         need_x, need_y, need_weight, need_bias = ctx.needs_input_grad
-        with _no_autocast(x):
-            wide = weight.to(g_u.dtype)
-            halves = (_products(g_u, x, weight), _products(g_v, y, weight)) if need_weight else ()
-            return (
-                (g_u @ wide[..., : x.shape[-1]]).to(x.dtype) if need_x else None,
-                (g_v @ wide[..., x.shape[-1] :]).to(x.dtype) if need_y else None,
-                torch.cat(halves, -1).to(weight.dtype) if need_weight else None,
-                g_v.reshape(*weight.shape[:-2], -1, weight.shape[-2]).sum(-2).to(weight.dtype) if need_bias else None,
-            )
+        wide = weight.to(g_u.dtype)
+        halves = (_products(g_u, x, weight), _products(g_v, y, weight)) if need_weight else ()
+        return (
+            (g_u @ wide[..., : x.shape[-1]]).to(x.dtype) if need_x else None,
+            (g_v @ wide[..., x.shape[-1] :]).to(x.dtype) if need_y else None,
+            torch.cat(halves, -1).to(weight.dtype) if need_weight else None,
+            g_v.reshape(*weight.shape[:-2], -1, weight.shape[-2]).sum(-2).to(weight.dtype) if need_bias else None,
+        )
 
 
 def _products(g: Tensor, t: Tensor, weight: Tensor) -> Tensor:
