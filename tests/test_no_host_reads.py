@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import mi_kernels as mk
+from mi_kernels.distributed import ring, supcon
+from mi_kernels.distributed.exchange import Ranks
 from mi_kernels.ops.club.api import gaussian_club
 from mi_kernels.ops.dot_critic import dispatch
 from mi_kernels.ops.dot_critic.problem import Problem, Slopes
@@ -128,8 +130,31 @@ def test_a_read_would_be_seen(read):
         read(tensor(4, 3))
 
 
-def test_estimates_within_labels_read_the_labels():
+@pytest.mark.parametrize("shape", [(40,), (2, 40)], ids=str)
+def test_estimates_within_labels_read_the_labels_alone(shape):
     """As documented: how many groups there are, and how large, depends on the labels."""
-    with absent_gpu(), pytest.raises(READS):
-        bound = mk.InfoNCE(mk.DotCritic(), condition="group")
-        bound(tensor(40, 9), tensor(40, 9), tensor(40, dtype=torch.int64))
+    bound = mk.InfoNCE(mk.DotCritic(), condition="group")
+    with absent_gpu():
+        x = tensor(*shape, 9)
+        gradients(bound(x, tensor(*shape, 9), torch.arange(math.prod(shape)).reshape(shape) // 3))
+        assert x.grad.shape == x.shape
+        with pytest.raises(READS):
+            bound(x, tensor(*shape, 9), tensor(*shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64], ids=str)
+def test_sup_con_around_a_ring_reads_no_labels(monkeypatch, dtype):
+    class Arrived:
+        def __init__(self, tensors):
+            self.tensors = tensors
+
+        def received(self):
+            return self.tensors
+
+    monkeypatch.setattr(ring._Neighbours, "pass_on", lambda self, tensors, owner, tag: Arrived(tensors))
+    columns = ring.Columns(Ranks(0, (80, 80)), None, ring.ROW_LSE, True, "chunked", torch.float32)
+    with absent_gpu():
+        features, labels = tensor(40, 2, 9), tensor(40, dtype=dtype).detach()
+        rows, _ = supcon._sup_con_ring(features, labels, 2, 3.0, columns)
+        gradients(rows)
+        assert features.grad.shape == features.shape

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backends import requested_backend, resolve
+from ...backends import requested_backend, resolve, usable
 from ..common.precision import outside_autocast
-from . import reference, sdpa
+from . import cuda, reference, sdpa
 from .schema import library
 
 BLOCK_BYTES = 32 << 20
@@ -31,9 +31,12 @@ def backend_for(device: torch.device, requested: str | None) -> str:
 
 
 def _routed(backend: str, pairs: tuple[Any, ...], sparse: bool) -> str:
-    """The kernels of a call: flash attention where it computes the same, the grouped Triton kernels otherwise."""
+    """The kernels of a call: CUDA C++ for heads so narrow that tensor cores would mostly multiply padding, flash
+    attention where it computes the same, the grouped Triton kernels otherwise. Forward and backward may differ."""
     if backend != AUTOMATIC:
         return backend
+    if cuda.fits(pairs[0], pairs[2]) and usable("cuda"):
+        return "cuda"
     return "sdpa" if sdpa.suits(*pairs, sparse=sparse) else "triton"
 
 

@@ -32,6 +32,7 @@ ROW_LSE, COL_LSE, SOFTPLUS, SIGNED = 1, 2, 4, 16
 NEED_X, NEED_Y, NEED_ROW_BIAS, NEED_COL_BIAS, NEED_SCALE = 1, 2, 4, 8, 16
 PROBLEM = 9  # arguments that state the problem (problem.py)
 GRADIENTS = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)  # in the order that operators return
+ALL_GRADIENTS = NEED_X | NEED_Y | NEED_SCALE | NEED_ROW_BIAS | NEED_COL_BIAS
 
 library = torch.library.Library("mi_kernels", "FRAGMENT")
 _problem = (

@@ -125,6 +125,7 @@ def main() -> int:
     cases = [("fused", *c) for c in product(LOSSES, SHAPES[:1], (torch.float32, torch.bfloat16))]
     cases += [("fused", "one-sided", SHAPES[1], torch.float16), ("fused", "nt_xent", SHAPES[1], torch.float32)]
     cases += [("chunked", *c) for c in product(CHUNKED, SHAPES, short)]
+    cases += [("chunked", name, shape, torch.float32) for name, shape in zip(CHUNKED, SHAPES * 3, strict=True)]
     for case in cases:
         found += failures(*case)
     for name, most in LAUNCHES.items() if DEVICE.type == "cpu" else ():
