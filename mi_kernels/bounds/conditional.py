@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..critics import Critic
 from ..ops.common.checks import check_tensor
+from ..ops.common.rows import sums_of
 from ..ops.common.statistics import Statistics
 
 StatisticsOf = Callable[..., Statistics]
@@ -83,6 +84,6 @@ def _mean(statistics: StatisticsOf, terms: Terms, x: Tensor, y: Tensor, labels: 
         positions, group = (t.to(x.device, non_blocking=True) for t in (positions, positions[:, 0] // batch))
         sums = terms(statistics, x[positions], y[positions]).sum(-1)
         total = sums.new_zeros(groups) if total is None else total
-        total = total.index_add(0, group, sums)
+        total = total + sums_of(groups, group, sums)
     assert total is not None
     return total / batch

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..ops.common.checks import check_number
+from ..ops.common.rows import sums_of
 from ..ops.dot_critic.schema import (
     ALL,
     COL_LSE,
@@ -170,8 +171,8 @@ class _Statistics(torch.autograd.Function):
                 part = torch.ops.mi_kernels.dot_critic_stats(*problem, pairs, shift, stats, math.inf, columns.backend)
                 if number:
                     position = class_of(classes, ids[0][0])
-                    sums.index_add_(0, position, block[0])
-                    counts.index_add_(0, position, counts.new_ones(position.shape))
+                    sums += sums_of(number + 1, position, block[0])
+                    counts += sums_of(number + 1, position, counts.new_ones(position.shape))
                 if columns.stats & ROW_LSE:
                     row = torch.logaddexp(row, part[0])
                 if columns.stats & SOFTPLUS:

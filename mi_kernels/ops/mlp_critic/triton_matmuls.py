@@ -8,8 +8,11 @@ With pairs p = (i, j) of a chunk, flattened, and 16-bit or fp32 weights:
 triton_backward.py has the rest: g, D, and the sums of dh1 act'(u_i + v_j). FLOPs in M = 2 G B N H1 H2: M forward, 3 M
 backward, 2 M when the parameters need no gradient. Bytes a pair: 2 (H1 + H2) numbers written or read forward, three
 times that backward, which takes about as long as the matmuls on current chips. Fused kernels spare that traffic, at a
-far lower rate of products. So this is for wide layers that do not fit the memory budget (`suits`); no GPU has timed
-either yet. A chunk takes at most `memory_budget` bytes and about sixteen launches. Deterministic.
+far lower rate of products. No GPU has timed either yet.
+
+A chunk takes at most `memory_budget` bytes and about twenty launches. Chunks that fit a level-2 cache would be bound by
+these: at B = N = 4096 and H = 512 a budget of 64 MiB means 35 000 launches, where the fused kernels have 700. So this
+is for wide layers of which the budget holds LEAST_PAIRS pairs (`suits`). Deterministic.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from ..common.triton import load_vector
 from .triton_common import INTERPRETED, Critic, activate, hidden_tile
 
 NARROWEST = 64  # units of a layer; below it a product of tiles is less than what surrounds it
+LEAST_PAIRS = 2**17  # of a chunk; below it launches take longer than what they do
 _SPLITS = 8  # of the pairs in dW2 = D^T h1, whose H2 x H1 numbers alone are too few programs
 
 
@@ -79,14 +83,14 @@ def score_blocks(H2: int, interpreted: bool = False) -> dict[str, int]:
 
 
 def suits(k: Critic, memory_budget: int) -> bool:
-    """Whether a critic whose layers are not kept runs through stored chunks: MI_KERNELS_SCHEDULE=fused|chunked says so,
-    else its size."""
+    """Whether a critic whose scores and bits are not kept runs through stored chunks: MI_KERNELS_SCHEDULE=fused|chunked
+    says so, else its size."""
     if k.w2 is None or k.dtype == torch.float64:
         return False
     if named := os.environ.get("MI_KERNELS_SCHEDULE"):
         return named == "chunked"
-    (G, B, N), (H1, H2) = k.sizes, k.widths
-    return min(H1, H2) >= NARROWEST and G * B * N * (H1 + H2) * k.dtype.itemsize > memory_budget
+    G, B, N = k.sizes
+    return min(k.widths) >= NARROWEST and min(G * B * N, memory_budget // pair_bytes(k)) >= LEAST_PAIRS
 
 
 def pair_bytes(k: Critic) -> int:
