@@ -14,6 +14,8 @@ Two schedules, both deterministic; costs in units of N = 2 G B N D FLOPs:
 * chunked, for wider features, in triton_dscores.py: 3N.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -151,20 +153,21 @@ def _launch(own, oth, scale, out_scale, own_bias, oth_bias, own_ids, oth_ids, ow
     )  # fmt: skip
 
 
-def _fused(x, y, scale, out_scale, biases, ids, row_lse, col_lse, g_row, g_col, g_soft, g_pos, pairs, shift, signed,
-           needs) -> tuple[torch.Tensor, ...]:  # fmt: skip
+def _fused(x, y, scale, out_scale, biases: Any, ids: Any, row_lse, col_lse, g_row, g_col, g_soft, g_pos, pairs, shift,
+           signed, needs) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
     """Gradients by the owners of rows and of columns, None where `needs` does not ask."""
-    acc, dx, dy, da, db, dscale = scale.dtype, None, None, None, None, None
+    acc = scale.dtype
+    dx, dy, da, db, dscale = None, None, None, None, None
     if needs & (NEED_X | NEED_SCALE | NEED_ROW_BIAS):
         dx = torch.empty_like(x, dtype=acc)
         da, dscale = (torch.empty(x.shape[:2], dtype=acc, device=x.device) for _ in range(2))
-        _launch(x, y, scale, out_scale, *biases, *ids, row_lse, col_lse, g_row, g_col, g_soft, g_pos,
-                dx, da, dscale, pairs, shift, signed, False)  # fmt: skip
+        rows: Any = (*biases, *ids, row_lse, col_lse, g_row, g_col, g_soft, g_pos, dx, da, dscale)
+        _launch(x, y, scale, out_scale, *rows, pairs, shift, signed, False)
         dscale = dscale.sum(1) if needs & NEED_SCALE else None
     if needs & (NEED_Y | NEED_COL_BIAS):
         dy, db = torch.empty_like(y, dtype=acc), torch.empty(y.shape[:2], dtype=acc, device=y.device)
-        _launch(y, x, scale, out_scale, *biases[::-1], *ids[::-1], col_lse, row_lse, g_col, g_row, g_soft, g_pos,
-                dy, db, None, pairs, shift, signed, True)  # fmt: skip
+        columns: Any = (*biases[::-1], *ids[::-1], col_lse, row_lse, g_col, g_row, g_soft, g_pos, dy, db, None)
+        _launch(y, x, scale, out_scale, *columns, pairs, shift, signed, True)
     return dx, dy, dscale, da, db
 
 

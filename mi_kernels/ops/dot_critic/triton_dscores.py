@@ -153,7 +153,7 @@ def chunk_tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = Fal
 
 
 def chunked(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col, g_soft,
-            g_pos, pairs, shift, signed, needs) -> tuple[torch.Tensor, ...]:  # fmt: skip
+            g_pos, pairs, shift, signed, needs) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
     """Gradients through chunks of dS, None where `needs` does not ask. dscale is <dS y, x>, for
     sum dS <x, y> = sum_i <x_i, (dS y)_i>."""
     (G, B, D), N, acc = x.shape, y.shape[1], scale.dtype
@@ -187,9 +187,9 @@ def chunked(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_ls
                 dx = product(ds, y)
         if dy is not None:
             add_product(dy, ds.mT, x[:, part])
-        if da is not None:
+        if da is not None and row_part is not None:
             torch.sum(row_part, 1, out=da[:, part])
-        if db is not None:
+        if db is not None and col_part is not None:
             db += col_part.sum(1)
     dscale = (dx * x).sum((1, 2)) if dx is not None and needs & NEED_SCALE else None
     dx, dy = (None if d is None else d.mul_(out_scale[:, None, None]) for d in (dx, dy))
