@@ -14,8 +14,6 @@ Two schedules, both deterministic; costs in units of N = 2 G B N D FLOPs:
 * chunked, for wider features, in triton_dscores.py: 3N.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -153,21 +151,21 @@ def _launch(own, oth, scale, out_scale, own_bias, oth_bias, own_ids, oth_ids, ow
     )  # fmt: skip
 
 
-def _fused(x, y, scale, out_scale, biases: Any, ids: Any, row_lse, col_lse, g_row, g_col, g_soft, g_pos, pairs, shift,
-           signed, needs) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
+def _fused(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col, g_soft,
+           g_pos, pairs, shift, signed, needs) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
     """Gradients by the owners of rows and of columns, None where `needs` does not ask."""
     acc = scale.dtype
     dx, dy, da, db, dscale = None, None, None, None, None
     if needs & (NEED_X | NEED_SCALE | NEED_ROW_BIAS):
         dx = torch.empty_like(x, dtype=acc)
         da, dscale = (torch.empty(x.shape[:2], dtype=acc, device=x.device) for _ in range(2))
-        rows: Any = (*biases, *ids, row_lse, col_lse, g_row, g_col, g_soft, g_pos, dx, da, dscale)
-        _launch(x, y, scale, out_scale, *rows, pairs, shift, signed, False)
+        _launch(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col,
+                g_soft, g_pos, dx, da, dscale, pairs, shift, signed, False)  # fmt: skip
         dscale = dscale.sum(1) if needs & NEED_SCALE else None
     if needs & (NEED_Y | NEED_COL_BIAS):
         dy, db = torch.empty_like(y, dtype=acc), torch.empty(y.shape[:2], dtype=acc, device=y.device)
-        columns: Any = (*biases[::-1], *ids[::-1], col_lse, row_lse, g_col, g_row, g_soft, g_pos, dy, db, None)
-        _launch(y, x, scale, out_scale, *columns, pairs, shift, signed, True)
+        _launch(y, x, scale, out_scale, col_bias, row_bias, col_ids, row_ids, col_lse, row_lse, g_col, g_row,
+                g_soft, g_pos, dy, db, None, pairs, shift, signed, True)  # fmt: skip
     return dx, dy, dscale, da, db
 
 
@@ -231,12 +229,10 @@ def grad(
         g_row, g_col, g_soft, g_pos = (None if g is None else g / gain for g in (g_row, g_col, g_soft, g_pos))
     out_scale = scale if gain is None else scale * gain
     weights, rest = (row_lse, col_lse, g_row, g_col, g_soft, g_pos), (pairs, positive_shift, signed)
+    problem = (x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids)
     with device_guard(x):
-        if tiling(x.dtype, D, tf32, INTERPRETED).BO < D:
-            problem = (x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids)
-            found = chunked(*problem, *weights, *rest, needs)
-        else:
-            found = _fused(x, y, scale, out_scale, (row_bias, col_bias), (row_ids, col_ids), *weights, *rest, needs)
+        run = chunked if tiling(x.dtype, D, tf32, INTERPRETED).BO < D else _fused
+        found = run(*problem, *weights, *rest, needs)
     if gain is not None:
         found = (*found[:2], *(None if d is None else d * gain for d in found[2:]))
     bits = zip(found, GRADIENTS, strict=True)
