@@ -1,6 +1,6 @@
 """Runs one case: the exact answer, a check of every contender, then its times and memory. Nothing here raises.
 
-`python -m bench.gpu.run --device D [--quick] --skip N` runs the cases behind the first N and prints a line of JSON after
+`python -m bench.gpu.run --device D [--quick] --skip N` runs the cases behind the first N and prints JSON lines after
 every row and every case: a contender which takes the process down costs itself and those behind it in its case alone.
 """
 
