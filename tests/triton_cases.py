@@ -40,7 +40,8 @@ def _three_products(plain):
             return plain(self, a, b, d, input_precision, *rest)
         high = [_tf32(t.data, 0x1000) for t in (a, b)]  # rounded to nearest
         low = [_tf32(t.data - h, 0) for t, h in zip((a, b), high, strict=True)]
-        found = low[0] @ high[1] + high[0] @ low[1] + high[0] @ high[1]
+        with np.errstate(over="ignore", invalid="ignore"):  # of rows that are too far apart for products
+            found = low[0] @ high[1] + high[0] @ low[1] + high[0] @ high[1]
         return interpreter.TensorHandle(found + d.data, d.dtype.scalar)
 
     return create_dot
