@@ -32,7 +32,7 @@ from .triton_common import (
     chunks,
     constants,
     difference_tile,
-    direct_rows,
+    direct_tiling,
     distance_tile,
     expm1,
     marks,
@@ -199,12 +199,12 @@ class _Sums:
         halves = [part for w in self.weights for part in _two_floats(w)]
 
         def launch(splits: int, slope: torch.Tensor | None, out: torch.Tensor | None, direct: bool) -> None:
-            BM = direct_rows(t) if direct else t.BM
-            mmd_kernel[(G * splits * triton.cdiv(rows, BM),)](
+            here = direct_tiling(t, self.z.dtype, 1) if direct else t
+            mmd_kernel[(G * splits * triton.cdiv(rows, here.BM),)](
                 self.z, self.norm, self.given, self.width, self.scale, near, sums, dwidth, slope, slope_sum, out,
                 n, self.n_x, D, K, first, rows, splits, sums.shape[1], *halves, KP=KP, **constants(self.z.dtype),
-                BM=BM, BN=t.BN, BK=t.BK, BO=t.BO, MARKED=t.BM, DIRECT=direct,
-                num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True,
+                BM=here.BM, BN=t.BN, BK=t.BK, BO=t.BO, MARKED=t.BM, DIRECT=direct,
+                num_warps=here.num_warps, num_stages=t.num_stages, enable_fp_fusion=True,
             )  # fmt: skip
 
         launch(splits, slope, dz if fused else None, False)
@@ -235,7 +235,7 @@ def mmd(
     dz = None
     with device_guard(x):
         if not needs & (NEED_X | NEED_Y):
-            problem.add(tiling(dtype, D, INTERPRETED, False), 0, B + N, want_width, None, True)
+            problem.add(tiling(dtype, D, INTERPRETED, False, 1), 0, B + N, want_width, None, True)
         else:
             dz = _with_gradient(problem, want_width)
     return (
@@ -248,7 +248,7 @@ def mmd(
 
 def _with_gradient(problem: _Sums, want_width: bool) -> torch.Tensor:
     G, n, D = problem.z.shape
-    t = tiling(problem.z.dtype, D, INTERPRETED, True)
+    t = tiling(problem.z.dtype, D, INTERPRETED, True, 1)
     dz = torch.empty_like(problem.z)
     fused = t.BO >= D
     for first, rows in [(0, n)] if fused else chunks(G, n, n, dz.element_size(), t.BM):
