@@ -5,9 +5,9 @@
 A case is a data set and a base. Its choices are made on validation rows, on a seed that is not reported: first the
 learning rate of the base alone (3 trials), which all arms share, then the weight of each measure (4 trials each). The
 arms are the base ("weight 0"), the three measures with a quarter as many shuffled rows as rows (the default), "kl" with
-as many and with an eighth as many, the two controls of "kl" (all modalities moved by one permutation; an untrained critic), these at the weight
-chosen for "kl", and the base on each modality alone. Every model is also
-scored on test rows whose modalities are damaged (``models.mdm.robustness``).
+as many and with an eighth as many, the two controls of "kl" (all modalities moved by one permutation; an untrained
+critic), these at the weight chosen for "kl", and the base on each modality alone. Every model is also scored on test
+rows whose modalities are damaged (``models.mdm.robustness``).
 
 Writes the file after every run and goes on from it: a run whose settings are already there is kept, with the commit
 it was made at.
