@@ -59,9 +59,15 @@ class Training(LightningModule):
         self.total_steps = total_steps
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        # Without weight decay AdamW is Adam.
+        # Without weight decay AdamW is Adam. One call for all parameters: on a CPU a step of small models spends a tenth
+        # of its time in torch's loop over them. On a GPU torch's own choice allows clipping under AMP.
         return [
-            torch.optim.AdamW(phase.parameters, lr=self._lr(phase), weight_decay=self._decay(phase))
+            torch.optim.AdamW(
+                phase.parameters,
+                lr=self._lr(phase),
+                weight_decay=self._decay(phase),
+                fused=all(parameter.device.type == "cpu" for parameter in phase.parameters) or None,
+            )
             for phase in self.phases
         ]
 
