@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import compare, growth, steps, suite
+from bench import growth, steps, suite
 from bench.compare import ROOT, judge, median_interval
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,7 +1,8 @@
-"""Every name of torch that the library uses exists since 2.6, the oldest torch that pyproject.toml admits, or is guarded.
+"""Every name of torch that the library uses exists since 2.6, the oldest that pyproject.toml admits, or is guarded.
 
-Only torch 2.13 is installed here, so older versions are held by a list: tests/torch_names.txt has the names and keywords
-that were looked up. `python -m tests.test_torch_names` writes it; look up in torch's documentation what it adds.
+Only torch 2.13 is installed here, so older versions are held by a list: tests/torch_names.txt has the names and
+keywords that were looked up. `python -m tests.test_torch_names` writes it; look up in torch's documentation what it
+adds.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ import ast
 from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
-
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "tests" / "torch_names.txt"

@@ -1,7 +1,8 @@
 """Resident memory over many steps: `python -m tests.hardening.memory --steps 10000 [--training]`.
 
 A step runs every operator, on other rows than the step before; with --training it is a training step, new rows and
-Adam included, of InfoNCE, of SMILE with a concat critic and of CLUB. Prints MiB at every tenth of the steps; ends with status 1 where it grew by more than --allowed MiB in the second half.
+Adam included, of InfoNCE, of SMILE with a concat critic and of CLUB. Prints MiB at every tenth of the steps; ends with
+status 1 where it grew by more than --allowed MiB in the second half.
 """
 
 from __future__ import annotations
