@@ -277,7 +277,6 @@ def staircase() -> list[str]:
 
 Section = tuple[Callable[[], list[str]], ...]
 PAGES: dict[str, dict[str, Section]] = {
-    "README.md": {"estimator table": (estimators,)},
     "docs/choosing.md": {"staircase table": (staircase,), "estimator table": (estimators,)},
     "docs/benchmarks.md": {
         "benchmark table": (info_nce, low_precision, other_losses, concat, moments, sequences, recurrent),
