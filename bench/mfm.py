@@ -72,9 +72,7 @@ def public_codes(model: MFM, x: dict[str, Tensor]) -> dict[str, Tensor]:
 def public_decoded(decoder: Any, code: Tensor, steps: int) -> Tensor:
     h, c, given, states = torch.zeros_like(code), torch.zeros_like(code), code, []
     for _ in range(steps):
-        h, c = torch.lstm_cell(
-            given, (h, c), decoder.weight_ih, decoder.weight_hh, decoder.bias_ih, decoder.bias_hh
-        )
+        h, c = torch.lstm_cell(given, (h, c), decoder.weight_ih, decoder.weight_hh, decoder.bias_ih, decoder.bias_hh)
         given = h
         states.append(h)
     return decoder.out(torch.stack(states, 1))
@@ -159,7 +157,7 @@ def _gap(found: Tensor, wanted: Tensor) -> float:
 
 
 def step(model: MFM, loss: Callable[[], Tensor], fused: bool | None = None) -> Callable[[], None]:
-    """fused: whether Adam takes all parameters in one call, as our trainer lets it; the public code leaves the default."""
+    """fused: whether Adam takes all parameters in one call, as in our trainer; the public code does not."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
 
     def run() -> None:

@@ -33,7 +33,7 @@ def steps() -> list[str]:
     return [
         *paragraph(
             "A training step (loss, backward, optimiser) beside the public formulation of the same step in eager",
-            "torch: same weights, and equal losses before anything is timed. Times faster is the ratio of medians, with",
+            "torch: same weights, and equal losses before anything is timed. Times faster: the ratio of medians, with",
             f"the quartiles of our side. {setting(load('cpu_factorcl'))}; MIRD on one thread.",
         ),
         *table("step | size | times faster | MiB, ours / public", lines),
