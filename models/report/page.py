@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.batch import Target
-from models.evaluation.summary import best_rows
+from models.evaluation.summary import best_rows, with_deviation
 from models.report.figures import colour
 from models.report.speed import Seconds
 
@@ -57,7 +57,7 @@ def scores(summary: Sequence[dict[str, Any]]) -> str:
             [
                 row["model"],
                 row["representation"],
-                f"{row['mean']:.3f} ± {row['deviation']:.3f}",
+                with_deviation(row["mean"], row["deviation"], row["seeds"]),
                 *("" if value is None else f"{value['mean']:.3f}" for value in values),
                 row["seeds"],
             ]

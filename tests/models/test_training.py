@@ -15,10 +15,11 @@ from lightning.pytorch.callbacks import Callback
 
 from models.data import generate
 from models.factorcl import FactorCLSUP
+from models.files import replace_file
 from models.registry import MODELS, build
 from models.settings import read
 from models.training import checkpoint as checkpoints
-from models.training.checkpoint import LAST, PREVIOUS, WEIGHTS, load_weights, read_checkpoint, replace_file
+from models.training.checkpoint import LAST, PREVIOUS, WEIGHTS, load_weights, read_checkpoint
 from models.training.fit import fit, load_run
 from models.training.history import history
 from models.training.phases import Training, frozen, scheduled
