@@ -22,6 +22,7 @@ td.t,th.t{text-align:left}tr.best{background:var(--mark);font-weight:600}
 figure svg{width:100%;height:auto;color:var(--ink)}.note{color:var(--soft);font-size:.92em}
 .legend{display:flex;flex-wrap:wrap;gap:.2em 1em;font-size:.9em;margin:.5em 0}
 .legend i{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin-right:.35em}
+@media (max-width:600px){table{font-size:.82em}td,th{padding:.3em .45em}}
 details pre{overflow-x:auto;font-size:.85em}ul{padding-left:1.2em}"""
 
 
