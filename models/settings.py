@@ -22,9 +22,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from models.data import DataConfig
+from models.files import replace_file
 from models.model import Nested
 from models.registry import entry
-from models.training.checkpoint import replace_file
 from models.training.config import TrainingConfig
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -130,11 +130,7 @@ class MISA(Model):
         return Loss.of(terms, weights)
 
     def phases(self) -> list[Phase]:
-        return [Phase("main", list(self.parameters()), self.loss, usable=_usable)]
-
-
-def _usable(batch: Batch) -> Batch:
-    return batch.complete().with_labels()
+        return [Phase("main", list(self.parameters()), self.loss, usable=Batch.complete_with_labels)]
 
 
 def moment_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ class MMIM(Model):
         main = [p for p in self.parameters() if id(p) not in mine]
         learn = OptimizerConfig(self.config.bound_lr, 0.0)
         return [
-            Phase("main", main, self.loss, usable=_usable),
+            Phase("main", main, self.loss, usable=Batch.complete_with_labels),
             Phase(
                 "bound",
                 list(self.q.parameters()),
@@ -144,13 +144,9 @@ class MMIM(Model):
                 self.config.bound_steps,
                 learn,
                 self._fixed,
-                usable=_usable,
+                usable=Batch.complete_with_labels,
             ),
         ]
-
-
-def _usable(batch: Batch) -> Batch:
-    return batch.complete().with_labels()
 
 
 def build_mmim(config: MMIMSettings, data: Dataset) -> MMIM:

@@ -82,7 +82,7 @@ def without(x: Inputs, gone: Tensor) -> Inputs:
     values = x.values.masked_fill(gone.reshape(-1, *[1] * (x.values.dim() - 1)), 0)
     lengths = x.lengths
     if lengths is None and (x.values.dim() == 3 or not x.values.is_floating_point()):
-        lengths = torch.full((len(values),), values.shape[1], device=values.device)
+        lengths = x.steps()
     return Inputs(values, None if lengths is None else lengths.masked_fill(gone, 0), x.mask() & ~gone)
 
 
@@ -151,7 +151,7 @@ def _damaged(x: Inputs, rates: Mapping[str, float], draw: _Draws) -> Inputs:
 
 def _fewer_frames(x: Inputs, rate: float, draw: _Draws) -> Inputs:
     steps = x.values.shape[1]
-    lengths = x.lengths if x.lengths is not None else torch.full((len(x.values),), steps, device=x.values.device)
+    lengths = x.steps()
     inside = torch.arange(steps, device=lengths.device) < lengths[:, None]
     kept = inside & (draw.uniform("frames", steps).to(lengths.device) >= rate)
     kept[:, 0] |= inside[:, 0] & ~kept.any(1)

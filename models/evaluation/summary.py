@@ -8,7 +8,8 @@ from typing import Any
 
 from models.evaluation.metrics import LOWER_IS_BETTER
 
-REFERENCES = ("constant", "linear")
+SEVERAL_SEEDS = ("beats", "loses to", "is within one deviation of")
+ONE_SEED = ("scores better than", "scores worse than", "scores the same as")
 
 
 def rows_of(results: Sequence[dict[str, Any]]) -> list[tuple[str, str, int, dict[str, Any]]]:
@@ -57,6 +58,11 @@ def _moments(values: list[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values) if len(values) > 1 else 0.0}
 
 
+def with_deviation(mean: float, deviation: float, number: int) -> str:
+    """A mean and its deviation; the mean alone where there is one value, of whose spread nothing is known."""
+    return f"{mean:.3f} ± {deviation:.3f}" if number > 1 else f"{mean:.3f}"
+
+
 def best_rows(summary: Sequence[dict[str, Any]]) -> list[int]:
     """Indices of the best row and of those within one deviation of it (the larger of the two rows' deviations)."""
     known = [i for i, row in enumerate(summary) if row["mean"] == row["mean"]]
@@ -86,14 +92,17 @@ def table(summary: Sequence[dict[str, Any]]) -> str:
         values = "  ".join(f"{row['metrics'].get(n, {'mean': float('nan')})['mean']:{len(n)}.3f}" for n in others)
         mark = "*" if index in top else " "
         lines.append(
-            f"{mark} {row['model']:{width}} {row['representation']:{part}} {row['mean']:7.3f} ± {row['deviation']:.3f}"
-            f"  {row['seeds']:>5}  {values}"
+            f"{mark} {row['model']:{width}} {row['representation']:{part}} "
+            f"{with_deviation(row['mean'], row['deviation'], row['seeds']):>15}  {row['seeds']:>5}  {values}"
         )
     return "\n".join(lines)
 
 
 def verdicts(summary: Sequence[dict[str, Any]], headlines: dict[str, str]) -> list[str]:
-    """What beat what beyond one deviation: each trained model against the references and the other models."""
+    """What beat what beyond one deviation: each trained model against the references and the other models.
+
+    With one seed nothing beats anything: the lines say which score is better, and the last one why no more is said.
+    """
     sign = -1 if summary and summary[0]["metric"] in LOWER_IS_BETTER else 1
     rows = {(row["model"], row["representation"]): row for row in summary}
     heads = {model: rows[model, part] for model, part in headlines.items() if (model, part) in rows}
@@ -103,7 +112,7 @@ def verdicts(summary: Sequence[dict[str, Any]], headlines: dict[str, str]) -> li
     if ("constant", "-") in rows:
         rivals["constant"] = rows["constant", "-"]
     untrained = {row["model"]: row for row in summary if row["representation"].startswith("untrained ")}
-    lines = []
+    lines, single = [], all(row["seeds"] == 1 for row in heads.values())
     for model, row in heads.items():
         beaten: list[str] = []
         lost: list[str] = []
@@ -113,7 +122,9 @@ def verdicts(summary: Sequence[dict[str, Any]], headlines: dict[str, str]) -> li
                 gap = sign * (row["mean"] - other["mean"])
                 spread = max(row["deviation"], other["deviation"])
                 (close if abs(gap) <= spread else beaten if gap > 0 else lost).append(name)
-        parts = [("beats", beaten), ("loses to", lost), ("is within one deviation of", close)]
+        parts = zip(ONE_SEED if single else SEVERAL_SEEDS, (beaten, lost, close), strict=True)
         said = "; ".join(f"{verb} {', '.join(names)}" for verb, names in parts if names)
-        lines.append(f"{model} {said or 'stands alone'}.")
+        lines.append(f"{model} ({row['representation']}) {said or 'stands alone'}.")
+    if lines and single:
+        lines.append("One seed: how far these scores would move with another one is not known.")
     return lines

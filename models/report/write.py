@@ -13,13 +13,15 @@ from models.data.dataset import Dataset
 from models.evaluation.metrics import primary
 from models.evaluation.runs import RESULTS, results_below, shown_parts, write_json, write_text
 from models.evaluation.scores import HEAD, evaluate, outputs
-from models.evaluation.summary import summarise, verdicts
+from models.evaluation.summary import summarise, verdicts, with_deviation
+from models.files import replace_file
 from models.provenance import describe
+from models.registry import build, entry
 from models.report import figures, page
 from models.report.speed import Seconds, step_times
 from models.settings import RunConfig, dump, read
-from models.training.checkpoint import replace_file
 from models.training.fit import load_data, load_run
+from models.training.history import epochs_of
 
 Found = Sequence[tuple[Path, dict[str, Any]]]
 
@@ -38,11 +40,11 @@ def write_report(out: Path, before: Sequence[str] = ()) -> list[dict[str, Any]]:
     summary = summarise(results)
     folders: dict[str, list[Path]] = {}
     for folder, result in found:
-        folders.setdefault(result["model"], []).append(folder)
+        folders.setdefault(result["label"], []).append(folder)
     shown = found[0][0]
     config = read(shown)
     data = load_data(config)
-    seconds = {name: step_times(read(paths[0]), data) for name, paths in folders.items()}
+    seconds = _seconds({name: read(paths[0]) for name, paths in folders.items()}, data)
     text = _page(found, summary, folders, config, data, seconds, before)
     replace_file(out / "report.html", lambda beside: write_text(beside, text))
     if shown != out:
@@ -56,6 +58,18 @@ def write_report(out: Path, before: Sequence[str] = ()) -> list[dict[str, Any]]:
     return summary
 
 
+def _seconds(runs: Mapping[str, RunConfig], data: Dataset) -> dict[str, dict[str, Seconds]]:
+    """Seconds of a step by label; runs whose model and batch are the same are measured once."""
+    known: dict[str, dict[str, Seconds]] = {}
+    found = {}
+    for label, config in runs.items():
+        key = repr((config.name, config.model, config.training.batch_size, config.training.augmentation))
+        if key not in known:
+            known[key] = step_times(config, data)
+        found[label] = known[key]
+    return found
+
+
 def _page(
     found: Found,
     summary: Sequence[dict[str, Any]],
@@ -66,14 +80,15 @@ def _page(
     before: Sequence[str] = (),
 ) -> str:
     results = [result for _, result in found]
-    heads = {result["model"]: result["headline"] for result in results}
+    heads = {result["label"]: result["headline"] for result in results}
     said = "".join(f"<li>{page.text(line)}</li>" for line in verdicts(summary, heads))
     parts, predicted = _of_the_shown_run(found[0][0], data)
-    model, metric = found[0][1]["model"], primary(data.target)
+    model, metric = found[0][1]["label"], primary(data.target)
     curves = _noise(results, metric)
     machine = describe()
     sections = [
         *before,
+        page.section("Runs", _runs(folders, data)),
         page.section(
             "Scores",
             page.scores(summary) + f"<ul>{said}</ul>",
@@ -113,8 +128,26 @@ def _page(
     )
     kind = f"{data.target.size} classes" if data.target.is_classes else f"a target of {data.target.size} dimension(s)"
     lead = page.text(f"{data.name}: modalities {', '.join(data.names)}; {sizes} rows; {kind}. ")
-    lead += page.text(f"{len(found)} runs of {', '.join(folders)}, {machine['date']}.")
+    written = f"written on {machine['date']}" + (f" at commit {machine['commit']}" if machine["commit"] else "")
+    lead += page.text(f"{len(found)} run{'s' * (len(found) > 1)}; this page was {written}.")
     return page.page(f"{', '.join(folders)} on {data.name}", lead, sections)
+
+
+def _runs(folders: Mapping[str, Sequence[Path]], data: Dataset) -> str:
+    """What was trained: a row a label, with what its first run says of itself."""
+    rows = []
+    for label, paths in folders.items():
+        configs = [read(path) for path in paths]
+        config, training = configs[0], configs[0].training
+        model = build(config.name, config.model, data, config.seed)
+        number = sum(parameter.numel() for parameter in model.parameters())
+        epochs = sorted({epochs_of(path) for path in paths})
+        seeds = ", ".join(str(c.seed) for c in configs)
+        said = f"{epochs[0]}-{epochs[-1]}" if len(epochs) > 1 else f"{epochs[0]}"
+        rows.append(
+            [label, entry(config.name).summary, f"{number:,}", said, training.batch_size, f"{training.lr:g}", seeds]
+        )
+    return page.table(["model", "what it is", "parameters", "epochs", "batch", "step size", "seeds"], rows, 2)
 
 
 def _of_the_shown_run(folder: Path, data: Dataset) -> tuple[list[str], str]:
@@ -136,7 +169,7 @@ def _of_the_shown_run(folder: Path, data: Dataset) -> tuple[list[str], str]:
 def _noise(results: Sequence[dict[str, Any]], metric: str) -> dict[str, list[tuple[float, float, float]]]:
     values: dict[str, dict[float, list[float]]] = {}
     for result in results:
-        model = values.setdefault(result["model"], {})
+        model = values.setdefault(result["label"], {})
         clean = result["scores"][result["headline"]]["test"][metric]
         model.setdefault(0.0, []).append(clean)
         for name, score in result.get("robustness", {}).items():
@@ -152,13 +185,13 @@ def _noise(results: Sequence[dict[str, Any]], metric: str) -> dict[str, list[tup
 def _missing(results: Sequence[dict[str, Any]], metric: str) -> str:
     values: dict[str, dict[str, list[float]]] = {}
     for result in results:
-        row = values.setdefault(result["model"], {})
+        row = values.setdefault(result["label"], {})
         row.setdefault("clean", []).append(result["scores"][result["headline"]]["test"][metric])
         for name, score in result.get("robustness", {}).items():
             if name.startswith("missing "):
                 row.setdefault(name, []).append(score[metric])
     shown = {
-        model: {name: "{:.3f} ± {:.3f}".format(*_moments(found)) for name, found in row.items()}
+        model: {name: with_deviation(*_moments(found), len(found)) for name, found in row.items()}
         for model, row in values.items()
     }
     return page.missing(shown) if any(len(row) > 1 for row in shown.values()) else ""

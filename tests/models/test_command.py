@@ -1,13 +1,15 @@
 """The command line: every command at the smallest size, and what a mistake costs."""
 
 import json
+import subprocess
 import sys
 import xml.dom.minidom
 
 import numpy as np
 import pytest
 
-from models.__main__ import DEMO_MODELS, main, parser
+from models import demo, settings
+from models.__main__ import main, parser
 from models.data import SOURCES
 from models.data.sources import two_digit_small
 from models.data.tokenizer import load_tokenizer
@@ -87,15 +89,38 @@ def few_pictures(monkeypatch):
 def test_the_demo_writes_its_report_and_results(measured, few_pictures, tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path), "--epochs", "1", "--seeds", "1", "--quiet"]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
-    assert {run["model"] for run in results["runs"]} == set(DEMO_MODELS) == set(results["seconds_per_step"])
+    assert {run["model"] for run in results["runs"]} == set(demo.MODELS) == set(results["seconds_per_step"])
     page = (tmp_path / "report.html").read_text()
     assert "http://www.w3.org/2000/svg" in page and "src=" not in page and 'href="http' not in page
     assert "prefers-color-scheme:dark" in page and "viewport" in page and "currentColor" in page
-    assert page.count('class="legend"') == 1 and "beats" in page
+    assert page.count('class="legend"') == 1 and "scores better than" in page
     assert "Use 1" in page and "Use 2" in page and "95 % interval" in page
     for figure in page.split("<svg")[1:]:
         xml.dom.minidom.parseString("<svg" + figure.split("</svg>")[0] + "</svg>")
     assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("demo done")
+
+
+def test_a_demo_of_other_settings_makes_room_and_leaves_what_is_not_its_own(tmp_path):
+    bases = {model: settings.starting_point(model, demo.DATA) for model in demo.MODELS[:2]}
+    first, second = demo.MODELS[:2]
+
+    def run(name, settings):
+        settings.save(tmp_path / name)
+        (tmp_path / name / "weights.safetensors").write_text("")
+
+    run(f"{first}-seed0", bases[first])
+    run(f"{first}-seed1", bases[first].changed({"training.seed": 1, "training.epochs": 1}))
+    run(f"{second}-seed7", bases[second].changed({"training.seed": 7}))
+    run(f"{second}-seed0", bases[second].changed({"data.name": "digits"}))
+    run("mine", bases[second])
+    old = tmp_path / f"{second}-seed1"
+    run(old.name, bases[second])
+    text = (old / "config.yaml").read_text()
+    (old / "config.yaml").write_text(text + "of_another_version: {}\n")
+    removed = demo.make_room(tmp_path, bases, range(2))
+    assert {path.name for path in removed} == {f"{first}-seed1", f"{second}-seed7", old.name}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{first}-seed0", f"{second}-seed0", "mine"}
+    assert demo.make_room(tmp_path / "absent", bases, range(2)) == []
 
 
 def test_a_regression_target_is_reported_too(measured, monkeypatch, tmp_path, capsys):
@@ -170,6 +195,13 @@ def test_step_times_measure_every_backend():
     assert all(0 < s.low <= s.median <= s.high for s in times.values())
 
 
+def test_looking_into_a_file_does_not_wait_for_the_trainer(file):
+    code = "import sys; from models.__main__ import main; assert main(['inspect', sys.argv[1]]) == 0; "
+    code += "sys.exit(', '.join({'lightning', 'matplotlib', 'sklearn', 'torchmetrics'} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
+    assert "modality a: vectors of 3" in done.stdout and done.returncode == 0, done.stderr
+
+
 WRONG = {
     "missing file": (["fit", "--data", "absent.npz"], "no such file"),
     "unknown data": (["fit", "--data", "cifar"], "data must be digits"),
@@ -210,7 +242,7 @@ def test_unknown_and_repeated_models_are_refused(arguments, capsys):
 
 def test_a_package_that_is_missing_is_one_line_that_says_how_to_get_it(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)  # importing it raises ModuleNotFoundError
-    monkeypatch.setattr("models.__main__.load_data", lambda config: load_tokenizer("any/name"))
+    monkeypatch.setattr("models.commands.load_data", lambda config: load_tokenizer("any/name"))
     assert main(["fit", "--model", "misa", "--data", "digits", "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: Hugging Face text encoders") and len(error.splitlines()) == 1
