@@ -54,7 +54,7 @@ class Training(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.config, self.data = model, config, data
-        config.corruption.check(data.names)
+        config.corruption.check(data)
         unique = config.augmentation == "unique"
         mixing = config.augmentation == "mixing"
         named = enumerate(data.modalities)
