@@ -64,8 +64,8 @@ class Training(LightningModule):
         self.total_steps = total_steps
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        # Without weight decay AdamW is Adam. One call for all parameters: on a CPU a step of small models spends a tenth
-        # of its time in torch's loop over them. On a GPU torch's own choice allows clipping under AMP.
+        # Without weight decay AdamW is Adam. One call for all parameters: on a CPU torch's loop over them takes a tenth
+        # of a small model's step. On a GPU torch's own choice allows clipping under AMP.
         return [
             torch.optim.AdamW(
                 phase.parameters,
