@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import shutil
 import statistics
 import subprocess
@@ -77,11 +78,18 @@ def judge(case: str, before: list[float], after: list[float], threshold: float, 
 
 
 class Side:
-    """The process of one checkout."""
+    """The process of one checkout, with environment variables of its own."""
 
-    def __init__(self, checkout: Path):
+    def __init__(self, checkout: Path, variables: dict[str, str] | None = None):
         command = [sys.executable, str(Path(__file__).with_name("worker.py")), str(checkout)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=checkout)
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=checkout,
+            env={**os.environ, **(variables or {})},
+        )
         if not self.answer().get("ready"):
             raise SystemExit(f"bench compare: the code of {checkout} does not start (its output is above)")
 

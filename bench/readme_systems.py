@@ -90,3 +90,25 @@ def drop_ins() -> list[str]:
         ),
         *table(" | ".join(["loss", *(f"B = {b}" for b in sizes)]), lines),
     ]
+
+
+def instructions() -> list[str]:
+    """Ours over the plain torch definition, with AVX-512 and with what comes near an AVX2 processor."""
+    result = load("cpu_instructions")
+    by_case: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in result["rows"]:
+        by_case.setdefault(row["case"], {})[row["instructions"]] = row
+    labels = list(next(iter(by_case.values())))
+    lines = []
+    for case, found in by_case.items():
+        cells = [f"{found[label]['over_reference']:.2f}" for label in labels]
+        slower = found[labels[1]]["milliseconds"] / found[labels[0]]["milliseconds"]
+        lines.append(" | ".join([case, *cells, f"{slower:.1f}"]))
+    return [
+        *paragraph(
+            "The same processor with AVX-512 and with torch, MKL and oneDNN held to AVX2 and our own products in place",
+            "of oneDNN's; our elementwise loops keep AVX-512, so this comes near an AVX2 processor and is none",
+            f"(`python -m bench run instructions`). {setting(result)}.",
+        ),
+        *table(" | ".join(["ours over the plain torch definition", *labels, "our time, second over first"]), lines),
+    ]
