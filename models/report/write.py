@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from models.data.dataset import Dataset
 from models.evaluation.metrics import primary
 from models.evaluation.runs import RESULTS, results_below, shown_parts, write_json, write_text
 from models.evaluation.scores import HEAD, evaluate, outputs
-from models.evaluation.summary import summarise, verdicts, with_deviation
+from models.evaluation.summary import moments, summarise, verdicts, with_deviation
 from models.files import replace_file
 from models.provenance import describe
 from models.registry import build, entry
@@ -176,7 +175,7 @@ def _noise(results: Sequence[dict[str, Any]], metric: str) -> dict[str, list[tup
             if name.startswith("noise "):
                 model.setdefault(float(name.split()[1]), []).append(score[metric])
     return {
-        model: [(level, *_moments(found)) for level, found in sorted(levels.items())]
+        model: [(level, *moments(found).values()) for level, found in sorted(levels.items())]
         for model, levels in values.items()
         if len(levels) > 1
     }
@@ -191,14 +190,10 @@ def _missing(results: Sequence[dict[str, Any]], metric: str) -> str:
             if name.startswith("missing "):
                 row.setdefault(name, []).append(score[metric])
     shown = {
-        model: {name: with_deviation(*_moments(found), len(found)) for name, found in row.items()}
+        model: {name: with_deviation(*moments(found).values(), len(found)) for name, found in row.items()}
         for model, row in values.items()
     }
     return page.missing(shown) if any(len(row) > 1 for row in shown.values()) else ""
-
-
-def _moments(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _settings(folders: Mapping[str, Sequence[Path]]) -> str:

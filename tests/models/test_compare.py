@@ -199,6 +199,15 @@ def test_a_summary_is_mean_and_sample_deviation_and_the_best_is_marked():
     assert best_rows(lower) == [0] and verdicts(lower, {"a": "head", "b": "head"})[0] == "a (head) beats b."
 
 
+def test_a_metric_that_a_seed_does_not_have_is_a_dash():
+    runs = [result("a", seed, 0.5) for seed in (0, 1)]
+    for run, value in zip(runs, (0.2, float("nan")), strict=True):
+        run["scores"]["head"]["test"]["pearson"] = value
+    (row,) = summarise(runs)
+    assert np.isnan([row["metrics"]["pearson"][key] for key in ("mean", "deviation")]).all()
+    assert table([row]).splitlines()[1].split()[-1] == "-" and "0.500 ± 0.000" in table([row])
+
+
 def test_one_seed_has_no_deviation_and_nothing_beats_anything():
     summary = summarise([result("a", 0, 0.5), result("b", 0, 0.8)])
     first, second, why = verdicts(summary, {"a": "head", "b": "head"})
