@@ -115,8 +115,7 @@ def verdicts(summary: Sequence[dict[str, Any]], headlines: dict[str, str]) -> li
     rows = {(row["model"], row["representation"]): row for row in summary}
     heads = {model: rows[model, part] for model, part in headlines.items() if (model, part) in rows}
     rivals = dict(heads)
-    if ("linear", "input") in rows:
-        rivals["linear"] = rows["linear", "input"]
+    rivals |= {f"linear ({part})": row for (model, part), row in rows.items() if model == "linear"}
     if ("constant", "-") in rows:
         rivals["constant"] = rows["constant", "-"]
     untrained = {row["model"]: row for row in summary if row["representation"].startswith("untrained ")}
