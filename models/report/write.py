@@ -177,7 +177,7 @@ def _noise(results: Sequence[dict[str, Any]], metric: str) -> dict[str, list[tup
             if name.startswith("noise "):
                 model.setdefault(float(name.split()[1]), []).append(score[metric])
     return {
-        model: [(level, *moments(found).values()) for level, found in sorted(levels.items())]
+        model: [_point(level, found) for level, found in sorted(levels.items())]
         for model, levels in values.items()
         if len(levels) > 1
     }
@@ -191,11 +191,18 @@ def _missing(results: Sequence[dict[str, Any]], metric: str) -> str:
         for name, score in result.get("robustness", {}).items():
             if name.startswith("missing "):
                 row.setdefault(name, []).append(score[metric])
-    shown = {
-        model: {name: with_deviation(*moments(found).values(), len(found)) for name, found in row.items()}
-        for model, row in values.items()
-    }
+    shown = {model: {name: _shown(found) for name, found in row.items()} for model, row in values.items()}
     return page.missing(shown) if any(len(row) > 1 for row in shown.values()) else ""
+
+
+def _point(level: float, values: Sequence[float]) -> tuple[float, float, float]:
+    found = moments(values)
+    return level, found["mean"], found["deviation"]
+
+
+def _shown(values: Sequence[float]) -> str:
+    found = moments(values)
+    return with_deviation(found["mean"], found["deviation"], len(values))
 
 
 def _settings(folders: Mapping[str, Sequence[Path]]) -> str:
