@@ -70,7 +70,9 @@ class Dataset:
         """Indices of one split. Raises ValueError for an unknown or empty split."""
         rows = torch.nonzero(self.split == _code(split)).flatten()
         if len(rows) == 0:
-            raise ValueError(f"data {self.name!r} has no {split} rows")
+            raise ValueError(
+                f"data {self.name!r} has no {split} rows (a split that is drawn needs about five rows of every class)"
+            )
         return rows
 
     def labelled_rows(self, split: str) -> Tensor:
@@ -142,7 +144,10 @@ class Dataset:
         if seed is None:
             return torch_data.DataLoader(_Rows(self, rows), batch_size, collate_fn=_same)
         if len(rows) < batch_size:
-            raise ValueError(f"batch_size is {batch_size}, but {self.name!r} has only {len(rows)} {split} rows")
+            raise ValueError(
+                f"batch_size is {batch_size}, but {self.name!r} has only {len(rows)} {split} rows; "
+                f"set training.batch_size to at most {len(rows)}"
+            )
         sampler = EpochSampler(len(rows), seed)
         return torch_data.DataLoader(_Rows(self, rows), batch_size, sampler=sampler, collate_fn=_same, drop_last=True)
 

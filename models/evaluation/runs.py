@@ -66,7 +66,7 @@ def evaluate_damaged(
     """Two results of one run, on clean and on damaged inputs; heads and probes are the same."""
     config = read(folder)
     data = load_data(config)
-    corruption.check(data.names)
+    corruption.check(data)
     config, model = load_run(folder, data)
     found = evaluate(model, data, split)
     scores = damaged(model, data, found, corruption, split, config.seed)
