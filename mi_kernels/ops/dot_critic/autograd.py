@@ -58,7 +58,7 @@ def _again(formula: Any, problem: Problem, needed: Sequence[bool], slopes: Seque
     return *found, *(None,) * (FIELDS - len(found))
 
 
-class Statistics(torch.autograd.Function):
+class StatisticsFunction(torch.autograd.Function):
     """Row and column LSEs, softplus sums, and the scores of the positive pairs where there are any.
 
     The positive scores share the node with the log-sums: near convergence their terms of dS cancel, which has to happen
@@ -147,9 +147,9 @@ def _positive(problem: Problem) -> Tensor:
 
 
 def differentiable_statistics(problem: Problem, stats: int) -> tuple[Tensor, ...]:
-    """The outputs of `Statistics` as a materialising torch formula."""
+    """The outputs of `StatisticsFunction` as a materialising torch formula."""
     problem = flat(problem)
-    return *reference.stats(*problem, stats), _positive(problem)
+    return *reference.stats(problem, stats), _positive(problem)
 
 
 class Loss(torch.autograd.Function):
@@ -215,7 +215,7 @@ def differentiable_loss(problem: Problem, settings: LossSettings) -> Tensor:
     problem = flat(problem)
     if settings.normalize:
         problem = dispatch.normalized(problem)
-    stats = reference.stats(*problem, dispatch.wanted_stats(weights))
+    stats = reference.stats(problem, dispatch.wanted_stats(weights))
     positive = dispatch.positive_scores(problem) if weights.pos and problem.positive_shift >= 0 else None
     return dispatch.compose_loss(stats, positive, weights).reshape(shape)
 
@@ -257,5 +257,5 @@ def differentiable_row_losses(problem: Problem, settings: RowSettings) -> Tensor
     shape, problem = problem.x.shape[:-1], flat(problem)
     if settings.normalize:
         problem = dispatch.normalized(problem)
-    row, col, _ = reference.stats(*problem, ROW_LSE | COL_LSE if settings.symmetric else ROW_LSE)
+    row, col, _ = reference.stats(problem, ROW_LSE | COL_LSE if settings.symmetric else ROW_LSE)
     return dispatch.compose_row_losses(problem, row, col, settings.symmetric).reshape(shape)

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...backends import resolve
+from ..common.arguments import split
 from ..common.dtypes import accumulate_dtype
 from ..common.precision import outside_autocast
 from . import cuda, reference
 from .primitives import positives
 from .problem import Problem, RowSettings, Slopes, Weights
-from .schema import COL_LSE, GRADIENTS, PROBLEM, ROW_LSE, SIGNED, SOFTPLUS, library
+from .schema import COL_LSE, GRADIENTS, ROW_LSE, SIGNED, SOFTPLUS, library
 
 _CHUNK_BYTES = 32 << 20
 
@@ -37,7 +38,7 @@ def run_stats(problem: Problem, stats: int, clip: float, backend: str) -> tuple[
     if name == "cuda":
         return cuda.stats(problem, stats, clip)
     rows = _rows(problem.x, problem.y) if name == "chunked" else None
-    return reference.stats(*problem, stats, clip, rows=rows)
+    return reference.stats(problem, stats, clip, rows)
 
 
 @outside_autocast
@@ -53,7 +54,7 @@ def run_grad(problem: Problem, slopes: Slopes, needs: int, backend: str) -> tupl
     if name == "cuda":
         return cuda.grad(problem, slopes, needs)
     rows = _rows(problem.x, problem.y) if name == "chunked" else None
-    return reference.grad(*problem, *slopes, needs, rows=rows)
+    return reference.grad(problem, slopes, needs, rows)
 
 
 def positive_scores(problem: Problem) -> Tensor:
@@ -188,17 +189,15 @@ def run_row_losses_grad(
 
 
 def _stats_op(*arguments: Any) -> tuple[Tensor, ...]:
-    return run_stats(Problem(*arguments[:PROBLEM]), *arguments[PROBLEM:])
+    return run_stats(*split(arguments, Problem))
 
 
 def _grad_op(*arguments: Any) -> tuple[Tensor, ...]:
-    slopes = Slopes(*arguments[PROBLEM:-2])
-    return run_grad(Problem(*arguments[:PROBLEM]), slopes, *arguments[-2:])
+    return run_grad(*split(arguments, Problem, Slopes))
 
 
 def _loss_op(*arguments: Any) -> tuple[Tensor, ...]:
-    end = PROBLEM + len(Weights._fields)
-    return run_loss(Problem(*arguments[:PROBLEM]), Weights(*arguments[PROBLEM:end]), *arguments[end:])
+    return run_loss(*split(arguments, Problem, Weights))
 
 
 for _name, _function in (("stats", _stats_op), ("grad", _grad_op), ("loss", _loss_op)):
