@@ -146,8 +146,8 @@ def _prepare(
     _check_dtypes(first, like, named[1:])
     rule = Rule(tuple(offsets), tuple(scales), tuple(dropouts), normalizer == "sparsemax")
     seeds = _seeds(seed, len(labels), dropouts, like.device)
-    query, key, value = (list(side) for side in inputs)
-    return rule, Pairs(query, key, value, query_lengths, key_lengths, seeds)
+    tensors: list[Any] = [*(list(side) for side in inputs), query_lengths, key_lengths, seeds]
+    return rule, Pairs(*tensors)
 
 
 _RULES = ("query_lengths", "key_lengths", "causal_offset", "scale", "dropout_p")

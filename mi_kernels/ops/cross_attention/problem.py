@@ -56,7 +56,7 @@ class Pairs(NamedTuple):
     def each(self, rule: Rule) -> Iterator[Pair]:
         lists = (*self[:5], *rule[:3], self.seed.unbind())
         for entries in zip(*lists, strict=True):
-            yield Pair(*entries, rule.sparse)
+            yield Pair(*(*entries, rule.sparse))
 
 
 class Results(NamedTuple):

@@ -226,22 +226,28 @@ class RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
         problem, settings = Problem(*arguments[:FIELDS]), arguments[FIELDS]
-        losses, *known = dispatch.run_row_losses(flat(problem), settings, True)
+        full = flat(problem)
+        losses, *known = dispatch.run_row_losses(full, settings, True)
         ctx.save_for_backward(*problem.tensors, *known)
-        ctx.settings = (problem.pairs, problem.positive_shift, settings)
+        needs = common.needs(ctx.needs_input_grad, GRADIENTS)
+        ctx.settings = (problem.pairs, problem.positive_shift, settings, needs)
         return reshaped(losses, problem.x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:
-        pairs, shift, settings = ctx.settings
+        pairs, shift, settings, needs = ctx.settings
         saved = ctx.saved_tensors
-        problem, known = Problem(*[*saved[: FIELDS - 2], pairs, shift]), saved[FIELDS - 2 :]
+        problem, known = Problem(*saved[: FIELDS - 2], pairs, shift), saved[FIELDS - 2 :]
         if torch.is_grad_enabled() or common.batched(g):
             formula = lambda p: (differentiable_row_losses(p, settings),)  # noqa: E731
             with torch.enable_grad():
                 return *_again(formula, problem, ctx.needs_input_grad, (g,)), None
-        needs = common.needs(ctx.needs_input_grad, GRADIENTS)
         full = flat(problem)
+        if known[2] is not None and problem.x.dtype == g.dtype:
+            # The compiled kernels, which write gradients in the inputs' type: at small batches the rest of this
+            # function would cost as much as they do.
+            found = dispatch.row_gradients(full, known, g.contiguous(), settings, needs)
+            return *_shaped(found, problem, needs), *(None,) * (FIELDS + 1 - len(GRADIENTS))
         slopes = g.reshape(full.x.shape[:2]).to(known[0].dtype).contiguous()
         found = dispatch.run_row_losses_grad(full, known, slopes, settings, needs)
         return *_narrowed(_shaped(found, problem, needs), problem, settings.normalize), None

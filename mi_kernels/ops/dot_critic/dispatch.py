@@ -154,17 +154,30 @@ def compose_row_losses(problem: Problem, row: Tensor, col: Tensor, symmetric: bo
     return ((row + col) / 2 if symmetric else row) - positive_scores(problem)
 
 
-@outside_autocast
 def run_row_losses(problem: Problem, settings: RowSettings, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The losses, what the gradient needs of rows and of columns, and the scores if they are kept (else None)."""
     symmetric, normalize, backend = settings
     # A compiled graph needs operators with shape functions: the extension's own operators have none.
     if not torch.compiler.is_compiling() and resolve("dot_critic", problem.x.device, backend or None) == "cpu":
         return torch.ops.mi_kernels_cpu.dot_critic_row_losses(*problem, symmetric, normalize, keep)
+    return _composed_row_losses(problem, settings)
+
+
+@outside_autocast
+def _composed_row_losses(problem: Problem, settings: RowSettings) -> tuple[Tensor, Tensor, Tensor, None]:
+    symmetric, normalize, backend = settings
     unit = normalized(problem, problem.x.dtype) if normalize else problem
     wanted = ROW_LSE | COL_LSE if symmetric else ROW_LSE
     row, col, _ = torch.ops.mi_kernels.dot_critic_stats(*unit, wanted, math.inf, backend)
     return compose_row_losses(unit, row, col, symmetric), row, col, None
+
+
+def row_gradients(
+    problem: Problem, known: tuple[Tensor, ...], g: Tensor, settings: RowSettings, needs: int
+) -> tuple[Tensor, ...]:
+    """`run_row_losses_grad` on the compiled kernels, which left scores in `known`; g holds G B slopes, contiguous."""
+    arguments = (*problem, *known, g, settings.symmetric, settings.normalize, needs)
+    return torch.ops.mi_kernels_cpu.dot_critic_row_losses_grad(*arguments)
 
 
 @outside_autocast
@@ -175,9 +188,7 @@ def run_row_losses_grad(
     symmetric, normalize, backend = settings
     row, col, kept = known
     if kept is not None:
-        return torch.ops.mi_kernels_cpu.dot_critic_row_losses_grad(
-            *problem, row, col, kept, g, symmetric, normalize, needs
-        )
+        return row_gradients(problem, (row, col, kept), g, settings, needs)
     unit = normalized(problem, problem.x.dtype) if normalize else problem
     half = g / 2 if symmetric else g
     slopes = Slopes(row, col if symmetric else None, half, half if symmetric else None, None, -g)

@@ -86,7 +86,8 @@ def _saved(
     """What a backward takes, in the operators' shapes; the activations have them already."""
     fold = partial(_folded, problem.weight.dim() == 3)
     start = Start(*fold(problem.weight, problem.h0, problem.c0, problem.lengths))
-    return start, States(*fold(h, c), activations), Slopes(*fold(g_h, g_c))
+    h, c = fold(h, c)
+    return start, States(h, c, activations), Slopes(*fold(g_h, g_c))
 
 
 class _LSTM(torch.autograd.Function):
@@ -150,10 +151,11 @@ def _projected(x: Tensor, weight: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def _projected_again(
-    x: Tensor, weight_ih: Tensor, *rest: Tensor | None, lengths: Tensor | None, activations: Any
+    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, *rest: Tensor | None, lengths: Tensor | None, activations: Any
 ) -> tuple[Tensor, Tensor]:
     """h and c, from the inputs of a layer that have gradients."""
-    return _rescanned(_projected(x, weight_ih, lengths), *rest, lengths=lengths, activations=activations)
+    gates = _projected(x, weight_ih, lengths)
+    return _rescanned(gates, weight_hh, *rest, lengths=lengths, activations=activations)
 
 
 def _keeps(*tensors: Tensor | None) -> bool:
@@ -213,7 +215,8 @@ def _transformed(
             d = len(lead)
             own = [None if t is None else t if grouped else t.unsqueeze(d) for t in given]
             batch = own[0].shape[: d + 1] if own[0] is not None else ()
-            found = function(type(problem)(*(None if t is None else t.flatten(0, d) for t in own)))
+            fields: list[Any] = [None if t is None else t.flatten(0, d) for t in own]
+            found = function(type(problem)(*fields))
             return [(o.unflatten(0, batch) if grouped else o.unflatten(0, batch).squeeze(d)) for o in found]
 
         return on_lead

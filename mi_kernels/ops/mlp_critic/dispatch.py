@@ -74,7 +74,7 @@ def _forward_operator(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _backward_operator(*arguments: Any) -> list[Tensor]:
     *parts, need_parameters, budget, backend = split(arguments, Critic, Score, LogSums, Slopes, Kept)
-    return backward(*parts, need_parameters, Resources(budget, backend))
+    return backward(*(*parts, need_parameters, Resources(budget, backend)))
 
 
 for _key in ("CPU", "CUDA"):
