@@ -17,7 +17,7 @@ StatisticsOf = Callable[..., Statistics]
 Terms = Callable[[StatisticsOf, Tensor, Tensor], Tensor]
 
 
-class _Statistics(nn.Module):
+class _AsForward(nn.Module):
     """A critic's `statistics` as a forward, for `functional_call`."""
 
     def __init__(self, critic: Critic):
@@ -30,7 +30,7 @@ class _Statistics(nn.Module):
 
 def _of_group(critic: Critic, group: int) -> StatisticsOf:
     """The statistics of one of the independent critics that `critic` holds."""
-    module = _Statistics(critic)
+    module = _AsForward(critic)
     parameters = {name: p[group] for name, p in module.named_parameters()}
     return lambda *args, **options: torch.func.functional_call(module, parameters, args, options)
 

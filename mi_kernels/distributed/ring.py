@@ -141,7 +141,7 @@ def class_of(classes: Tensor, labels: Tensor) -> Tensor:
     return torch.where(classes[position] == labels, position, classes.shape[0])
 
 
-class _Statistics(torch.autograd.Function):
+class _Around(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -263,7 +263,7 @@ def statistics(
         None if t is None else flatten(t.long().expand(like.shape[:-1])) for t, like in ((row_ids, x), (col_ids, y))
     )
     bias = None if row_bias is None else flatten(row_bias.to(x.dtype))
-    row, col, soft, sums, counts = _Statistics.apply(flatten(x), flatten(y), flat, bias, *integers, classes, columns)
+    row, col, soft, sums, counts = _Around.apply(flatten(x), flatten(y), flat, bias, *integers, classes, columns)
     return Found(
         row.reshape(x.shape[:-1]) if columns.stats & ROW_LSE else None,
         col.reshape(y.shape[:-1]) if columns.stats & COL_LSE else None,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..common.precision import tf32_allowed
-from .schema import Slopes
+from .problem import Slopes
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 SLOPES = {"relu": 0.0, "leaky_relu": 0.01}  # below zero

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from ..common.triton import as_vector, device_guard, sigmoid, softplus
 from . import triton_matmuls
-from .schema import Slopes
+from .problem import Slopes
 from .triton_common import INTERPRETED, Critic, Tiling, chunks, critic, mode
 from .triton_forward import launch_scores
 from .triton_layers import first_layer, first_tiling, product, second_layer

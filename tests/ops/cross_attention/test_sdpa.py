@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mi_kernels.ops.cross_attention import dispatch, reference, sdpa
+from mi_kernels.ops.cross_attention.problem import Pair, Pairs, Rule
 from mi_kernels.ops.cross_attention.schema import NO_OFFSET
 
 NO_LENGTHS = torch.empty(0, dtype=torch.int64)
@@ -58,8 +59,9 @@ def test_only_what_flash_attention_computes_is_routed(flash_everywhere, changed:
         pairs = arguments(**changed)
         assert sdpa.suits(*pairs, sparse=False) == suits
         assert not sdpa.suits(*pairs, sparse=True), "sparsemax is ours alone"
-        assert dispatch._routed(dispatch.AUTOMATIC, pairs, False) == ("sdpa" if suits else "triton")
-        assert dispatch._routed("triton", pairs, False) == "triton", "a named backend is the one that runs"
+        given = Pairs(*pairs[:5], torch.zeros(len(pairs[0])).long()), Rule(*pairs[5:], False)
+        assert dispatch._routed(dispatch.AUTOMATIC, *given) == ("sdpa" if suits else "triton")
+        assert dispatch._routed("triton", *given) == "triton", "a named backend is the one that runs"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_outputs_statistics_and_gradients_are_the_definitions(monkeypatch: pytes
     pairs = arguments(Tq=40, Tk=40, E=32, EV=32, dtype=torch.float32, offset=offset, device="cpu")
     q, k, v = leaves = [side[0].double().requires_grad_() for side in pairs[:3]]
     want, want_stat = reference.attention(
-        q, k, v, NO_LENGTHS, NO_LENGTHS, offset, 0.3, 0.0, torch.zeros(1).long(), False
+        Pair(q, k, v, NO_LENGTHS, NO_LENGTHS, offset, 0.3, 0.0, torch.zeros(1).long(), False)
     )
     out, stat = sdpa.forward(*pairs, None, False)
     torch.testing.assert_close(out.double(), want.detach(), rtol=1e-5, atol=1e-5)

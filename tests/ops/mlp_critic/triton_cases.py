@@ -11,9 +11,11 @@ from itertools import count, pairwise
 import torch
 from torch import Tensor
 
+from mi_kernels.ops.common.arguments import split
 from mi_kernels.ops.common.statistics import STATISTICS
 from mi_kernels.ops.mlp_critic import api, chunked, reference, triton_common
 from mi_kernels.ops.mlp_critic.activations import ACTIVATIONS
+from mi_kernels.ops.mlp_critic.problem import Critic, LogSums, Score, Slopes
 from mi_kernels.ops.mlp_critic.schema import COL_LSE, ROW_LSE
 from tests.triton_cases import DEVICE
 
@@ -195,7 +197,8 @@ def operator_failures() -> list[str]:
         results.append(torch.library.opcheck(ops.mlp_critic_backward.default, given, test_utils=tests))
         found += [f"{name}: {r}" for done in results for name, r in done.items() if r != "SUCCESS"]
         gradients.append(ops.mlp_critic_backward(*given))
-    expected = chunked.backward(*critic, row_lse, col_lse, (positive, row_lse, None, row_sum, row_sum), True, 100)
+    slopes = Slopes(positive, row_lse, None, row_sum, row_sum)
+    expected = chunked.backward(*split(critic, Critic, Score), LogSums(row_lse, col_lse), slopes, True, 100)
     found += [
         f"gradient {k} of mixed parameters: error {distance(a, b):.2e}"
         for got in gradients
