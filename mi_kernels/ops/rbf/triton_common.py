@@ -133,9 +133,9 @@ def constants(dtype: torch.dtype) -> dict[str, float | int | str]:
     return {"EPS": 4 * torch.finfo(dtype).eps, "TERMS": 10, "PRECISION": "tf32x3"}
 
 
-def direct_tiling(t: Tiling, dtype: torch.dtype, sides: int) -> Tiling:
+def direct_tiling(t: Tiling) -> Tiling:
     """A DIRECT program: part of a marked tile, so that registers suffice."""
-    return t._replace(BM=min(t.BM, 16), num_warps=4 if dtype == torch.float64 and sides == 1 else t.num_warps)
+    return t._replace(BM=min(t.BM, 16))
 
 
 def marks(groups: int, rows: int, columns: int, t: Tiling, like: torch.Tensor) -> torch.Tensor:

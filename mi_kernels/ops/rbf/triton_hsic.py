@@ -241,7 +241,7 @@ def hsic_grad_kernel(
 
 
 def _settings(t: Tiling, dtype: torch.dtype, direct: bool) -> dict:
-    here = direct_tiling(t, dtype, 2) if direct else t
+    here = direct_tiling(t) if direct else t
     settings = {"BM": here.BM, "BN": t.BN, "BK": t.BK, "num_warps": here.num_warps, "num_stages": t.num_stages}
     return {**settings, **constants(dtype), "MARKED": t.BM, "DIRECT": direct, "enable_fp_fusion": True}
 

@@ -45,7 +45,7 @@ def source(variant: str):
     t = triton_common.tiling(features, int(D), False, case != "value", sides)
     marked = t.BM
     if case == "direct":
-        t = triton_common.direct_tiling(t, features, sides)
+        t = triton_common.direct_tiling(t)
     constants = {**t._asdict(), **triton_common.constants(features), "KP": 4}
     constants |= {"MARKED": marked, "DIRECT": case == "direct"}
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
