@@ -7,9 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from models import demo
-from models.data import SOURCES
-from models.registry import MODELS
+try:
+    from models import demo
+    from models.data import SOURCES
+    from models.registry import MODELS
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"error: models/ needs the package {error.name}: pip install --no-build-isolation -e '.[models]'")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -33,8 +33,13 @@ def run(args: argparse.Namespace) -> str | None:
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
-    """--config FILE, or --model and --data (configs/MODEL/DATA.yaml where it exists); then --set and --seed."""
-    if args.config:
+    """--config FILE, or --model and --data (configs/MODEL/DATA.yaml where it exists); then --set and --seed.
+
+    A run that is resumed without any of the three starts from its own settings.
+    """
+    if getattr(args, "resume", False) and not (args.config or args.model or args.data):
+        config = settings.read(args.out)
+    elif args.config:
         if args.model or args.data:
             raise ValueError("--config names a model and data: leave out --model and --data, or change them with --set")
         config = settings.from_file(args.config)
@@ -59,9 +64,9 @@ def run_list(args: argparse.Namespace) -> str:
 
 
 def run_fit(args: argparse.Namespace) -> str | None:
-    config = _config(args)
     if args.resume and args.overwrite:
         raise ValueError("--resume goes on from what --overwrite would replace: leave one of them out")
+    config = _config(args)
     if not args.resume:
         refuse_folder(args.out, overwrite=args.overwrite)
     settings_of_run = {"resume": args.resume or False, "overwrite": args.overwrite, "progress": not args.quiet}
@@ -138,8 +143,10 @@ def run_sweep(args: argparse.Namespace) -> str:
     axes = {}
     for text in args.grid:
         name, equals, values = text.partition("=")
-        if not equals:
+        if not equals or not name:
             raise ValueError(f"--grid must be KEY=V1,V2, got {text!r}")
+        if name in axes:
+            raise ValueError(f"--grid names {name} twice; give its values in one: --grid {name}=V1,V2")
         axes[name] = [settings.parse_value(value, name) for value in values.split(",")]
     todo = sweep.jobs(_config(args), axes, args.seeds, args.out)
     failures = sweep.run(todo, args.jobs, overwrite=args.overwrite)

@@ -1,6 +1,7 @@
 """The command line: every command at the smallest size, and what a mistake costs."""
 
 import json
+import os
 import subprocess
 import sys
 import xml.dom.minidom
@@ -202,6 +203,21 @@ def test_looking_into_a_file_does_not_wait_for_the_trainer(file):
     assert "modality a: vectors of 3" in done.stdout and done.returncode == 0, done.stderr
 
 
+def test_arrays_without_labels_train_a_model_that_needs_none(tmp_path, capsys):
+    values = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
+    np.savez(tmp_path / "pairs.npz", left=values, right=values + 1)
+    arguments = ["fit", "--data", str(tmp_path / "pairs.npz"), "--quiet", "--out", str(tmp_path / "run"),
+                 "--set", "training.epochs=1", "--set", "training.batch_size=16"]  # fmt: skip
+    assert main([*arguments, "--model", "simclr"]) == 0
+    assert main(["evaluate", "--out", str(tmp_path / "run")]) == 2
+    assert "no labels" in capsys.readouterr().err
+    assert main([*arguments, "--model", "late-fusion", "--overwrite"]) == 2
+    assert "needs labels, the data has none" in capsys.readouterr().err
+    # Resumed without its settings: they are the folder's own.
+    assert main(["fit", "--resume", "--out", str(tmp_path / "run"), "--set", "training.epochs=2", "--quiet"]) == 0
+    assert "trained simclr on pairs for 2 epochs" in capsys.readouterr().out
+
+
 WRONG = {
     "missing file": (["fit", "--data", "absent.npz"], "no such file"),
     "unknown data": (["fit", "--data", "cifar"], "data must be digits"),
@@ -223,6 +239,9 @@ WRONG = {
     "no config": (["fit", "--config", "absent.yaml"], "no such file: absent.yaml"),
     "noise": (["evaluate", "--noise", "a"], "NAME=DEVIATION"),
     "grid": (["sweep", "--grid", "training.lr"], "KEY=V1,V2"),
+    "grid without a name": (["sweep", "--grid", "=1"], "KEY=V1,V2"),
+    "grid twice": (["sweep", "--grid", "training.lr=1", "--grid", "training.lr=2"], "names training.lr twice"),
+    "grid of one value": (["sweep", "--grid", "training.lr=0.1,0.1"], "a value of training.lr twice: 0.1, 0.1"),
     "setting of no model": (["compare", "--set", "model.sizes=1"], "there is no setting model.sizes in"),
 }
 
@@ -242,6 +261,14 @@ def test_unknown_and_repeated_models_are_refused(arguments, capsys):
     with pytest.raises(SystemExit):
         main(["compare", *arguments])
     assert "expected different names" in capsys.readouterr().err
+
+
+def test_an_environment_without_the_extra_costs_one_line(tmp_path):
+    (tmp_path / "yaml.py").write_text("raise ModuleNotFoundError('no yaml', name='yaml')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "models", "list"], env=environment, capture_output=True, text=True)
+    assert done.returncode and done.stderr.startswith("error: models/ needs the package yaml: pip install")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_package_that_is_missing_is_one_line_that_says_how_to_get_it(capsys, monkeypatch, tmp_path):
