@@ -15,8 +15,9 @@
 #include <vector>
 
 #include "../common/simd.h"
+#include "schema.h"
 
-namespace mk {
+namespace mk::club {
 namespace {
 
 using at::Tensor;
@@ -24,9 +25,9 @@ using OptTensor = std::optional<Tensor>;
 
 constexpr int64_t kTile = 64;
 constexpr int64_t kParts = 16;
-enum Needs : int64_t { kMu = 1, kLogvar = 2, kY = 4 };
-enum Moment : int64_t { kHigh = 0, kLow = 1, kVariance = 2, kPrecision = 3, kWeightedMean = 4, kMoments = 5 };
-enum Sum : int64_t { kC2 = 0, kW = 1, kWM = 2, kCross = 3, kSums = 4 };
+enum Moment : int64_t { kHigh, kLow, kVariance, kPrecision, kWeightedMean };
+static_assert(kWeightedMean + 1 == kMoments);
+enum Sum : int64_t { kC2, kW, kWM, kCross, kSums };
 
 MK_INLINE float precision(float logvar) {
   return logvar < -88.0f ? std::numeric_limits<float>::infinity() : fast_exp(-logvar);  // fast_exp ends at 88
@@ -273,16 +274,16 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& mu, const OptTensor& l
                                             const Tensor& moments, const Tensor& g, int64_t needs) {
   const Shape s(mu);
   auto wanted = [&](int64_t bit) { return at::empty(needs & bit ? mu.sizes() : at::IntArrayRef{0}, mu.options()); };
-  Tensor dmu = wanted(kMu), dlv = wanted(kLogvar), dy = wanted(kY);
+  Tensor dmu = wanted(kNeedMu), dlv = wanted(kNeedLogvar), dy = wanted(kNeedY);
   by_type(mu.scalar_type(),
           [&]<class In, class T>() { backward_of<In, T>(s, mu, logvar, y, moments, g, dmu, dlv, dy); });
   return {dmu, dlv, dy};
 }
 
 }  // namespace
-}  // namespace mk
+}  // namespace mk::club
 
 TORCH_LIBRARY_IMPL(mi_kernels_cpu, CPU, m) {
-  m.impl("club_forward", &mk::forward);
-  m.impl("club_backward", &mk::backward);
+  m.impl("club_forward", &mk::club::forward);
+  m.impl("club_backward", &mk::club::backward);
 }

@@ -3,14 +3,13 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "schema.h"
 #include "tiles.h"
 
 namespace mk::rbf {
 namespace {
 
 using at::Tensor;
-
-enum RbfNeeds : int64_t { kNeedX = 1, kNeedY = 2, kNeedBandwidth = 4 };
 
 template <class T>
 struct TileWork {

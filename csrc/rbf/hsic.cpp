@@ -3,14 +3,13 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "schema.h"
 #include "tiles.h"
 
 namespace mk::rbf {
 namespace {
 
 using at::Tensor;
-
-enum HsicNeeds : int64_t { kX = 1, kY = 2, kWidthX = 4, kWidthY = 8 };
 
 template <class T>
 struct Kernel {  // of one sample's tile
@@ -307,7 +306,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rbf_hsic_grad(const Tensor& x, const 
   auto wanted = [&](int64_t bit, const Tensor& t) {
     return at::empty(needs & bit ? t.sizes() : at::IntArrayRef{0}, t.options());
   };
-  Tensor dx = wanted(kX, c.x), dy = wanted(kY, c.y), dsx = wanted(kWidthX, c.sx), dsy = wanted(kWidthY, c.sy);
+  Tensor dx = wanted(kNeedX, c.x), dy = wanted(kNeedY, c.y), dsx = wanted(kNeedBandwidth, c.sx),
+         dsy = wanted(kNeedBandwidthY, c.sy);
   const Tensor sums = rows.contiguous(), slopes = g.to(at::kDouble).contiguous();
   (c.wide ? gradients_of<double> : gradients_of<float>)(c, sums.const_data_ptr<double>(),
                                                         slopes.const_data_ptr<double>(), dx, dy, dsx, dsy);

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
+from ..ops.common.precision import autocast_on
 from ..ops.common.statistics import Statistics
 from ..ops.mlp_critic import api as mlp_critic
 
 _FEW = 32 * 32  # so few pairs cost less joined than with the first layer split
+_FEWEST = 16 * 16  # and so few, through one hidden layer, less than the operators' fixed part
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
@@ -35,11 +38,35 @@ def _layers(network: nn.Sequential, temperature: float) -> tuple[list[Tensor], l
     return weights, biases, "tanh" if isinstance(network[1], nn.Tanh) else "relu"
 
 
+def _few(x: Tensor, y: Tensor, limit: int = _FEW) -> bool:
+    return x.shape[0] * y.shape[0] <= limit and x.dtype == y.dtype
+
+
+def _joined_scores(network: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
+    rows, columns = x[:, None].expand(-1, y.shape[0], -1), y.expand(x.shape[0], -1, -1)
+    return network(torch.cat([rows, columns], -1)).squeeze(-1)
+
+
+def _is_small(network: nn.Sequential, x: Tensor, y: Tensor) -> bool:
+    """Whether the scores of one hidden layer cost less than the fixed part of the operators."""
+    shallow = len(network) == 3 and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return shallow and _few(x, y, _FEWEST) and not autocast_on("cpu")
+
+
+def _reduced(scores: Tensor, stats: tuple[str, ...]) -> Statistics:
+    reductions: dict[str, Callable[[], Tensor]] = {
+        "positive": scores.diagonal,
+        "row_lse": lambda: scores.logsumexp(1),
+        "col_lse": lambda: scores.logsumexp(0),
+        "row_sum": lambda: scores.sum(1),
+    }
+    return Statistics(**{name: reductions[name]() for name in stats})
+
+
 def pair_scores(network: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
     """S[i, j] = network([x_i, y_j]), [B, N], materialised."""
-    if x.shape[0] * y.shape[0] <= _FEW and x.dtype == y.dtype:
-        rows, columns = x[:, None].expand(-1, y.shape[0], -1), y.expand(x.shape[0], -1, -1)
-        return network(torch.cat([rows, columns], -1)).squeeze(-1)
+    if _few(x, y):
+        return _joined_scores(network, x, y)
     weights, biases, activation = _layers(network, 1.0)
     return mlp_critic.scores(x, y, weights, biases, activation=activation)
 
@@ -55,6 +82,8 @@ def pair_statistics(
     pairs: str = "all",
 ) -> Statistics:
     """Statistics of S[i, j] = network([x_i, y_j]) / temperature without keeping S."""
+    if _is_small(network, x, y) and pairs == "all" and output == "identity":
+        return _reduced(_joined_scores(network, x, y) / temperature, stats)
     weights, biases, activation = _layers(network, temperature)
     return mlp_critic.statistics(x, y, weights, biases, activation=activation, output=output, stats=stats, pairs=pairs)
 

@@ -181,8 +181,9 @@ def _factor(scale: Tensor, like: Tensor) -> _Scale:
 
 def _formula(query: Tensor, positive_key: Tensor, negatives: Tensor, scale: _Scale, reduction: str) -> Tensor:
     """The definition, scores materialised."""
+    query = query * _beside(scale, 2)  # before the products: there are fewer numbers than scores
     positive = (query * positive_key).sum(-1, keepdim=True)
-    logits = joined([positive, query @ negatives.mT], -1) * _beside(scale, 2)
+    logits = joined([positive, query @ negatives.mT], -1)
     logits = logits.flatten(0, -2)
     target = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
     rows = F.cross_entropy(logits, target, reduction=reduction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +40,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         found.setdefault((model, part), []).append(score["test"])
     table = []
     for (model, part), scores in found.items():
-        metrics = {name: _moments([s[name] for s in scores]) for name in scores[0]}
+        metrics = {name: moments([s[name] for s in scores]) for name in scores[0]}
         table.append(
             {
                 "model": model,
@@ -54,13 +55,20 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def _moments(values: list[float]) -> dict[str, float]:
+def moments(values: Sequence[float]) -> dict[str, float]:
+    """Mean and sample deviation, 0 for one value; both NaN where a value is (a constant prediction's correlation)."""
+    if any(math.isnan(value) for value in values):
+        return {"mean": math.nan, "deviation": math.nan}
     return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+
+def shown(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def with_deviation(mean: float, deviation: float, number: int) -> str:
     """A mean and its deviation; the mean alone where there is one value, of whose spread nothing is known."""
-    return f"{mean:.3f} ± {deviation:.3f}" if number > 1 else f"{mean:.3f}"
+    return f"{shown(mean)} ± {shown(deviation)}" if number > 1 and not math.isnan(mean) else shown(mean)
 
 
 def best_rows(summary: Sequence[dict[str, Any]]) -> list[int]:
@@ -89,7 +97,7 @@ def table(summary: Sequence[dict[str, Any]]) -> str:
     lines = [f"  {'model':{width}} {'representation':{part}} {'test ' + metric:>15}  seeds  {'  '.join(others)}"]
     top = best_rows(summary)[:1]
     for index, row in enumerate(summary):
-        values = "  ".join(f"{row['metrics'].get(n, {'mean': float('nan')})['mean']:{len(n)}.3f}" for n in others)
+        values = "  ".join(f"{shown(row['metrics'].get(n, {'mean': math.nan})['mean']):>{len(n)}}" for n in others)
         mark = "*" if index in top else " "
         lines.append(
             f"{mark} {row['model']:{width}} {row['representation']:{part}} "
@@ -107,8 +115,7 @@ def verdicts(summary: Sequence[dict[str, Any]], headlines: dict[str, str]) -> li
     rows = {(row["model"], row["representation"]): row for row in summary}
     heads = {model: rows[model, part] for model, part in headlines.items() if (model, part) in rows}
     rivals = dict(heads)
-    if ("linear", "input") in rows:
-        rivals["linear"] = rows["linear", "input"]
+    rivals |= {f"linear ({part})": row for (model, part), row in rows.items() if model == "linear"}
     if ("constant", "-") in rows:
         rivals["constant"] = rows["constant", "-"]
     untrained = {row["model"]: row for row in summary if row["representation"].startswith("untrained ")}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.batch import Target
-from models.evaluation.summary import best_rows, with_deviation
+from models.evaluation.summary import best_rows, shown, with_deviation
 from models.report.figures import colour
 from models.report.speed import Seconds
 
@@ -59,7 +59,7 @@ def scores(summary: Sequence[dict[str, Any]]) -> str:
                 row["model"],
                 row["representation"],
                 with_deviation(row["mean"], row["deviation"], row["seeds"]),
-                *("" if value is None else f"{value['mean']:.3f}" for value in values),
+                *("" if value is None else shown(value["mean"]) for value in values),
                 row["seeds"],
             ]
         )

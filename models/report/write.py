@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import torch
 
 from models.data.dataset import Dataset
-from models.evaluation.metrics import primary
+from models.evaluation.metrics import LOWER_IS_BETTER, primary
 from models.evaluation.runs import RESULTS, results_below, shown_parts, write_json, write_text
 from models.evaluation.scores import HEAD, evaluate, outputs
-from models.evaluation.summary import summarise, verdicts, with_deviation
+from models.evaluation.summary import moments, summarise, verdicts, with_deviation
 from models.files import replace_file
 from models.provenance import describe
 from models.registry import build, entry
@@ -92,11 +91,12 @@ def _page(
         page.section(
             "Scores",
             page.scores(summary) + f"<ul>{said}</ul>",
-            "Mean and sample deviation over seeds on the test rows; the best row is marked. One result beats another "
+            "Mean and sample deviation over seeds on the test rows; the best row is marked"
+            f"{' (lower is better)' if metric in LOWER_IS_BETTER else ''}. One result beats another "
             "here when their means differ by more than the larger deviation. Probes are linear models on standardised "
             "representations, fitted on the training rows; their strength, like every other choice, was made on the "
             "validation rows. “constant” is the most frequent class or the median, “linear” a linear model of "
-            "the pooled inputs, “untrained” a probe on the model before training.",
+            "one pooled modality or of all (“input”), “untrained” a probe on the model before training.",
         ),
         page.section(
             "Training",
@@ -118,15 +118,16 @@ def _page(
             "Seconds per training step",
             page.speed(seconds),
             f"Median and quartiles in milliseconds of whole steps (batch {config.training.batch_size}), measured in "
-            f"turns while this page was written: {page.text(machine['processor'])}, {torch.get_num_threads()} threads, "
-            f"torch {torch.__version__}. The last backend is the one that runs by default here.",
+            f"turns while this page was written: {page.text(machine['processor'])}, {torch.get_num_threads()} of its "
+            f"cores, torch {torch.__version__}. The last backend is the one that runs by default here.",
         ),
         page.section("Settings", _settings(folders)),
     ]
     sizes = ", ".join(
         f"{int((data.split == code).sum())} {name}" for code, name in enumerate(("train", "valid", "test"))
     )
-    kind = f"{data.target.size} classes" if data.target.is_classes else f"a target of {data.target.size} dimension(s)"
+    dims = f" of {data.target.size} dimensions" if data.target.size > 1 else ""
+    kind = f"{data.target.size} classes" if data.target.is_classes else f"a regression target{dims}"
     lead = page.text(f"{data.name}: modalities {', '.join(data.names)}; {sizes} rows; {kind}. ")
     written = f"written on {machine['date']}" + (f" at commit {machine['commit']}" if machine["commit"] else "")
     lead += page.text(f"{len(found)} run{'s' * (len(found) > 1)}; this page was {written}.")
@@ -176,7 +177,7 @@ def _noise(results: Sequence[dict[str, Any]], metric: str) -> dict[str, list[tup
             if name.startswith("noise "):
                 model.setdefault(float(name.split()[1]), []).append(score[metric])
     return {
-        model: [(level, *_moments(found)) for level, found in sorted(levels.items())]
+        model: [_point(level, found) for level, found in sorted(levels.items())]
         for model, levels in values.items()
         if len(levels) > 1
     }
@@ -190,15 +191,18 @@ def _missing(results: Sequence[dict[str, Any]], metric: str) -> str:
         for name, score in result.get("robustness", {}).items():
             if name.startswith("missing "):
                 row.setdefault(name, []).append(score[metric])
-    shown = {
-        model: {name: with_deviation(*_moments(found), len(found)) for name, found in row.items()}
-        for model, row in values.items()
-    }
+    shown = {model: {name: _shown(found) for name, found in row.items()} for model, row in values.items()}
     return page.missing(shown) if any(len(row) > 1 for row in shown.values()) else ""
 
 
-def _moments(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+def _point(level: float, values: Sequence[float]) -> tuple[float, float, float]:
+    found = moments(values)
+    return level, found["mean"], found["deviation"]
+
+
+def _shown(values: Sequence[float]) -> str:
+    found = moments(values)
+    return with_deviation(found["mean"], found["deviation"], len(values))
 
 
 def _settings(folders: Mapping[str, Sequence[Path]]) -> str:

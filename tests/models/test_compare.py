@@ -199,6 +199,21 @@ def test_a_summary_is_mean_and_sample_deviation_and_the_best_is_marked():
     assert best_rows(lower) == [0] and verdicts(lower, {"a": "head", "b": "head"})[0] == "a (head) beats b."
 
 
+def test_a_model_is_held_against_the_linear_model_of_every_input():
+    linear = {"text": {"test": {"mae": 0.3}}, "input": {"test": {"mae": 0.9}}}
+    runs = [result("a", seed, 0.5, "mae") | {"references": {"linear": linear}} for seed in (0, 1)]
+    assert verdicts(summarise(runs), {"a": "head"}) == ["a (head) beats linear (input); loses to linear (text)."]
+
+
+def test_a_metric_that_a_seed_does_not_have_is_a_dash():
+    runs = [result("a", seed, 0.5) for seed in (0, 1)]
+    for run, value in zip(runs, (0.2, float("nan")), strict=True):
+        run["scores"]["head"]["test"]["pearson"] = value
+    (row,) = summarise(runs)
+    assert np.isnan([row["metrics"]["pearson"][key] for key in ("mean", "deviation")]).all()
+    assert table([row]).splitlines()[1].split()[-1] == "-" and "0.500 ± 0.000" in table([row])
+
+
 def test_one_seed_has_no_deviation_and_nothing_beats_anything():
     summary = summarise([result("a", 0, 0.5), result("b", 0, 0.8)])
     first, second, why = verdicts(summary, {"a": "head", "b": "head"})

@@ -21,7 +21,8 @@ from ..common.checks import (
 )
 from ..common.precision import autocast_on
 from . import autograd, dispatch
-from .schema import NO_OFFSET, NORMALIZERS, Rule
+from .problem import Pairs, Rule
+from .schema import NO_OFFSET, NORMALIZERS
 
 
 def _backend(device: torch.device, requested: str | None) -> str:
@@ -121,7 +122,7 @@ def _prepare(
     rules: Mapping[str, Sequence[Any]],
     normalizer: str,
     seed: int | Tensor | None,
-) -> tuple[Rule, autograd.Pairs]:
+) -> tuple[Rule, Pairs]:
     """Checks, casts as autocast asks, and gathers what every pair is made of."""
     check_choice("normalizer", normalizer, NORMALIZERS)
     query_lengths, key_lengths, offsets, scales, dropouts = [], [], [], [], []
@@ -145,7 +146,8 @@ def _prepare(
     _check_dtypes(first, like, named[1:])
     rule = Rule(tuple(offsets), tuple(scales), tuple(dropouts), normalizer == "sparsemax")
     seeds = _seeds(seed, len(labels), dropouts, like.device)
-    return rule, autograd.Pairs(*inputs, query_lengths, key_lengths, seeds)
+    tensors: list[Any] = [*(list(side) for side in inputs), query_lengths, key_lengths, seeds]
+    return rule, Pairs(*tensors)
 
 
 _RULES = ("query_lengths", "key_lengths", "causal_offset", "scale", "dropout_p")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,44 +12,17 @@ from torch import Tensor
 from ..common import transforms
 from ..common.autograd import differentiable_gradients, needs_formula
 from . import dispatch, reference
-from .schema import Rule
-
-
-class Pairs(NamedTuple):
-    """The tensors of a call, each a list with one entry per pair, and one seed per pair in one tensor."""
-
-    query: Sequence[Tensor]
-    key: Sequence[Tensor]
-    value: Sequence[Tensor]
-    query_lengths: Sequence[Tensor]
-    key_lengths: Sequence[Tensor]
-    seed: Tensor
-
-    @staticmethod
-    def of(tensors: Sequence[Tensor]) -> Pairs:
-        """From the flat list that autograd's functions take."""
-        *rest, seed = tensors
-        n = len(rest) // 5
-        query, key, value, query_lengths, key_lengths = (list(rest[i * n : (i + 1) * n]) for i in range(5))
-        return Pairs(query, key, value, query_lengths, key_lengths, seed)
-
-    def flat(self) -> list[Tensor]:
-        return [*self.query, *self.key, *self.value, *self.query_lengths, *self.key_lengths, self.seed]
+from .problem import Pairs, Results, Rule
 
 
 def by_definition(rule: Rule, pairs: Pairs) -> list[Tensor]:
     """The materialised formula for every pair."""
-    return [reference.attention(*(*pair, rule.sparse))[0] for pair in _each(rule, pairs)]
+    return [reference.attention(pair)[0] for pair in pairs.each(rule)]
 
 
 def weights(rule: Rule, pairs: Pairs) -> list[Tensor]:
     """The normalised weights of every pair after dropout, [B, heads, Tq, Tk] in the accumulation type."""
-    return [reference.weights(q, k, *rest, rule.sparse) for q, k, _, *rest in _each(rule, pairs)]
-
-
-def _each(rule: Rule, pairs: Pairs) -> Iterator[Any]:
-    tensors = (pairs.query, pairs.key, pairs.value, pairs.query_lengths, pairs.key_lengths)
-    return zip(*tensors, rule.causal_offset, rule.scale, rule.dropout_p, pairs.seed.unbind(), strict=True)
+    return [reference.weights(pair) for pair in pairs.each(rule)]
 
 
 class _Attention(torch.autograd.Function):
@@ -57,10 +30,10 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, rule: Rule, numbers: Tensor | None, backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
         pairs = Pairs.of(tensors)
         if numbers is None:
-            found = dispatch.forward(*pairs[:5], *rule[:3], pairs.seed, rule.sparse, backend)
+            found = dispatch.forward(pairs, rule, backend)
         else:
             run: Any = torch.ops.mi_kernels.cross_attention_forward
-            found = run(*pairs[:5], rule.causal_offset, numbers, pairs.seed, rule.sparse, backend)
+            found = run(*pairs, rule.causal_offset, numbers, rule.sparse, backend)
         ctx.save_for_backward(*tensors, *found, numbers)
         ctx.rule, ctx.backend = rule, backend
         return tuple(found[: len(pairs.query)])
@@ -69,18 +42,18 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         n, rule = len(grads), ctx.rule
         *tensors, numbers = ctx.saved_tensors
-        tensors, outs, stats = tensors[: -2 * n], tensors[-2 * n : -n], tensors[-n:]
+        results = Results(tensors[-2 * n : -n], tensors[-n:])
+        tensors = tensors[: -2 * n]
         pairs, needed = Pairs.of(tensors), ctx.needs_input_grad[3 : 3 + 3 * n]
         none, others = (None,) * 3, (None,) * (2 * n + 1)
         if needs_formula(grads):
             formula = lambda *t: by_definition(rule, Pairs.of([*t, *tensors[3 * n :]]))  # noqa: E731
             return *none, *differentiable_gradients(formula, tensors[: 3 * n], needed, grads), *others
-        given = (list(grads), *pairs[:3], outs, stats, *pairs[3:5])
         if numbers is None:
-            found = dispatch.backward(*(*given, *rule[:3], pairs.seed, rule.sparse, ctx.backend))
+            found = dispatch.backward(list(grads), pairs, results, rule, ctx.backend)
         else:
             run: Any = torch.ops.mi_kernels.cross_attention_backward
-            found = run(*given, rule.causal_offset, numbers, pairs.seed, rule.sparse, ctx.backend)
+            found = run(list(grads), *pairs, *results, rule.causal_offset, numbers, rule.sparse, ctx.backend)
         return *none, *(g if need else None for g, need in zip(found, needed, strict=True)), *others
 
 

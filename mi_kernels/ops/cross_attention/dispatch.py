@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backends import requested_backend, resolve
+from ...backends import requested_backend, resolve, usable
+from ..common.arguments import split
 from ..common.precision import outside_autocast
-from . import reference, sdpa
+from . import cuda, reference, sdpa
+from .problem import OperatorRule, Pairs, Results, Rule
 from .schema import library
 
 BLOCK_BYTES = 32 << 20
@@ -30,90 +32,57 @@ def backend_for(device: torch.device, requested: str | None) -> str:
     return AUTOMATIC if name == "triton" and (requested or requested_backend()) is None else name
 
 
-def _routed(backend: str, pairs: tuple[Any, ...], sparse: bool) -> str:
-    """The kernels of a call: flash attention where it computes the same, the grouped Triton kernels otherwise."""
+def _routed(backend: str, pairs: Pairs, rule: Rule) -> str:
+    """The kernels of a call: CUDA C++ for heads so narrow that tensor cores would mostly multiply padding, flash
+    attention where it computes the same, the grouped Triton kernels otherwise. Forward and backward may differ."""
     if backend != AUTOMATIC:
         return backend
-    return "sdpa" if sdpa.suits(*pairs, sparse=sparse) else "triton"
+    if cuda.fits(pairs.query, pairs.value) and usable("cuda"):
+        return "cuda"
+    return "sdpa" if sdpa.suits(*pairs[:5], *rule[:3], sparse=rule.sparse) else "triton"
+
+
+def _rules(pairs: Pairs, rule: Rule) -> tuple[Any, ...]:
+    """What kernels take after the sequences."""
+    return (pairs.query_lengths, pairs.key_lengths, *rule[:3], pairs.seed, rule.sparse)
 
 
 @outside_autocast
-def forward(
-    query: Any,
-    key: Any,
-    value: Any,
-    query_lengths: Any,
-    key_lengths: Any,
-    causal_offset: Any,
-    scale: Any,
-    dropout_p: Any,
-    seed: Any,
-    sparse: Any,
-    backend: Any,
-) -> Any:
-    pairs = (query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p)
-    backend = _routed(backend, pairs, sparse)
+def forward(pairs: Pairs, rule: Rule, backend: str) -> list[Tensor]:
+    """Outs and then statistics of all pairs."""
+    backend = _routed(backend, pairs, rule)
     if backend == "cpu":
-        return torch.ops.mi_kernels_cpu.cross_attention_forward(*pairs, seed, sparse)
+        return torch.ops.mi_kernels_cpu.cross_attention_forward(*pairs[:3], *_rules(pairs, rule))
     if backend in KERNELS:
-        return _kernel(backend, 0).forward(*pairs, seed, sparse)
+        return _kernel(backend, 0).forward(*pairs[:3], *_rules(pairs, rule))
     block = None if backend == "reference" else BLOCK_BYTES
-    every: Any = zip(*pairs, seed.unbind(), [sparse] * len(query), [block] * len(query), strict=True)
-    found = [reference.forward(*pair) for pair in every]
+    found = [reference.forward(pair, block) for pair in pairs.each(rule)]
     return [out for out, _ in found] + [stat for _, stat in found]
 
 
 @outside_autocast
-def backward(
-    grad_out: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    out: Any,
-    stat: Any,
-    query_lengths: Any,
-    key_lengths: Any,
-    causal_offset: Any,
-    scale: Any,
-    dropout_p: Any,
-    seed: Any,
-    sparse: Any,
-    backend: Any,
-) -> list[Tensor]:
-    rule = (query_lengths, key_lengths, causal_offset, scale, dropout_p)
-    pairs = (grad_out, query, key, value)
-    backend = _routed(backend, (query, key, value, *rule), sparse)
+def backward(grad_out: list[Tensor], pairs: Pairs, results: Results, rule: Rule, backend: str) -> list[Tensor]:
+    """All dq, all dk, all dv."""
+    backend = _routed(backend, pairs, rule)
     if backend == "cpu":
-        return torch.ops.mi_kernels_cpu.cross_attention_backward(*pairs, out, stat, *rule, seed, sparse)
+        run: Any = torch.ops.mi_kernels_cpu.cross_attention_backward
+        return run(grad_out, *pairs[:3], *results, *_rules(pairs, rule))
     if backend in KERNELS:
-        return _kernel(backend, 1).backward(*pairs, out, stat, *rule, seed, sparse)
+        return _kernel(backend, 1).backward(grad_out, *pairs[:3], *results, *_rules(pairs, rule))
     block = None if backend == "reference" else BLOCK_BYTES
-    every: Any = zip(*pairs, stat, *rule, seed.unbind(), [sparse] * len(query), [block] * len(query), strict=True)
-    found = [reference.backward(*pair) for pair in every]
+    each = zip(grad_out, pairs.each(rule), results.stat, strict=True)
+    found = [reference.backward(g, pair, stat, block) for g, pair, stat in each]
     return [gradients[side] for side in range(3) for gradients in found]
 
 
-def _forward_operator(
-    query: Any, key: Any, value: Any, query_lengths: Any, key_lengths: Any, causal_offset: Any, numbers: Any, *rest: Any
-) -> list[Tensor]:
-    return forward(query, key, value, query_lengths, key_lengths, causal_offset, *numbers.tolist(), *rest)
+def _forward_operator(*arguments: Any) -> list[Tensor]:
+    pairs, rule, backend = split(arguments, Pairs, OperatorRule)
+    return forward(pairs, rule.rule(), backend)
 
 
-def _backward_operator(
-    grad_out: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    out: Any,
-    stat: Any,
-    query_lengths: Any,
-    key_lengths: Any,
-    causal_offset: Any,
-    numbers: Any,
-    *rest: Any,
-) -> list[Tensor]:
-    pairs = (grad_out, query, key, value, out, stat, query_lengths, key_lengths)
-    return backward(*pairs, causal_offset, *numbers.tolist(), *rest)
+def _backward_operator(grad_out: list[Tensor], *arguments: Any) -> list[Tensor]:
+    pairs, results, rule, backend = split(arguments, Pairs, Results, OperatorRule)
+    return backward(grad_out, pairs, results, rule.rule(), backend)
 
 
 for _key in ("CPU", "CUDA"):

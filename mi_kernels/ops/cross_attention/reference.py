@@ -6,12 +6,12 @@ or blocks of them.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
+from ..common.precision import outside_autocast
+from .problem import Pair
 from .schema import dropout_threshold
 
 _WORD = 0xFFFFFFFF
@@ -98,113 +98,63 @@ def normalize(s: Tensor, allowed: Tensor, sparse: bool) -> tuple[Tensor, Tensor]
     return p, stat.where(alive, torch.inf)
 
 
-def _weights_and_stat(
-    query: Tensor,
-    key: Tensor,
-    query_lengths: Tensor,
-    key_lengths: Tensor,
-    causal_offset: int,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor,
-    sparse: bool,
-    first: int = 0,
-) -> tuple[Tensor, Tensor]:
+@outside_autocast  # it would multiply the widened inputs in 16 bits
+def _weights_and_stat(pair: Pair, first: int = 0) -> tuple[Tensor, Tensor]:
     """Weights after dropout [B, heads, Tq, Tk] and the statistic [B, heads, Tq, 1]."""
+    query, key, dropout_p = pair.query, pair.key, pair.dropout_p
     dtype, (batch, heads, length, _), keys = accumulate_dtype(query.dtype), query.shape, key.shape[2]
     rows = torch.arange(first, first + length, device=query.device)
-    query_within = _within(query_lengths, rows)
-    key_within = _within(key_lengths, torch.arange(keys, device=key.device))
+    query_within = _within(pair.query_lengths, rows)
+    key_within = _within(pair.key_lengths, torch.arange(keys, device=key.device))
     q = _zero_padding(query, query_within).to(dtype)
     k = _zero_padding(key, key_within).to(dtype)
-    allowed = _allowed(rows, keys, query_within, key_within, causal_offset)
-    with torch.autocast(query.device.type, enabled=False):  # autocast would multiply the widened inputs in 16 bits
-        p, stat = normalize((q * scale) @ k.mT, allowed, sparse)
+    allowed = _allowed(rows, keys, query_within, key_within, pair.causal_offset)
+    p, stat = normalize((q * pair.scale) @ k.mT, allowed, pair.sparse)
     if dropout_p > 0:
-        p = p * dropout_factor(seed, dropout_p, batch, heads, rows, keys, dtype)
+        p = p * dropout_factor(pair.seed, dropout_p, batch, heads, rows, keys, dtype)
     return p, stat
 
 
-def weights(query: Tensor, key: Tensor, *rest: Any) -> Tensor:
-    """Normalised weights after dropout, [B, heads, Tq, Tk] in the accumulation type; arguments as of `attention`,
-    without the value."""
-    return _weights_and_stat(query, key, *rest)[0]
+def weights(pair: Pair) -> Tensor:
+    """Normalised weights after dropout, [B, heads, Tq, Tk] in the accumulation type."""
+    return _weights_and_stat(pair)[0]
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_lengths: Tensor,
-    key_lengths: Tensor,
-    causal_offset: int,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor,
-    sparse: bool,
-    first: int = 0,
-) -> tuple[Tensor, Tensor]:
+@outside_autocast
+def attention(pair: Pair, first: int = 0) -> tuple[Tensor, Tensor]:
     """out and stat of schema.py for one pair, differentiable any number of times. `query` may be the rows from `first`
     on of a longer one."""
-    rule = (query_lengths, key_lengths, causal_offset, scale, dropout_p, seed, sparse, first)
-    p, stat = _weights_and_stat(query, key, *rule)
-    key_within = _within(key_lengths, torch.arange(key.shape[2], device=key.device))
-    v = _zero_padding(value, key_within).to(p.dtype)
-    with torch.autocast(query.device.type, enabled=False):
-        return (p @ v).to(query.dtype), stat.squeeze(-1)
+    p, stat = _weights_and_stat(pair, first)
+    key_within = _within(pair.key_lengths, torch.arange(pair.key.shape[2], device=pair.key.device))
+    v = _zero_padding(pair.value, key_within).to(p.dtype)
+    return (p @ v).to(pair.query.dtype), stat.squeeze(-1)
 
 
-def _blocks(query: Tensor, key: Tensor, block_bytes: int | None) -> range:
+def _blocks(pair: Pair, block_bytes: int | None) -> range:
     """First rows of the blocks; arrays of a block's scores take `block_bytes` each, a block for None is everything."""
-    length = query.shape[2]
+    (batch, heads, length, _), keys = pair.query.shape, pair.key.shape[2]
     if block_bytes is None:
         return range(0, length, length)
-    return range(0, length, min(length, max(1, block_bytes // (8 * query.shape[0] * query.shape[1] * key.shape[2]))))
+    return range(0, length, min(length, max(1, block_bytes // (8 * batch * heads * keys))))
 
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_lengths: Tensor,
-    key_lengths: Tensor,
-    causal_offset: int,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor,
-    sparse: bool,
-    block_bytes: int | None = None,
-) -> tuple[Tensor, Tensor]:
+def forward(pair: Pair, block_bytes: int | None = None) -> tuple[Tensor, Tensor]:
     """`attention` without autograd, in blocks of rows."""
-    blocks, rule = (
-        _blocks(query, key, block_bytes),
-        (query_lengths, key_lengths, causal_offset, scale, dropout_p, seed, sparse),
-    )
-    parts = [attention(query[:, :, i : i + blocks.step], key, value, *rule, i) for i in blocks]
+    blocks = _blocks(pair, block_bytes)
+    parts = [attention(pair._replace(query=pair.query[:, :, i : i + blocks.step]), i) for i in blocks]
     return torch.cat([out for out, _ in parts], 2), torch.cat([stat for _, stat in parts], 2)
 
 
 def backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    stat: Tensor,
-    query_lengths: Tensor,
-    key_lengths: Tensor,
-    causal_offset: int,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor,
-    sparse: bool,
-    block_bytes: int | None = None,
+    grad_out: Tensor, pair: Pair, stat: Tensor, block_bytes: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv of one pair by the formulas of schema.py, the weights recomputed from `stat` block by block."""
+    query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p, seed, sparse = pair
     dtype, (batch, heads, length, _), keys = accumulate_dtype(query.dtype), query.shape, key.shape[2]
     key_within = _within(key_lengths, torch.arange(keys, device=key.device))
     k, v = _zero_padding(key, key_within).to(dtype), _zero_padding(value, key_within).to(dtype)
     dq, dk, dv = torch.empty_like(query, dtype=dtype), torch.zeros_like(k), torch.zeros_like(v)
-    blocks = _blocks(query, key, block_bytes)
+    blocks = _blocks(pair, block_bytes)
     for first in blocks:
         block = slice(first, min(first + blocks.step, length))
         rows = torch.arange(block.start, block.stop, device=query.device)

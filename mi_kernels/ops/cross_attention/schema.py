@@ -38,37 +38,24 @@ Dropout is a counter hash in 32-bit unsigned arithmetic, the same in every backe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..common.arguments import schema, split
 from ..common.dtypes import accumulate_dtype
+from .problem import OperatorRule, Pairs, Results
 
 NORMALIZERS = ("softmax", "sparsemax")
 NO_OFFSET = 2**31 - 1
 # Limits of the CUDA kernels; csrc/cross_attention/schema.h states them too, tests/ops/common/test_schemas.py compares.
 MOST_FEATURES, MOST_PAIRS = 16, 16
 
-
-class Rule(NamedTuple):
-    """How the pairs of a call attend: one entry per pair, and whether all use sparsemax."""
-
-    causal_offset: Sequence[int]
-    scale: Sequence[float]
-    dropout_p: Sequence[float]
-    sparse: bool
-
 library = torch.library.Library("mi_kernels", "FRAGMENT")
-_pairs = "Tensor[] query, Tensor[] key, Tensor[] value"
-_rule = (
-    "Tensor[] query_lengths, Tensor[] key_lengths, SymInt[] causal_offset, Tensor numbers, Tensor seed, bool sparse, "
-    "str backend"
-)
-library.define(f"cross_attention_forward({_pairs}, {_rule}) -> Tensor[]")
+library.define(f"cross_attention_forward({schema(Pairs, OperatorRule)}, str backend) -> Tensor[]")
 library.define(
-    f"cross_attention_backward(Tensor[] grad_out, {_pairs}, Tensor[] out, Tensor[] stat, {_rule}) -> Tensor[]"
+    f"cross_attention_backward(Tensor[] grad_out, {schema(Pairs, Results, OperatorRule)}, str backend) -> Tensor[]"
 )
 
 
@@ -78,11 +65,13 @@ def dropout_threshold(p: float) -> int:
 
 
 @torch.library.register_fake("mi_kernels::cross_attention_forward", lib=library)
-def _forward_fake(query: Any, key: Any, value: Any, *rule: Any) -> list[Tensor]:
+def _forward_fake(*arguments: Any) -> list[Tensor]:
+    query, _, value = split(arguments, Pairs)[0][:3]
     outs = [q.new_empty((*q.shape[:3], v.shape[3])) for q, v in zip(query, value, strict=True)]
     return outs + [q.new_empty(q.shape[:3], dtype=accumulate_dtype(q.dtype)) for q in query]
 
 
 @torch.library.register_fake("mi_kernels::cross_attention_backward", lib=library)
-def _backward_fake(grad_out: Any, query: Any, key: Any, value: Any, *rest: Any) -> list[Tensor]:
+def _backward_fake(grad_out: Any, *arguments: Any) -> list[Tensor]:
+    query, key, value = split(arguments, Pairs)[0][:3]
     return [t.new_empty(t.shape) for t in (*query, *key, *value)]

@@ -142,13 +142,13 @@ def _operator(problem: Problem, run: Any, formula: Any) -> tuple[Tensor, ...]:
 
 def _statistics(prepared: Prepared, bits: int, backend: str) -> tuple[Tensor, ...]:
     if not transforms.active():
-        found: tuple[Tensor, ...] = autograd.Statistics.apply(*prepared.problem, bits, backend, prepared.tiles)
+        found: tuple[Tensor, ...] = autograd.StatisticsFunction.apply(*prepared.problem, bits, backend, prepared.tiles)
         return found
     groups = prepared.problem.scale.shape[0]
     grouped = lambda found, lead: [t.reshape(*lead, groups, t.shape[-1]) for t in found]  # noqa: E731
     return _operator(
         prepared.problem,
-        lambda p, lead: grouped(autograd.Statistics.apply(*p, bits, backend, prepared.tiles), lead),
+        lambda p, lead: grouped(autograd.StatisticsFunction.apply(*p, bits, backend, prepared.tiles), lead),
         lambda p, lead: grouped(autograd.differentiable_statistics(p, bits), lead),
     )
 

@@ -58,7 +58,7 @@ def _again(formula: Any, problem: Problem, needed: Sequence[bool], slopes: Seque
     return *found, *(None,) * (FIELDS - len(found))
 
 
-class Statistics(torch.autograd.Function):
+class StatisticsFunction(torch.autograd.Function):
     """Row and column LSEs, softplus sums, and the scores of the positive pairs where there are any.
 
     The positive scores share the node with the log-sums: near convergence their terms of dS cancel, which has to happen
@@ -147,9 +147,9 @@ def _positive(problem: Problem) -> Tensor:
 
 
 def differentiable_statistics(problem: Problem, stats: int) -> tuple[Tensor, ...]:
-    """The outputs of `Statistics` as a materialising torch formula."""
+    """The outputs of `StatisticsFunction` as a materialising torch formula."""
     problem = flat(problem)
-    return *reference.stats(*problem, stats), _positive(problem)
+    return *reference.stats(problem, stats), _positive(problem)
 
 
 class Loss(torch.autograd.Function):
@@ -215,7 +215,7 @@ def differentiable_loss(problem: Problem, settings: LossSettings) -> Tensor:
     problem = flat(problem)
     if settings.normalize:
         problem = dispatch.normalized(problem)
-    stats = reference.stats(*problem, dispatch.wanted_stats(weights))
+    stats = reference.stats(problem, dispatch.wanted_stats(weights))
     positive = dispatch.positive_scores(problem) if weights.pos and problem.positive_shift >= 0 else None
     return dispatch.compose_loss(stats, positive, weights).reshape(shape)
 
@@ -226,22 +226,28 @@ class RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
         problem, settings = Problem(*arguments[:FIELDS]), arguments[FIELDS]
-        losses, *known = dispatch.run_row_losses(flat(problem), settings, True)
+        full = flat(problem)
+        losses, *known = dispatch.run_row_losses(full, settings, True)
         ctx.save_for_backward(*problem.tensors, *known)
-        ctx.settings = (problem.pairs, problem.positive_shift, settings)
+        needs = common.needs(ctx.needs_input_grad, GRADIENTS)
+        ctx.settings = (problem.pairs, problem.positive_shift, settings, needs)
         return reshaped(losses, problem.x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:
-        pairs, shift, settings = ctx.settings
-        saved = ctx.saved_tensors
-        problem, known = Problem(*[*saved[: FIELDS - 2], pairs, shift]), saved[FIELDS - 2 :]
+        pairs, shift, settings, needs = ctx.settings
+        saved: tuple[Any, ...] = ctx.saved_tensors
+        problem, known = Problem._make((*saved[: FIELDS - 2], pairs, shift)), saved[FIELDS - 2 :]
         if torch.is_grad_enabled() or common.batched(g):
             formula = lambda p: (differentiable_row_losses(p, settings),)  # noqa: E731
             with torch.enable_grad():
                 return *_again(formula, problem, ctx.needs_input_grad, (g,)), None
-        needs = common.needs(ctx.needs_input_grad, GRADIENTS)
         full = flat(problem)
+        if known[2] is not None and problem.x.dtype == g.dtype:
+            # The compiled kernels, which write gradients in the inputs' type: at small batches the rest of this
+            # function would cost as much as they do.
+            found = dispatch.row_gradients(full, known, g.contiguous(), settings, needs)
+            return *_shaped(found, problem, needs), *(None,) * (FIELDS + 1 - len(GRADIENTS))
         slopes = g.reshape(full.x.shape[:2]).to(known[0].dtype).contiguous()
         found = dispatch.run_row_losses_grad(full, known, slopes, settings, needs)
         return *_narrowed(_shaped(found, problem, needs), problem, settings.normalize), None
@@ -257,5 +263,5 @@ def differentiable_row_losses(problem: Problem, settings: RowSettings) -> Tensor
     shape, problem = problem.x.shape[:-1], flat(problem)
     if settings.normalize:
         problem = dispatch.normalized(problem)
-    row, col, _ = reference.stats(*problem, ROW_LSE | COL_LSE if settings.symmetric else ROW_LSE)
+    row, col, _ = reference.stats(problem, ROW_LSE | COL_LSE if settings.symmetric else ROW_LSE)
     return dispatch.compose_row_losses(problem, row, col, settings.symmetric).reshape(shape)

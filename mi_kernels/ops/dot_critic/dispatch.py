@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...backends import resolve
+from ..common.arguments import split
 from ..common.dtypes import accumulate_dtype
 from ..common.precision import outside_autocast
 from . import cuda, reference
 from .primitives import positives
 from .problem import Problem, RowSettings, Slopes, Weights
-from .schema import COL_LSE, GRADIENTS, PROBLEM, ROW_LSE, SIGNED, SOFTPLUS, library
+from .schema import COL_LSE, GRADIENTS, ROW_LSE, SIGNED, SOFTPLUS, library
 
 _CHUNK_BYTES = 32 << 20
 
@@ -37,7 +38,7 @@ def run_stats(problem: Problem, stats: int, clip: float, backend: str) -> tuple[
     if name == "cuda":
         return cuda.stats(problem, stats, clip)
     rows = _rows(problem.x, problem.y) if name == "chunked" else None
-    return reference.stats(*problem, stats, clip, rows=rows)
+    return reference.stats(problem, stats, clip, rows)
 
 
 @outside_autocast
@@ -48,12 +49,11 @@ def run_grad(problem: Problem, slopes: Slopes, needs: int, backend: str) -> tupl
     if name == "triton":
         from . import triton_backward
 
-        full = triton_backward.grad(*problem, *slopes)
-        return tuple(g if needs & bit else g.new_empty(0) for g, bit in zip(full, GRADIENTS, strict=True))
+        return triton_backward.grad(*problem, *slopes, needs)
     if name == "cuda":
         return cuda.grad(problem, slopes, needs)
     rows = _rows(problem.x, problem.y) if name == "chunked" else None
-    return reference.grad(*problem, *slopes, needs, rows=rows)
+    return reference.grad(problem, slopes, needs, rows)
 
 
 def positive_scores(problem: Problem) -> Tensor:
@@ -153,17 +153,30 @@ def compose_row_losses(problem: Problem, row: Tensor, col: Tensor, symmetric: bo
     return ((row + col) / 2 if symmetric else row) - positive_scores(problem)
 
 
-@outside_autocast
 def run_row_losses(problem: Problem, settings: RowSettings, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The losses, what the gradient needs of rows and of columns, and the scores if they are kept (else None)."""
     symmetric, normalize, backend = settings
     # A compiled graph needs operators with shape functions: the extension's own operators have none.
     if not torch.compiler.is_compiling() and resolve("dot_critic", problem.x.device, backend or None) == "cpu":
         return torch.ops.mi_kernels_cpu.dot_critic_row_losses(*problem, symmetric, normalize, keep)
+    return _composed_row_losses(problem, settings)
+
+
+@outside_autocast
+def _composed_row_losses(problem: Problem, settings: RowSettings) -> tuple[Tensor, Tensor, Tensor, None]:
+    symmetric, normalize, backend = settings
     unit = normalized(problem, problem.x.dtype) if normalize else problem
     wanted = ROW_LSE | COL_LSE if symmetric else ROW_LSE
     row, col, _ = torch.ops.mi_kernels.dot_critic_stats(*unit, wanted, math.inf, backend)
     return compose_row_losses(unit, row, col, symmetric), row, col, None
+
+
+def row_gradients(
+    problem: Problem, known: tuple[Tensor, ...], g: Tensor, settings: RowSettings, needs: int
+) -> tuple[Tensor, ...]:
+    """`run_row_losses_grad` on the compiled kernels, which left scores in `known`; g holds G B slopes, contiguous."""
+    arguments = (*problem, *known, g, settings.symmetric, settings.normalize, needs)
+    return torch.ops.mi_kernels_cpu.dot_critic_row_losses_grad(*arguments)
 
 
 @outside_autocast
@@ -174,9 +187,7 @@ def run_row_losses_grad(
     symmetric, normalize, backend = settings
     row, col, kept = known
     if kept is not None:
-        return torch.ops.mi_kernels_cpu.dot_critic_row_losses_grad(
-            *problem, row, col, kept, g, symmetric, normalize, needs
-        )
+        return row_gradients(problem, (row, col, kept), g, settings, needs)
     unit = normalized(problem, problem.x.dtype) if normalize else problem
     half = g / 2 if symmetric else g
     slopes = Slopes(row, col if symmetric else None, half, half if symmetric else None, None, -g)
@@ -188,17 +199,15 @@ def run_row_losses_grad(
 
 
 def _stats_op(*arguments: Any) -> tuple[Tensor, ...]:
-    return run_stats(Problem(*arguments[:PROBLEM]), *arguments[PROBLEM:])
+    return run_stats(*split(arguments, Problem))
 
 
 def _grad_op(*arguments: Any) -> tuple[Tensor, ...]:
-    slopes = Slopes(*arguments[PROBLEM:-2])
-    return run_grad(Problem(*arguments[:PROBLEM]), slopes, *arguments[-2:])
+    return run_grad(*split(arguments, Problem, Slopes))
 
 
 def _loss_op(*arguments: Any) -> tuple[Tensor, ...]:
-    end = PROBLEM + len(Weights._fields)
-    return run_loss(Problem(*arguments[:PROBLEM]), Weights(*arguments[PROBLEM:end]), *arguments[end:])
+    return run_loss(*split(arguments, Problem, Weights))
 
 
 for _name, _function in (("stats", _stats_op), ("grad", _grad_op), ("loss", _loss_op)):

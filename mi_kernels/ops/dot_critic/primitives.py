@@ -9,11 +9,8 @@ from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
 from ..common.precision import outside_autocast
+from .problem import Slopes
 from .schema import COL_LSE, OFF_DIAGONAL, ROW_LSE, SIGNED, SOFTPLUS, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE
-
-
-def rows_of(tensor: Tensor | None, rows: slice) -> Tensor | None:
-    return None if tensor is None else tensor[:, rows]
 
 
 @outside_autocast
@@ -91,20 +88,9 @@ def statistics(
     return row, col, soft
 
 
-def dscores(
-    s: Tensor,
-    mask: Tensor | None,
-    first: int,
-    shift: int,
-    row_lse: Tensor | None,
-    col_lse: Tensor | None,
-    g_row: Tensor | None,
-    g_col: Tensor | None,
-    g_soft: Tensor | None,
-    g_pos: Tensor | None,
-    soft_signed: bool,
-) -> Tensor:
-    """dL/dS from the statistics and the gradients that reached them (see schema.py)."""
+def dscores(s: Tensor, mask: Tensor | None, first: int, shift: int, slopes: Slopes) -> Tensor:
+    """dL/dS from the statistics and the gradients that reached them (see schema.py); `slopes` of these rows."""
+    row_lse, col_lse, g_row, g_col, g_soft, g_pos, soft_signed = slopes
     if mask is not None:
         s = s.masked_fill(~mask, -torch.inf)
     d = torch.zeros_like(s)

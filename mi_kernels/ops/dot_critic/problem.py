@@ -7,7 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.arguments import SymInt
 from ..common.shapes import grouped
+
+
+def rows_of(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    return None if tensor is None else tensor[:, rows]
 
 
 class Problem(NamedTuple):
@@ -25,7 +30,7 @@ class Problem(NamedTuple):
     row_ids: Tensor | None
     col_ids: Tensor | None
     pairs: int
-    positive_shift: int
+    positive_shift: SymInt
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
@@ -47,6 +52,12 @@ class Slopes(NamedTuple):
     g_soft: Tensor | None = None
     g_pos: Tensor | None = None
     soft_signed: bool = False
+
+    def of_rows(self, rows: slice) -> Slopes:
+        """The terms of a block of rows."""
+        row_lse, col_lse, g_row, g_col, g_soft, g_pos, soft_signed = self
+        row_lse, g_row, g_soft, g_pos = (rows_of(t, rows) for t in (row_lse, g_row, g_soft, g_pos))
+        return Slopes(row_lse, col_lse, g_row, g_col, g_soft, g_pos, soft_signed)
 
 
 class Weights(NamedTuple):

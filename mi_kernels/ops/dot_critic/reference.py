@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
-from .primitives import allowed, dscores, rows_of, scores, statistics
+from .primitives import allowed, dscores, scores, statistics
+from .problem import Problem, Slopes, rows_of
 from .schema import COL_LSE, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y
 
 
@@ -22,19 +23,9 @@ def _blocks(total: int, rows: int | None) -> list[slice]:
     return [slice(i, min(i + step, total)) for i in range(0, total, step)]
 
 
-def _masked_scores(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    row_bias: Tensor | None,
-    col_bias: Tensor | None,
-    row_ids: Tensor | None,
-    col_ids: Tensor | None,
-    pairs: int,
-    positive_shift: int,
-    rows: int | None,
-) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+def _masked_scores(problem: Problem, rows: int | None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Blocks of rows: which, their scores, and the mask of the pairs that take part."""
+    x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift = problem
     for block in _blocks(x.shape[1], rows):
         s = scores(x[:, block], y, scale, rows_of(row_bias, block), col_bias)
         ids = rows_of(row_ids, block)
@@ -42,24 +33,12 @@ def _masked_scores(
 
 
 def stats(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    row_bias: Tensor | None,
-    col_bias: Tensor | None,
-    row_ids: Tensor | None,
-    col_ids: Tensor | None,
-    pairs: int,
-    positive_shift: int,
-    stats: int,
-    clip: float = math.inf,
-    rows: int | None = None,
+    problem: Problem, stats: int, clip: float = math.inf, rows: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Statistics of the scores (schema.py); differentiable, and linear in memory when `rows` is given."""
     parts = []
-    problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift)
-    for block, s, mask in _masked_scores(*problem, rows):
-        parts.append(statistics(s, mask, block.start, positive_shift, stats, clip))
+    for block, s, mask in _masked_scores(problem, rows):
+        parts.append(statistics(s, mask, block.start, problem.positive_shift, stats, clip))
     row, col, soft = parts[0]
     for _, other, _ in parts[1:] if stats & COL_LSE else []:
         col = torch.logaddexp(col, other)
@@ -69,46 +48,17 @@ def stats(
 
 
 def grad(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    row_bias: Tensor | None,
-    col_bias: Tensor | None,
-    row_ids: Tensor | None,
-    col_ids: Tensor | None,
-    pairs: int,
-    positive_shift: int,
-    row_lse: Tensor | None,
-    col_lse: Tensor | None,
-    g_row: Tensor | None,
-    g_col: Tensor | None,
-    g_soft: Tensor | None,
-    g_pos: Tensor | None,
-    soft_signed: bool,
-    needs: int,
-    rows: int | None = None,
+    problem: Problem, slopes: Slopes, needs: int, rows: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, scale and the biases from the statistics (schema.py), in the accumulation type."""
+    x, y, scale = problem[:3]
     wide = accumulate_dtype(x.dtype)
     xs, ys, factor = x.to(wide), y.to(wide), scale.to(wide)[:, None, None]
     dx, da, dy = [], [], torch.zeros_like(ys)
     dscale = factor.new_zeros(x.shape[0])
     db = factor.new_zeros(y.shape[:2])
-    problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift)
-    for block, s, mask in _masked_scores(*problem, rows):
-        d = dscores(
-            s,
-            mask,
-            block.start,
-            positive_shift,
-            rows_of(row_lse, block),
-            col_lse,
-            rows_of(g_row, block),
-            g_col,
-            rows_of(g_soft, block),
-            rows_of(g_pos, block),
-            soft_signed,
-        )
+    for block, s, mask in _masked_scores(problem, rows):
+        d = dscores(s, mask, block.start, problem.positive_shift, slopes.of_rows(block))
         towards_y = d @ ys
         dscale = dscale + (towards_y * xs[:, block]).sum((1, 2))
         dx.append(towards_y * factor)

@@ -25,35 +25,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.arguments import schema, split
 from ..common.dtypes import accumulate_dtype
+from .problem import Problem, Slopes, Weights
 
 ALL, OFF_DIAGONAL, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE = 0, 1, 2, 3
 ROW_LSE, COL_LSE, SOFTPLUS, SIGNED = 1, 2, 4, 16
 NEED_X, NEED_Y, NEED_ROW_BIAS, NEED_COL_BIAS, NEED_SCALE = 1, 2, 4, 8, 16
-PROBLEM = 9  # arguments that state the problem (problem.py)
 GRADIENTS = (NEED_X, NEED_Y, NEED_SCALE, NEED_ROW_BIAS, NEED_COL_BIAS)  # in the order that operators return
+ALL_GRADIENTS = NEED_X | NEED_Y | NEED_SCALE | NEED_ROW_BIAS | NEED_COL_BIAS
 
 library = torch.library.Library("mi_kernels", "FRAGMENT")
-_problem = (
-    "Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, Tensor? col_ids, "
-    "int pairs, SymInt positive_shift"
-)
+_problem = schema(Problem)
 library.define(f"dot_critic_stats({_problem}, int stats, float clip, str backend) -> (Tensor, Tensor, Tensor)")
 library.define(
-    f"dot_critic_grad({_problem}, Tensor? row_lse, Tensor? col_lse, Tensor? g_row, Tensor? g_col, Tensor? g_soft, "
-    "Tensor? g_pos, bool soft_signed, int needs, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"dot_critic_grad({_problem}, {schema(Slopes)}, int needs, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 library.define(
-    f"dot_critic_loss({_problem}, float w_row, float w_col, float w_soft, float w_pos, bool soft_signed, "
-    "bool normalize, int needs, int memory_budget, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"dot_critic_loss({_problem}, {schema(Weights)}, bool normalize, int needs, int memory_budget, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-
-
 
 
 @torch.library.register_fake("mi_kernels::dot_critic_stats", lib=library)
 def _stats_fake(*arguments: Any) -> Any:
-    x, y, stats = arguments[0], arguments[1], arguments[PROBLEM]
+    (x, y, *_), stats, *_ = split(arguments, Problem)
     new = lambda wanted, n: x.new_empty((x.shape[0], n) if wanted else (0,), dtype=accumulate_dtype(x.dtype))  # noqa: E731
     return new(stats & ROW_LSE, x.shape[1]), new(stats & COL_LSE, y.shape[1]), new(stats & SOFTPLUS, x.shape[1])
 

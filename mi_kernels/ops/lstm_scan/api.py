@@ -8,6 +8,7 @@ from torch import Tensor
 from ..common.checks import backend_name, check_floats, check_integer, check_lengths, check_tensor
 from ..common.precision import autocast_on
 from . import autograd, dispatch  # noqa: F401  (dispatch registers the operators)
+from .problem import Layer, Scan
 
 
 def _check_tensor(name: str, t: Tensor, shape: tuple[int, ...], meaning: str) -> None:
@@ -109,7 +110,8 @@ def lstm(
     x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0 = _autocast(  # type: ignore[assignment]
         x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0
     )
-    h, c = autograd.lstm(x, weight_ih, weight_hh, _summed(bias_ih, bias_hh), h0, c0, lengths, backend_name(backend))
+    problem = Layer(x, weight_ih, weight_hh, _summed(bias_ih, bias_hh), h0, c0, lengths)
+    h, c = autograd.lstm(problem, backend_name(backend))
     return h.to(x.dtype), c.to(x.dtype)
 
 
@@ -158,7 +160,7 @@ def lstm_scan(
     _check_kinds("gates", gates, {"weight_hh": weight_hh, "bias": bias, "h0": h0, "c0": c0})
     lengths = _checked_lengths(lengths, tuple(batch), steps, gates.device)
     gates, weight_hh, bias, h0, c0 = _autocast(gates, weight_hh, bias, h0, c0)  # type: ignore[assignment]
-    h, c = autograd.scan(gates, weight_hh, bias, h0, c0, lengths, steps, backend_name(backend))
+    h, c = autograd.scan(Scan(gates, weight_hh, bias, h0, c0, lengths), steps, backend_name(backend))
     return h.to(gates.dtype), c.to(gates.dtype)
 
 
@@ -201,5 +203,6 @@ def lstm_decode(
     bias = _summed(bias_ih, bias_hh)
     # torch's bf16 product on CPUs reads one number behind rows of odd length: NaN there would reach the result.
     first = (code.contiguous() @ weight_ih.mT).unsqueeze(-2)
-    h, _ = autograd.scan(first, weight_ih + weight_hh, bias, None, None, None, steps, backend_name(backend))
+    problem = Scan(first, weight_ih + weight_hh, bias, None, None, None)
+    h, _ = autograd.scan(problem, steps, backend_name(backend))
     return h.to(code.dtype)

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..common import autograd as handover
 from ..common import transforms
+from ..common.precision import outside_autocast
 from . import dispatch, reference
+from .problem import Layer, Projection, Scan, Slopes, Start, States
 from .schema import NEED_BIAS, NEED_C0, NEED_H0, NEED_INPUT_WEIGHT, NEED_WEIGHT, NEED_X
 
 
@@ -39,76 +41,68 @@ def _folded(grouped: bool, *tensors: Tensor | None) -> list[Any]:
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        gates: Tensor,
-        stand_in: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        lengths: Tensor | None,
-        steps: int,
-        keep: bool,
-        backend: str,
-    ) -> Any:
-        grouped = weight.dim() == 3
-        run = torch.ops.mi_kernels.lstm_scan_forward if torch.compiler.is_compiling() else dispatch.forward
-        problem = [*_folded(grouped, gates, weight, bias, h0, c0, lengths), steps, keep, backend]
-        h, c, activations = run(*problem)
+    def forward(ctx: Any, stand_in: Tensor, steps: int, keep: bool, backend: str, *tensors: Tensor | None) -> Any:
+        problem = Scan(*tensors)  # type: ignore[arg-type]
+        grouped = problem.weight.dim() == 3
+        full = Scan(*_folded(grouped, *problem))
+        if torch.compiler.is_compiling():
+            h, c, activations = torch.ops.mi_kernels.lstm_scan_forward(*full, steps, keep, backend)
+        else:
+            h, c, activations = dispatch.forward(full, steps, keep, backend)
         if not grouped:
             h, c = h.squeeze(0), c.squeeze(0)
-        ctx.save_for_backward(stand_in, weight, bias, h0, c0, lengths, h, c, activations)
-        ctx.inputs, ctx.dtype, ctx.backend = gates.shape[-2], gates.dtype, backend
+        ctx.save_for_backward(*problem._replace(gates=stand_in), h, c, activations)
+        ctx.inputs, ctx.dtype, ctx.backend = problem.gates.shape[-2], problem.gates.dtype, backend
         ctx.set_materialize_grads(False)
         return h, c
 
     @staticmethod
     def backward(ctx: Any, g_h: Tensor | None, g_c: Tensor | None) -> Any:
+        none = (None,) * 4
         if g_h is None and g_c is None:
-            return (None,) * 10
+            return *none, *(None,) * len(Scan._fields)
+        *tensors, h, c, activations = ctx.saved_tensors
+        problem, needed = Scan(*tensors), ctx.needs_input_grad[4:-1]
         if handover.needs_formula((g_h, g_c)):
-            stand_in, weight, bias, h0, c0, lengths, *_, activations = ctx.saved_tensors
-            again = partial(_rescanned, lengths=lengths, activations=activations)
-            needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:6])
-            inputs = (stand_in, weight, bias, h0, c0)
-            d_gates, *others = handover.differentiable_gradients(again, inputs, needed, (g_h, g_c))
-            return d_gates, None, *others, None, None, None, None
-        _, weight, _, h0, c0, lengths, h, c, activations = ctx.saved_tensors
-        grouped = weight.dim() == 3
-        bits = (NEED_WEIGHT, NEED_BIAS, NEED_H0, NEED_C0)
-        wanted = ctx.needs_input_grad[2:6]
-        needs = handover.needs(wanted, bits)
-        run = torch.ops.mi_kernels.lstm_scan_backward if torch.compiler.is_compiling() else dispatch.backward
-        saved = [*_folded(grouped, weight, h0, c0, lengths, h, c), activations]
-        problem = [*saved, *_folded(grouped, g_h, g_c), ctx.inputs, needs, ctx.backend]
-        d_gates, *others = run(*problem)
+            again = partial(_rescanned, lengths=problem.lengths, activations=activations)
+            found = handover.differentiable_gradients(again, problem.differentiable, needed, (g_h, g_c))
+            return *none, *found, None
+        grouped, wanted = problem.weight.dim() == 3, needed[1:]
+        needs = handover.needs(wanted, (NEED_WEIGHT, NEED_BIAS, NEED_H0, NEED_C0))
+        start, states, slopes = _saved(problem, h, c, activations, g_h, g_c)
+        if torch.compiler.is_compiling():
+            run = torch.ops.mi_kernels.lstm_scan_backward
+            d_gates, *others = run(*start, *states, *slopes, ctx.inputs, needs, ctx.backend)
+        else:
+            d_gates, *others = dispatch.backward(start, states, slopes, ctx.inputs, needs, ctx.backend)
         unfold = lambda t: (t if grouped else t.squeeze(0)).to(ctx.dtype)  # noqa: E731
         gradients = [unfold(t) if want else None for t, want in zip(others, wanted, strict=True)]
-        return unfold(d_gates), None, *gradients, None, None, None, None
+        return *none, unfold(d_gates), *gradients, None
+
+
+def _saved(
+    problem: Scan, h: Tensor, c: Tensor, activations: Tensor, g_h: Tensor | None, g_c: Tensor | None
+) -> tuple[Start, States, Slopes]:
+    """What a backward takes, in the operators' shapes; the activations have them already."""
+    fold = partial(_folded, problem.weight.dim() == 3)
+    start = Start(*fold(problem.weight, problem.h0, problem.c0, problem.lengths))
+    h, c = fold(h, c)
+    return start, States(h, c, activations), Slopes(*fold(g_h, g_c))
 
 
 class _LSTM(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias: Tensor | None,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        lengths: Tensor | None,
-        keep: bool,
-        backend: str,
-    ) -> Any:
-        grouped = weight_hh.dim() == 3
-        run = torch.ops.mi_kernels.lstm_forward if torch.compiler.is_compiling() else dispatch.lstm_forward
-        problem = [*_folded(grouped, x, weight_ih, weight_hh, bias, h0, c0, lengths), keep, backend]
-        h, c, activations = run(*problem)
+    def forward(ctx: Any, keep: bool, backend: str, *tensors: Tensor | None) -> Any:
+        problem = Layer(*tensors)  # type: ignore[arg-type]
+        grouped = problem.weight_hh.dim() == 3
+        full = Layer(*_folded(grouped, *problem))
+        if torch.compiler.is_compiling():
+            h, c, activations = torch.ops.mi_kernels.lstm_forward(*full, keep, backend)
+        else:
+            h, c, activations = dispatch.lstm_forward(full, keep, backend)
         if not grouped:
             h, c = h.squeeze(0), c.squeeze(0)
-        ctx.save_for_backward(x, weight_ih, weight_hh, bias, h0, c0, lengths, h, c, activations)
+        ctx.save_for_backward(*problem, h, c, activations)
         ctx.backend = backend
         ctx.set_materialize_grads(False)
         return h, c
@@ -116,61 +110,52 @@ class _LSTM(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g_h: Tensor | None, g_c: Tensor | None) -> Any:
         if g_h is None and g_c is None:
-            return (None,) * 9
-        x, weight_ih, weight_hh, bias, h0, c0, lengths, h, c, activations = ctx.saved_tensors
+            return None, None, *(None,) * len(Layer._fields)
+        *tensors, h, c, activations = ctx.saved_tensors
+        problem, needed = Layer(*tensors), ctx.needs_input_grad[2:-1]
         if handover.needs_formula((g_h, g_c)):
-            again = partial(_projected_again, lengths=lengths, activations=activations)
-            inputs, needed = (x, weight_ih, weight_hh, bias, h0, c0), ctx.needs_input_grad[:6]
-            return *handover.differentiable_gradients(again, inputs, needed, (g_h, g_c)), None, None, None
-        grouped = weight_hh.dim() == 3
+            again = partial(_projected_again, lengths=problem.lengths, activations=activations)
+            found = handover.differentiable_gradients(again, problem.differentiable, needed, (g_h, g_c))
+            return None, None, *found, None
+        grouped = problem.weight_hh.dim() == 3
         bits = (NEED_X, NEED_INPUT_WEIGHT, NEED_WEIGHT, NEED_BIAS, NEED_H0, NEED_C0)
-        needs = handover.needs(ctx.needs_input_grad, bits)
-        run = torch.ops.mi_kernels.lstm_backward if torch.compiler.is_compiling() else dispatch.lstm_backward
-        saved = [*_folded(grouped, x, weight_ih, weight_hh, h0, c0, lengths, h, c), activations]
-        problem = [*saved, *_folded(grouped, g_h, g_c), needs, ctx.backend]
-        found = run(*problem)
-        unfold = lambda t: (t if grouped else t.squeeze(0)).to(x.dtype)  # noqa: E731
-        return *(unfold(t) if needs & bit else None for t, bit in zip(found, bits, strict=True)), None, None, None
+        needs = handover.needs(needed, bits)
+        given = Projection(*_folded(grouped, problem.x, problem.weight_ih))
+        start, states, slopes = _saved(problem.scan(problem.x), h, c, activations, g_h, g_c)
+        if torch.compiler.is_compiling():
+            run = torch.ops.mi_kernels.lstm_backward
+            gradients = run(*given, *start, *states, *slopes, needs, ctx.backend)
+        else:
+            gradients = dispatch.lstm_backward(given, start, states, slopes, needs, ctx.backend)
+        unfold = lambda t: (t if grouped else t.squeeze(0)).to(problem.x.dtype)  # noqa: E731
+        return None, None, *(unfold(t) if needs & bit else None for t, bit in zip(gradients, bits, strict=True)), None
 
 
+@outside_autocast
 def _rescanned(
-    gates: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    *,
-    lengths: Tensor | None,
-    activations: Any,
+    gates: Tensor, weight: Tensor, *rest: Tensor | None, lengths: Tensor | None, activations: Any
 ) -> tuple[Tensor, Tensor]:
+    """h and c, from the inputs of a scan that have gradients."""
     grouped = weight.dim() == 3
-    problem = [*_folded(grouped, gates, weight, bias, h0, c0, lengths), activations]
-    with torch.autocast(weight.device.type, enabled=False):
-        h, c = reference.rescan(*problem)
+    problem = Scan(*_folded(grouped, gates, weight, *rest, lengths))
+    h, c = reference.rescan(problem, activations)
     return (h, c) if grouped else (h.squeeze(0), c.squeeze(0))
 
 
+@outside_autocast
 def _projected(x: Tensor, weight: Tensor, lengths: Tensor | None) -> Tensor:
     """The gates of an input, 0 beyond its lengths: NaN times a gradient of zero would still be NaN."""
     if lengths is not None:
         x = x.where(reference.valid_steps(lengths, x.shape[-2]), 0)
-    with torch.autocast(x.device.type, enabled=False):
-        return x @ weight.mT.unsqueeze(-3) if weight.dim() == 3 else x @ weight.mT
+    return x @ weight.mT.unsqueeze(-3) if weight.dim() == 3 else x @ weight.mT
 
 
 def _projected_again(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    *,
-    lengths: Tensor | None,
-    activations: Any,
+    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, *rest: Tensor | None, lengths: Tensor | None, activations: Any
 ) -> tuple[Tensor, Tensor]:
+    """h and c, from the inputs of a layer that have gradients."""
     gates = _projected(x, weight_ih, lengths)
-    return _rescanned(gates, weight_hh, bias, h0, c0, lengths=lengths, activations=activations)
+    return _rescanned(gates, weight_hh, *rest, lengths=lengths, activations=activations)
 
 
 def _keeps(*tensors: Tensor | None) -> bool:
@@ -178,119 +163,63 @@ def _keeps(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def scan(
-    gates: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    steps: int,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def scan(problem: Scan, steps: int, backend: str) -> tuple[Tensor, Tensor]:
     """h and c in fp32 (fp64 for fp64); with a group dimension where the weight has one."""
     if transforms.active():
         run, formula = partial(_scan, steps=steps, backend=backend), partial(_defined_scan, steps=steps)
-        return _transformed(run, formula, weight.dim() == 3, gates, weight, bias, h0, c0, lengths)
-    return _scan(gates, weight, bias, h0, c0, lengths, steps=steps, backend=backend)
+        return _transformed(run, formula, problem.weight.dim() == 3, problem)
+    return _scan(problem, steps=steps, backend=backend)
 
 
-def _scan(
-    gates: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    *,
-    steps: int,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    keep = _keeps(gates, weight, bias, h0, c0)
+def _scan(problem: Scan, *, steps: int, backend: str) -> tuple[Tensor, Tensor]:
+    gates, keep = problem.gates, _keeps(*problem.differentiable)
     twice = keep and not torch.compiler.is_compiling()
     stand_in = _StandIn.apply(gates) if twice and gates.requires_grad else gates.new_zeros(()).expand(gates.shape)
-    return _Scan.apply(gates, stand_in, weight, bias, h0, c0, lengths, steps, keep, backend)
+    return _Scan.apply(stand_in, steps, keep, backend, *problem)
 
 
-def _defined_scan(
-    gates: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    *,
-    steps: int,
-) -> tuple[Tensor, Tensor]:
+@outside_autocast
+def _defined_scan(problem: Scan, *, steps: int) -> tuple[Tensor, Tensor]:
     """The formula that `_scan` computes, with a group dimension."""
-    with torch.autocast(gates.device.type, enabled=False):
-        return reference.scan(gates, weight, bias, h0, c0, lengths, steps)[:2]
+    return reference.scan(problem, steps)[:2]
 
 
-def lstm(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def lstm(problem: Layer, backend: str) -> tuple[Tensor, Tensor]:
     """h and c in fp32 (fp64 for fp64); with a group dimension where the weights have one."""
-    problem = (x, weight_ih, weight_hh, bias, h0, c0, lengths)
     if transforms.active():
-        return _transformed(partial(_lstm, backend=backend), _defined_lstm, weight_hh.dim() == 3, *problem)
-    return _lstm(*problem, backend=backend)
+        return _transformed(partial(_lstm, backend=backend), _defined_lstm, problem.weight_hh.dim() == 3, problem)
+    return _lstm(problem, backend=backend)
 
 
-def _lstm(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    *,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    inputs = (x, weight_ih, weight_hh, bias, h0, c0)
-    return _LSTM.apply(*inputs, lengths, _keeps(*inputs), backend)
+def _lstm(problem: Layer, *, backend: str) -> tuple[Tensor, Tensor]:
+    return _LSTM.apply(_keeps(*problem.differentiable), backend, *problem)
 
 
-def _defined_lstm(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _defined_lstm(problem: Layer) -> tuple[Tensor, Tensor]:
     """The formula that `_lstm` computes, with a group dimension."""
-    gates = _projected(x, weight_ih, lengths)
-    return _defined_scan(gates, weight_hh, bias, h0, c0, lengths, steps=x.shape[2])
+    gates = _projected(problem.x, problem.weight_ih, problem.lengths)
+    return _defined_scan(problem.scan(gates), steps=problem.x.shape[2])
 
 
 def _transformed(
     run: Callable[..., tuple[Tensor, Tensor]],
     formula: Callable[..., tuple[Tensor, Tensor]],
     grouped: bool,
-    *tensors: Tensor | None,
+    problem: Scan | Layer,
 ) -> tuple[Tensor, Tensor]:
     """`run` under the transforms of torch.func that are active; vmap's dimensions become groups, as every group has
-    weights of its own. `run` and `formula` take all tensors with a group dimension."""
+    weights of its own. `run` and `formula` take a problem whose tensors all have a group dimension."""
 
     def on_groups(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Sequence[Tensor]]:
         def on_lead(lead: tuple[int, ...], *given: Tensor | None) -> Sequence[Tensor]:
             d = len(lead)
             own = [None if t is None else t if grouped else t.unsqueeze(d) for t in given]
             batch = own[0].shape[: d + 1] if own[0] is not None else ()
-            found = function(*(None if t is None else t.flatten(0, d) for t in own))
+            fields: list[Any] = [None if t is None else t.flatten(0, d) for t in own]
+            found = function(type(problem)(*fields))
             return [(o.unflatten(0, batch) if grouped else o.unflatten(0, batch).squeeze(d)) for o in found]
 
         return on_lead
 
-    h, c = transforms.apply(transforms.Operator(on_groups(run), on_groups(formula)), *tensors)
+    h, c = transforms.apply(transforms.Operator(on_groups(run), on_groups(formula)), *problem)
     return h, c

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ...backends import backends, requested_backend, resolve
+from ..common.arguments import split
 from ..common.precision import outside_autocast
 from . import reference
+from .problem import Layer, Projection, Scan, Slopes, Start, States
 from .schema import NEED_INPUT_WEIGHT, NEED_X, library
 
 
@@ -29,99 +34,66 @@ def _processors(device: torch.device) -> int:
 
 
 @outside_autocast
-def forward(
-    gates: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    steps: int,
-    keep: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    problem = (gates, weight, bias, h0, c0, lengths, steps, keep)
+def forward(problem: Scan, steps: int, keep: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    gates = problem.gates
     name = _backend(gates.device, gates.dtype, backend)
     if name == "cpu":
-        return torch.ops.mi_kernels_cpu.lstm_scan_forward(*problem)
+        return torch.ops.mi_kernels_cpu.lstm_scan_forward(*problem, steps, keep)
     if name == "cuda":
-        return torch.ops.mi_kernels_cuda.lstm_scan_forward(*problem, _processors(gates.device))
-    return reference.forward(*problem)
+        return torch.ops.mi_kernels_cuda.lstm_scan_forward(*problem, steps, keep, _processors(gates.device))
+    return reference.forward(problem, steps, keep)
 
 
 @outside_autocast
 def backward(
-    weight: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    h: Tensor,
-    c: Tensor,
-    activations: Tensor,
-    g_h: Tensor | None,
-    g_c: Tensor | None,
-    inputs: int,
-    needs: int,
-    backend: str,
+    start: Start, states: States, slopes: Slopes, inputs: int, needs: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    problem = (weight, h0, c0, lengths, h, c, activations, g_h, g_c, inputs, needs)
+    problem = (*start, *states, *slopes, inputs, needs)
+    h = states.h
     name = _backend(h.device, h.dtype, backend)
     if name == "cpu":
         return torch.ops.mi_kernels_cpu.lstm_scan_backward(*problem)
     if name == "cuda":
         return torch.ops.mi_kernels_cuda.lstm_scan_backward(*problem, _processors(h.device))
-    return reference.backward(*problem)
+    return reference.backward(start, states, slopes, inputs, needs)
 
 
 def _projects(x: Tensor, backend: str) -> bool:
-    """Whether the input is projected by the scan itself; where torch may multiply in 16 bits it is faster at that."""
+    """Whether the scan projects its input itself: not where torch may multiply in 16 bits, which is faster."""
     short = x.dtype in (torch.bfloat16, torch.float16) or torch.get_float32_matmul_precision() == "medium"
     return _backend(x.device, x.dtype, backend) == "cpu" and not short
 
 
 @outside_autocast
-def lstm_forward(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    keep: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rest = (weight_hh, bias, h0, c0, lengths)
+def lstm_forward(problem: Layer, keep: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    x = problem.x
     if _projects(x, backend):
-        return torch.ops.mi_kernels_cpu.lstm_forward(x, weight_ih, *rest, keep)
-    gates = x @ weight_ih.mT.unsqueeze(-3)
-    return forward(gates, *rest, x.shape[2], keep, backend)
+        return torch.ops.mi_kernels_cpu.lstm_forward(*problem, keep)
+    return forward(problem.scan(x @ problem.weight_ih.mT.unsqueeze(-3)), x.shape[2], keep, backend)
 
 
 def lstm_backward(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    h: Tensor,
-    c: Tensor,
-    activations: Tensor,
-    g_h: Tensor | None,
-    g_c: Tensor | None,
-    needs: int,
-    backend: str,
+    given: Projection, start: Start, states: States, slopes: Slopes, needs: int, backend: str
 ) -> tuple[Tensor, ...]:
-    rest = (weight_hh, h0, c0, lengths, h, c, activations, g_h, g_c)
-    if _projects(x, backend):
-        return torch.ops.mi_kernels_cpu.lstm_backward(x, weight_ih, *rest, needs)
-    d, *others = backward(*rest, x.shape[2], needs & ~(NEED_X | NEED_INPUT_WEIGHT), backend)
-    return *reference.through_projection(x, weight_ih, lengths, d, needs), *others
+    if _projects(given.x, backend):
+        return torch.ops.mi_kernels_cpu.lstm_backward(*given, *start, *states, *slopes, needs)
+    recurrent = needs & ~(NEED_X | NEED_INPUT_WEIGHT)
+    d, *others = backward(start, states, slopes, given.x.shape[2], recurrent, backend)
+    return *reference.through_projection(given, start.lengths, d, needs), *others
 
 
-for _key in ("CPU", "CUDA"):
-    library.impl("lstm_forward", lstm_forward, _key)
-    library.impl("lstm_backward", lstm_backward, _key)
-    library.impl("lstm_scan_forward", forward, _key)
-    library.impl("lstm_scan_backward", backward, _key)
+_OPERATORS: dict[str, tuple[Callable[..., Any], tuple[type, ...]]] = {
+    "lstm_scan_forward": (forward, (Scan,)),
+    "lstm_scan_backward": (backward, (Start, States, Slopes)),
+    "lstm_forward": (lstm_forward, (Layer,)),
+    "lstm_backward": (lstm_backward, (Projection, Start, States, Slopes)),
+}
+
+
+def _operator(function: Callable[..., Any], kinds: tuple[type, ...]) -> Callable[..., Any]:
+    return lambda *arguments: function(*split(arguments, *kinds))
+
+
+for _name, (_function, _kinds) in _OPERATORS.items():
+    for _key in ("CPU", "CUDA"):
+        library.impl(_name, _operator(_function, _kinds), _key)

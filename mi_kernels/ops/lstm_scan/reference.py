@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
+from ..common.precision import outside_autocast
+from .problem import Projection, Scan, Slopes, Start, States
 from .schema import NEED_BIAS, NEED_C0, NEED_H0, NEED_INPUT_WEIGHT, NEED_WEIGHT, NEED_X
 
-Optional = Tensor | None
 Gates = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _initial(state: Optional, like: Tensor) -> Tensor:
+def _initial(state: Tensor | None, like: Tensor) -> Tensor:
     """h0 or c0 [G, B, H] for states `like` [G, B, T, H]."""
     return torch.zeros_like(like[:, :, 0]) if state is None else state.to(like.dtype)
 
@@ -30,14 +31,9 @@ def _nonlinear(t: int, z: Tensor) -> Gates:
 
 
 def _run(
-    gates: Tensor,
-    weight: Tensor,
-    bias: Optional,
-    h: Tensor,
-    c: Tensor,
-    steps: int,
-    activate: Callable[[int, Tensor], Gates],
+    problem: Scan, h: Tensor, c: Tensor, steps: int, activate: Callable[[int, Tensor], Gates]
 ) -> tuple[Tensor, Tensor, Tensor]:
+    gates, weight, bias = problem[:3]
     states, cells, activations = [], [], []
     for t in range(steps):
         z = h @ weight.mT
@@ -55,35 +51,28 @@ def _run(
 
 
 def scan(
-    gates: Tensor,
-    weight: Tensor,
-    bias: Optional,
-    h0: Optional,
-    c0: Optional,
-    lengths: Optional,
-    steps: int,
-    activate: Callable[[int, Tensor], Gates] = _nonlinear,
+    problem: Scan, steps: int, activate: Callable[[int, Tensor], Gates] = _nonlinear
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h, c and the activations; differentiable any number of times."""
+    gates, weight, bias, h0, c0, lengths = problem
     if lengths is not None:
         gates = gates.where(valid_steps(lengths, gates.shape[2]), 0)
     dtype = accumulate_dtype(gates.dtype)
     zeros = gates.new_zeros((*gates.shape[:2], weight.shape[-1]), dtype=dtype)
     h, c = (zeros if state is None else state.to(dtype) for state in (h0, c0))
     bias = None if bias is None else bias.to(dtype)
-    found = _run(gates.to(dtype), weight.to(dtype), bias, h, c, steps, activate)
+    wide = problem._replace(gates=gates.to(dtype), weight=weight.to(dtype), bias=bias)
+    found = _run(wide, h, c, steps, activate)
     if lengths is None:
         return found
     valid = valid_steps(lengths, steps)
     return found[0].where(valid, 0), found[1].where(valid, 0), found[2].where(valid, 0)
 
 
-def rescan(
-    gates: Tensor, weight: Tensor, bias: Optional, h0: Optional, c0: Optional, lengths: Optional, activations: Tensor
-) -> tuple[Tensor, Tensor]:
+def rescan(problem: Scan, activations: Tensor) -> tuple[Tensor, Tensor]:
     """h and c of a scan whose activations are known; differentiable any number of times in every input.
 
-    `gates` stands in for the gates of that scan and gives autograd their place; its values do not matter. With d, equal
+    The gates stand in for those of that scan and give autograd their place; their values do not matter. With d, equal
     to zero, for the change of a pre-activation z, sigmoid(z + d) = s / (s + (1 - s) e^-d), s = sigmoid(z), and
     tanh(z + d) = (g + tanh d) / (1 + g tanh d), g = tanh(z).
     """
@@ -96,49 +85,30 @@ def rescan(
         )
         return i, f, g, o
 
-    return scan(gates, weight, bias, h0, c0, lengths, activations.shape[2], activate)[:2]
+    return scan(problem, activations.shape[2], activate)[:2]
 
 
-def forward(
-    gates: Tensor,
-    weight: Tensor,
-    bias: Optional,
-    h0: Optional,
-    c0: Optional,
-    lengths: Optional,
-    steps: int,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    h, c, activations = scan(gates, weight, bias, h0, c0, lengths, steps)
+def forward(problem: Scan, steps: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    h, c, activations = scan(problem, steps)
     return h, c, activations if keep else h.new_empty(0)
 
 
 def backward(
-    weight: Tensor,
-    h0: Optional,
-    c0: Optional,
-    lengths: Optional,
-    h: Tensor,
-    c: Tensor,
-    activations: Tensor,
-    g_h: Optional,
-    g_c: Optional,
-    inputs: int,
-    needs: int,
+    start: Start, states: States, slopes: Slopes, inputs: int, needs: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    weight, h0, c0, lengths = start
+    h, c, activations = states
     steps = h.shape[2]
     weight = weight.to(h.dtype)
     valid = None if lengths is None else valid_steps(lengths, steps)
-    slopes = [
-        None if g is None else (g if valid is None else g.where(valid, 0)).to(h.dtype) for g in (g_h, g_c)
-    ]
+    g_h, g_c = (None if g is None else (g if valid is None else g.where(valid, 0)).to(h.dtype) for g in slopes)
     c_before = torch.cat([_initial(c0, c).unsqueeze(2), c[:, :, :-1]], 2)
     dh, dc = torch.zeros_like(h[:, :, 0]), torch.zeros_like(h[:, :, 0])
     found = []
     for t in reversed(range(steps)):
         i, f, g, o = activations[:, :, t].chunk(4, -1)
-        dh = dh if slopes[0] is None else dh + slopes[0][:, :, t]
-        dc = dc if slopes[1] is None else dc + slopes[1][:, :, t]
+        dh = dh if g_h is None else dh + g_h[:, :, t]
+        dc = dc if g_c is None else dc + g_c[:, :, t]
         squashed = c[:, :, t].tanh()
         # past a row's length i, f and o are zero, and so all that follows
         dc = dc + dh * o * (1 - squashed.square())
@@ -159,14 +129,15 @@ def backward(
     )
 
 
+@outside_autocast
 def through_projection(
-    x: Tensor, weight: Tensor, lengths: Optional, d_gates: Tensor, needs: int
+    given: Projection, lengths: Tensor | None, d_gates: Tensor, needs: int
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and of its weight from those of the gates, multiplied in the dtype of x."""
+    x, weight = given
     d = d_gates.to(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        dx = (d @ weight.unsqueeze(-3)).to(d_gates.dtype) if needs & NEED_X else d_gates.new_empty(0)
-        if not needs & NEED_INPUT_WEIGHT:
-            return dx, d_gates.new_empty(0)
-        seen = x if lengths is None else x.where(valid_steps(lengths, x.shape[2]), 0)
-        return dx, (d.flatten(1, 2).mT @ seen.flatten(1, 2)).to(d_gates.dtype)
+    dx = (d @ weight.unsqueeze(-3)).to(d_gates.dtype) if needs & NEED_X else d_gates.new_empty(0)
+    if not needs & NEED_INPUT_WEIGHT:
+        return dx, d_gates.new_empty(0)
+    seen = x if lengths is None else x.where(valid_steps(lengths, x.shape[2]), 0)
+    return dx, (d.flatten(1, 2).mT @ seen.flatten(1, 2)).to(d_gates.dtype)

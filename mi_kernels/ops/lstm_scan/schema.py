@@ -32,28 +32,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.arguments import schema, split
 from ..common.dtypes import accumulate_dtype
+from .problem import Layer, Projection, Scan, Slopes, Start, States
 
 # What csrc/lstm_scan/schema.h states too; tests/ops/common/test_schemas.py compares the two.
 NEED_WEIGHT, NEED_BIAS, NEED_H0, NEED_C0, NEED_X, NEED_INPUT_WEIGHT = 1, 2, 4, 8, 16, 32
 
 library = torch.library.Library("mi_kernels", "FRAGMENT")
+library.define(f"lstm_scan_forward({schema(Scan)}, SymInt steps, bool keep, str backend) -> (Tensor, Tensor, Tensor)")
+library.define(f"lstm_forward({schema(Layer)}, bool keep, str backend) -> (Tensor, Tensor, Tensor)")
+_backward = f"{schema(Start, States)}, {schema(Slopes, prefix='g_')}"
 library.define(
-    "lstm_scan_forward(Tensor gates, Tensor weight, Tensor? bias, Tensor? h0, Tensor? c0, Tensor? lengths, "
-    "SymInt steps, bool keep, str backend) -> (Tensor, Tensor, Tensor)"
-)
-library.define(
-    "lstm_scan_backward(Tensor weight, Tensor? h0, Tensor? c0, Tensor? lengths, Tensor h, Tensor c, "
-    "Tensor activations, Tensor? g_h, Tensor? g_c, SymInt inputs, int needs, str backend) "
+    f"lstm_scan_backward({_backward}, SymInt inputs, int needs, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 library.define(
-    "lstm_forward(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor? h0, Tensor? c0, Tensor? lengths, "
-    "bool keep, str backend) -> (Tensor, Tensor, Tensor)"
-)
-library.define(
-    "lstm_backward(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? h0, Tensor? c0, Tensor? lengths, Tensor h, "
-    "Tensor c, Tensor activations, Tensor? g_h, Tensor? g_c, int needs, str backend) "
+    f"lstm_backward({schema(Projection)}, {_backward}, int needs, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -79,72 +74,29 @@ def _gradients(h: Tensor, needs: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @torch.library.register_fake("mi_kernels::lstm_scan_forward", lib=library)
-def _(
-    gates: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    steps: int,
-    keep: bool,
-    backend: str,
-) -> Any:
-    return _states(gates, steps, weight.shape[-1], keep)
+def _(*arguments: Any) -> Any:
+    problem, steps, keep, _ = split(arguments, Scan)
+    return _states(problem.gates, steps, problem.weight.shape[-1], keep)
 
 
 @torch.library.register_fake("mi_kernels::lstm_scan_backward", lib=library)
-def _(
-    weight: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    h: Any,
-    c: Any,
-    activations: Any,
-    g_h: Tensor | None,
-    g_c: Tensor | None,
-    inputs: int,
-    needs: int,
-    backend: str,
-) -> Any:
-    groups, batch, _, width = activations.shape
-    return h.new_empty((groups, batch, inputs, width)), *_gradients(h, needs)
+def _(*arguments: Any) -> Any:
+    _, states, _, inputs, needs, _ = split(arguments, Start, States, Slopes)
+    groups, batch, _, width = states.activations.shape
+    return states.h.new_empty((groups, batch, inputs, width)), *_gradients(states.h, needs)
 
 
 @torch.library.register_fake("mi_kernels::lstm_forward", lib=library)
-def _(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    keep: bool,
-    backend: str,
-) -> Any:
-    return _states(x, x.shape[2], weight_hh.shape[-1], keep)
+def _(*arguments: Any) -> Any:
+    problem, keep, _ = split(arguments, Layer)
+    return _states(problem.x, problem.x.shape[2], problem.weight_hh.shape[-1], keep)
 
 
 @torch.library.register_fake("mi_kernels::lstm_backward", lib=library)
-def _(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    h: Any,
-    c: Any,
-    activations: Any,
-    g_h: Tensor | None,
-    g_c: Tensor | None,
-    needs: int,
-    backend: str,
-) -> Any:
+def _(*arguments: Any) -> Any:
+    given, _, (h, _, _), _, needs, _ = split(arguments, Projection, Start, States, Slopes)
     return (
-        h.new_empty(x.shape if needs & NEED_X else (0,)),
-        h.new_empty(weight_ih.shape if needs & NEED_INPUT_WEIGHT else (0,)),
+        h.new_empty(given.x.shape if needs & NEED_X else (0,)),
+        h.new_empty(given.weight_ih.shape if needs & NEED_INPUT_WEIGHT else (0,)),
         *_gradients(h, needs),
     )

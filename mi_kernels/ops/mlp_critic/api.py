@@ -12,7 +12,8 @@ from ..common.checks import backend_name, check_choice, check_floats, check_inte
 from ..common.precision import autocast_on
 from ..common.statistics import STATISTICS, Statistics, check_pairing, check_request
 from . import autograd, chunked, dispatch, first_layer, reference
-from .schema import ACTIVATIONS, BITS, OUTPUTS, Score
+from .problem import Score
+from .schema import ACTIVATIONS, BITS, OUTPUTS
 
 DEFAULT_MEMORY_BUDGET = 64 * 2**20
 
@@ -114,7 +115,7 @@ def scores(
     Arguments and errors as in `statistics`; memory is O(B N sum of hidden widths) when a gradient is wanted.
     """
     u, v, later, later_biases = _prepare(x, y, weights, biases, activation, output)
-    s = reference.scores(*autograd.flat((u, v, *later, *later_biases)), activation, output)
+    s = reference.scores(autograd.flat((u, v, *later, *later_biases)), activation, output)
     return s.reshape(*x.shape[:-1], y.shape[-2])
 
 
@@ -177,8 +178,8 @@ def statistics(
     if tuple(stats) == ("positive",):
         flat_u, flat_v, flat_weights, flat_biases = flat()
         found = (reference.apply_layers(flat_u + flat_v, flat_weights, flat_biases, activation, output),)
-    elif name == "reference" or (name == "chunked" and chunked.fits(*flat(), memory_budget)):
-        found = reference.statistics(*flat(), *score, clip if "clipped_row_lse" in stats else None)
+    elif name == "reference" or (name == "chunked" and chunked.fits(flat(), memory_budget)):
+        found = reference.statistics(flat(), score, clip if "clipped_row_lse" in stats else None)
     else:
         bits = sum(bit for s, bit in BITS.items() if s in stats)
         found = autograd.statistics(

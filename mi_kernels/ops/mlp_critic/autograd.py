@@ -13,18 +13,19 @@ from ..common.autograd import differentiable_gradients, needs_formula
 from ..common.shapes import grouped, reshaped
 from ..common.statistics import STATISTICS
 from . import dispatch, reference
-from .schema import BITS, PIECEWISE_LINEAR, Score, kept_shapes
+from .problem import Critic, Kept, LogSums, Request, Resources, Score, Slopes
+from .schema import BITS, PIECEWISE_LINEAR, kept_shapes
 
 DIFFERENTIABLE = 5  # statistics that have a gradient: all but the last, the clipped log-sum
 
 
-def flat(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    """u, v, weights and biases in the operators' shapes."""
+def flat(tensors: Sequence[Tensor]) -> Critic:
+    """u, v, weights and biases, in the operators' shapes."""
     u, v, *parameters = tensors
     n = len(parameters) // 2
     weights = [w if w.dim() == 3 else w.unsqueeze(0) for w in parameters[:n]]
     biases = [b if b.dim() == 2 else b.unsqueeze(0) for b in parameters[n:]]
-    return grouped(u), grouped(v), weights, biases
+    return Critic(grouped(u), grouped(v), weights, biases)
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def _gradient_rows(t: Tensor | None) -> Tensor | None:
     return None if t is None or not t.numel() else _rows(t)
 
 
-class _Statistics(torch.autograd.Function):
+class _StatisticsFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -51,12 +52,15 @@ class _Statistics(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         critic = flat((u, v, *parameters))
-        # In eager mode a direct call saves the cost of the dispatcher.
-        run: Any = torch.ops.mi_kernels.mlp_critic_forward if torch.compiler.is_compiling() else dispatch.forward
-        *found, scores, masks = run(*critic, *score, stats, clip, keep, memory_budget, backend)
+        request, resources = Request(stats, clip, keep), Resources(memory_budget, backend)  # type: ignore[arg-type]
+        if torch.compiler.is_compiling():
+            run: Any = torch.ops.mi_kernels.mlp_critic_forward
+            *found, scores, masks = run(*critic, *score, *request, *resources)
+        else:  # a direct call saves the cost of the dispatcher
+            *found, scores, masks = dispatch.forward(critic, score, request, resources)
         outputs = [reshaped(t, (*u.shape[:-2], t.shape[-1])) for t in found]
         ctx.save_for_backward(u, v, outputs[1], outputs[2], scores, masks, *parameters)
-        ctx.score, ctx.memory_budget, ctx.backend = score, memory_budget, backend
+        ctx.score, ctx.resources = score, resources
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(outputs[DIFFERENTIABLE])
         return tuple(outputs)
@@ -66,26 +70,21 @@ class _Statistics(torch.autograd.Function):
         u, v, row_lse, col_lse, scores, masks, *parameters = ctx.saved_tensors
         needed = ctx.needs_input_grad[6:]
         none = (None,) * 6
-        slopes = [_gradient_rows(g) for g in grads[:DIFFERENTIABLE]]
+        slopes = Slopes(*(_gradient_rows(g) for g in grads[:DIFFERENTIABLE]))
         tensors = (u, v, *parameters)
         if all(g is None for g in slopes):
             return *none, *((None,) * len(needed))
         if needs_formula(slopes):
-            formula = lambda *t: reference.statistics(*flat(t), *ctx.score)  # noqa: E731
+            formula = lambda *t: reference.statistics(flat(t), ctx.score)  # noqa: E731
             return *none, *differentiable_gradients(formula, tensors, needed, slopes)
-        run: Any = torch.ops.mi_kernels.mlp_critic_backward if torch.compiler.is_compiling() else dispatch.backward
-        found = run(
-            *flat(tensors),
-            *ctx.score,
-            _rows(row_lse),
-            _rows(col_lse),
-            *slopes,
-            scores,
-            masks,
-            any(needed[2:]),
-            ctx.memory_budget,
-            ctx.backend,
-        )
+        sums, kept, resources = LogSums(_rows(row_lse), _rows(col_lse)), Kept(scores, masks), ctx.resources
+        need_parameters = any(needed[2:])
+        found: Sequence[Tensor]
+        if torch.compiler.is_compiling():
+            run: Any = torch.ops.mi_kernels.mlp_critic_backward
+            found = run(*flat(tensors), *ctx.score, *sums, *slopes, *kept, need_parameters, *resources)
+        else:
+            found = dispatch.backward(flat(tensors), ctx.score, sums, slopes, kept, need_parameters, resources)
         gradients = [reshaped(g, t.shape) for g, t in zip(found, tensors, strict=False)]
         return *none, *gradients, *((None,) * (len(tensors) - len(gradients)))
 
@@ -121,7 +120,7 @@ def statistics(
     tensors = (u, v, *weights, *biases)
     keep = _keeps(tensors, score, memory_budget, backend)
     bound = torch.full((), clip, dtype=torch.float64) if torch.compiler.is_compiling() else clip
-    out: tuple[Tensor, ...] = _Statistics.apply(score, stats, bound, keep, memory_budget, backend, *tensors)
+    out: tuple[Tensor, ...] = _StatisticsFunction.apply(score, stats, bound, keep, memory_budget, backend, *tensors)
     return out
 
 
@@ -152,6 +151,7 @@ def transformed(
 ) -> dict[str, Tensor]:
     """The statistics named, [*, B] each, under the transforms of torch.func that are active; `tensors` are u, v, the
     weights and the biases. `positive` is there for square batches alone."""
+
     def operator(wanted: Sequence[str]) -> transforms.Operator:
         bits = sum(bit for s, bit in BITS.items() if s in wanted)
         clipped = clip if "clipped_row_lse" in wanted else None
@@ -162,18 +162,18 @@ def transformed(
 
         def run(lead: tuple[int, ...], *given: Tensor) -> list[Tensor]:
             flattened, batch = _as_groups(lead, given) if lead else (list(given), given[0].shape[:-2])
-            u, v, weights, biases = flat(flattened)
+            critic = flat(flattened)
             found: Sequence[Tensor]
             if backend == "reference":
-                found = reference.statistics(u, v, weights, biases, *score, clipped)
+                found = reference.statistics(critic, score, clipped)
             else:
                 options = {"memory_budget": memory_budget, "backend": backend}
-                found = statistics(u, v, weights, biases, score, stats=bits, clip=clipped or 0.0, **options)  # type: ignore[arg-type]
+                found = statistics(*critic, score, stats=bits, clip=clipped or 0.0, **options)  # type: ignore[arg-type]
             return shaped(found, batch)
 
         def formula(lead: tuple[int, ...], *given: Tensor) -> list[Tensor]:
             flattened, batch = _as_groups(lead, given) if lead else (list(given), given[0].shape[:-2])
-            return shaped(reference.statistics(*flat(flattened), *score, clipped), batch)
+            return shaped(reference.statistics(flat(flattened), score, clipped), batch)
 
         return transforms.Operator(run, formula)
 

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
+from ..common.precision import outside_autocast
 from .activations import ACTIVATIONS
+from .problem import Critic, LogSums, Request, Score, Slopes
 from .reference import softplus
-from .schema import CLIPPED_ROW_LSE, COL_LSE, ROW_LSE, ROW_SOFTPLUS, Slopes
+from .schema import CLIPPED_ROW_LSE, COL_LSE, ROW_LSE, ROW_SOFTPLUS
 
 Tile = tuple[slice, slice]
 
@@ -32,13 +34,11 @@ def activation_bytes(u: Tensor, v: Tensor, weights: Sequence[Tensor]) -> int:
     return u.shape[0] * u.shape[1] * v.shape[1] * sum(w.shape[2] for w in weights) * weights[0].element_size()
 
 
-def fits(
-    u: Tensor, v: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], memory_budget: int
-) -> bool:
+def fits(critic: Critic, memory_budget: int) -> bool:
     """Whether a gradient is wanted and the activations of all pairs fit: ordinary autograd then keeps them, which saves
     the recompute (3 M FLOPs instead of 4 M)."""
-    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (u, v, *weights, *biases))
-    return differentiated and activation_bytes(u, v, weights) <= memory_budget
+    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in critic.tensors)
+    return differentiated and activation_bytes(critic.u, critic.v, critic.weights) <= memory_budget
 
 
 def _tiles(u: Tensor, v: Tensor, weights: Sequence[Tensor], memory_budget: int) -> Iterator[Tile]:
@@ -93,19 +93,11 @@ def _diagonal_mask(rows: slice, columns: int, device: torch.device) -> Tensor:
     return index.unsqueeze(1) == torch.arange(columns, device=device)
 
 
-def forward(
-    u: Tensor,
-    v: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    activation: str,
-    output: str,
-    off_diagonal: bool,
-    stats: int,
-    clip: float,
-    memory_budget: int,
-) -> tuple[Tensor, ...]:
+@outside_autocast
+def forward(critic: Critic, score: Score, request: Request, memory_budget: int) -> tuple[Tensor, ...]:
     """The six statistics of schema.py; what is not wanted comes back empty."""
+    u, v, weights, biases = critic
+    stats, clip, _ = request
     (groups, n_rows), n_columns = u.shape[:2], v.shape[1]
     square = n_rows == n_columns
     dtype = accumulate_dtype(u.dtype)
@@ -113,33 +105,33 @@ def forward(
     positive, row_lse, sums = rows(square), rows(stats & ROW_LSE), rows(True)
     soft, clipped = rows(stats & ROW_SOFTPLUS), rows(stats & CLIPPED_ROW_LSE)
     col_lse = u.new_full((groups, n_columns if stats & COL_LSE else 0), -torch.inf, dtype=dtype)
-    with torch.autocast(u.device.type, enabled=False):
-        for g, r in _tiles(u, v, weights, memory_budget):
-            s, _ = _tile_scores(u[g, r], v[g], _of_groups(weights, g), _of_groups(biases, g), activation, keep=False)
-            if output == "softplus":
-                s = softplus(s)
-            if square:
-                positive[g, r] = s.diagonal(r.start, dim1=1, dim2=2)
-            mask = _diagonal_mask(r, n_columns, u.device) if off_diagonal else None
-            counted = lambda t, fill, m=mask: t if m is None else t.masked_fill(m, fill)  # noqa: E731
-            sums[g, r] = counted(s, 0).sum(2)
-            if stats & ROW_SOFTPLUS:
-                soft[g, r] = counted(softplus(s), 0).sum(2)
-            if stats & CLIPPED_ROW_LSE:
-                clipped[g, r] = counted(s.clamp(-clip, clip), -torch.inf).logsumexp(2)
-            s = counted(s, -torch.inf)
-            if stats & ROW_LSE:
-                row_lse[g, r] = s.logsumexp(2)
-            if stats & COL_LSE:
-                col_lse[g] = torch.logaddexp(col_lse[g], s.logsumexp(1))
+    for g, r in _tiles(u, v, weights, memory_budget):
+        own = (_of_groups(weights, g), _of_groups(biases, g))
+        s, _ = _tile_scores(u[g, r], v[g], *own, score.activation, keep=False)
+        if score.output == "softplus":
+            s = softplus(s)
+        if square:
+            positive[g, r] = s.diagonal(r.start, dim1=1, dim2=2)
+        mask = _diagonal_mask(r, n_columns, u.device) if score.off_diagonal else None
+        counted = lambda t, fill, m=mask: t if m is None else t.masked_fill(m, fill)  # noqa: E731
+        sums[g, r] = counted(s, 0).sum(2)
+        if stats & ROW_SOFTPLUS:
+            soft[g, r] = counted(softplus(s), 0).sum(2)
+        if stats & CLIPPED_ROW_LSE:
+            clipped[g, r] = counted(s.clamp(-clip, clip), -torch.inf).logsumexp(2)
+        s = counted(s, -torch.inf)
+        if stats & ROW_LSE:
+            row_lse[g, r] = s.logsumexp(2)
+        if stats & COL_LSE:
+            col_lse[g] = torch.logaddexp(col_lse[g], s.logsumexp(1))
     return positive, row_lse, col_lse, sums, soft, clipped
 
 
 def _score_gradient(
-    raw: Tensor, output: str, row_lse: Tensor | None, col_lse: Tensor | None, slopes: Slopes, rows: slice, off: bool
+    raw: Tensor, score: Score, row_lse: Tensor | None, col_lse: Tensor | None, slopes: Slopes, rows: slice
 ) -> Tensor:
     """dS [g, R, N] with respect to the scores before the output activation."""
-    s = softplus(raw) if output == "softplus" else raw
+    s = softplus(raw) if score.output == "softplus" else raw
     ds = torch.zeros_like(s) if slopes.row_sum is None else slopes.row_sum.unsqueeze(2).expand_as(s).clone()
     if slopes.row_lse is not None and row_lse is not None:
         ds.addcmul_((s - row_lse.unsqueeze(2)).exp_(), slopes.row_lse.unsqueeze(2))
@@ -147,12 +139,12 @@ def _score_gradient(
         ds.addcmul_((s - col_lse.unsqueeze(1)).exp_(), slopes.col_lse.unsqueeze(1))
     if slopes.row_softplus is not None:
         ds.addcmul_(s.sigmoid(), slopes.row_softplus.unsqueeze(2))
-    if off:
+    if score.off_diagonal:
         # Set, not multiplied: over no pair the exponentials above are infinite.
         ds.masked_fill_(_diagonal_mask(rows, s.shape[2], s.device), 0)
     if slopes.positive is not None:
         ds.diagonal(rows.start, dim1=1, dim2=2).add_(slopes.positive)
-    return ds.mul_(raw.sigmoid()) if output == "softplus" else ds
+    return ds.mul_(raw.sigmoid()) if score.output == "softplus" else ds
 
 
 def _weight_gradient(dz: Tensor, h: Tensor, shared: bool) -> Tensor:
@@ -206,21 +198,12 @@ def _tile_backward(
     return dz if scale is None else dz.float().mul_(scale)
 
 
+@outside_autocast
 def backward(
-    u: Tensor,
-    v: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    activation: str,
-    output: str,
-    off_diagonal: bool,
-    row_lse: Tensor | None,
-    col_lse: Tensor | None,
-    slopes: Slopes,
-    need_parameters: bool,
-    memory_budget: int,
+    critic: Critic, score: Score, sums: LogSums, slopes: Slopes, need_parameters: bool, memory_budget: int
 ) -> list[Tensor]:
     """[du, dv], followed by the gradients of all weights and then all biases when they are needed."""
+    u, v, weights, biases = critic
     dtype = accumulate_dtype(u.dtype)
     du = torch.empty(u.shape, dtype=dtype, device=u.device)
     dv = torch.zeros(v.shape, dtype=dtype, device=v.device)
@@ -229,19 +212,16 @@ def backward(
     d_biases = [zeros(b) for b in biases] if need_parameters else []
     of = lambda t, g, side: None if t is None else t[g, side]  # noqa: E731
     columns = slice(None)
-    with torch.autocast(u.device.type, enabled=False):
-        for g, r in _tiles(u, v, weights, memory_budget):
-            tile_weights = _of_groups(weights, g)
-            s, kept = _tile_scores(u[g, r], v[g], tile_weights, _of_groups(biases, g), activation, keep=True)
-            sides = (r, r, columns, r, r)
-            of_tile = Slopes(*(of(t, g, side) for t, side in zip(slopes, sides, strict=True)))
-            ds = _score_gradient(s, output, of(row_lse, g, r), of(col_lse, g, columns), of_tile, r, off_diagonal)
-            # Slices of the accumulators: `+=` on them writes through.
-            dz = _tile_backward(
-                ds, kept, tile_weights, activation, _of_groups(d_weights, g), _of_groups(d_biases, g)
-            ).unflatten(1, s.shape[1:])
-            du[g, r] = dz.sum(2, dtype=dtype)
-            dv[g] += dz.sum(1, dtype=dtype)
-    parameters = [*d_weights, *d_biases]
-    inputs = [*weights, *biases][: len(parameters)]
-    return [d.to(t.dtype) for d, t in zip((du, dv, *parameters), (u, v, *inputs), strict=True)]
+    for g, r in _tiles(u, v, weights, memory_budget):
+        own = (_of_groups(weights, g), _of_groups(biases, g))
+        s, kept = _tile_scores(u[g, r], v[g], *own, score.activation, keep=True)
+        sides = (r, r, columns, r, r)
+        of_tile = Slopes(*(of(t, g, side) for t, side in zip(slopes, sides, strict=True)))
+        ds = _score_gradient(s, score, of(sums.row_lse, g, r), of(sums.col_lse, g, columns), of_tile, r)
+        # Slices of the accumulators: `+=` on them writes through.
+        totals = (_of_groups(d_weights, g), _of_groups(d_biases, g))
+        dz = _tile_backward(ds, kept, own[0], score.activation, *totals).unflatten(1, s.shape[1:])
+        du[g, r] = dz.sum(2, dtype=dtype)
+        dv[g] += dz.sum(1, dtype=dtype)
+    found = (du, dv, *d_weights, *d_biases)
+    return [d.to(t.dtype) for d, t in zip(found, critic.tensors, strict=False)]

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from ...backends import requested_backend, resolve
+from ..common.arguments import split
 from ..common.precision import outside_autocast
 from . import chunked, cuda
-from .schema import Slopes, library
+from .problem import Critic, Kept, LogSums, Request, Resources, Score, Slopes
+from .schema import library
 
 
 def backend_for(device: torch.device, requested: str | None, layers: int) -> str:
@@ -27,85 +29,54 @@ def backend_for(device: torch.device, requested: str | None, layers: int) -> str
 
 
 @outside_autocast
-def forward(
-    u: Any,
-    v: Any,
-    weights: Any,
-    biases: Any,
-    activation: Any,
-    output: Any,
-    off_diagonal: Any,
-    stats: Any,
-    clip: Any,
-    keep: Any,
-    memory_budget: Any,
-    backend: Any,
-) -> tuple[Tensor, ...]:
-    critic = (u, v, weights, biases, activation, output, off_diagonal)
+def forward(critic: Critic, score: Score, request: Request, resources: Resources) -> tuple[Tensor, ...]:
+    """The six statistics of schema.py and what is kept for the backward."""
+    backend = resources.backend
     if backend == "cpu":
-        return torch.ops.mi_kernels_cpu.mlp_critic_forward(*critic, stats, clip, keep)
+        return torch.ops.mi_kernels_cpu.mlp_critic_forward(*critic, *score, *request)
     if backend == "triton":
         from . import triton_forward
 
-        return triton_forward.forward(*critic, stats, clip, keep, memory_budget)
+        return triton_forward.forward(*critic, *score, *request, resources.memory_budget)
     if backend == "cuda":
-        return cuda.forward(*critic, stats, clip, keep)
-    found = chunked.forward(*critic, stats, clip, memory_budget)
-    return *found, found[0].new_empty(0), u.new_empty(0, dtype=torch.int32)
+        return cuda.forward(*critic, *score, *request)
+    found = chunked.forward(critic, score, request, resources.memory_budget)
+    return *found, found[0].new_empty(0), critic.u.new_empty(0, dtype=torch.int32)
 
 
 @outside_autocast
 def backward(
-    u: Any,
-    v: Any,
-    weights: Any,
-    biases: Any,
-    activation: Any,
-    output: Any,
-    off_diagonal: Any,
-    row_lse: Any,
-    col_lse: Any,
-    grad_positive: Any,
-    grad_row_lse: Any,
-    grad_col_lse: Any,
-    grad_row_sum: Any,
-    grad_row_softplus: Any,
-    kept_scores: Any,
-    kept_masks: Any,
-    need_parameters: Any,
-    memory_budget: Any,
-    backend: Any,
+    critic: Critic,
+    score: Score,
+    sums: LogSums,
+    slopes: Slopes,
+    kept: Kept,
+    need_parameters: bool,
+    resources: Resources,
 ) -> list[Tensor]:
-    critic = (u, v, weights, biases, activation, output, off_diagonal, row_lse, col_lse)
-    slopes = Slopes(grad_positive, grad_row_lse, grad_col_lse, grad_row_sum, grad_row_softplus)
+    """Gradients of u and v, and of all weights and then all biases where they are needed."""
+    backend, budget = resources.backend, resources.memory_budget
     if backend == "cpu":
-        kept = (kept_scores, kept_masks)
-        return torch.ops.mi_kernels_cpu.mlp_critic_backward(*critic, *slopes, *kept, need_parameters)
+        return torch.ops.mi_kernels_cpu.mlp_critic_backward(*critic, *score, *sums, *slopes, *kept, need_parameters)
     if backend == "triton":
         from . import triton_backward
 
-        kept = (kept_scores, kept_masks)
-        return triton_backward.backward(*critic, slopes, *kept, need_parameters, memory_budget)
+        return triton_backward.backward(*critic, *score, *sums, slopes, *kept, need_parameters, budget)
     if backend == "cuda":
-        return cuda.backward(*critic, slopes, kept_scores, kept_masks, need_parameters, memory_budget)
-    return chunked.backward(*critic, slopes, need_parameters, memory_budget)
+        return cuda.backward(*critic, *score, *sums, slopes, *kept, need_parameters, budget)
+    return chunked.backward(critic, score, sums, slopes, need_parameters, budget)
 
 
-def _forward_operator(
-    u: Any,
-    v: Any,
-    weights: Any,
-    biases: Any,
-    activation: Any,
-    output: Any,
-    off_diagonal: Any,
-    stats: Any,
-    clip: Any,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    return forward(u, v, weights, biases, activation, output, off_diagonal, stats, clip.item(), *rest)
+def _forward_operator(*arguments: Any) -> tuple[Tensor, ...]:
+    critic, score, request, resources = split(arguments, Critic, Score, Request, Resources)
+    return forward(critic, score, request._replace(clip=request.clip.item()), resources)
+
+
+def _backward_operator(*arguments: Any) -> list[Tensor]:
+    *parts, need_parameters, budget, backend = split(arguments, Critic, Score, LogSums, Slopes, Kept)
+    return backward(*(*parts, need_parameters, Resources(budget, backend)))
 
 
 for _key in ("CPU", "CUDA"):
     library.impl("mlp_critic_forward", _forward_operator, _key)
-    library.impl("mlp_critic_backward", backward, _key)
+    library.impl("mlp_critic_backward", _backward_operator, _key)

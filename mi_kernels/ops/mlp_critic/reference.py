@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
 from .activations import ACTIVATIONS
+from .problem import Critic, Score
 
 
 def softplus(s: Tensor) -> Tensor:
@@ -35,10 +36,9 @@ def apply_layers(
     return softplus(s) if output == "softplus" else s
 
 
-def scores(
-    u: Tensor, v: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str, output: str
-) -> Tensor:
+def scores(critic: Critic, activation: str, output: str) -> Tensor:
     """S [G, B, N] of u [G, B, H_1] and v [G, N, H_1]."""
+    u, v, weights, biases = critic
     pairs = (u.unsqueeze(2) + v.unsqueeze(1)).flatten(1, 2)
     return apply_layers(pairs, weights, biases, activation, output).unflatten(1, (u.shape[1], v.shape[1]))
 
@@ -68,15 +68,6 @@ def reduce_scores(s: Tensor, off_diagonal: bool, clip: float | None = None) -> t
     )
 
 
-def statistics(
-    u: Tensor,
-    v: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    activation: str,
-    output: str,
-    off_diagonal: bool,
-    clip: float | None = None,
-) -> tuple[Tensor, ...]:
+def statistics(critic: Critic, score: Score, clip: float | None = None) -> tuple[Tensor, ...]:
     """All statistics, through a materialised S."""
-    return reduce_scores(scores(u, v, weights, biases, activation, output), off_diagonal, clip)
+    return reduce_scores(scores(critic, score.activation, score.output), score.off_diagonal, clip)

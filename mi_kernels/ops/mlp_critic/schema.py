@@ -33,12 +33,14 @@ row tiles, column tiles, ceil(H_2 / 32), R C] int32; Triton and CUDA by rows: `k
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..common.arguments import schema, split
 from ..common.dtypes import accumulate_dtype
+from .problem import Critic, Kept, LogSums, Request, Resources, Score, Slopes
 
 # What csrc/mlp_critic/schema.h states too; tests/ops/common/test_schemas.py compares the two.
 ROW_LSE, COL_LSE, ROW_SOFTPLUS, CLIPPED_ROW_LSE = 1, 2, 4, 8
@@ -50,36 +52,15 @@ PIECEWISE_LINEAR = ("relu", "leaky_relu")  # activations whose slope a bit tells
 BITS = {"row_lse": ROW_LSE, "col_lse": COL_LSE, "row_softplus": ROW_SOFTPLUS, "clipped_row_lse": CLIPPED_ROW_LSE}
 
 
-
-class Score(NamedTuple):
-    """What turns pre-activations of the first layer into counted scores, besides the parameters."""
-
-    activation: str
-    output: str
-    off_diagonal: bool
-
-
-class Slopes(NamedTuple):
-    """The gradients that arrive at the statistics; None where nothing flows back."""
-
-    positive: Tensor | None
-    row_lse: Tensor | None
-    col_lse: Tensor | None
-    row_sum: Tensor | None
-    row_softplus: Tensor | None
-
-
 library = torch.library.Library("mi_kernels", "FRAGMENT")
-_critic = "Tensor u, Tensor v, Tensor[] weights, Tensor[] biases"
-_score = "str activation, str output, bool off_diagonal"
+_critic = schema(Critic, Score)
 library.define(
-    f"mlp_critic_forward({_critic}, {_score}, int stats, Tensor clip, bool keep, SymInt memory_budget, str backend) -> "
+    f"mlp_critic_forward({_critic}, {schema(Request, Resources)}) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 library.define(
-    f"mlp_critic_backward({_critic}, {_score}, Tensor row_lse, Tensor col_lse, Tensor? grad_positive, "
-    "Tensor? grad_row_lse, Tensor? grad_col_lse, Tensor? grad_row_sum, Tensor? grad_row_softplus, Tensor kept_scores, "
-    "Tensor kept_masks, bool need_parameters, SymInt memory_budget, str backend) -> Tensor[]"
+    f"mlp_critic_backward({_critic}, {schema(LogSums)}, {schema(Slopes, prefix='grad_')}, "
+    f"{schema(Kept, prefix='kept_')}, bool need_parameters, {schema(Resources)}) -> Tensor[]"
 )
 
 
@@ -108,20 +89,9 @@ def kept_shapes(
 
 
 @torch.library.register_fake("mi_kernels::mlp_critic_forward", lib=library)
-def _forward_fake(
-    u: Tensor,
-    v: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    activation: str,
-    output: str,
-    off_diagonal: bool,
-    stats: int,
-    clip: float,
-    keep: bool,
-    memory_budget: int,
-    backend: str,
-) -> tuple[Tensor, ...]:
+def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    critic, _, request, resources = split(arguments, Critic, Score, Request, Resources)
+    u, v, stats = critic.u, critic.v, request.stats
     groups, rows, columns = u.shape[0], u.shape[1], v.shape[1]
     dtype = accumulate_dtype(u.dtype)
     lengths = (
@@ -132,16 +102,17 @@ def _forward_fake(
         rows if stats & ROW_SOFTPLUS else 0,
         rows if stats & CLIPPED_ROW_LSE else 0,
     )
-    scores, masks = kept_shapes(groups, rows, columns, weights[0].shape[1], backend) if keep else ((0,), (0,))
+    shapes: tuple[tuple[int, ...], ...] = ((0,), (0,))
+    if request.keep:
+        shapes = kept_shapes(groups, rows, columns, critic.weights[0].shape[1], resources.backend)
     return (
         *(u.new_empty((groups, n), dtype=dtype) for n in lengths),
-        u.new_empty(scores, dtype=dtype),
-        u.new_empty(masks, dtype=torch.int32),
+        u.new_empty(shapes[0], dtype=dtype),
+        u.new_empty(shapes[1], dtype=torch.int32),
     )
 
 
 @torch.library.register_fake("mi_kernels::mlp_critic_backward", lib=library)
-def _backward_fake(u: Any, v: Any, weights: Any, biases: Any, *rest: Any) -> list[Tensor]:
-    need_parameters = rest[-3]
-    parameters = [*weights, *biases] if need_parameters else []
-    return [t.new_empty(t.shape) for t in (u, v, *parameters)]
+def _backward_fake(*arguments: Any) -> list[Tensor]:
+    critic, need_parameters = split(arguments, Critic)[0], arguments[-1 - len(Resources._fields)]
+    return [t.new_empty(t.shape) for t in (critic.tensors if need_parameters else critic.tensors[:2])]

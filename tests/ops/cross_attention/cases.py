@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 
-from mi_kernels.ops.cross_attention import reference
+from mi_kernels.ops.cross_attention import problem, reference
 from mi_kernels.ops.cross_attention.schema import NO_OFFSET
 
 
@@ -74,7 +74,7 @@ def oracle(case: Case, sides: list, seeds: list, dtype: torch.dtype) -> list[dic
     with mock.patch.object(reference, "accumulate_dtype", lambda _: dtype):
         for q, k, v, g, n_q, n_k, offset, scale, p, seed in zip(*sides, *rules(case), seeds, strict=True):
             q, k, v = leaves = [t.to(dtype).requires_grad_() for t in (q, k, v)]
-            out, stat = reference.attention(q, k, v, n_q, n_k, offset, scale, p, seed, case.sparse)
+            out, stat = reference.attention(problem.Pair(q, k, v, n_q, n_k, offset, scale, p, seed, case.sparse))
             end = n_q.view(-1, 1, 1, 1) if n_q.numel() else q.shape[2]
             g = torch.where(torch.arange(q.shape[2])[:, None] < end, g, 0.0).to(dtype)
             dq, dk, dv = torch.autograd.grad(out, leaves, g)

@@ -13,6 +13,7 @@ from torch import Tensor
 import mi_kernels as mk
 from mi_kernels.backends import extension_status
 from mi_kernels.ops.cross_attention import dispatch, reference
+from mi_kernels.ops.cross_attention.problem import OperatorRule, Pairs
 from mi_kernels.ops.cross_attention.schema import NO_OFFSET
 
 needs_extension = pytest.mark.skipif(extension_status() != "available", reason="the extension is not built")
@@ -467,12 +468,13 @@ def test_operators_pass_opcheck(sparse: bool, backend: str) -> None:
     value = [torch.randn(2, 2, 7, 3), torch.randn(1, 1, 2, 1)]
     none = torch.empty(0, dtype=torch.int64)
     lengths = ([torch.tensor([5, 2]), none], [none, torch.tensor([1])])
-    rule = (*lengths, [NO_OFFSET, 1], torch.tensor([[0.5, 1.0], [0.1, 0.0]]), torch.tensor([3, 4]), sparse, backend)
+    pairs = Pairs(query, key, value, *lengths, torch.tensor([3, 4]))
+    rule = (*OperatorRule([NO_OFFSET, 1], torch.tensor([[0.5, 1.0], [0.1, 0.0]]), sparse), backend)
     ops = torch.ops.mi_kernels
-    torch.library.opcheck(ops.cross_attention_forward.default, (query, key, value, *rule))
-    found = ops.cross_attention_forward(query, key, value, *rule)
+    torch.library.opcheck(ops.cross_attention_forward.default, (*pairs, *rule))
+    found = ops.cross_attention_forward(*pairs, *rule)
     assert [t.dtype for t in found] == [torch.float32] * 4
-    given = ([t + 1 for t in found[:2]], query, key, value, found[:2], found[2:], *rule)
+    given = ([t + 1 for t in found[:2]], *pairs, found[:2], found[2:], *rule)
     torch.library.opcheck(ops.cross_attention_backward.default, given)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mi_kernels.ops.cross_attention import dispatch, reference, sdpa
+from mi_kernels.ops.cross_attention.problem import Pair, Pairs, Rule
 from mi_kernels.ops.cross_attention.schema import NO_OFFSET
 
 NO_LENGTHS = torch.empty(0, dtype=torch.int64)
@@ -58,8 +59,26 @@ def test_only_what_flash_attention_computes_is_routed(flash_everywhere, changed:
         pairs = arguments(**changed)
         assert sdpa.suits(*pairs, sparse=False) == suits
         assert not sdpa.suits(*pairs, sparse=True), "sparsemax is ours alone"
-        assert dispatch._routed(dispatch.AUTOMATIC, pairs, False) == ("sdpa" if suits else "triton")
-        assert dispatch._routed("triton", pairs, False) == "triton", "a named backend is the one that runs"
+        given = Pairs(*pairs[:5], torch.zeros(len(pairs[0])).long()), Rule(*pairs[5:], False)
+        assert dispatch._routed(dispatch.AUTOMATIC, *given) == ("sdpa" if suits else "triton")
+        assert dispatch._routed("triton", *given) == "triton", "a named backend is the one that runs"
+
+
+@pytest.mark.parametrize(
+    ("changed", "narrow"),
+    [({"E": 16, "EV": 16}, True), ({"E": 4, "EV": 9, "dtype": torch.float32, "p": 0.1, "lengths": True}, True),
+     ({"E": 16, "EV": 17}, False), ({"E": 4, "EV": 4, "dtype": torch.float64}, False)],
+    ids=str,
+)  # fmt: skip
+def test_narrow_heads_take_the_cuda_kernels_where_they_are_built(monkeypatch, changed: dict, narrow: bool) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        pairs = arguments(**changed)
+        for built in (True, False):
+            monkeypatch.setattr(dispatch, "usable", lambda name, built=built: built and name == "cuda")
+            for sparse in (True, False):
+                expected = "cuda" if built and narrow else "triton"
+                assert dispatch._routed(dispatch.AUTOMATIC, pairs, sparse) == expected
+                assert dispatch._routed("triton", pairs, sparse) == "triton", "a named backend is the one that runs"
 
 
 def test_a_device_without_flash_attention_is_not_routed() -> None:
@@ -97,7 +116,7 @@ def test_outputs_statistics_and_gradients_are_the_definitions(monkeypatch: pytes
     pairs = arguments(Tq=40, Tk=40, E=32, EV=32, dtype=torch.float32, offset=offset, device="cpu")
     q, k, v = leaves = [side[0].double().requires_grad_() for side in pairs[:3]]
     want, want_stat = reference.attention(
-        q, k, v, NO_LENGTHS, NO_LENGTHS, offset, 0.3, 0.0, torch.zeros(1).long(), False
+        Pair(q, k, v, NO_LENGTHS, NO_LENGTHS, offset, 0.3, 0.0, torch.zeros(1).long(), False)
     )
     out, stat = sdpa.forward(*pairs, None, False)
     torch.testing.assert_close(out.double(), want.detach(), rtol=1e-5, atol=1e-5)

@@ -12,6 +12,7 @@ from torch.func import grad, vmap
 import mi_kernels as mk
 from mi_kernels.backends import extension_status
 from mi_kernels.ops.cross_attention import reference
+from mi_kernels.ops.cross_attention.problem import Pair
 from mi_kernels.ops.cross_attention.schema import NO_OFFSET
 from tests.ops.transforms_cases import assert_batched_and_repeated_backward, assert_transforms
 
@@ -30,7 +31,7 @@ def plain(options: dict[str, Any]) -> Any:
     lengths = options.get("query_lengths", none), options.get("key_lengths", none)
     rule = (options.get("causal_offset", NO_OFFSET), 0.5, options.get("dropout_p", 0.0))
     seed, sparse = torch.tensor([options.get("seed", 0)]), options.get("normalizer") == "sparsemax"
-    return lambda q, k, v: reference.attention(q, k, v, *lengths, *rule, seed, sparse)[0]
+    return lambda q, k, v: reference.attention(Pair(q, k, v, *lengths, *rule, seed, sparse))[0]
 
 
 def sequences(lead: tuple[int, ...] = ()) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mi_kernels.ops.common.arguments import split
 from mi_kernels.ops.lstm_scan import reference
+from mi_kernels.ops.lstm_scan.problem import Scan, Slopes, Start, States
 from tests.cuda_emulator import build
 from tests.cuda_emulator.operators import poisoned
 
@@ -60,7 +62,7 @@ def check(case: tuple[int, ...], dtype: torch.dtype, states: bool, lengths: Tens
     ops = torch.ops.mi_kernels_cuda
     found = ops.lstm_scan_forward(gates, weight, bias, h0, c0, lengths, T, True, processors)
     wide = [None if t is None else t.double() for t in (gates, weight, bias, h0, c0)]
-    expected = reference.forward(*wide, lengths, T, True)  # type: ignore[arg-type]
+    expected = reference.forward(Scan(*wide, lengths), T, True)  # type: ignore[arg-type]
     for a, b in zip(found, expected, strict=True):
         assert error(a, b) < 1e-6
     slopes = [torch.randn(G, B, T, H) for _ in range(2)]
@@ -69,7 +71,7 @@ def check(case: tuple[int, ...], dtype: torch.dtype, states: bool, lengths: Tens
     problem = (weight, h0, c0, lengths, *found, *slopes, inputs, ALL_GRADIENTS)
     oracle = (wide[1], *wide[3:], lengths, *expected, *(None if g is None else g.double() for g in slopes))
     gradients = ops.lstm_scan_backward(*problem, processors)
-    wanted = reference.backward(*oracle, inputs, ALL_GRADIENTS)  # type: ignore[arg-type]
+    wanted = reference.backward(*split(oracle, Start, States, Slopes), inputs, ALL_GRADIENTS)
     for a, b in zip(gradients, wanted, strict=True):
         assert a.shape == b.shape and error(a, b) < 2e-6
 

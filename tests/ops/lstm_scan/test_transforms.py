@@ -10,6 +10,7 @@ from torch.func import jvp, vmap
 import mi_kernels as mk
 from mi_kernels.backends import extension_status
 from mi_kernels.ops.lstm_scan import reference
+from mi_kernels.ops.lstm_scan.problem import Scan
 from tests.ops.lstm_scan.test_lstm_scan import decode_by_cells
 from tests.ops.transforms_cases import assert_batched_and_repeated_backward, assert_transforms
 
@@ -29,7 +30,7 @@ def plain(lengths: Tensor | None):
         grouped = weight_hh.dim() == 3
         group = lambda t: t if grouped or t is None else t.unsqueeze(0)  # noqa: E731
         gates = x @ (weight_ih.mT.unsqueeze(-3) if grouped else weight_ih.mT)
-        found = reference.scan(*map(group, (gates, weight_hh, bias, h0, c0, lengths)), x.shape[-2])[:2]
+        found = reference.scan(Scan(*map(group, (gates, weight_hh, bias, h0, c0, lengths))), x.shape[-2])[:2]
         return found if grouped else tuple(t.squeeze(0) for t in found)
 
     return run

@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, jvp, vmap
 import mi_kernels as mk
 from mi_kernels.backends import extension_status
 from mi_kernels.ops.mlp_critic import api, reference
+from mi_kernels.ops.mlp_critic.problem import Critic, Score
 from tests.ops.transforms_cases import assert_batched_and_repeated_backward, assert_transforms
 
 BACKENDS = ["reference", "chunked", *(["cpu"] if extension_status() == "available" else [])]
@@ -27,7 +28,7 @@ def plain(x: Tensor, y: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
     rest = [w if w.dim() == 3 else w.unsqueeze(0) for w in weights[1:]]
     offsets = [b if b.dim() == 2 else b.unsqueeze(0) for b in biases[1:]]
     u, v = (t.flatten(0, -3) if t.dim() > 2 else t.unsqueeze(0) for t in (u, v))
-    found = reference.statistics(u, v, rest, offsets, "tanh", "identity", False)
+    found = reference.statistics(Critic(u, v, rest, offsets), Score("tanh", "identity", False))
     return tuple(t.reshape(*x.shape[:-2], t.shape[-1]) for t in found)
 
 

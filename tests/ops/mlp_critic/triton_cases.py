@@ -3,6 +3,7 @@
 Run by tests/triton_checks.py in a process of its own: TRITON_INTERPRET is read when triton is imported.
 """
 
+import os
 import warnings
 from dataclasses import dataclass
 from itertools import count, pairwise
@@ -10,9 +11,11 @@ from itertools import count, pairwise
 import torch
 from torch import Tensor
 
+from mi_kernels.ops.common.arguments import split
 from mi_kernels.ops.common.statistics import STATISTICS
 from mi_kernels.ops.mlp_critic import api, chunked, reference, triton_common
 from mi_kernels.ops.mlp_critic.activations import ACTIVATIONS
+from mi_kernels.ops.mlp_critic.problem import Critic, LogSums, Score, Slopes
 from mi_kernels.ops.mlp_critic.schema import COL_LSE, ROW_LSE
 from tests.triton_cases import DEVICE
 
@@ -37,6 +40,7 @@ class Case:
     weight: float = 1.0
     twice: bool = False
     exact: bool = False  # inputs for which no rounding to 16 bits can turn the sign of a unit
+    schedule: str = "fused"
 
     @property
     def square_or_not(self) -> tuple[str, ...]:
@@ -65,7 +69,16 @@ CASES = (
     + [Case(stats=(s,), hidden=(5, 3)) for s in ("row_lse", "col_lse", "row_sum", "row_softplus")]
     + [Case(frozen=True, hidden=h) for h in (ONE, (5, 3))]
     + [Case(frozen=True, hidden=(5, 3), activation="sigmoid", stats=("row_lse",))]
-)
+    # Layers stored by chunks, for torch's matmuls.
+    + [Case(B=11, N=19, activation=a, output=o, budget=b, schedule="chunked") for a, o, b in (
+        ("relu", "identity", RECOMPUTE), ("gelu", "softplus", RECOMPUTE), ("tanh", "identity", 9000),
+    )]
+    + [Case(activation="elu", pairs="off_diagonal", budget=1500, schedule="chunked", twice=True, frozen=True)]
+    + [Case(groups=2, own=own, activation="silu", hidden=(3, 5), budget=b, schedule="chunked")
+       for own, b in ((True, 9000), (False, 9000), (True, 3000))]
+    + [Case(dtype=t, exact=True, budget=RECOMPUTE, schedule="chunked") for t in (torch.bfloat16, torch.float16)]
+    + [Case(dtype=torch.float16, weight=1e-7, activation="tanh", hidden=(8, 8), budget=1000, schedule="chunked")]
+)  # fmt: skip
 
 
 def inputs(case: Case, seed: int) -> tuple[list[Tensor], int]:
@@ -146,6 +159,7 @@ def poisoned(empty):
 
 
 def failures(case: Case, seed: int) -> list[str]:
+    os.environ["MI_KERNELS_SCHEDULE"] = case.schedule
     tensors, layers = inputs(case, seed)
     got = measured(case, tensors, layers, "triton")
     exact = measured(case, [t.double() for t in tensors], layers, "reference")
@@ -183,7 +197,8 @@ def operator_failures() -> list[str]:
         results.append(torch.library.opcheck(ops.mlp_critic_backward.default, given, test_utils=tests))
         found += [f"{name}: {r}" for done in results for name, r in done.items() if r != "SUCCESS"]
         gradients.append(ops.mlp_critic_backward(*given))
-    expected = chunked.backward(*critic, row_lse, col_lse, (positive, row_lse, None, row_sum, row_sum), True, 100)
+    slopes = Slopes(positive, row_lse, None, row_sum, row_sum)
+    expected = chunked.backward(*split(critic, Critic, Score), LogSums(row_lse, col_lse), slopes, True, 100)
     found += [
         f"gradient {k} of mixed parameters: error {distance(a, b):.2e}"
         for got in gradients

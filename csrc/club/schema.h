@@ -1,0 +1,14 @@
+// Bits and sizes that mi_kernels/ops/club/schema.py states too; tests/ops/common/test_schemas.py compares the two.
+#pragma once
+
+#include <cstdint>
+
+namespace mk::club {
+
+// Gradients that a backward is asked for.
+enum Needs : int64_t { kNeedMu = 1, kNeedLogvar = 2, kNeedY = 4 };
+
+// Moments of each dimension that a forward leaves for the backward.
+constexpr int64_t kMoments = 5;
+
+}  // namespace mk::club
