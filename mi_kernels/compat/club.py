@@ -271,6 +271,5 @@ class VarUB(_Gaussian):
     def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
         check_pair(x_samples, y_samples, more_dimensions=True)
         mu, logvar = self.get_mu_logvar(x_samples)
-        # Two means of few operations each: this loss is little beside its networks, and the original's is no more.
-        mean_square = F.mse_loss(mu, mu.new_zeros(()).expand_as(mu))
-        return (mean_square + (logvar.exp() - logvar).mean() - 1) / 2
+        # Few and quick operations, beside two small networks: a product instead of a power, 1 taken off the mean.
+        return (mu * mu + logvar.exp() - logvar).mean() / 2 - 0.5

@@ -237,7 +237,7 @@ class RowLosses(torch.autograd.Function):
     def backward(ctx: Any, g: Any) -> Any:
         pairs, shift, settings, needs = ctx.settings
         saved = ctx.saved_tensors
-        problem, known = Problem(*saved[: FIELDS - 2], pairs, shift), saved[FIELDS - 2 :]
+        problem, known = Problem(*[*saved[: FIELDS - 2], pairs, shift]), saved[FIELDS - 2 :]
         if torch.is_grad_enabled() or common.batched(g):
             formula = lambda p: (differentiable_row_losses(p, settings),)  # noqa: E731
             with torch.enable_grad():
