@@ -20,7 +20,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import setuptools
 from setuptools import setup
+
+if int(setuptools.__version__.partition(".")[0]) < 77:  # --no-build-isolation does not install what pyproject.toml asks
+    raise SystemExit(
+        f"mi-kernels: setuptools 77 or newer is needed to build, found {setuptools.__version__}. "
+        "Run: pip install --upgrade 'setuptools>=77'"
+    )
 
 ROOT = Path(__file__).resolve().parent
 # at::parallel_for is inlined from headers: these two make it run on the OpenMP threads that torch runs on.

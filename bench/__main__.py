@@ -49,6 +49,7 @@ TABLES = {
         "a step of MIRD and the memory of its decoder", 4, "cpu_mird.json", False,
         ("-m", "bench.mird", "--json", str(RESULTS / "cpu_mird.json")), False,
     ),
+    "instructions": Table("AVX-512 and AVX2 side by side", 2, "cpu_instructions.json", False, (), False),
     "mi_tasks": Table("estimate_mi on forty tasks, three seeds", 30, "mi_tasks.json", False, (), False),
     "mi_truth": Table(
         "estimate_mi beyond Gaussians", 120, "mi_truth.json", False,

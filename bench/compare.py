@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import shutil
 import statistics
 import subprocess
@@ -77,11 +78,18 @@ def judge(case: str, before: list[float], after: list[float], threshold: float, 
 
 
 class Side:
-    """The process of one checkout."""
+    """The process of one checkout, with environment variables of its own."""
 
-    def __init__(self, checkout: Path):
+    def __init__(self, checkout: Path, variables: dict[str, str] | None = None):
         command = [sys.executable, str(Path(__file__).with_name("worker.py")), str(checkout)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=checkout)
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=checkout,
+            env={**os.environ, **(variables or {})},
+        )
         if not self.answer().get("ready"):
             raise SystemExit(f"bench compare: the code of {checkout} does not start (its output is above)")
 
@@ -140,8 +148,9 @@ def _with_extension(tree: Path, commit: str) -> None:
         raise SystemExit(f"bench compare: no extension for {commit[:8]}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
-def paired(before: Side, after: Side, case: str, seconds: float, least: int) -> tuple[list[float], list[float]] | str:
-    """Seconds a step of both, turn by turn; or why there are none."""
+def paired(before: Side, after: Side, case: str, seconds: float, least: int,
+           slow: float = 0.0) -> tuple[list[float], list[float]] | str:  # fmt: skip
+    """Seconds a step of both, turn by turn; or why there are none. `slow`: artificial regression of `after`."""
     first = before.ask(prepare=case), after.ask(prepare=case)
     for side, answer in zip(("before", "after"), first, strict=True):
         if "error" in answer:
@@ -152,7 +161,7 @@ def paired(before: Side, after: Side, case: str, seconds: float, least: int) -> 
     while time.monotonic() < end or len(times[0]) < least:
         order = ((0, before), (1, after)) if len(times[0]) % 2 == 0 else ((1, after), (0, before))
         for k, side in order:
-            answer = side.ask(run=steps)
+            answer = side.ask(run=steps, slow=slow * k)
             if "error" in answer:
                 return f"{('before', 'after')[k]}: {answer['error']}"
             times[k].append(answer["seconds"] / steps)
@@ -160,13 +169,14 @@ def paired(before: Side, after: Side, case: str, seconds: float, least: int) -> 
 
 
 def compare(before: Path, after: Path, names: list[str], seconds: float, threshold: float,
-            confidence: float = 0.95, least: int = 20) -> tuple[list[Verdict], dict[str, str]]:  # fmt: skip
+            confidence: float = 0.95, least: int = 20,
+            slow: float = 0.0) -> tuple[list[Verdict], dict[str, str]]:  # fmt: skip
     """Verdicts, and by case why there is none."""
     verdicts, failed = [], {}
     sides = Side(before), Side(after)
     try:
         for case in names:
-            found = paired(*sides, case, seconds, least)
+            found = paired(*sides, case, seconds, least, slow)
             if isinstance(found, str):
                 failed[case] = found
                 print(f"{case:32s} not compared: {found}", flush=True)
@@ -185,16 +195,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="cases whose names hold one of these")
     parser.add_argument("--seconds", type=float, default=4.0, help="a case")
     parser.add_argument("--threshold", type=float, default=0.03, help="what counts as slower: 0.03 is 3 %%")
+    parser.add_argument("--slow", type=float, default=0.0, metavar="SHARE",
+                        help="slow AFTER down by this share of a step, to see that it is noticed")  # fmt: skip
     parser.add_argument("--out", type=Path, help="write the verdicts as JSON")
 
 
 def main(options: argparse.Namespace) -> int:
     names = suite.chosen(options.only)
     with checkout_of(options.before) as before, checkout_of(options.after) as after:
-        verdicts, failed = compare(before, after, names, options.seconds, options.threshold)
+        verdicts, failed = compare(before, after, names, options.seconds, options.threshold, slow=options.slow)
     slower = [v.case for v in verdicts if v.verdict == "slower"]
     if options.out:
-        given = {"before": options.before, "after": options.after, "threshold": options.threshold}
+        given = {key: getattr(options, key) for key in ("before", "after", "threshold", "slow")}
         found = {"verdicts": [asdict(v) for v in verdicts], "failed": failed}
         content = {"machine": machine.describe(), **given, **found}
         options.out.write_text(json.dumps(content, indent=1) + "\n")

@@ -5,9 +5,9 @@
 A case is a data set and a base. Its choices are made on validation rows, on a seed that is not reported: first the
 learning rate of the base alone (3 trials), which all arms share, then the weight of each measure (4 trials each). The
 arms are the base ("weight 0"), the three measures with a quarter as many shuffled rows as rows (the default), "kl" with
-as many, the two controls of "kl" (all modalities moved by one permutation; an untrained critic), these at the weight
-chosen for "kl", and the base on each modality alone. Every model is also
-scored on test rows whose modalities are damaged (``models.mdm.robustness``).
+as many and with an eighth as many, the two controls of "kl" (all modalities moved by one permutation; an untrained
+critic), these at the weight chosen for "kl", and the base on each modality alone. Every model is also scored on test
+rows whose modalities are damaged (``models.mdm.robustness``).
 
 Writes the file after every run and goes on from it: a run whose settings are already there is kept, with the commit
 it was made at.
@@ -146,6 +146,7 @@ def arms_of(case: str, weights: dict[str, float]) -> dict[str, dict[str, Any]]:
     arms: dict[str, dict[str, Any]] = {"weight 0": {"weight": 0.0}}
     arms |= {measure: {"measure": measure, "weight": weights[measure]} for measure in MEASURES}
     arms["kl, as many negatives as rows"] = kl | {"negatives": 1.0}
+    arms["kl, an eighth as many"] = kl | {"negatives": 0.125}
     arms["control, same permutation"] = kl | {"control": "same"}
     arms["control, random critic"] = kl | {"control": "random"}
     name, _, kind = case.rpartition("-")

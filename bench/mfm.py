@@ -72,9 +72,7 @@ def public_codes(model: MFM, x: dict[str, Tensor]) -> dict[str, Tensor]:
 def public_decoded(decoder: Any, code: Tensor, steps: int) -> Tensor:
     h, c, given, states = torch.zeros_like(code), torch.zeros_like(code), code, []
     for _ in range(steps):
-        h, c = torch.lstm_cell(
-            given, (h, c), decoder.weight_ih, decoder.weight_hh, decoder.bias_ih, decoder.bias_hh
-        )
+        h, c = torch.lstm_cell(given, (h, c), decoder.weight_ih, decoder.weight_hh, decoder.bias_ih, decoder.bias_hh)
         given = h
         states.append(h)
     return decoder.out(torch.stack(states, 1))
@@ -158,8 +156,9 @@ def _gap(found: Tensor, wanted: Tensor) -> float:
     return (found - wanted).abs().max().item() / max(1.0, wanted.abs().max().item())
 
 
-def step(model: MFM, loss: Callable[[], Tensor]) -> Callable[[], None]:
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+def step(model: MFM, loss: Callable[[], Tensor], fused: bool | None = None) -> Callable[[], None]:
+    """fused: whether Adam takes all parameters in one call, as in our trainer; the public code does not."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
 
     def run() -> None:
         optimizer.zero_grad()
@@ -183,7 +182,7 @@ def main() -> None:
         public, _ = problem(rows)
         steps = {
             PUBLIC: step(public, partial(public_loss, public, batch)),
-            "mi_kernels": step(ours, lambda model=ours, batch=batch: model.loss(batch).total),  # type: ignore[misc]
+            "mi_kernels": step(ours, lambda model=ours, batch=batch: model.loss(batch).total, fused=True),  # type: ignore[misc]
         }
         found += table.rows("MFM step", {"T": STEPS, "B": rows}, steps, PUBLIC, args.seconds)
     print(machine.write("cpu_mfm", found, table.COLUMNS))

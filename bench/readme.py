@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import json
-import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from . import machine
+from . import machine, readme_evidence, readme_systems
+from .readme_parts import load, paragraph, setting, table
 
 HEADER = "case | base | mi_kernels | best rival | floor"
 FIGURES = (
@@ -19,18 +18,6 @@ FIGURES = (
 )  # fmt: skip
 ROOT = machine.RESULTS.parent.parent
 Row = dict[str, Any]
-
-
-def load(name: str) -> dict[str, Any]:
-    return json.loads((machine.RESULTS / f"{name}.json").read_text())
-
-
-def setting(result: dict[str, Any]) -> str:
-    m = result["machine"]
-    peak = m.get("fp32_peak_gflops")
-    rate = f" ({peak:.0f} GFLOP/s of fp32 multiply-adds on registers)" if peak else ""
-    threads = f"{m['threads']} thread{'s' * (m['threads'] > 1)}"
-    return f"{threads} of an {m['processor']}{rate}, torch {m['torch']}, commit {m['commit']}, {m['date']}"
 
 
 def by_size(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], dict[str, Row]]:
@@ -56,10 +43,6 @@ def ours(rows: dict[str, Row]) -> str:
     return shown if [r for r in faster if "matmul" not in r["contender"]] else f"**{shown}**"
 
 
-def paragraph(*text: str) -> list[str]:
-    return [*textwrap.wrap(" ".join(text), 120, break_long_words=False, break_on_hyphens=False), ""]
-
-
 def cell(rows: dict[str, Row], name: str, digits: int = 2) -> str:
     return f"{rows[name]['over_base']:.{digits}f}" if name in rows else "-"
 
@@ -67,10 +50,6 @@ def cell(rows: dict[str, Row], name: str, digits: int = 2) -> str:
 def mib(rows: dict[str, Row], name: str) -> str:
     found = rows.get(name, {}).get("peak_mib")
     return "-" if found is None else f"{found:.0f}"
-
-
-def table(header: str, lines: Iterable[str]) -> list[str]:
-    return [f"| {header} |", "|" + "---|" * (header.count("|") + 1), *(f"| {line} |" for line in lines), ""]
 
 
 def info_nce() -> list[str]:
@@ -130,9 +109,7 @@ def moments() -> list[str]:
             base = next(iter(rows.values()))["base"]
             public = cell(rows, "public formulation, B x B x D")
             rivals = {name: row for name, row in rows.items() if name != base or "matmul" not in base}
-            lines.append(
-                f"{loss} | {b} | {d} | {base} | {ours(rows)} | {best_rival(rivals)} | {public}"
-            )
+            lines.append(f"{loss} | {b} | {d} | {base} | {ours(rows)} | {best_rival(rivals)} | {public}")
     return [
         *paragraph(f"CLUB, squared MMD and HSIC, forward plus backward, {setting(results[0])}."),
         *table("loss | B | D | base | mi_kernels | best rival | public, B x B x D", lines),
@@ -240,7 +217,9 @@ def estimators() -> list[str]:
 
 SHOWN_LEVELS = (2, 6, 10)
 KINDS = {  # of curves that are no registered bound; without clipping SMILE is Donsker-Varadhan
-    "smile-1": "neither", "smile-5": "neither", "smile-inf": "lower",
+    "smile-1": "neither",
+    "smile-5": "neither",
+    "smile-inf": "lower",
 }
 
 
@@ -277,9 +256,11 @@ def staircase() -> list[str]:
 
 Section = tuple[Callable[[], list[str]], ...]
 PAGES: dict[str, dict[str, Section]] = {
-    "README.md": {"estimator table": (estimators,)},
     "docs/choosing.md": {"staircase table": (staircase,), "estimator table": (estimators,)},
+    "docs/factorcl.md": {"term table": (readme_evidence.factorcl_terms,)},
+    "docs/drop-ins.md": {"drop-in table": (readme_systems.drop_ins,)},
     "docs/benchmarks.md": {
+        "step table": (readme_systems.steps, readme_systems.penalties, readme_systems.decoder),
         "benchmark table": (info_nce, low_precision, other_losses, concat, moments, sequences, recurrent),
         "accuracy table": (accuracies,),
     },

@@ -1,8 +1,9 @@
 """Times cases of suite.py on the code of a checkout, for `python -m bench compare`: one process a checkout.
 
 `python bench/worker.py CHECKOUT` imports mi_kernels and models from CHECKOUT and reads lines of JSON: {"prepare": case}
-answers {"seconds": of one warm step} or {"error": text}; {"run": n} answers {"seconds": of n steps of the case prepared
-last}. Stands alone, as CHECKOUT may have no bench folder, or another one.
+answers {"seconds": of one warm step} or {"error": text}; {"run": n, "slow": s} answers {"seconds": of n steps of the
+case prepared last}, each followed by an idle loop of s times its length. Stands alone, as CHECKOUT may have no bench
+folder, or another one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,19 @@ def _suite(checkout: str):
     return module
 
 
+def _slowed(step, share: float):
+    """The step with an artificial regression."""
+
+    def run() -> None:
+        start = time.perf_counter()
+        step()
+        end = time.perf_counter() + share * (time.perf_counter() - start)
+        while time.perf_counter() < end:
+            pass
+
+    return run
+
+
 def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # what a model prints must not get among the answers
     suite, step = _suite(sys.argv[1]), None
@@ -36,9 +50,10 @@ def main() -> None:
             if "prepare" in asked:
                 step = suite.cases()[asked["prepare"]]()
                 step()
+            run = _slowed(step, asked["slow"]) if asked.get("slow") else step
             start = time.perf_counter()
             for _ in range(asked.get("run", 1)):
-                step()
+                run()
             answer = {"seconds": time.perf_counter() - start}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}

@@ -2,8 +2,9 @@
 
 Five backends exist: `reference` (plain torch, materialises the scores, the definition), `chunked` (plain torch in
 row chunks, O(B) memory, always available), `cpu` (the compiled C++ extension), `triton` (GPUs, or Triton's
-interpreter) and `cuda` (the extension's CUDA C++ kernels; where a caller names it, and where an op has no Triton
-kernel). The automatic choice goes by the device of the inputs; a backend that a caller names runs or raises.
+interpreter) and `cuda` (the extension's CUDA C++ kernels; where a caller names it, where an op has no Triton kernel,
+and for attention with narrow heads). The automatic choice goes by the device of the inputs; a backend that a caller
+names runs or raises.
 """
 
 from __future__ import annotations
@@ -107,6 +108,11 @@ def _status(name: str) -> str:
 def backends() -> dict[str, str]:
     """Name of every backend -> "available", or the reason why it cannot run here."""
     return {name: _status(name) for name in NAMES}
+
+
+def usable(name: str) -> bool:
+    """Whether a backend can run here."""
+    return _status(name) == "available"
 
 
 def _check(name: str | None, argument: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from models.factorcl import analyses as factorcl
+from models.factorcl import probe
 from models.mdm import analyses as mdm
 from models.mfm import analyses as mfm
 from models.mird import analyses as mird
@@ -14,6 +15,7 @@ from models.mird import analyses as mird
 ANALYSES: dict[str, Callable[[Path, bool], str]] = {
     "factorcl-gaussian": factorcl.gaussian,
     "factorcl-cmi": factorcl.conditional,
+    "factorcl-information": probe.information,
     "mdm-critic": mdm.critic,
     "mdm-robustness": mdm.robustness,
     "mird-quirks": mird.quirks,

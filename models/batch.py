@@ -28,6 +28,12 @@ class Inputs(NamedTuple):
             return self.present
         return torch.ones(len(self.values), dtype=torch.bool, device=self.values.device)
 
+    def steps(self) -> Tensor:
+        """[B] lengths of sequences and tokens, on the device of the values; all steps where no lengths are given."""
+        if self.lengths is not None:
+            return self.lengths.to(self.values.device)
+        return torch.full((len(self.values),), self.values.shape[1], device=self.values.device)
+
     def take(self, rows: Tensor) -> Inputs:
         """The given rows (indices or a bool mask), with as much padding as before."""
         return Inputs(
@@ -94,6 +100,10 @@ class Batch(NamedTuple):
         if self.labelled is None or bool(self.labelled.all()):
             return self
         return self.take(self.labelled)
+
+    def complete_with_labels(self) -> Batch:
+        """The rows that have every modality and a label."""
+        return self.complete().with_labels()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from models.provenance import commit, describe
 from models.settings import RunConfig, read
 from models.training.fit import fit, load_data
 from models.training.folder import holds_work, refuse_folder
+from models.training.phases import NotFinite
 from models.training.search import SEQUENCES, VECTORS, applicable, trials
 
 # Apart from every seed that is reported, so that a choice is not made on the weights and splits it is reported on.
@@ -35,9 +36,7 @@ def trial(config: RunConfig, folder: Path, *, progress: bool) -> dict[str, Any]:
     start = time.monotonic()
     try:
         module = fit(config, data, folder, overwrite=True, progress=progress)
-    except RuntimeError as error:
-        if "the loss became" not in str(error):
-            raise
+    except NotFinite as error:
         return {"valid": None, "failed": str(error)}
     value = validation_value(module.model, data)
     seconds = round(time.monotonic() - start, 1)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lightning import seed_everything
-
 from models import factorcl, mdm, mfm, mird
 from models.baselines import contrastive, fusion, mag, misa, mmim
 from models.data.dataset import Dataset
@@ -63,5 +61,7 @@ def entry(name: str) -> Entry:
 
 def build(name: str, settings: Any, data: Dataset, seed: int) -> Model:
     """A fresh model, its weights drawn from ``seed``."""
+    from lightning import seed_everything  # here, since a command that builds no model need not wait for it
+
     seed_everything(seed, verbose=False)
     return entry(name).build(settings, data)

@@ -22,9 +22,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from models.data import DataConfig
+from models.files import replace_file
 from models.model import Nested
 from models.registry import entry
-from models.training.checkpoint import replace_file
 from models.training.config import TrainingConfig
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -180,9 +180,19 @@ def _check_keys(given: Iterable[Any], known: Sequence[str], prefix: str) -> None
     for key in given:
         if key not in known:
             close = [OTHER_NAMES.get(str(key), "")] if OTHER_NAMES.get(str(key)) in known else []
-            close = close or difflib.get_close_matches(str(key), known, 1, 0.5)
+            close = close or _inside(str(key), known) or difflib.get_close_matches(str(key), known, 1, 0.5)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(known)}"
             raise ValueError(f"there is no setting {prefix}{key}; {hint}")
+
+
+def _inside(key: str, known: Sequence[str]) -> list[str]:
+    """epochs -> training.epochs, where a setting was named without its part."""
+    if "training" not in known:
+        return []
+    parts = (("training", TrainingConfig), ("data", DataConfig))
+    names = {f.name: f"{part}.{f.name}" for part, kind in parts for f in dataclasses.fields(kind)}
+    found = names.get(OTHER_NAMES.get(key, key))
+    return [found] if found else []
 
 
 def _build(kind: Any, given: Mapping[str, Any], prefix: str) -> Any:

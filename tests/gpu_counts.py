@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 import mi_kernels as mk
 import mi_kernels.ops
 from mi_kernels.ops.club.api import gaussian_club
+from mi_kernels.ops.common import precision
 from tests.absent_gpu import tensor
 
 RECORD = Path(__file__).resolve().parent.parent / "bench/results/gpu_counts.json"
@@ -89,6 +90,20 @@ def _pairs(g: dict, own: str, oth: str) -> float:
     return 2.0 * g[own] * g[oth] * g["D"]
 
 
+def _layers(g: dict) -> float:
+    return 2.0 * g["n_rows"] * g["n_cols"] * g["H1"] * (g["H2"] if g["LAYERS"] == 2 else g["LAYERS"])
+
+
+def _distances(g: dict, *widths: str) -> float:
+    """Squared distances of samples and, where gradients are fused, their products; DIRECT has few pairs left."""
+    if g["DIRECT"]:
+        return 0.0
+    rows, gradients = g.get("n_own", g["n"]), [g.get(p) for p in ("p_dz", "p_dx", "p_dy")]
+    half = 0.5 if "n_x" in g and g["p_slope"] is None and g["p_dz"] is None else 1.0
+    once = sum(2.0 * rows * g["n"] * g[w] for w in widths)
+    return once * (half + any(t is not None for t in gradients))
+
+
 # Of these tensors a launch touches one element a row.
 SPARSE = {"finish_kernel": ("p_ds",)}
 # FLOP of a launch by its arguments, where that is a product of pairs; one group.
@@ -96,10 +111,14 @@ FLOP: dict[str, Callable[[dict], float]] = {
     "stats_kernel": lambda g: _pairs(g, "n_own", "n_oth"),
     "pair_kernel": lambda g: _pairs(g, "n_row", "n_col"),
     "grad_kernel": lambda g: _pairs(g, "n_own", "n_oth") * (1 + -(-g["D"] // g["BO"])),
+    "both_sides_kernel": lambda g: _pairs(g, "n_chunk", "n_col"),
     "dscores_kernel": lambda g: _pairs(g, "n_chunk", "n_col"),
     "slope_kernel": lambda g: _pairs(g, "n_chunk", "n_col"),
-    "scores_kernel": lambda g: 2.0 * g["n_rows"] * g["n_cols"] * g["H1"] * max(g["H2"], 1),
-    "first_layer_kernel": lambda g: 2.0 * g["n_rows"] * g["n_cols"] * g["H1"] * max(g["H2"], 1),
+    "scores_kernel": lambda g: _layers(g),
+    "first_layer_kernel": lambda g: _layers(g),
+    "mmd_kernel": lambda g: _distances(g, "D"),
+    "hsic_kernel": lambda g: _distances(g, "DX", "DY"),
+    "hsic_grad_kernel": lambda g: _distances(g, "DX", "DY"),
     "product_kernel": lambda g: 2.0 * g["n_rows"] * g["n_cols"] * g["H1"] * g["H2"],
 }
 
@@ -112,14 +131,14 @@ def counted() -> Iterator[Counter]:
     counter = Counter()
     with contextlib.ExitStack() as stack:
         patch = lambda *a: stack.enter_context(mock.patch.object(*a))  # noqa: E731
-        of_counter = {"product": counter.product, "_product": counter.product, "add_product": counter.add_product}
+        of_counter = {precision.product: counter.product, precision.add_product: counter.add_product}
         for module in _kernel_modules():
             for name in ("check", "_check"):
                 if hasattr(module, name):
                     patch(module, name, lambda *a: None)
-            for name in of_counter:
-                if hasattr(module, name) and ".mlp_critic." not in module.__name__:  # its product is a kernel
-                    patch(module, name, of_counter[name])
+            for name, value in list(vars(module).items()):
+                if callable(value) and value in of_counter:
+                    patch(module, name, of_counter[value])
             if module.__name__.endswith("mlp_critic.triton_common"):
                 patch(module, "INTERPRETED", True)  # it asks for the device there alone
         stack.enter_context(mock.patch("mi_kernels.backends._interpreting", lambda: True))
@@ -137,9 +156,13 @@ def _siglip(b: int, d: int) -> Tensor:
     return mk.siglip_loss(tensor(b, d, dtype=BF16), tensor(b, d, dtype=BF16), tensor(), tensor())
 
 
-def _concat(b: int, hidden: int) -> Tensor:
-    critic = mk.ConcatCritic(128, 128, hidden_dims=(hidden, hidden)).to("meta", BF16)
+def _concat(b: int, hidden: int, **options: Any) -> Tensor:
+    critic = mk.ConcatCritic(128, 128, hidden_dims=(hidden, hidden), **options).to("meta", BF16)
     return mk.InfoNCE(critic)(tensor(b, 128, dtype=BF16), tensor(b, 128, dtype=BF16))
+
+
+def _roomy_concat(b: int, hidden: int) -> Tensor:
+    return _concat(b, hidden, memory_budget=2**29)
 
 
 CASES: dict[str, tuple[Callable[[int, int], Tensor], tuple[tuple[int, int], ...]]] = {
@@ -152,13 +175,14 @@ CASES: dict[str, tuple[Callable[[int, int], Tensor], tuple[tuple[int, int], ...]
     "MMD, float32": (lambda b, d: mk.mmd(tensor(b, d), tensor(b, d), bandwidth=2.0), ((4096, 64), (8192, 256))),
     "HSIC, float32": (lambda b, d: mk.hsic(tensor(b, d), tensor(b, d), bandwidth=2.0), ((4096, 64),)),
     "concat critic InfoNCE, bfloat16": (_concat, ((4096, 512),)),
+    "concat critic InfoNCE, bfloat16, 512 MiB": (_roomy_concat, ((4096, 512),)),
 }
 
 
 def count(loss: Callable[[int, int], Tensor], batch: int, width: int) -> dict[str, float]:
     with counted() as counter:
         loss(batch, width).sum().backward()
-    unit = 2.0 * batch**2 * width * (width if loss is _concat else 1)
+    unit = 2.0 * batch**2 * width * (width if loss in (_concat, _roomy_concat) else 1)
     return {
         "launches": len(counter.names),
         "of triton": sum(n.startswith("triton ") for n in counter.names),

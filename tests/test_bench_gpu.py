@@ -133,20 +133,22 @@ def test_a_case_that_takes_its_process_down_costs_only_itself(monkeypatch):
         calls.append(skip)
         lines = [{"ceilings": {"a": 1}}]
         for i in range(skip, 4):
-            lines.append({"started": f"case {i}"})
+            lines += [{"started": f"case {i}"}, {"part": {"name": i, "rows": ["the first"]}}]
             if i == 1:
                 break
             lines.append({"case": {"name": i, "rows": []}})
         for line in [*(json.dumps(line) for line in lines), '{"cut o']:
             on_line(line)
-        return {"output": "", "rc": -11 if lines[-1].get("started") else 0, "timed_out": False}
+        return {"output": "", "rc": -11 if "part" in lines[-1] else 0, "timed_out": False}
 
     monkeypatch.setattr(stages, "command", command)
     saved = []
-    found = stages.bench(CPU, 100.0, True, 4, lambda part: saved.append(len(part["cases"])))
-    assert saved == [1, 2, 3]  # written after every case
+    found = stages.bench(CPU, 100.0, True, 4, lambda part: saved.append([len(c["rows"]) for c in part["cases"]]))
+    # after every row and every case
+    assert saved == [[1], [0], [0, 1], [0, 1, 1], [0, 1, 0], [0, 1, 0, 1], [0, 1, 0, 0]]
     assert calls == [0, 2]
-    assert [c["name"] for c in found["cases"]] == [0, 2, 3]
+    assert [c["name"] for c in found["cases"]] == [0, 1, 2, 3]
+    assert found["cases"][1] == {"name": 1, "rows": ["the first"], "error": "the process ended after these rows"}
     assert [c["case"] for c in found["crashed"]] == ["case 1"]
     assert found["left_out"] == 0 and found["ceilings"] == {"a": 1}
 

@@ -116,3 +116,26 @@ def test_the_table_of_systems_is_one() -> None:
         return text.split("<!-- systems: begin -->")[1].split("<!-- systems: end -->")[0]
 
     assert textwrap.dedent(lines("docs/systems.md")).replace("](", "](docs/") == lines("README.md")
+
+
+def test_the_readme_is_a_screen_and_a_half() -> None:
+    """65 lines, blank ones aside. Cells of the table of systems wrap; it is read on docs/systems.md."""
+    assert sum(bool(line.strip()) for line in PAGES["README.md"].read_text().splitlines()) <= 65
+
+
+ENTRY = re.compile(r"^@(\w+)\{(\w+),\n(.*?)^\}$", flags=re.S | re.M)
+
+
+def test_citations_are_whole() -> None:
+    """Every entry has its fields and balanced braces; the table names every entry, and entries alone."""
+    page = PAGES["docs/citing.md"].read_text()
+    entries = {key: (kind, body) for kind, key, body in ENTRY.findall(page)}
+    assert len(entries) == page.count("\n@") and page.count("{") == page.count("}")
+    for key, (kind, body) in entries.items():
+        fields = dict(re.findall(r"(\w+) = \{(.+?)\}(?=,|\n)", body))
+        venue = {"inproceedings": "booktitle", "article": "journal", "misc": "eprint"}[kind]
+        assert {"title", "author", "year", venue} <= set(fields), key
+        assert re.fullmatch(r"\d{4}", fields["year"]) and fields["year"] in key
+        assert re.fullmatch(r"\d{4}\.\d{5}", fields.get("eprint", "0000.00000")), key
+    rows = [line.split("|")[2] for line in page.splitlines() if line.startswith("|")]
+    assert set(re.findall(r"`(\w+)`", "".join(rows))) == set(entries)

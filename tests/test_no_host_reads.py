@@ -1,4 +1,4 @@
-"""Nothing on a GPU's path reads a tensor on the host: losses, bounds and their gradients.
+"""Nothing on a GPU's path reads a tensor on the host or adds by atomics: losses, bounds and their gradients.
 
 Runs on a device that is not there (tests/absent_gpu.py); tests/gpu/test_stream.py says the same on a real one.
 """
@@ -11,8 +11,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mi_kernels as mk
+from mi_kernels.distributed import ring, supcon
+from mi_kernels.distributed.exchange import Ranks
 from mi_kernels.ops.club.api import gaussian_club
 from mi_kernels.ops.dot_critic import dispatch
 from mi_kernels.ops.dot_critic.problem import Problem, Slopes
@@ -38,6 +41,7 @@ LOSSES: dict[str, Callable[[Make], torch.Tensor]] = {
     "clip": lambda t: mk.clip_loss(t(40, 9), t(40, 9), t()),
     "siglip": lambda t: mk.siglip_loss(t(40, 9), t(40, 9), t(), t()),
     "nt_xent": lambda t: mk.nt_xent(t(40, 9), t(40, 9), t()),
+    "sup_con": lambda t: mk.sup_con(t(40, 2, 9), t(40, dtype=torch.int64), temperature=t()),
     "club": lambda t: gaussian_club(t(40, 9), t(40, 9), t(40, 9)),
     "mmd": lambda t: mk.mmd(t(40, 9), t(30, 9)),
     "mmd, learned bandwidth": lambda t: mk.mmd(t(40, 9), t(30, 9), bandwidth=(t(), 2.0)),
@@ -47,6 +51,8 @@ LOSSES: dict[str, Callable[[Make], torch.Tensor]] = {
 }
 # Through torch.ops, which answers for a tensor without data itself; "paired negatives" are a product of rows.
 BY_OPERATOR = ("rows", "paired negatives")
+# On a GPU they add in the order in which programs come by; index_put sorts.
+BY_ATOMICS = ("index_add", "scatter_add", "scatter_reduce", "index_reduce", "embedding_dense_backward")
 BOUNDS = (
     mk.InfoNCE, mk.NCECLUB, mk.NWJ, mk.TUBA, mk.DonskerVaradhan, mk.MINE, mk.JensenShannon, mk.SMILE,
     mk.InterpolatedBound,
@@ -55,8 +61,15 @@ BOUNDS = (
 
 
 
+class _Atomics(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert not function.__name__.startswith(BY_ATOMICS), function
+        return function(*args, **(kwargs or {}))
+
+
 def gradients(value: torch.Tensor) -> None:
-    value.sum().backward()
+    with _Atomics():
+        value.sum().backward()
 
 
 @pytest.mark.parametrize("backend", ["chunked", "triton"])
@@ -69,7 +82,8 @@ def test_a_loss_and_its_gradients_read_nothing(name, backend):
         return leaves[-1]
 
     with absent_gpu() as launched, mk.use_backend(backend):
-        value = LOSSES[name](leaf)
+        with _Atomics():
+            value = LOSSES[name](leaf)
         assert value.device == DEVICE
         gradients(value)
     assert bool(launched) == (backend == "triton" and name not in BY_OPERATOR)
@@ -128,8 +142,31 @@ def test_a_read_would_be_seen(read):
         read(tensor(4, 3))
 
 
-def test_estimates_within_labels_read_the_labels():
+@pytest.mark.parametrize("shape", [(40,), (2, 40)], ids=str)
+def test_estimates_within_labels_read_the_labels_alone(shape):
     """As documented: how many groups there are, and how large, depends on the labels."""
-    with absent_gpu(), pytest.raises(READS):
-        bound = mk.InfoNCE(mk.DotCritic(), condition="group")
-        bound(tensor(40, 9), tensor(40, 9), tensor(40, dtype=torch.int64))
+    bound = mk.InfoNCE(mk.DotCritic(), condition="group")
+    with absent_gpu():
+        x = tensor(*shape, 9)
+        gradients(bound(x, tensor(*shape, 9), torch.arange(math.prod(shape)).reshape(shape) // 3))
+        assert x.grad.shape == x.shape
+        with pytest.raises(READS):
+            bound(x, tensor(*shape, 9), tensor(*shape, dtype=torch.int64))
+
+
+def test_sup_con_around_a_ring_reads_no_labels(monkeypatch):
+    class Arrived:
+        def __init__(self, tensors):
+            self.tensors = tensors
+
+        def received(self):
+            return self.tensors
+
+    monkeypatch.setattr(ring._Neighbours, "pass_on", lambda self, tensors, owner, tag: Arrived(tensors))
+    columns = ring.Columns(Ranks(0, (80, 80)), None, ring.ROW_LSE, True, "chunked", torch.float32)
+    with absent_gpu():
+        features, labels = tensor(40, 2, 9), tensor(40, dtype=torch.int64)
+        with _Atomics():
+            rows, _ = supcon._sup_con_ring(features, labels, 2, 3.0, columns)
+        gradients(rows)
+        assert features.grad.shape == features.shape

@@ -77,6 +77,21 @@ def test_missing_sources_leave_a_pure_python_build(tree: Path) -> None:
     assert "no C++ source" in build(tree)
 
 
+def test_an_old_setuptools_is_named(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """That of a fresh environment of Python 3.11 does not understand pyproject.toml, and says so in forty lines."""
+    old = tmp_path_factory.mktemp("old")
+    (old / "setuptools.py").write_text("__version__ = '65.5.0'\ndef setup(**_): pass\n")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--name"],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(old)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].endswith("pip install --upgrade 'setuptools>=77'") and "65.5.0" in done.stderr
+
+
 def test_unknown_build_mode_is_refused(tree: Path) -> None:
     done = subprocess.run(
         [sys.executable, "setup.py", "--name"],

@@ -49,6 +49,11 @@ GRAD_VARIANTS = {
 }
 
 
+BOTH_VARIANTS = {
+    "clip": dict(want=(), PAIRS=0, CLIP=None),
+    "everything": dict(want=("bias",), PAIRS=3, CLIP=5.0),
+}
+KINDS = {"stats": STATS_VARIANTS, "grad": GRAD_VARIANTS, "dscores": GRAD_VARIANTS, "both": BOTH_VARIANTS}
 DTYPES = (("float32", False), ("float32", True), ("bfloat16", False), ("float16", False), ("float64", False))
 
 
@@ -62,19 +67,19 @@ def widths(kind: str, variant: str, dtype: str, tf32: bool) -> tuple[int, ...]:
     own = WIDTHS if (variant, dtype) in [("infonce", d) for d in ("float32", "bfloat16")] else ()
     if (variant, dtype) in [("clip", d) for d in ("float32", "bfloat16")]:
         # Narrow ones run in the fused kernel, wide ones in the chunked one.
-        own = WIDTHS[1:] if kind == "dscores" else WIDTHS[:1]
+        own = WIDTHS[:1] if kind == "grad" else WIDTHS[1:] if kind == "dscores" else WIDTHS
     return plain + tuple(w for w in own if not tf32)
 
 
 def _widths(kind: str, variant: str, dtype: str, tf32: bool) -> tuple[int, ...]:
     full = variant == "everything"
     if dtype == "float16":
-        return (512,) if full and kind == "dscores" else (64,) if full and kind == "grad" else ()
+        return (512,) if full and kind in ("dscores", "both") else (64,) if full and kind == "grad" else ()
     if dtype == "float64":
         return (32,) if full else ()
     if tf32:
         return (128,) if full else ()
-    if kind == "dscores":
+    if kind in ("dscores", "both"):
         return (512,)
     if dtype == "float32":
         return (64,)
@@ -87,7 +92,7 @@ def jobs() -> list[tuple]:
               for arch in ARCHITECTURES]  # fmt: skip
     return others + [
         (kind, variant, dtype, tf32, D, arch)
-        for kind, variants in (("stats", STATS_VARIANTS), ("grad", GRAD_VARIANTS), ("dscores", GRAD_VARIANTS))
+        for kind, variants in KINDS.items()
         for variant in variants
         for dtype, tf32 in DTYPES
         for D in widths(kind, variant, dtype, tf32)
@@ -98,7 +103,7 @@ def jobs() -> list[tuple]:
 def optional(name: str, want: tuple[str, ...]) -> bool:
     """Whether a pointer argument is passed in this variant."""
     needs = {
-        "bias": ("p_own_bias", "p_oth_bias", "p_row_bias", "p_col_bias"),
+        "bias": ("p_own_bias", "p_oth_bias", "p_row_bias", "p_col_bias", "p_row_sum", "p_col_sum"),
         "own_g": ("p_own_lse", "p_own_g", "p_row_lse", "p_row_g"),
         "oth_g": ("p_oth_lse", "p_oth_g", "p_col_lse", "p_col_g"),
         "lse": ("p_lse",),
@@ -115,30 +120,18 @@ def source(kind: str, variant: str, dtype: str, tf32: bool, D: int):
     import torch
     from triton.compiler import ASTSource
 
-    from mi_kernels.ops.dot_critic import triton_backward, triton_forward
+    from mi_kernels.ops.dot_critic import triton_backward, triton_common, triton_dscores, triton_forward, triton_tiles
 
-    features = getattr(torch, dtype)
-    if kind == "stats":
-        kernel, variants, t = (
-            triton_forward.stats_kernel,
-            STATS_VARIANTS,
-            triton_forward.tiling(features, D, tf32),
-        )
-    elif kind == "grad":
-        kernel, variants, t = (
-            triton_backward.grad_kernel,
-            GRAD_VARIANTS,
-            triton_backward.tiling(features, D, tf32),
-        )
-    else:
-        kernel, variants, t = (
-            triton_backward.dscores_kernel,
-            GRAD_VARIANTS,
-            triton_backward.chunk_tiling(features, D, tf32),
-        )
-    constants = {k: v for k, v in variants[variant].items() if k != "want"}
-    constants |= {"PRECISION": "tf32" if tf32 else "ieee", "BM": t.BM, "BN": t.BN, "BK": t.BK}
-    constants |= {"BO": t.BO, "WHOLE_D": t.BK >= D}
+    kernel, tiling = {
+        "stats": (triton_forward.stats_kernel, triton_forward.tiling),
+        "grad": (triton_backward.grad_kernel, triton_backward.tiling),
+        "dscores": (triton_dscores.dscores_kernel, triton_dscores.chunk_tiling),
+        "both": (triton_tiles.both_sides_kernel, triton_tiles.tiling),
+    }[kind]
+    t, chosen = tiling(getattr(torch, dtype), D, tf32), KINDS[kind][variant]
+    constants = {k: v for k, v in chosen.items() if k != "want"}
+    constants |= {"PRECISION": "tf32" if tf32 else "ieee", "BM": t.BM, "BN": t.BN, "BK": t.BK, "BO": t.BO}
+    constants |= {"WHOLE_D": t.BK >= D, "GROUP": triton_common.GROUP, "SHARE": {"own_g", "oth_g"} <= {*chosen["want"]}}
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     accumulate = "fp64" if dtype == "float64" else "fp32"
     signature, attributes = {}, {}
@@ -147,7 +140,7 @@ def source(kind: str, variant: str, dtype: str, tf32: bool, D: int):
             signature[name] = "constexpr"
         elif name.startswith("p_"):
             ids = name.endswith("_ids")
-            if (ids and constants["PAIRS"] < 2) or not optional(name, variants[variant]["want"]):
+            if (ids and constants["PAIRS"] < 2) or not optional(name, chosen["want"]):
                 signature[name], constants[name] = "constexpr", None
                 continue
             pointee = "i64" if ids else POINTEES[dtype] if name in FEATURES else accumulate
@@ -161,14 +154,19 @@ def source(kind: str, variant: str, dtype: str, tf32: bool, D: int):
     return ASTSource(kernel, signature, constants, attributes), options
 
 
+def name_of(job: tuple) -> str:
+    *what, arch = job
+    if what[0] in VARIANTS:
+        return f"{what[1]}/sm_{arch}"
+    kind, variant, dtype, tf32, D = what
+    return f"{kind}/{variant}/{'tf32' if tf32 else dtype}/D{D}/sm_{arch}"
+
+
 def prepared(job: tuple) -> tuple:
     """A job's name, kernel, compile options and architecture."""
     *what, arch = job
-    if what[0] in VARIANTS:
-        return f"{what[1]}/sm_{arch}", *import_module(what[0]).source(what[1]), arch
-    kind, variant, dtype, tf32, D = what
-    name = f"{kind}/{variant}/{'tf32' if tf32 else dtype}/D{D}/sm_{arch}"
-    return name, *source(*what), arch
+    made = import_module(what[0]).source(what[1]) if what[0] in VARIANTS else source(*what)
+    return name_of(job), *made, arch
 
 
 def distinct() -> list[tuple]:
@@ -237,10 +235,11 @@ def recorded() -> dict[str, dict]:
 
 
 def write(rows: dict[str, dict], version: str) -> None:
-    """Replaces the record of this version; of others the oldest that is supported stays."""
+    """Replaces the record of this end of the supported range of versions; that of the other end stays."""
     from mi_kernels.backends import TRITON_OLDEST
 
-    kept = {v: r for v, r in recorded().items() if tuple(map(int, v.split(".")[:2])) == TRITON_OLDEST} | {version: rows}
+    oldest = lambda v: tuple(map(int, v.split(".")[:2])) == TRITON_OLDEST  # noqa: E731
+    kept = {v: r for v, r in recorded().items() if oldest(v) != oldest(version)} | {version: rows}
     text = json.dumps(dict(sorted(kept.items())), indent=1)
     RECORD.write_text(re.sub(r"\n {3}| *\n {2}(?=\})", " ", text) + "\n")
 

@@ -1,10 +1,10 @@
 """The tests of the compiled operators with AddressSanitizer and UndefinedBehaviorSanitizer in the C++ code.
 
-`python -m tools.sanitize [PYTEST ARGUMENTS]`, or `make sanitize`: builds a copy of the package in build/sanitize and
-runs the operators' tests on it; the first fault ends the run with its stack. Needs the runtime libraries of gcc, which
-have to be loaded before torch. Leaks are not looked for: Python and torch hold memory until they exit. Under
-AddressSanitizer no small buffer of the library is used twice, and the bytes that rounding adds behind one are out of
-bounds.
+`python -m tools.sanitize [PART ...]`, or `make sanitize` for all parts: builds a copy of the package in build/sanitize
+and runs the operators' tests on it; the first fault ends the run with its stack. A part is a key of PARTS; whatever
+follows `--` goes to pytest in place of the parts' tests. Needs the runtime libraries of gcc, which have to be loaded
+before torch. Leaks are not looked for: Python and torch hold memory until they exit. Under AddressSanitizer no small
+buffer of the library is used twice, and the bytes that rounding adds behind one are out of bounds.
 """
 from __future__ import annotations
 
@@ -16,19 +16,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "sanitize"
 # Tests that compare processes, compile torch programs or run Triton have no C++ code of ours that the others lack.
-TESTS = (
-    "tests/ops/club/test_club.py",
-    "tests/ops/rbf/test_far_rows.py",
-    "tests/ops/rbf/test_derivatives.py",
-    "tests/ops/dot_critic/test_dot_critic.py",
-    "tests/ops/mlp_critic/test_mlp_critic.py",
-    "tests/ops/mlp_critic/test_short_types.py",
-    "tests/ops/cross_attention/test_cross_attention.py",
-    "tests/ops/lstm_scan/test_lstm_scan.py",
-    "tests/losses/test_contrastive.py",
-    "tests/losses/test_divergences.py",
-    "tests/losses/test_fuzz_values.py",
-)
+PARTS = {
+    "club": ("tests/ops/club/test_club.py",),
+    "rbf": ("tests/ops/rbf/test_far_rows.py", "tests/ops/rbf/test_derivatives.py"),
+    "dot": ("tests/ops/dot_critic/test_dot_critic.py",),
+    "mlp": ("tests/ops/mlp_critic/test_mlp_critic.py", "tests/ops/mlp_critic/test_short_types.py"),
+    "attention": ("tests/ops/cross_attention/test_cross_attention.py",),
+    "lstm": ("tests/ops/lstm_scan/test_lstm_scan.py",),
+    "losses": ("tests/losses/test_contrastive.py", "tests/losses/test_divergences.py"),
+    "values": ("tests/losses/test_fuzz_values.py",),
+}
 SKIP = "not compile and not opcheck and not memory and not triton"
 
 
@@ -59,12 +56,22 @@ def build() -> None:
         raise SystemExit("tools.sanitize: the build has no extension (its output is above)")
 
 
+def chosen(arguments: list[str]) -> list[str]:
+    """What pytest is given."""
+    if arguments[:1] == ["--"]:
+        return arguments[1:]
+    unknown = [name for name in arguments if name not in PARTS]
+    if unknown:
+        raise SystemExit(f"tools.sanitize: no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    return ["-k", SKIP, *(path for name in arguments or PARTS for path in PARTS[name])]
+
+
 def main() -> int:
+    tests = chosen(sys.argv[1:])
     build()
     # The sanitized package in front of the checkout's.
     first = ["-o", f"pythonpath={BUILD / 'lib'} ."]
-    chosen = sys.argv[1:] or ["-k", SKIP, *TESTS]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *first, *chosen]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *first, *tests]
     return subprocess.run(command, cwd=ROOT, env=environment(os.environ.get("CXX", "c++").split()[0])).returncode
 
 

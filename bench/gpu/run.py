@@ -1,7 +1,7 @@
 """Runs one case: the exact answer, a check of every contender, then its times and memory. Nothing here raises.
 
-`python -m bench.gpu.run --device D [--quick] --skip N` runs the cases behind the first N and prints a line of JSON for
-each, so that a case which takes the process down costs only itself.
+`python -m bench.gpu.run --device D [--quick] --skip N` runs the cases behind the first N and prints JSON lines after
+every row and every case: a contender which takes the process down costs itself and those behind it in its case alone.
 """
 
 from __future__ import annotations
@@ -80,10 +80,15 @@ def with_ratios(row: dict[str, Any], problem: Problem, best: dict[str, Any], dty
 
 
 def run(
-    case: Case, device: torch.device, timer: Timer, best: dict[str, Any], compiled: bool | None = None
+    case: Case,
+    device: torch.device,
+    timer: Timer,
+    best: dict[str, Any],
+    compiled: bool | None = None,
+    on_row: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
     """Rows of one case, within its budget: a contender whose turn comes too late is left out and says so. `compiled`:
-    torch.compile alone, or (False) all the others."""
+    torch.compile alone, or (False) all the others. `on_row` gets what was found so far after every row."""
     found: dict[str, Any] = {"group": case.group, "name": case.name, **case.size, "rows": []}
     start = time.perf_counter()
     try:
@@ -101,6 +106,7 @@ def run(
             continue
         row = contender(name, loss, problem, want, timer, share)
         found["rows"].append(with_ratios(row, problem, best, str(case.size.get("dtype"))))
+        on_row(found)
     found["seconds"] = round(time.perf_counter() - start, 2)
     return found
 
@@ -118,7 +124,7 @@ def main() -> int:
     print(json.dumps({"ceilings": best}), flush=True)
     for case, compiled in plan(arguments.quick)[arguments.skip :]:
         print(json.dumps({"started": f"{case.group} {case.name}"}), flush=True)
-        found = run(case, device, timer, best, compiled)
+        found = run(case, device, timer, best, compiled, lambda part: print(json.dumps({"part": part}), flush=True))
         if device.type == "cuda":
             torch.cuda.empty_cache()
         print(json.dumps({"case": found}), flush=True)

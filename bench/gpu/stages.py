@@ -188,11 +188,12 @@ def sanitize(device: torch.device, seconds: float) -> Result:
 
 
 class _Collected:
-    """What the lines of `bench.gpu.run` say, handed to `save` after every case: a run that is cut says what it has."""
+    """What the lines of `bench.gpu.run` say, handed to `save` after every row: a run that is cut says what it has."""
 
     def __init__(self, save: Callable[[Result], None]):
         self.found: Result = {"cases": [], "crashed": []}
         self.save, self.done, self.started = save, 0, None
+        self.part: Result | None = None  # the rows of a case that has not ended
 
     def line(self, text: str) -> None:
         try:
@@ -202,10 +203,19 @@ class _Collected:
         if "ceilings" in line:
             self.found.setdefault("ceilings", line["ceilings"])
         self.started = line.get("started", self.started)
+        if "part" in line:
+            self.part = line["part"]
+            self.save({**self.found, "cases": [*self.found["cases"], self.part]})
         if "case" in line:
             self.found["cases"].append(line["case"])
-            self.done, self.started = self.done + 1, None
+            self.done, self.started, self.part = self.done + 1, None, None
             self.save(self.found)
+
+    def cut(self) -> None:
+        """The process ended within a case: its rows so far stay."""
+        if self.part is not None:
+            self.found["cases"].append({**self.part, "error": "the process ended after these rows"})
+        self.part = None
 
 
 def bench(
@@ -220,6 +230,7 @@ def bench(
         result = command([*arguments, *(["--quick"] if quick else [])], end - time.perf_counter(), collected.line)
         if result["rc"] != 0 or collected.started is not None:
             collected.found["crashed"].append({"case": collected.started, **brief(result, 1500)})
+            collected.cut()
             collected.done += 1
         if result["timed_out"]:
             break

@@ -53,7 +53,7 @@ struct Inputs {
             static_cast<int>(y.size(1)),
             static_cast<int>(x.size(2)),
             static_cast<int>(pairs),
-            shift < 0 ? -1 : static_cast<int>(shift % y.size(1))};
+            shift < 0 || y.size(1) == 0 ? -1 : static_cast<int>(shift % y.size(1))};
   }
 };
 

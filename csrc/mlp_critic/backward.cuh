@@ -67,8 +67,7 @@ __global__ void __launch_bounds__(kThreads) input_kernel(const Critic c, const L
   const int block = blockIdx.x % a.row_blocks, rest = blockIdx.x / a.row_blocks;
   const int feature = rest % feature_blocks * kUnits, group = rest / feature_blocks, of = c.own ? group : 0;
   const int64_t rows_before = static_cast<int64_t>(group) * c.B, columns_before = static_cast<int64_t>(group) * c.N;
-  const E* u = static_cast<const E*>(c.u) + rows_before * c.H1;
-  const E* v = static_cast<const E*>(c.v) + columns_before * c.H1;
+  const float *u = c.u + rows_before * c.H1, *v = c.v + columns_before * c.H1;
   const E* folded = static_cast<const E*>(a.folded) + static_cast<int64_t>(of) * c.H2 * c.H1;
   const uint32_t* bits = a.bits + rows_before * ceil_div(c.H2, 32) * c.N;
   const float* g = a.g + rows_before * c.N;
@@ -86,7 +85,7 @@ __global__ void __launch_bounds__(kThreads) input_kernel(const Critic c, const L
     const int row = row_tile * kRows;
     for (int n = threadIdx.x; n < kRows * kUnits; n += kThreads) {
       const int i = row + n / kUnits, l = feature + n % kUnits;
-      u_tile[n] = i < c.B && l < c.H1 ? to_float(u[static_cast<int64_t>(i) * c.H1 + l]) : 0.0f;
+      u_tile[n] = i < c.B && l < c.H1 ? u[static_cast<int64_t>(i) * c.H1 + l] : 0.0f;
     }
     float du[2][8][4];
     clear(du);
@@ -121,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) input_kernel(const Critic c, const L
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int local = base + 8 * n + 2 * t + e, l = feature + local;
-          const float right = j < c.N && l < c.H1 ? to_float(v[static_cast<int64_t>(j) * c.H1 + l]) : 0.0f;
+          const float right = j < c.N && l < c.H1 ? v[static_cast<int64_t>(j) * c.H1 + l] : 0.0f;
           float total = 0.0f;
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
@@ -180,8 +179,7 @@ __global__ void __launch_bounds__(kThreads) product_kernel(const Critic c, const
   at /= unit_blocks;
   const int split = at % a.splits, group = at / a.splits;
   const int64_t rows_before = static_cast<int64_t>(group) * c.B, pairs = static_cast<int64_t>(c.B) * c.N;
-  const E* u = static_cast<const E*>(c.u) + rows_before * c.H1;
-  const E* v = static_cast<const E*>(c.v) + static_cast<int64_t>(group) * c.N * c.H1;
+  const float *u = c.u + rows_before * c.H1, *v = c.v + static_cast<int64_t>(group) * c.N * c.H1;
   const int all_words = ceil_div(c.H2, 32);
   const uint32_t* bits = a.bits + rows_before * all_words * c.N;
   const float* g = a.g + rows_before * c.N;
@@ -218,8 +216,8 @@ __global__ void __launch_bounds__(kThreads) product_kernel(const Critic c, const
       constexpr int chunks = kUnits / per;  // of a pair's features
       const int row = n / chunks, f = n % chunks * per;
       const int64_t pair = min(first + row, pairs - 1);
-      const Chunk<P> x = load_chunk<P>(u, static_cast<int>(pair / c.N), c.B, feature + f, c.H1, aligned);
-      const Chunk<P> y = load_chunk<P>(v, static_cast<int>(pair % c.N), c.N, feature + f, c.H1, aligned);
+      const Features<P> x = load_features<P>(u, static_cast<int>(pair / c.N), c.B, feature + f, c.H1, aligned);
+      const Features<P> y = load_features<P>(v, static_cast<int>(pair % c.N), c.N, feature + f, c.H1, aligned);
       *reinterpret_cast<Chunk<P>*>(right + f / depth * depth * kPanel + panel_at(row, f % depth / per)) =
           hidden_chunk<P>(x, y, c.slope, weights[row]);
     }

@@ -16,23 +16,24 @@ namespace {
 using at::Tensor;
 using OptTensor = std::optional<Tensor>;
 
-Precision precision_of(const Tensor& u, bool tf32) {
-  switch (u.scalar_type()) {
+Precision precision_of(const Tensor& w2, bool tf32) {
+  switch (w2.scalar_type()) {
     case at::kBFloat16: return Precision::bf16;
     case at::kHalf: return Precision::fp16;
     case at::kFloat: return tf32 ? Precision::tf32 : Precision::fp32;
-    default: TORCH_CHECK(false, "mlp_critic has no CUDA kernel for ", u.scalar_type());
+    default: TORCH_CHECK(false, "mlp_critic has no CUDA kernel for ", w2.scalar_type());
   }
 }
 
-// u [G, B, H1], v [G, N, H1], w2 [1 or G, H2, H1] of one type; b2, w [1 or G, H2] and b [1 or G] fp32; all contiguous.
+// u [G, B, H1] and v [G, N, H1], b2, w [1 or G, H2] and b [1 or G] fp32; w2 [1 or G, H2, H1] of the products' type; all
+// contiguous.
 Critic critic(const Tensor& u, const Tensor& v, const Tensor& w2, const OptTensor& b2, const OptTensor& w,
               const OptTensor& b, int64_t first_row, bool softplus, bool off_diagonal, double slope) {
   constexpr int64_t most = 1 << 30;
   TORCH_CHECK(u.size(1) <= most && v.size(1) <= most && u.size(2) <= most && w2.size(1) <= most,
               "mlp_critic: B, N and hidden widths must not exceed 2^30");
-  return {u.const_data_ptr(),
-          v.const_data_ptr(),
+  return {u.const_data_ptr<float>(),
+          v.const_data_ptr<float>(),
           w2.const_data_ptr(),
           pointer_or_null<float>(b2),
           pointer_or_null<float>(w),
@@ -73,7 +74,7 @@ Forward forward(const Tensor& u, const Tensor& v, const Tensor& w2, const Tensor
                keep ? reinterpret_cast<uint32_t*>(bits.mutable_data_ptr<int32_t>()) : nullptr, nullptr};
   Tensor workspace = at::empty({statistics_workspace(c, s)}, floats);
   s.workspace = pointer_or_null<float>(workspace);
-  check_launch(statistics(precision_of(u, tf32), c, s, current_stream()), "mlp_critic_forward");
+  check_launch(statistics(precision_of(w2, tf32), c, s, current_stream()), "mlp_critic_forward");
   return {diagonal, row_lse, col_lse, row_sum, soft, clipped, scores, bits};
 }
 
@@ -106,7 +107,7 @@ std::tuple<Tensor, Tensor> input_gradient(const Tensor& u, const Tensor& v, cons
   a.g = g.const_data_ptr<float>(), a.bits = reinterpret_cast<const uint32_t*>(bits.const_data_ptr<int32_t>());
   a.folded = folded.const_data_ptr();
   a.du = du.mutable_data_ptr<float>(), a.dv = dv.mutable_data_ptr<float>();
-  check_launch(input_gradients(precision_of(u, tf32), c, a, current_stream()), "mlp_critic_input_gradient");
+  check_launch(input_gradients(precision_of(folded, tf32), c, a, current_stream()), "mlp_critic_input_gradient");
   return {du, dv};
 }
 
@@ -124,7 +125,7 @@ std::tuple<Tensor, Tensor> weight_gradient(const Tensor& u, const Tensor& v, con
   a.g = g.const_data_ptr<float>(), a.bits = reinterpret_cast<const uint32_t*>(bits.const_data_ptr<int32_t>());
   a.gain = pointer_or_null<float>(gain);
   a.product = product.mutable_data_ptr<float>(), a.sums = sums.mutable_data_ptr<float>();
-  check_launch(weight_gradients(precision_of(u, tf32), c, a, current_stream()), "mlp_critic_weight_gradient");
+  check_launch(weight_gradients(precision_of(w2, tf32), c, a, current_stream()), "mlp_critic_weight_gradient");
   return {product, sums};
 }
 

@@ -26,14 +26,13 @@ struct RowState {
 };
 
 template <class P>
-__device__ __forceinline__ void build_hidden(unsigned char* panel, const typename P::Element* u,
-                                             const typename P::Element* v, const Critic& c, int row, int column,
-                                             int first, bool aligned) {
+__device__ __forceinline__ void build_hidden(unsigned char* panel, const float* u, const float* v, const Critic& c,
+                                             int row, int column, int first, bool aligned) {
 #pragma unroll 2
   for (int i = threadIdx.x; i < kPairs * 8; i += kThreads) {
     const int pair = i / 8, chunk = i % 8, f = first + chunk * kPerChunk<P>;
-    const Chunk<P> a = load_chunk<P>(u, row + pair / kColumns, c.B, f, c.H1, aligned);
-    const Chunk<P> b = load_chunk<P>(v, column + pair % kColumns, c.N, f, c.H1, aligned);
+    const Features<P> a = load_features<P>(u, row + pair / kColumns, c.B, f, c.H1, aligned);
+    const Features<P> b = load_features<P>(v, column + pair % kColumns, c.N, f, c.H1, aligned);
     *reinterpret_cast<Chunk<P>*>(panel + panel_at(pair, chunk)) = hidden_chunk<P>(a, b, c.slope, 1.0f);
   }
 }
@@ -116,8 +115,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const Critic c, const
   const int first = static_cast<int>(static_cast<int64_t>(plan.column_tiles) * split / plan.splits);
   const int last = static_cast<int>(static_cast<int64_t>(plan.column_tiles) * (split + 1) / plan.splits);
   const int64_t rows_before = static_cast<int64_t>(group) * c.B, columns_before = static_cast<int64_t>(group) * c.N;
-  const E* u = static_cast<const E*>(c.u) + rows_before * c.H1;
-  const E* v = static_cast<const E*>(c.v) + columns_before * c.H1;
+  const float *u = c.u + rows_before * c.H1, *v = c.v + columns_before * c.H1;
   const E* w2 = static_cast<const E*>(c.w2) + static_cast<int64_t>(of) * c.H2 * c.H1;
   const float *b2 = c.b2 + static_cast<int64_t>(of) * c.H2, *w = c.w + static_cast<int64_t>(of) * c.H2;
   const int64_t split_offset = (static_cast<int64_t>(split) * c.G + group) * c.B;

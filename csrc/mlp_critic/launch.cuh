@@ -7,11 +7,12 @@
 
 namespace mk::mlp_critic {
 
-enum class Precision { bf16, fp16, tf32, fp32 };  // of the products; tf32 and fp32 (3xTF32) take fp32 inputs
+enum class Precision { bf16, fp16, tf32, fp32 };  // of the products; tf32 and fp32 (3xTF32) take fp32 operands
 
 // S[i, j] = out(sum_k w[k] act(sum_l w2[k, l] act(u_i + v_j)[l] + b2[k]) + b); rows first_row and on of a larger S.
 struct Critic {
-  const void *u, *v, *w2;      // [G, B, H1], [G, N, H1], [G or 1, H2, H1]
+  const float *u, *v;          // [G, B, H1], [G, N, H1]
+  const void* w2;              // [G or 1, H2, H1], of the products' type
   const float *b2, *w, *b;     // [G or 1, H2], [G or 1, H2], [G or 1]
   int G, B, N, H1, H2, first_row;
   bool own, softplus, off_diagonal;  // own: parameters by group

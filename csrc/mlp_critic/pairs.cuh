@@ -23,13 +23,27 @@ struct alignas(kChunk) Chunk {
   typename P::Element e[kPerChunk<P>];
 };
 
+// As many features of u or v as a chunk of operands holds. They stay in fp32 for every type of operand: a pair's first
+// layer is a sum of one u and one v, which is rounded once.
+template <class P>
+struct Features {
+  float e[kPerChunk<P>];
+};
+
 // Features f and on of row i of [n, D], zeros outside.
 template <class P>
-__device__ __forceinline__ Chunk<P> load_chunk(const typename P::Element* from, int i, int n, int f, int D, bool aligned) {
-  Chunk<P> c{};
+__device__ __forceinline__ Features<P> load_features(const float* from, int i, int n, int f, int D, bool aligned) {
+  Features<P> c{};
   if (i >= n || f >= D) return c;
-  const typename P::Element* p = from + static_cast<int64_t>(i) * D + f;
-  if (aligned) return *reinterpret_cast<const Chunk<P>*>(p);
+  const float* p = from + static_cast<int64_t>(i) * D + f;
+  if (aligned) {  // D is a multiple of a chunk of operands
+#pragma unroll
+    for (int k = 0; k < kPerChunk<P>; k += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(p + k);
+      c.e[k] = four.x, c.e[k + 1] = four.y, c.e[k + 2] = four.z, c.e[k + 3] = four.w;
+    }
+    return c;
+  }
 #pragma unroll
   for (int k = 0; k < kPerChunk<P>; ++k)
     if (f + k < D) c.e[k] = p[k];
@@ -38,11 +52,11 @@ __device__ __forceinline__ Chunk<P> load_chunk(const typename P::Element* from, 
 
 // weight * act(u_i + v_j) for one chunk of features.
 template <class P>
-__device__ __forceinline__ Chunk<P> hidden_chunk(const Chunk<P>& u, const Chunk<P>& v, float slope, float weight) {
+__device__ __forceinline__ Chunk<P> hidden_chunk(const Features<P>& u, const Features<P>& v, float slope, float weight) {
   Chunk<P> h;
 #pragma unroll
   for (int k = 0; k < kPerChunk<P>; ++k)
-    h.e[k] = from_float<typename P::Element>(weight * activate(to_float(u.e[k]) + to_float(v.e[k]), slope));
+    h.e[k] = from_float<typename P::Element>(weight * activate(u.e[k] + v.e[k], slope));
   return h;
 }
 

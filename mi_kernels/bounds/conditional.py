@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..critics import Critic
 from ..ops.common.checks import check_tensor
+from ..ops.common.rows import sums_of
 from ..ops.common.statistics import Statistics
 
 StatisticsOf = Callable[..., Statistics]
@@ -35,13 +36,14 @@ def _of_group(critic: Critic, group: int) -> StatisticsOf:
 
 
 def _cells(labels: Tensor) -> Iterator[Tensor]:
-    """Positions of the samples of one label, for all labels of one size together: [cells, size] each; labels [n]."""
+    """Positions of the samples of one label, for all labels of one size together: [cells, size] each; labels [n], on
+    the CPU."""
     _, cell, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
     order = cell.argsort(stable=True)
     starts = sizes.cumsum(0) - sizes
     for size in sizes.unique().tolist():
         first = starts[sizes == size]
-        yield order[first[:, None] + torch.arange(size, device=labels.device)]
+        yield order[first[:, None] + torch.arange(size)]
 
 
 def _checked(labels: Tensor, x: Tensor) -> Tensor:
@@ -52,13 +54,15 @@ def _checked(labels: Tensor, x: Tensor) -> Tensor:
     lead = x.shape[:-1]
     if labels.shape != lead and labels.shape != (*lead, 1):
         raise ValueError(f"condition must be {tuple(lead)} labels, one a sample, got {tuple(labels.shape)}")
-    return labels.reshape(-1, lead[-1]).to(x.device)
+    # How many groups there are, and how large, decides on shapes: one copy to the host, none for labels that are there.
+    return labels.reshape(-1, lead[-1]).cpu()
 
 
 def within_labels(critic: Critic, terms: Terms, x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
     """The mean over samples of terms(statistics, x', y') [cells, n], x' and y' being the n samples of one label.
 
-    x [*, B, Dx], y [*, B, Dy], labels [*, B] -> [*]. Reads the labels, so a GPU waits for them.
+    x [*, B, Dx], y [*, B, Dy], labels [*, B] -> [*]. A GPU waits for labels once if they are on it, and never if they
+    are on the CPU.
     """
     labels = _checked(labels, x)
     groups, batch = labels.shape
@@ -74,11 +78,12 @@ def _mean(statistics: StatisticsOf, terms: Terms, x: Tensor, y: Tensor, labels: 
     """[groups] from samples [groups B, .] and labels [groups, B]."""
     groups, batch = labels.shape
     _, codes = torch.unique(labels, return_inverse=True)
-    codes = codes + torch.arange(groups, device=labels.device)[:, None] * (codes.max() + 1)
+    codes = codes + torch.arange(groups)[:, None] * (codes.max() + 1)
     total: Tensor | None = None
     for positions in _cells(codes.flatten()):
+        positions, group = (t.to(x.device, non_blocking=True) for t in (positions, positions[:, 0] // batch))
         sums = terms(statistics, x[positions], y[positions]).sum(-1)
         total = sums.new_zeros(groups) if total is None else total
-        total = total.index_add(0, positions[:, 0] // batch, sums)
+        total = total + sums_of(groups, group, sums)
     assert total is not None
     return total / batch

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..ops.common.checks import check_number
+from ..ops.common.rows import sums_of
 from ..ops.dot_critic.schema import (
     ALL,
     COL_LSE,
@@ -129,15 +130,15 @@ class Found(NamedTuple):
     row_lse: Tensor | None  # [*, A]
     col_lse: Tensor | None  # [*, B]
     row_softplus: Tensor | None  # [*, A]
-    class_sums: Tensor | None  # [classes, D]
-    class_counts: Tensor | None  # [classes]
+    class_sums: Tensor | None  # [classes + 1, D]; the last of both is of columns outside of all classes
+    class_counts: Tensor | None  # [classes + 1]
 
 
-def _members(classes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns whose label is one of the sorted `classes`, and the position of that class."""
+def class_of(classes: Tensor, labels: Tensor) -> Tensor:
+    """The first position of each label in the sorted `classes`, their number where it is none of them. How many are
+    members is never read on the host."""
     position = torch.searchsorted(classes, labels).clamp(max=classes.shape[0] - 1)
-    column = (classes[position] == labels).nonzero().squeeze(1)
-    return column, position[column]
+    return torch.where(classes[position] == labels, position, classes.shape[0])
 
 
 class _Around(torch.autograd.Function):
@@ -156,7 +157,7 @@ class _Around(torch.autograd.Function):
         row = x.new_full(x.shape[:2] if columns.stats & ROW_LSE else (0,), -torch.inf)
         soft = x.new_zeros(x.shape[:2] if columns.stats & SOFTPLUS else (0,))
         number = 0 if classes is None else classes.shape[0]
-        sums, counts = x.new_zeros(number, x.shape[2]), x.new_zeros(number)
+        sums, counts = x.new_zeros(number + 1, x.shape[2]), x.new_zeros(number + 1)
         neighbours = _Neighbours(columns)
         start = [x.new_full(y.shape[:2], -torch.inf)] if columns.stats & COL_LSE else []
         collected = _Collected(neighbours, start)
@@ -169,9 +170,9 @@ class _Around(torch.autograd.Function):
                 problem = (x, block, scale, bias, None, row_ids, None if row_ids is None else ids[0])
                 part = torch.ops.mi_kernels.dot_critic_stats(*problem, pairs, shift, stats, math.inf, columns.backend)
                 if number:
-                    column, position = _members(classes, ids[0][0])
-                    sums.index_add_(0, position, block[0, column])
-                    counts += torch.bincount(position, minlength=number)
+                    position = class_of(classes, ids[0][0])
+                    sums += sums_of(number + 1, position, block[0])
+                    counts += sums_of(number + 1, position, counts.new_ones(position.shape))
                 if columns.stats & ROW_LSE:
                     row = torch.logaddexp(row, part[0])
                 if columns.stats & SOFTPLUS:
@@ -219,8 +220,7 @@ class _Around(torch.autograd.Function):
                     if needs & need:
                         sum_here += gradients[need]
                 if classes is not None and classes.shape[0]:
-                    column, position = _members(classes, rest[-1][0])
-                    dy[0].index_add_(0, column, g_sums[position])
+                    dy[0] += g_sums[class_of(classes, rest[-1][0])]
             total = collected.here()[0]
             collected.leave([total if dy is None else total + dy], owner)
         home = collected.here()[0]
@@ -244,8 +244,9 @@ def statistics(
 
     Row LSEs over the columns of all ranks, column LSEs over the rows of all ranks, row sums of softplus whose own pair
     (i, i) has its sign turned: those of columns.stats. scale: a number, a 0-d tensor or [*]; row_bias [*, A]. row_ids
-    [*, A] and col_ids [*, B]: pairs of equal ids are left out, but for the own pair. classes [C], sorted, with col_ids
-    that are labels and no row_ids: the sum and the number of the columns of each class. Differentiable once in x, y,
+    [*, A] and col_ids [*, B]: pairs of equal ids are left out, but for the own pair. classes [C], sorted, repeated or
+    not, with col_ids that are labels and no row_ids: the sum and the number of the columns of each class, at its first
+    position. Differentiable once in x, y,
     scale and row_bias; gradients are the sum over the ranks' losses. W - 1 transfers of B D numbers forward, 2 W - 1
     backward; O((A + B) D) memory.
     """

@@ -12,7 +12,7 @@ from ..ops.common import transforms
 from ..ops.common.autograd import readable
 from ..ops.common.checks import FLOATS, check_choice, check_number, check_same_device, check_tensor
 from ..ops.common.precision import outside_autocast
-from ..ops.common.rows import widened
+from ..ops.common.rows import rows_at, sums_of, widened
 from ..ops.dot_critic import api
 from . import common
 
@@ -248,9 +248,8 @@ def _of_classes(
 ) -> tuple[Tensor, Tensor]:
     """The sum of an anchor's positives, [A, D], and their number, [A]."""
     number = row_class.numel() + col_class.numel()  # not the largest class: reading it would wait for a GPU
-    towards = contrast.new_zeros(number, contrast.shape[1]).index_add(0, col_class, contrast).index_select(0, row_class)
-    ones = contrast.new_ones(col_class.shape)
-    weight = contrast.new_zeros(number).index_add(0, col_class, ones).index_select(0, row_class)
+    towards = rows_at(sums_of(number, col_class, contrast), row_class)
+    weight = rows_at(sums_of(number, col_class, contrast.new_ones(col_class.shape)), row_class)
     if own is None:
         return towards, weight
     itself = contrast[: anchors.shape[0]] if aligned else contrast.index_select(0, own)

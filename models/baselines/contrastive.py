@@ -97,7 +97,7 @@ class SupCon(_Contrastive):
     """Supervised contrastive loss; the modalities are the views. Rows without a label are left out."""
 
     def usable(self, batch: Batch) -> Batch:
-        return batch.complete().with_labels()
+        return batch.complete_with_labels()
 
     def objective(self, batch: Batch) -> dict[str, Tensor]:
         features = torch.stack(self.project(batch.inputs), 1)

@@ -102,10 +102,8 @@ class Everything(nn.Module):
             if not is_sequence:
                 parts.append(x.values[:, 0])
                 continue
-            values, lengths, _ = sequence("x", x)
-            if lengths is None:
-                lengths = torch.full((len(values),), values.shape[1], device=values.device)
-            parts.append(segment_statistics(values, lengths, self.segments))
+            frames = sequence("x", x)
+            parts.append(segment_statistics(frames.values, frames.steps(), self.segments))
         return [torch.cat(parts, 1)]
 
 

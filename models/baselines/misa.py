@@ -18,13 +18,13 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from models.baselines.supervised import SupervisedSettings, outputs_of
+from models.baselines.supervised import UtteranceSettings, outputs_of
 from models.batch import Batch, Inputs
 from models.data.dataset import Dataset
 from models.layers.prediction import Scale
-from models.layers.sequence import check_choice, check_positive
+from models.layers.sequence import check_positive
 from models.layers.text import TextConfig
-from models.layers.transformer import check_heads, check_rate
+from models.layers.transformer import check_heads
 from models.layers.utterance import Utterances
 from models.model import Loss, Model, Phase
 from models.shares import by_rows
@@ -33,35 +33,26 @@ MOMENTS = 5
 
 
 @dataclass(frozen=True)
-class MISASettings(SupervisedSettings):
+class MISASettings(UtteranceSettings):
     """hidden: of the two bidirectional LSTMs per modality (the public code has each modality's own width). Weights are
-    the public code's defaults. language: of the first tokens, an LSTM or "bert", the encoder ``text`` (masked mean).
+    the public code's defaults; a text encoder is read by its masked mean.
     """
 
     hidden: int = 64
     dim: int = 128
     heads: int = 2
-    stride: int = 1
-    language: str = "lstm"
     text: TextConfig = field(default_factory=lambda: TextConfig(readout="mean"))
-    dropout: float = 0.5
     similarity: float = 1.0
     difference: float = 0.3
     reconstruction: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("language", self.language, ("lstm", "bert"))
         check_positive(hidden=self.hidden)
         check_heads(self.dim, self.heads)
-        check_rate("dropout", self.dropout)
         for name in ("similarity", "difference", "reconstruction"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-
-    @property
-    def encoder_of_text(self) -> TextConfig | None:
-        return self.text if self.language == "bert" else None
 
 
 class MISA(Model):
@@ -130,11 +121,7 @@ class MISA(Model):
         return Loss.of(terms, weights)
 
     def phases(self) -> list[Phase]:
-        return [Phase("main", list(self.parameters()), self.loss, usable=_usable)]
-
-
-def _usable(batch: Batch) -> Batch:
-    return batch.complete().with_labels()
+        return [Phase("main", list(self.parameters()), self.loss, usable=Batch.complete_with_labels)]
 
 
 def moment_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -17,22 +17,21 @@ import torch
 from torch import Tensor, nn
 
 import mi_kernels as mk
-from models.baselines.supervised import SupervisedSettings, outputs_of
+from models.baselines.supervised import UtteranceSettings, outputs_of
 from models.batch import Batch
 from models.data.dataset import Dataset
 from models.layers.prediction import Scale
-from models.layers.sequence import check_choice, check_positive
+from models.layers.sequence import check_positive
 from models.layers.text import TextConfig
-from models.layers.transformer import check_rate
 from models.layers.utterance import Utterances
 from models.model import Loss, Model, OptimizerConfig, Phase, needs_several
 from models.shares import by_rows
 
 
 @dataclass(frozen=True)
-class MMIMSettings(SupervisedSettings):
+class MMIMSettings(UtteranceSettings):
     """hidden: of the LSTMs. dim: of z_m. contrast, bound: the public alpha and beta. bound_lr: of q's optimizer.
-    language: of the first tokens, an LSTM or "bert", the encoder ``text`` (first state).
+    A text encoder is read at its first state.
 
     A batch of at most ``dim`` rows has no bound: its entropy estimate would be that of a flat Gaussian, minus infinity.
     Its term is 0 then, so ``training.batch_size`` must be above ``dim`` for the bound to act.
@@ -41,8 +40,6 @@ class MMIMSettings(SupervisedSettings):
     hidden: int = 32
     dim: int = 16
     fused: int = 128
-    stride: int = 1
-    language: str = "lstm"
     text: TextConfig = field(default_factory=lambda: TextConfig(readout="first"))
     dropout: float = 0.1
     contrast: float = 0.1
@@ -53,17 +50,11 @@ class MMIMSettings(SupervisedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("language", self.language, ("lstm", "bert"))
         check_positive(hidden=self.hidden, dim=self.dim, fused=self.fused, bound_steps=self.bound_steps)
         check_positive(bound_hidden=self.bound_hidden)
-        check_rate("dropout", self.dropout)
         for name in ("contrast", "bound"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-
-    @property
-    def encoder_of_text(self) -> TextConfig | None:
-        return self.text if self.language == "bert" else None
 
 
 class MMIM(Model):
@@ -136,7 +127,7 @@ class MMIM(Model):
         main = [p for p in self.parameters() if id(p) not in mine]
         learn = OptimizerConfig(self.config.bound_lr, 0.0)
         return [
-            Phase("main", main, self.loss, usable=_usable),
+            Phase("main", main, self.loss, usable=Batch.complete_with_labels),
             Phase(
                 "bound",
                 list(self.q.parameters()),
@@ -144,13 +135,9 @@ class MMIM(Model):
                 self.config.bound_steps,
                 learn,
                 self._fixed,
-                usable=_usable,
+                usable=Batch.complete_with_labels,
             ),
         ]
-
-
-def _usable(batch: Batch) -> Batch:
-    return batch.complete().with_labels()
 
 
 def build_mmim(config: MMIMSettings, data: Dataset) -> MMIM:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from models.batch import Batch, Inputs, Target
 from models.data.dataset import Dataset
 from models.layers.prediction import prediction_loss, target_statistics
-from models.layers.sequence import check_choice
+from models.layers.sequence import check_choice, check_positive
+from models.layers.text import TextConfig
+from models.layers.transformer import check_rate
 from models.model import Loss, Model, Phase
 from models.shares import by_rows
 
@@ -31,6 +33,30 @@ class SupervisedSettings:
         check_choice("loss", self.loss, ("l1", "mse"))
         if self.embedding < 1:
             raise ValueError(f"embedding must be at least 1, got {self.embedding}")
+
+
+@dataclass(frozen=True)
+class UtteranceSettings(SupervisedSettings):
+    """Models that read every modality as one vector, see ``models.layers.utterance``.
+
+    stride: averages this many neighbouring frames first. language: of the first tokens, an LSTM or "bert", the encoder
+    ``text``.
+    """
+
+    stride: int = 1
+    language: str = "lstm"
+    text: TextConfig = field(default_factory=TextConfig)
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("language", self.language, ("lstm", "bert"))
+        check_positive(stride=self.stride)
+        check_rate("dropout", self.dropout)
+
+    @property
+    def encoder_of_text(self) -> TextConfig | None:
+        return self.text if self.language == "bert" else None
 
 
 class Network(Protocol):

@@ -8,14 +8,11 @@ settings that a source does not take. A file is read by ``read_file``, which has
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from inspect import signature  # by name: models.data.inspect takes the place of the module once it is imported
-from pathlib import Path
 
 from models.batch import Batch, Inputs, Target
 from models.data.dataset import SPLITS, Dataset, Modality
-from models.data.formats.checks import suggestion
 from models.data.labels import with_share_of_labels
-from models.data.sources import SOURCES, read_file
+from models.data.sources import SOURCES, raw, read_file
 from models.data.sources.digits import load as load_digits
 from models.data.sources.synthetic import generate
 from models.data.sources.utd_mhad import load as load_utd_mhad
@@ -63,7 +60,8 @@ class DataConfig:
 
 def load(config: DataConfig, seed: int = 0) -> Dataset:
     """The data set that ``config`` describes. Raises FileNotFoundError, or ValueError that names what does not fit."""
-    data = _raw(config, seed)
+    options = {"target": config.target, "split": config.split, "format": config.format}
+    data = raw(config.name, seed, modalities=config.modalities, setting="data.", **options)
     if config.modalities:
         data = data.choose(config.modalities)
     if config.threshold is not None:
@@ -75,22 +73,6 @@ def load(config: DataConfig, seed: int = 0) -> Dataset:
     if config.labels < 1 or not config.unlabelled:
         data = with_share_of_labels(data, config.labels, seed, keep=config.unlabelled)
     return data.standardised() if config.standardise else data
-
-
-def _raw(config: DataConfig, seed: int) -> Dataset:
-    options = {name: getattr(config, name) for name in ("target", "split", "format") if getattr(config, name)}
-    source = read_file if config.is_file else SOURCES[config.name]
-    if config.modalities and "modalities" in signature(source).parameters:
-        options["modalities"] = config.modalities
-    if config.is_file and not Path(config.name).exists() and not Path(config.name).suffix:
-        raise ValueError(
-            f"data must be {', '.join(SOURCES)} or a file; got {config.name!r}, which is neither"
-            + suggestion(config.name, SOURCES)
-        )
-    for name in options:
-        if name not in signature(source).parameters:
-            raise ValueError(f"data.{name} must be left empty for {config.name!r}, which has one only")
-    return source(config.name, seed=seed, **options) if config.is_file else source(seed=seed, **options)
 
 
 def _thresholded(data: Dataset, threshold: float) -> Dataset:

@@ -41,7 +41,8 @@ def assemble(
     target: which label, the first by default. kind: "classes" or "regression"; by default what the format says, else
     classes where all labels are whole numbers. split: another one of the file; without any it is drawn, by group where
     there are groups, else stratified by label. low, high: the range of a regression scale.
-    Raises ValueError that names the file and what it lacks: labels, modalities, training rows, a second class.
+    A file without labels makes a Dataset without: models that need none train on it, the others refuse it by name.
+    Raises ValueError that names the file and what it lacks: a label by name, modalities, training rows, a second class.
     """
     chosen = split_of(arrays, split)
     values, what = labels_of(arrays, target, kind, low, high)
@@ -51,6 +52,8 @@ def assemble(
         else np.isfinite(values).reshape(len(values), -1).all(1)
     )
     notes = list(arrays.notes)
+    if what.kind == "none":
+        notes.append(f"no labels y, it has {_parts(arrays)}: only models that need none can train")
     if labelled is not None:
         notes.append(f"{int((~labelled).sum())} rows have no label (NaN)")
         values = np.where(labelled if values.ndim == 1 else labelled[:, None], values, 0)
@@ -69,7 +72,7 @@ def assemble(
     return Dataset(
         name,
         tuple(modality(key, part, arrays.texts) for key, part in parts.items()),
-        torch.from_numpy(values.astype(np.int64 if what.is_classes else np.float32)),
+        None if what.kind == "none" else torch.from_numpy(values.astype(np.int64 if what.is_classes else np.float32)),
         what,
         torch.from_numpy(chosen.astype(np.int64)),
         None if labelled is None else torch.from_numpy(labelled),
@@ -100,11 +103,16 @@ def _texts(part: Part) -> tuple[str, ...]:
     return tuple(" ".join(part.words[int(token)] for token in part.values[start:stop]) for start, stop in rows)
 
 
+def _parts(arrays: Arrays) -> str:
+    return listed([*arrays.modalities, *arrays.optional, *arrays.texts])
+
+
 def labels_of(arrays: Arrays, target: str = "", kind: str = "", low: float | None = None, high: float | None = None):
     """The label called ``target`` and the Target it makes; classes are not yet renumbered."""
+    if not arrays.labels and (target or kind):
+        raise ValueError(f"{arrays.path} has no labels {target or 'y'}; it has {_parts(arrays)}")
     if not arrays.labels:
-        have = [*arrays.modalities, *arrays.optional, *arrays.texts]
-        raise ValueError(f"{arrays.path} has no labels y; it has {listed(have)}")
+        return np.zeros(len(arrays), np.float32), Target.none()
     key = target or next(iter(arrays.labels))
     if key not in arrays.labels:
         known_labels = listed(arrays.labels) + suggestion(key, arrays.labels)
@@ -158,6 +166,8 @@ def _drawn(arrays: Arrays, values: np.ndarray, what: Target, seed: int) -> np.nd
         return group_split(arrays.groups, seed)
     if what.is_classes:
         return stratified_split(values, seed)
+    if what.kind == "none":
+        return random_split(len(values), seed)
     return ranked_split(values, seed) if values.ndim == 1 else random_split(len(values), seed)
 
 

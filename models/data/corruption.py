@@ -10,11 +10,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from models.batch import Batch, Inputs
+
+if TYPE_CHECKING:
+    from models.data.dataset import Dataset
 
 ALL = "*"
 KINDS = ("drop", "frames", "noise", "zeros")
@@ -40,7 +44,8 @@ class CorruptionConfig:
         for kind in KINDS:
             for name, value in getattr(self, kind).items():
                 if not 0 <= value or (kind != "noise" and value > 1):
-                    raise ValueError(f"{kind} of {name} must lie in [0, {'' if kind == 'noise' else 1}], got {value}")
+                    accepted = "not be negative" if kind == "noise" else "lie in [0, 1]"
+                    raise ValueError(f"{kind} of {name} must {accepted}, got {value}")
 
     def of(self, kind: str, name: str) -> float:
         rates: dict[str, float] = getattr(self, kind)
@@ -50,12 +55,18 @@ class CorruptionConfig:
     def active(self) -> bool:
         return any(value > 0 for kind in KINDS for value in getattr(self, kind).values())
 
-    def check(self, names: tuple[str, ...]) -> None:
-        """Raises ValueError for a modality that the data does not have."""
+    def check(self, data: Dataset) -> None:
+        """Raises ValueError for a modality that the data does not have, or that the damage would leave as it is."""
         for kind in KINDS:
             for name in getattr(self, kind):
-                if name != ALL and name not in names:
-                    raise ValueError(f"{kind} names modality {name!r}; the data has {', '.join(names)}")
+                if name == ALL:
+                    continue
+                if name not in data.names:
+                    raise ValueError(f"{kind} names modality {name!r}; the data has {', '.join(data.names)}")
+                if kind == "frames" and not data[name].is_sequence:
+                    raise ValueError(f"frames names modality {name!r}, which has no frames; use drop or zeros")
+                if kind == "noise" and data[name].is_tokens:
+                    raise ValueError(f"noise names modality {name!r}, which holds tokens; use drop, frames or zeros")
 
 
 def corrupted(batch: Batch, config: CorruptionConfig, seed: int, epoch: int = 0, *, keep_one: bool = True) -> Batch:
@@ -82,7 +93,7 @@ def without(x: Inputs, gone: Tensor) -> Inputs:
     values = x.values.masked_fill(gone.reshape(-1, *[1] * (x.values.dim() - 1)), 0)
     lengths = x.lengths
     if lengths is None and (x.values.dim() == 3 or not x.values.is_floating_point()):
-        lengths = torch.full((len(values),), values.shape[1], device=values.device)
+        lengths = x.steps()
     return Inputs(values, None if lengths is None else lengths.masked_fill(gone, 0), x.mask() & ~gone)
 
 
@@ -151,7 +162,7 @@ def _damaged(x: Inputs, rates: Mapping[str, float], draw: _Draws) -> Inputs:
 
 def _fewer_frames(x: Inputs, rate: float, draw: _Draws) -> Inputs:
     steps = x.values.shape[1]
-    lengths = x.lengths if x.lengths is not None else torch.full((len(x.values),), steps, device=x.values.device)
+    lengths = x.steps()
     inside = torch.arange(steps, device=lengths.device) < lengths[:, None]
     kept = inside & (draw.uniform("frames", steps).to(lengths.device) >= rate)
     kept[:, 0] |= inside[:, 0] & ~kept.any(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from models.data.corruption import CorruptionConfig
 from models.data.dataset import Dataset
 from models.evaluation.metrics import primary
 from models.evaluation.scores import HEAD, Scored, conditions, damaged, evaluate, headline, references
+from models.files import replace_file
 from models.model import Model
 from models.registry import MODELS, build
 from models.settings import FILE, RunConfig, read
-from models.training.checkpoint import WEIGHTS, replace_file
+from models.training.checkpoint import WEIGHTS
 from models.training.fit import load_data, load_run
 from models.training.folder import RESULTS
 
@@ -64,7 +66,7 @@ def evaluate_damaged(
     """Two results of one run, on clean and on damaged inputs; heads and probes are the same."""
     config = read(folder)
     data = load_data(config)
-    corruption.check(data.names)
+    corruption.check(data)
     config, model = load_run(folder, data)
     found = evaluate(model, data, split)
     scores = damaged(model, data, found, corruption, split, config.seed)
@@ -91,8 +93,15 @@ def find_runs(out: Path) -> list[Path]:
     return found
 
 
+# Settings that tell no two models apart: seeds are averaged over, and the rest changes no result.
+SAME_MODEL = ("training.seed", "training.devices", "training.threads", "data.name")
+
+
 def results_below(out: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Every run below ``out`` and its scores, computed where they are absent or older than the weights."""
+    """Every run below ``out`` and its scores, computed where they are absent or older than the weights.
+
+    "label": the model's name, and with it the settings in which its runs differ, as "NAME lr=0.01, layers=2".
+    """
     found = []
     for folder in find_runs(out):
         path, weights = folder / RESULTS, folder / WEIGHTS
@@ -100,7 +109,25 @@ def results_below(out: Path) -> list[tuple[Path, dict[str, Any]]]:
         result = json.loads(path.read_text()) if fresh else {}
         found.append((folder, result if "scores" in result else evaluate_run(folder)))
     order = list(MODELS)
-    return sorted(found, key=lambda item: (order.index(item[1]["model"]), item[1]["seed"]))
+    labels = _labels([(folder, result["model"]) for folder, result in found])
+    labelled = [(folder, result | {"label": label}) for (folder, result), label in zip(found, labels, strict=True)]
+    return sorted(labelled, key=lambda item: (order.index(item[1]["model"]), item[1]["label"], item[1]["seed"]))
+
+
+def _labels(runs: Sequence[tuple[Path, str]]) -> list[str]:
+    settings = [read(folder).flat() for folder, _ in runs]
+    differ: dict[str, list[str]] = {}
+    for _, model in runs:
+        own = [flat for flat, (_, name) in zip(settings, runs, strict=True) if name == model]
+        keys = dict.fromkeys(key for flat in own for key in flat if key not in SAME_MODEL)
+        differ[model] = [key for key in keys if any(flat.get(key) != own[0].get(key) for flat in own)]
+    found = []
+    for flat, (_, model) in zip(settings, runs, strict=True):
+        last = [key.rsplit(".", 1)[-1] for key in differ[model]]
+        names = [short if last.count(short) == 1 else key for key, short in zip(differ[model], last, strict=True)]
+        changes = [f"{name}={flat.get(key)}" for name, key in zip(names, differ[model], strict=True)]
+        found.append(f"{model} {', '.join(changes)}".strip())
+    return found
 
 
 def shown_parts(model: Model, names: list[str]) -> list[str]:

@@ -87,7 +87,7 @@ def damaged(
     model: Model, data: Dataset, found: Scored, corruption: CorruptionConfig, split: str = "test", seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """Metrics per representation on a split whose inputs are damaged; heads and probes are those of clean data."""
-    corruption.check(data.names)
+    corruption.check(data)
     rows = data.labelled_rows(split)
     assert data.labels is not None
     parts, predicted = outputs(model, data, rows, corruption, seed)

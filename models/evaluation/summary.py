@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from models.evaluation.metrics import LOWER_IS_BETTER
 
-REFERENCES = ("constant", "linear")
+SEVERAL_SEEDS = ("beats", "loses to", "is within one deviation of")
+ONE_SEED = ("scores better than", "scores worse than", "scores the same as")
 
 
 def rows_of(results: Sequence[dict[str, Any]]) -> list[tuple[str, str, int, dict[str, Any]]]:
@@ -38,7 +40,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         found.setdefault((model, part), []).append(score["test"])
     table = []
     for (model, part), scores in found.items():
-        metrics = {name: _moments([s[name] for s in scores]) for name in scores[0]}
+        metrics = {name: moments([s[name] for s in scores]) for name in scores[0]}
         table.append(
             {
                 "model": model,
@@ -53,8 +55,20 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def _moments(values: list[float]) -> dict[str, float]:
+def moments(values: Sequence[float]) -> dict[str, float]:
+    """Mean and sample deviation, 0 for one value; both NaN where a value is (a constant prediction's correlation)."""
+    if any(math.isnan(value) for value in values):
+        return {"mean": math.nan, "deviation": math.nan}
     return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+
+def shown(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def with_deviation(mean: float, deviation: float, number: int) -> str:
+    """A mean and its deviation; the mean alone where there is one value, of whose spread nothing is known."""
+    return f"{shown(mean)} ± {shown(deviation)}" if number > 1 and not math.isnan(mean) else shown(mean)
 
 
 def best_rows(summary: Sequence[dict[str, Any]]) -> list[int]:
@@ -83,27 +97,29 @@ def table(summary: Sequence[dict[str, Any]]) -> str:
     lines = [f"  {'model':{width}} {'representation':{part}} {'test ' + metric:>15}  seeds  {'  '.join(others)}"]
     top = best_rows(summary)[:1]
     for index, row in enumerate(summary):
-        values = "  ".join(f"{row['metrics'].get(n, {'mean': float('nan')})['mean']:{len(n)}.3f}" for n in others)
+        values = "  ".join(f"{shown(row['metrics'].get(n, {'mean': math.nan})['mean']):>{len(n)}}" for n in others)
         mark = "*" if index in top else " "
         lines.append(
-            f"{mark} {row['model']:{width}} {row['representation']:{part}} {row['mean']:7.3f} ± {row['deviation']:.3f}"
-            f"  {row['seeds']:>5}  {values}"
+            f"{mark} {row['model']:{width}} {row['representation']:{part}} "
+            f"{with_deviation(row['mean'], row['deviation'], row['seeds']):>15}  {row['seeds']:>5}  {values}"
         )
     return "\n".join(lines)
 
 
 def verdicts(summary: Sequence[dict[str, Any]], headlines: dict[str, str]) -> list[str]:
-    """What beat what beyond one deviation: each trained model against the references and the other models."""
+    """What beat what beyond one deviation: each trained model against the references and the other models.
+
+    With one seed nothing beats anything: the lines say which score is better, and the last one why no more is said.
+    """
     sign = -1 if summary and summary[0]["metric"] in LOWER_IS_BETTER else 1
     rows = {(row["model"], row["representation"]): row for row in summary}
     heads = {model: rows[model, part] for model, part in headlines.items() if (model, part) in rows}
     rivals = dict(heads)
-    if ("linear", "input") in rows:
-        rivals["linear"] = rows["linear", "input"]
+    rivals |= {f"linear ({part})": row for (model, part), row in rows.items() if model == "linear"}
     if ("constant", "-") in rows:
         rivals["constant"] = rows["constant", "-"]
     untrained = {row["model"]: row for row in summary if row["representation"].startswith("untrained ")}
-    lines = []
+    lines, single = [], all(row["seeds"] == 1 for row in heads.values())
     for model, row in heads.items():
         beaten: list[str] = []
         lost: list[str] = []
@@ -113,7 +129,9 @@ def verdicts(summary: Sequence[dict[str, Any]], headlines: dict[str, str]) -> li
                 gap = sign * (row["mean"] - other["mean"])
                 spread = max(row["deviation"], other["deviation"])
                 (close if abs(gap) <= spread else beaten if gap > 0 else lost).append(name)
-        parts = [("beats", beaten), ("loses to", lost), ("is within one deviation of", close)]
+        parts = zip(ONE_SEED if single else SEVERAL_SEEDS, (beaten, lost, close), strict=True)
         said = "; ".join(f"{verb} {', '.join(names)}" for verb, names in parts if names)
-        lines.append(f"{model} {said or 'stands alone'}.")
+        lines.append(f"{model} ({row['representation']}) {said or 'stands alone'}.")
+    if lines and single:
+        lines.append("One seed: how far these scores would move with another one is not known.")
     return lines

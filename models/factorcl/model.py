@@ -230,7 +230,7 @@ class FactorCLSUP(_FactorCL):
     """FactorCL with labels (eq. 94-96). ``batch.target`` holds class numbers [B]; rows without one are left out."""
 
     def usable(self, batch: Batch) -> Batch:
-        return batch.complete().with_labels()
+        return batch.complete_with_labels()
 
     def _critic_widths(self) -> dict[str, tuple[int, int]]:
         (d1, d2), classes, column = self.config.feature_dims, self.config.num_classes, self.config.label_width

@@ -50,7 +50,7 @@ class Visible:
             return cls(target.lengths, target.lengths, 0)
         if target.lengths is None and source.lengths is None:
             return cls(offset=abs(target.values.shape[1] - source.values.shape[1]))
-        own, other = _lengths(target), _lengths(source)
+        own, other = target.steps(), source.steps()
         offsets = (own - other).abs()
         # A mask that hides nothing needs no alignment.
         needed = torch.minimum(offsets, other - 1)
@@ -60,11 +60,6 @@ class Visible:
         if not shifted:
             return cls(target.lengths, source.lengths, largest)
         return cls(target.lengths, other + shift, largest, shift, steps)
-
-
-def _lengths(x: Inputs) -> Tensor:
-    batch, steps = x.values.shape[:2]
-    return torch.full((batch,), steps, device=x.values.device) if x.lengths is None else x.lengths
 
 
 def attend(projected: Sequence[Projected], visible: Sequence[Visible], rates: Sequence[float]) -> list[Tensor]:

@@ -104,9 +104,8 @@ def segment_statistics(values: Tensor, lengths: Tensor, segments: int) -> Tensor
 
 def _frames(x: Inputs | Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """Values [B, T, D] and lengths [B] of a batch, means of ``stride`` neighbouring frames."""
-    values, lengths, _ = checked("x", x)
-    if lengths is None:
-        lengths = torch.full((len(values),), values.shape[1])
+    found = checked("x", x)
+    values, lengths = found.values, found.steps()
     return average_frames(values, lengths, stride) if stride > 1 else (values, lengths)
 
 

@@ -47,16 +47,13 @@ class Inlet(nn.Module):
             return Inputs(x.values[:, None], None if x.present is None else x.present.long(), x.present)
         if self.stride == 1:
             return x
-        lengths = x.lengths
-        if lengths is None:
-            lengths = torch.full((len(x.values),), x.values.shape[1], device=x.values.device)
-        values, lengths = average_frames(x.values, lengths, self.stride)
+        values, lengths = average_frames(x.values, x.steps(), self.stride)
         return Inputs(values, lengths, x.present)
 
 
 def aligned(inputs: Sequence[Inputs], limit: int) -> list[Inputs]:
     """Sequences resampled, row by row, to the steps of the row's longest modality, at most ``limit``."""
-    lengths = [_lengths(x) for x in inputs]
+    lengths = [x.steps() for x in inputs]
     steps = torch.stack(lengths).amax(0).clamp(1, limit)
     return [Inputs(resampled(x.values, n, steps), steps) for x, n in zip(inputs, lengths, strict=True)]
 
@@ -77,9 +74,3 @@ def resampled(values: Tensor, lengths: Tensor, steps: Tensor) -> Tensor:
     weights = inside.to(values.dtype)
     weights = weights / weights.sum(2, keepdim=True).clamp(min=1)
     return weights @ values
-
-
-def _lengths(x: Inputs) -> Tensor:
-    if x.lengths is not None:
-        return x.lengths.to(x.values.device)
-    return torch.full((len(x.values),), x.values.shape[1], device=x.values.device)

@@ -69,9 +69,6 @@ class AdaptationGate(nn.Module):
 
 def beside(words: Inputs, x: Inputs) -> Inputs:
     """A sequence resampled to the steps of the words."""
-    batch, steps = words.values.shape[:2]
-    full = torch.full((batch,), steps, device=words.values.device)
-    to = full if words.lengths is None else words.lengths.to(full)
-    values, lengths, _ = sequence("others", x)
-    own = torch.full_like(full, values.shape[1]) if lengths is None else lengths
-    return Inputs(F.pad(resampled(values, own, to), (0, 0, 0, steps - int(to.max()))), words.lengths)
+    to, frames = words.steps(), sequence("others", x)
+    found = resampled(frames.values, frames.steps(), to)
+    return Inputs(F.pad(found, (0, 0, 0, words.values.shape[1] - int(to.max()))), words.lengths)

@@ -23,6 +23,7 @@ from models.evaluation.metrics import LOWER_IS_BETTER, primary, score
 from models.evaluation.probes import Probe, input_features
 from models.evaluation.runs import write_json
 from models.evaluation.scores import outputs
+from models.evaluation.summary import moments
 from models.mdm.interpretation import area, deciles, dependency, disagreement, pointwise, ranking, spearman
 from models.mdm.model import MDM
 from models.mdm.robustness import KINDS, damaged
@@ -146,7 +147,7 @@ def robustness(out: Path, quick: bool = False) -> str:
     rows: list[dict[str, Any]] = []
     for arm, changes in arms.items():
         runs = [_scored(config.changed(changes | {"training.seed": seed}), out) for seed in seeds]
-        rows.append({"arm": arm, **{key: _moments([run[key] for run in runs]) for key in runs[0]}})
+        rows.append({"arm": arm, **{key: moments([run[key] for run in runs]) for key in runs[0]}})
     alone = _best_alone(config, data, seeds, out)
     if alone is not None:
         rows.append(alone)
@@ -200,11 +201,7 @@ def _best_alone(config: RunConfig, data: Dataset, seeds: range, out: Path) -> di
             return None
     sign = -1 if primary(data.target) in LOWER_IS_BETTER else 1
     best = max(found, key=lambda name: sign * statistics.fmean(run["valid"] for run in found[name]))
-    return {"arm": f"{best} alone", **{key: _moments([run[key] for run in found[best]]) for key in found[best][0]}}
-
-
-def _moments(values: list[float]) -> dict[str, float]:
-    return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values) if len(values) > 1 else 0.0}
+    return {"arm": f"{best} alone", **{key: moments([run[key] for run in found[best]]) for key in found[best][0]}}
 
 
 def _draw_robustness(out: Path, rows: list[dict[str, Any]], metric: str) -> None:

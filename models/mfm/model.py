@@ -265,7 +265,7 @@ class MFM(Supervised):
         return {term: torch.stack(values).sum() for term, values in sums.items()}
 
     def phases(self) -> list[Phase]:
-        return [Phase("main", list(self.parameters()), self.loss, usable=lambda b: b.complete().with_labels())]
+        return [Phase("main", list(self.parameters()), self.loss, usable=Batch.complete_with_labels)]
 
 
 def build(settings: Settings, data: Dataset) -> Model:

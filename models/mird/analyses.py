@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from models.data.dataset import Dataset
 from models.evaluation.metrics import primary, score
 from models.evaluation.runs import write_json
 from models.evaluation.scores import outputs
+from models.evaluation.summary import moments
 from models.mird.config import QUIRKS
 from models.mird.model import MIRD
 from models.provenance import describe
@@ -49,7 +49,7 @@ def quirks(out: Path, quick: bool = False) -> str:
     rows: list[dict[str, Any]] = []
     for arm, published in arms.items():
         runs = [_scored(config, published, seed, metric) for seed in range(1 if quick else 3)]
-        rows.append({"arm": arm, **{key: _moments([run[key] for run in runs]) for key in runs[0]}})
+        rows.append({"arm": arm, **{key: moments([run[key] for run in runs]) for key in runs[0]}})
     content = {"machine": describe(), "metric": metric, "config": config.to_dict(), "rows": rows}
     write_json(out / f"{NAME}.json", content | {"without_effect": idle})
     _draw(out, rows, metric)
@@ -95,10 +95,6 @@ def _scored(config: RunConfig, published: list[str], seed: int, metric: str) -> 
             codes = model.codes(data.batch(data.rows("valid")).complete())
             found["club"] = float(model.club(*model.sides(codes)).sum())
     return found | {"seconds": seconds}
-
-
-def _moments(values: list[float]) -> dict[str, float]:
-    return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values) if len(values) > 1 else 0.0}
 
 
 def _draw(out: Path, rows: list[dict[str, Any]], metric: str) -> None:

@@ -218,7 +218,7 @@ class MIRD(Model):
         estimators = list(self.club.parameters()) if self.config.has("mi") else []
         mine = {id(parameter) for parameter in estimators}
         main = [p for p in self.parameters() if p.requires_grad and id(p) not in mine]
-        usable = Batch.complete if self.config.has("unlabelled") else labelled_and_complete
+        usable = Batch.complete if self.config.has("unlabelled") else Batch.complete_with_labels
         phases = [Phase("main", main, self.loss, usable=usable)]
         if estimators:
             steps, optimizer = self.config.inner_steps, OptimizerConfig(self.config.club_lr, 0.0)
@@ -234,10 +234,6 @@ class MIRD(Model):
 
     def predict(self, batch: Batch) -> Tensor:
         return self.scale.predicted(self.head(torch.cat(self.codes(batch), 1)))
-
-
-def labelled_and_complete(batch: Batch) -> Batch:
-    return batch.complete().with_labels()
 
 
 def log_above(value: Tensor, floor: float) -> Tensor:

@@ -113,8 +113,9 @@ def projections(parts: Mapping[str, np.ndarray], labels: Tensor, target: Target,
     with matplotlib.rc_context(STYLE):
         for name, features in parts.items():
             points = np.asarray(flattened(features[:limit]))
-            figure = panel(3.2, 3.2)
+            figure = panel(4.2, 3.8)
             axis = figure.subplots()
+            axis.spines[:].set_visible(False)  # t-SNE has no axes that mean anything
             if target.is_classes:
                 colours = [colour(int(label), target.size) for label in y]
                 axis.scatter(points[:, 0], points[:, 1], c=colours, s=8, linewidths=0)

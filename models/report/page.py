@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.batch import Target
-from models.evaluation.summary import best_rows
+from models.evaluation.summary import best_rows, shown, with_deviation
 from models.report.figures import colour
 from models.report.speed import Seconds
 
@@ -22,6 +22,7 @@ td.t,th.t{text-align:left}tr.best{background:var(--mark);font-weight:600}
 figure svg{width:100%;height:auto;color:var(--ink)}.note{color:var(--soft);font-size:.92em}
 .legend{display:flex;flex-wrap:wrap;gap:.2em 1em;font-size:.9em;margin:.5em 0}
 .legend i{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin-right:.35em}
+@media (max-width:600px){table{font-size:.82em}td,th{padding:.3em .45em}}
 details pre{overflow-x:auto;font-size:.85em}ul{padding-left:1.2em}"""
 
 
@@ -57,8 +58,8 @@ def scores(summary: Sequence[dict[str, Any]]) -> str:
             [
                 row["model"],
                 row["representation"],
-                f"{row['mean']:.3f} ± {row['deviation']:.3f}",
-                *("" if value is None else f"{value['mean']:.3f}" for value in values),
+                with_deviation(row["mean"], row["deviation"], row["seeds"]),
+                *("" if value is None else shown(value["mean"]) for value in values),
                 row["seeds"],
             ]
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,18 @@ from typing import Any
 import torch
 
 from models.data.dataset import Dataset
-from models.evaluation.metrics import primary
+from models.evaluation.metrics import LOWER_IS_BETTER, primary
 from models.evaluation.runs import RESULTS, results_below, shown_parts, write_json, write_text
 from models.evaluation.scores import HEAD, evaluate, outputs
-from models.evaluation.summary import summarise, verdicts
+from models.evaluation.summary import moments, summarise, verdicts, with_deviation
+from models.files import replace_file
 from models.provenance import describe
+from models.registry import build, entry
 from models.report import figures, page
 from models.report.speed import Seconds, step_times
 from models.settings import RunConfig, dump, read
-from models.training.checkpoint import replace_file
 from models.training.fit import load_data, load_run
+from models.training.history import epochs_of
 
 Found = Sequence[tuple[Path, dict[str, Any]]]
 
@@ -38,11 +39,11 @@ def write_report(out: Path, before: Sequence[str] = ()) -> list[dict[str, Any]]:
     summary = summarise(results)
     folders: dict[str, list[Path]] = {}
     for folder, result in found:
-        folders.setdefault(result["model"], []).append(folder)
+        folders.setdefault(result["label"], []).append(folder)
     shown = found[0][0]
     config = read(shown)
     data = load_data(config)
-    seconds = {name: step_times(read(paths[0]), data) for name, paths in folders.items()}
+    seconds = _seconds({name: read(paths[0]) for name, paths in folders.items()}, data)
     text = _page(found, summary, folders, config, data, seconds, before)
     replace_file(out / "report.html", lambda beside: write_text(beside, text))
     if shown != out:
@@ -56,6 +57,18 @@ def write_report(out: Path, before: Sequence[str] = ()) -> list[dict[str, Any]]:
     return summary
 
 
+def _seconds(runs: Mapping[str, RunConfig], data: Dataset) -> dict[str, dict[str, Seconds]]:
+    """Seconds of a step by label; runs whose model and batch are the same are measured once."""
+    known: dict[str, dict[str, Seconds]] = {}
+    found = {}
+    for label, config in runs.items():
+        key = repr((config.name, config.model, config.training.batch_size, config.training.augmentation))
+        if key not in known:
+            known[key] = step_times(config, data)
+        found[label] = known[key]
+    return found
+
+
 def _page(
     found: Found,
     summary: Sequence[dict[str, Any]],
@@ -66,22 +79,24 @@ def _page(
     before: Sequence[str] = (),
 ) -> str:
     results = [result for _, result in found]
-    heads = {result["model"]: result["headline"] for result in results}
+    heads = {result["label"]: result["headline"] for result in results}
     said = "".join(f"<li>{page.text(line)}</li>" for line in verdicts(summary, heads))
     parts, predicted = _of_the_shown_run(found[0][0], data)
-    model, metric = found[0][1]["model"], primary(data.target)
+    model, metric = found[0][1]["label"], primary(data.target)
     curves = _noise(results, metric)
     machine = describe()
     sections = [
         *before,
+        page.section("Runs", _runs(folders, data)),
         page.section(
             "Scores",
             page.scores(summary) + f"<ul>{said}</ul>",
-            "Mean and sample deviation over seeds on the test rows; the best row is marked. One result beats another "
+            "Mean and sample deviation over seeds on the test rows; the best row is marked"
+            f"{' (lower is better)' if metric in LOWER_IS_BETTER else ''}. One result beats another "
             "here when their means differ by more than the larger deviation. Probes are linear models on standardised "
             "representations, fitted on the training rows; their strength, like every other choice, was made on the "
             "validation rows. “constant” is the most frequent class or the median, “linear” a linear model of "
-            "the pooled inputs, “untrained” a probe on the model before training.",
+            "one pooled modality or of all (“input”), “untrained” a probe on the model before training.",
         ),
         page.section(
             "Training",
@@ -103,18 +118,37 @@ def _page(
             "Seconds per training step",
             page.speed(seconds),
             f"Median and quartiles in milliseconds of whole steps (batch {config.training.batch_size}), measured in "
-            f"turns while this page was written: {page.text(machine['processor'])}, {torch.get_num_threads()} threads, "
-            f"torch {torch.__version__}. The last backend is the one that runs by default here.",
+            f"turns while this page was written: {page.text(machine['processor'])}, {torch.get_num_threads()} of its "
+            f"cores, torch {torch.__version__}. The last backend is the one that runs by default here.",
         ),
         page.section("Settings", _settings(folders)),
     ]
     sizes = ", ".join(
         f"{int((data.split == code).sum())} {name}" for code, name in enumerate(("train", "valid", "test"))
     )
-    kind = f"{data.target.size} classes" if data.target.is_classes else f"a target of {data.target.size} dimension(s)"
+    dims = f" of {data.target.size} dimensions" if data.target.size > 1 else ""
+    kind = f"{data.target.size} classes" if data.target.is_classes else f"a regression target{dims}"
     lead = page.text(f"{data.name}: modalities {', '.join(data.names)}; {sizes} rows; {kind}. ")
-    lead += page.text(f"{len(found)} runs of {', '.join(folders)}, {machine['date']}.")
+    written = f"written on {machine['date']}" + (f" at commit {machine['commit']}" if machine["commit"] else "")
+    lead += page.text(f"{len(found)} run{'s' * (len(found) > 1)}; this page was {written}.")
     return page.page(f"{', '.join(folders)} on {data.name}", lead, sections)
+
+
+def _runs(folders: Mapping[str, Sequence[Path]], data: Dataset) -> str:
+    """What was trained: a row a label, with what its first run says of itself."""
+    rows = []
+    for label, paths in folders.items():
+        configs = [read(path) for path in paths]
+        config, training = configs[0], configs[0].training
+        model = build(config.name, config.model, data, config.seed)
+        number = sum(parameter.numel() for parameter in model.parameters())
+        epochs = sorted({epochs_of(path) for path in paths})
+        seeds = ", ".join(str(c.seed) for c in configs)
+        said = f"{epochs[0]}-{epochs[-1]}" if len(epochs) > 1 else f"{epochs[0]}"
+        rows.append(
+            [label, entry(config.name).summary, f"{number:,}", said, training.batch_size, f"{training.lr:g}", seeds]
+        )
+    return page.table(["model", "what it is", "parameters", "epochs", "batch", "step size", "seeds"], rows, 2)
 
 
 def _of_the_shown_run(folder: Path, data: Dataset) -> tuple[list[str], str]:
@@ -136,14 +170,14 @@ def _of_the_shown_run(folder: Path, data: Dataset) -> tuple[list[str], str]:
 def _noise(results: Sequence[dict[str, Any]], metric: str) -> dict[str, list[tuple[float, float, float]]]:
     values: dict[str, dict[float, list[float]]] = {}
     for result in results:
-        model = values.setdefault(result["model"], {})
+        model = values.setdefault(result["label"], {})
         clean = result["scores"][result["headline"]]["test"][metric]
         model.setdefault(0.0, []).append(clean)
         for name, score in result.get("robustness", {}).items():
             if name.startswith("noise "):
                 model.setdefault(float(name.split()[1]), []).append(score[metric])
     return {
-        model: [(level, *_moments(found)) for level, found in sorted(levels.items())]
+        model: [_point(level, found) for level, found in sorted(levels.items())]
         for model, levels in values.items()
         if len(levels) > 1
     }
@@ -152,20 +186,23 @@ def _noise(results: Sequence[dict[str, Any]], metric: str) -> dict[str, list[tup
 def _missing(results: Sequence[dict[str, Any]], metric: str) -> str:
     values: dict[str, dict[str, list[float]]] = {}
     for result in results:
-        row = values.setdefault(result["model"], {})
+        row = values.setdefault(result["label"], {})
         row.setdefault("clean", []).append(result["scores"][result["headline"]]["test"][metric])
         for name, score in result.get("robustness", {}).items():
             if name.startswith("missing "):
                 row.setdefault(name, []).append(score[metric])
-    shown = {
-        model: {name: "{:.3f} ± {:.3f}".format(*_moments(found)) for name, found in row.items()}
-        for model, row in values.items()
-    }
+    shown = {model: {name: _shown(found) for name, found in row.items()} for model, row in values.items()}
     return page.missing(shown) if any(len(row) > 1 for row in shown.values()) else ""
 
 
-def _moments(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+def _point(level: float, values: Sequence[float]) -> tuple[float, float, float]:
+    found = moments(values)
+    return level, found["mean"], found["deviation"]
+
+
+def _shown(values: Sequence[float]) -> str:
+    found = moments(values)
+    return with_deviation(found["mean"], found["deviation"], len(values))
 
 
 def _settings(folders: Mapping[str, Sequence[Path]]) -> str:

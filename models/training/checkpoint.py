@@ -6,9 +6,8 @@ A run's folder holds ``last.ckpt`` (weights, optimisers, progress) and the one b
 
 from __future__ import annotations
 
-import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from models.files import replace_file
+
 LAST, PREVIOUS, WEIGHTS = "last.ckpt", "previous.ckpt", "weights.safetensors"
-
-
-def replace_file(path: Path, write: Callable[[Path], None], keep: Path | None = None) -> None:
-    """``write`` a file beside ``path`` and put it in its place; what was there becomes ``keep``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    write(beside)
-    _flush(beside)
-    if keep is not None and path.exists():
-        # A link, not a rename: there is no moment without a file of this name.
-        link = keep.with_name(keep.name + ".part")
-        link.unlink(missing_ok=True)
-        os.link(path, link)
-        os.replace(link, keep)
-    os.replace(beside, path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class AtomicCheckpoints(CheckpointIO):

@@ -62,7 +62,9 @@ class TrainingConfig:
         for name, accepted in choices.items():
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "devices"):
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2, since losses compare rows; got {self.batch_size}")
+        for name in ("epochs", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("seed", "weight_decay", "warmup", "clip", "validate", "patience", "input_noise", "threads"):
@@ -73,4 +75,5 @@ class TrainingConfig:
 
     @property
     def look_every(self) -> int:
-        return self.validate or max(1, self.epochs // 20)
+        """Epochs between two looks; a run shorter than ``validate`` looks at its end."""
+        return min(self.validate, self.epochs) or max(1, self.epochs // 20)

@@ -26,6 +26,7 @@ from models.training.distributed import Processes, check_shares, launch, process
 from models.training.folder import check_digest, checkpoint_of, refuse_folder, start_folder
 from models.training.phases import Training
 from models.training.selection import Selection
+from models.training.steps import check_batches, least_rows
 
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -52,8 +53,9 @@ def fit(
     With ``training.devices`` above 1 the training happens in processes of their own, which get copies of the callbacks;
     a script that calls this needs ``if __name__ == "__main__"``. Under torchrun and SLURM every process calls it.
     Raises ValueError when ``out`` holds a run that is neither resumed nor overwritten, when settings or data differ
-    from those of the run that is resumed, for a damaged checkpoint, and for settings that do not fit the data; then the
-    folder is as it was before.
+    from those of the run that is resumed, for a damaged checkpoint, and for settings that do not fit the data, so that
+    a phase of the model can use no batch, say; then the folder is as it was before. Raises ValueError, too, at the end
+    of a run in which a phase took no step, and NotFinite for a loss that became NaN or infinite.
     """
     processes = processes_of(config.training.devices)
     checkpoint = None
@@ -70,6 +72,7 @@ def fit(
     model = build(config.name, config.model, data, config.seed)
     check_shares(processes, config.training, model)
     module = Training(model, data, config.training, config.training.epochs * len(loaders[0]))
+    check_batches(module, loaders, least_rows(processes.number))
     if config.training.precision == "64":
         module.double()  # Lightning reads a checkpoint before it converts: its weights would be rounded to 32 bits
     if processes.number > 1 and processes.environment is None:

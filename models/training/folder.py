@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from models.data.dataset import Dataset
+from models.files import replace_file
 from models.provenance import describe
 from models.settings import FILE, RunConfig, read
-from models.training.checkpoint import LAST, PREVIOUS, WEIGHTS, replace_file
+from models.training.checkpoint import LAST, PREVIOUS, WEIGHTS
 
 RUN, RESULTS = "run.json", "results.json"
 # A resumed run may be longer, and its work may be shared between other processes.

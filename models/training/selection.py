@@ -26,6 +26,7 @@ class Selection(Callback):
     def __init__(self, config: TrainingConfig, out: Path):
         self.config, self.path = config, out / WEIGHTS
         self.best, self.best_epoch, self.waited = math.inf, -1, 0
+        self.looked = False
         self.restored_epoch = -1  # after which the checkpoint was written that the run goes on from
 
     def state_dict(self) -> dict[str, Any]:
@@ -58,6 +59,7 @@ class Selection(Callback):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
+        self.looked = True
         value = float(trainer.callback_metrics.get("valid_loss", math.inf))
         if value < self.best:
             self.best, self.best_epoch, self.waited = value, trainer.current_epoch, 0
@@ -73,9 +75,13 @@ class Selection(Callback):
             self.write(trainer, module)
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        # A run without a usable validation loss keeps its last weights.
         if self.best_epoch < 0 or not self.path.is_file():
             self.write(trainer, module)
+        if self.config.select == "best" and self.best_epoch < 0 and self.looked:
+            raise ValueError(
+                "training.select=best found no validation loss that is finite, so the last weights were kept: lower "
+                "training.lr, or set training.select=last"
+            )
 
     def write(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero:

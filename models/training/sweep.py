@@ -30,6 +30,9 @@ def jobs(base: RunConfig, axes: Mapping[str, Sequence[Any]], seeds: Sequence[int
         for seed in seeds:
             folder = out / name / f"seed{seed}" if name else out / f"seed{seed}"
             found.append(Job(folder, config.changed({"training.seed": seed})))
+    repeated = [name for name, values in axes.items() if len({str(value) for value in values}) < len(values)]
+    if repeated:
+        raise ValueError(f"the grid has a value of {repeated[0]} twice: {', '.join(map(str, axes[repeated[0]]))}")
     if len({job.folder for job in found}) < len(found):
         raise ValueError("two settings of the grid have the same last name; sweep them one after the other")
     return found

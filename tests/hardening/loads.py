@@ -1,4 +1,4 @@
-"""Every operator in fixed small sizes: what threads, forked workers and ten thousand steps run."""
+"""Every operator in fixed small sizes, and three losses in training: what threads, forks and many steps run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import mi_kernels as mk
 from mi_kernels.ops.club.api import gaussian_club
@@ -53,3 +53,35 @@ def steps(seed: int = 0) -> dict[str, Callable[[], list[Tensor]]]:
         return [value.detach(), *torch.autograd.grad(value, leaves)]
 
     return {name: partial(step, name) for name in cases}
+
+
+def training(seed: int = 0) -> dict[str, Callable[[], Tensor]]:
+    """Name to a training step: new rows, encoders, a loss, backward and Adam; returns the loss."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoders = {name: nn.ModuleList(nn.Linear(24, 16) for _ in range(2)) for name in ("info_nce", "smile", "club")}
+        bounds = {"smile": mk.SMILE(mk.ConcatCritic(16, 16, (32, 32))), "club": mk.CLUB(16, 16, hidden_dim=32)}
+    losses: dict[str, Callable[..., Tensor]] = {
+        "info_nce": partial(mk.info_nce, symmetric=True),
+        "smile": bounds["smile"].learning_loss,
+        "club": lambda a, b: bounds["club"](a, b) + bounds["club"].learning_loss(a, b),
+    }
+
+    def step(name: str, optimizer: torch.optim.Optimizer) -> Tensor:
+        x = torch.randn(32, 24, generator=g)
+        y = x + 0.5 * torch.randn(32, 24, generator=g)
+        loss = losses[name](*(encode(t) for encode, t in zip(encoders[name], (x, y), strict=True)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return {
+        name: partial(step, name, torch.optim.Adam([*layers.parameters(), *_parameters(bounds.get(name))], lr=1e-3))
+        for name, layers in encoders.items()
+    }
+
+
+def _parameters(bound: nn.Module | None) -> list[nn.Parameter]:
+    return [] if bound is None else list(bound.parameters())

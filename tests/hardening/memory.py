@@ -1,6 +1,8 @@
-"""Resident memory over many steps of every operator: `python -m tests.hardening.memory --steps 10000`.
+"""Resident memory over many steps: `python -m tests.hardening.memory --steps 10000 [--training]`.
 
-Prints MiB at every tenth of the steps; ends with status 1 where it grew by more than --allowed MiB in the second half.
+A step runs every operator, on other rows than the step before; with --training it is a training step, new rows and
+Adam included, of InfoNCE, of SMILE with a concat critic and of CLUB. Prints MiB at every tenth of the steps; ends with
+status 1 where it grew by more than --allowed MiB in the second half.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ def resident_mib() -> float:
         return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def profile(steps: int, points: int = 10) -> list[float]:
-    """Resident MiB after every tenth of the steps; a step runs every operator, on other rows than the step before."""
-    every = [list(loads.steps(seed).values()) for seed in range(2)]
+def profile(steps: int, points: int = 10, training: bool = False) -> list[float]:
+    """Resident MiB after every tenth of the steps, two seeds in turns."""
+    every = [list((loads.training if training else loads.steps)(seed).values()) for seed in range(2)]
     found = []
     for point in range(points):
         for k in range(steps // points):
@@ -38,9 +40,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--allowed", type=float, default=2.0, help="MiB")
+    parser.add_argument("--training", action="store_true", help="training steps of three losses")
     options = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
-    found = profile(options.steps)
+    found = profile(options.steps, training=options.training)
     grown = found[-1] - found[len(found) // 2 - 1]
     print(f"grown by {grown:.2f} MiB in the second half")
     return int(grown > options.allowed)

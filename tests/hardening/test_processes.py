@@ -107,3 +107,10 @@ def test_memory_is_flat(one_thread: None, capsys: pytest.CaptureFixture[str]) ->
     memory.profile(20, points=1)
     found = memory.profile(200, points=2)
     assert found[1] - found[0] < 2.0
+
+
+def test_the_training_steps_learn(one_thread: None) -> None:
+    """What `memory --training` watches is training: the losses fall."""
+    for name, step in loads.training().items():
+        values = [float(step()) for _ in range(60)]
+        assert sum(values[-10:]) < sum(values[:10]), name

@@ -1,13 +1,16 @@
 """The command line: every command at the smallest size, and what a mistake costs."""
 
 import json
+import os
+import subprocess
 import sys
 import xml.dom.minidom
 
 import numpy as np
 import pytest
 
-from models.__main__ import DEMO_MODELS, main, parser
+from models import demo, settings
+from models.__main__ import main, parser
 from models.data import SOURCES
 from models.data.sources import two_digit_small
 from models.data.tokenizer import load_tokenizer
@@ -87,15 +90,38 @@ def few_pictures(monkeypatch):
 def test_the_demo_writes_its_report_and_results(measured, few_pictures, tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path), "--epochs", "1", "--seeds", "1", "--quiet"]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
-    assert {run["model"] for run in results["runs"]} == set(DEMO_MODELS) == set(results["seconds_per_step"])
+    assert {run["model"] for run in results["runs"]} == set(demo.MODELS) == set(results["seconds_per_step"])
     page = (tmp_path / "report.html").read_text()
     assert "http://www.w3.org/2000/svg" in page and "src=" not in page and 'href="http' not in page
     assert "prefers-color-scheme:dark" in page and "viewport" in page and "currentColor" in page
-    assert page.count('class="legend"') == 1 and "beats" in page
+    assert page.count('class="legend"') == 1 and "scores better than" in page
     assert "Use 1" in page and "Use 2" in page and "95 % interval" in page
     for figure in page.split("<svg")[1:]:
         xml.dom.minidom.parseString("<svg" + figure.split("</svg>")[0] + "</svg>")
     assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("demo done")
+
+
+def test_a_demo_of_other_settings_makes_room_and_leaves_what_is_not_its_own(tmp_path):
+    bases = {model: settings.starting_point(model, demo.DATA) for model in demo.MODELS[:2]}
+    first, second = demo.MODELS[:2]
+
+    def run(name, settings):
+        settings.save(tmp_path / name)
+        (tmp_path / name / "weights.safetensors").write_text("")
+
+    run(f"{first}-seed0", bases[first])
+    run(f"{first}-seed1", bases[first].changed({"training.seed": 1, "training.epochs": 1}))
+    run(f"{second}-seed7", bases[second].changed({"training.seed": 7}))
+    run(f"{second}-seed0", bases[second].changed({"data.name": "digits"}))
+    run("mine", bases[second])
+    old = tmp_path / f"{second}-seed1"
+    run(old.name, bases[second])
+    text = (old / "config.yaml").read_text()
+    (old / "config.yaml").write_text(text + "of_another_version: {}\n")
+    removed = demo.make_room(tmp_path, bases, range(2))
+    assert {path.name for path in removed} == {f"{first}-seed1", f"{second}-seed7", old.name}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{first}-seed0", f"{second}-seed0", "mine"}
+    assert demo.make_room(tmp_path / "absent", bases, range(2)) == []
 
 
 def test_a_regression_target_is_reported_too(measured, monkeypatch, tmp_path, capsys):
@@ -170,12 +196,38 @@ def test_step_times_measure_every_backend():
     assert all(0 < s.low <= s.median <= s.high for s in times.values())
 
 
+def test_looking_into_a_file_does_not_wait_for_the_trainer(file):
+    code = "import sys; from models.__main__ import main; assert main(['inspect', sys.argv[1]]) == 0; "
+    code += "sys.exit(', '.join({'lightning', 'matplotlib', 'sklearn', 'torchmetrics'} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
+    assert "modality a: vectors of 3" in done.stdout and done.returncode == 0, done.stderr
+
+
+def test_arrays_without_labels_train_a_model_that_needs_none(tmp_path, capsys):
+    values = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
+    np.savez(tmp_path / "pairs.npz", left=values, right=values + 1)
+    arguments = ["fit", "--data", str(tmp_path / "pairs.npz"), "--quiet", "--out", str(tmp_path / "run"),
+                 "--set", "training.epochs=1", "--set", "training.batch_size=16"]  # fmt: skip
+    assert main([*arguments, "--model", "simclr"]) == 0
+    assert main(["evaluate", "--out", str(tmp_path / "run")]) == 2
+    assert "no labels" in capsys.readouterr().err
+    assert main([*arguments, "--model", "late-fusion", "--overwrite"]) == 2
+    assert "needs labels, the data has none" in capsys.readouterr().err
+    # Resumed without its settings: they are the folder's own.
+    assert main(["fit", "--resume", "--out", str(tmp_path / "run"), "--set", "training.epochs=2", "--quiet"]) == 0
+    assert "trained simclr on pairs for 2 epochs" in capsys.readouterr().out
+
+
 WRONG = {
     "missing file": (["fit", "--data", "absent.npz"], "no such file"),
     "unknown data": (["fit", "--data", "cifar"], "data must be digits"),
     "unknown model": (["fit", "--model", "bert"], "model must be one of"),
     "unknown setting": (["fit", "--set", "training.epoch=3"], "did you mean training.epochs?"),
-    "batch too large": (["fit", "--set", "training.batch_size=9999"], "batch_size is 9999"),
+    "setting without its part": (["fit", "--set", "epochs=3"], "did you mean training.epochs?"),
+    "other name without its part": (["fit", "--set", "learning_rate=3"], "did you mean training.lr?"),
+    "batch too large": (["fit", "--set", "training.batch_size=9999"], "set training.batch_size to at most"),
+    "frames of vectors": (["fit", "--set", "training.corruption.frames={left: 0.5}"], "which has no frames"),
+    "negative noise": (["fit", "--set", "training.corruption.noise={left: -1}"], "must not be negative"),
     "out is a file": (["fit", "--out", __file__], "--out must be a folder"),
     "misspelt data": (["fit", "--data", "mossi"], "did you mean mosi?"),
     "resume and overwrite": (["fit", "--resume", "--overwrite"], "leave one of them out"),
@@ -187,6 +239,9 @@ WRONG = {
     "no config": (["fit", "--config", "absent.yaml"], "no such file: absent.yaml"),
     "noise": (["evaluate", "--noise", "a"], "NAME=DEVIATION"),
     "grid": (["sweep", "--grid", "training.lr"], "KEY=V1,V2"),
+    "grid without a name": (["sweep", "--grid", "=1"], "KEY=V1,V2"),
+    "grid twice": (["sweep", "--grid", "training.lr=1", "--grid", "training.lr=2"], "names training.lr twice"),
+    "grid of one value": (["sweep", "--grid", "training.lr=0.1,0.1"], "a value of training.lr twice: 0.1, 0.1"),
     "setting of no model": (["compare", "--set", "model.sizes=1"], "there is no setting model.sizes in"),
 }
 
@@ -208,9 +263,17 @@ def test_unknown_and_repeated_models_are_refused(arguments, capsys):
     assert "expected different names" in capsys.readouterr().err
 
 
+def test_an_environment_without_the_extra_costs_one_line(tmp_path):
+    (tmp_path / "yaml.py").write_text("raise ModuleNotFoundError('no yaml', name='yaml')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "models", "list"], env=environment, capture_output=True, text=True)
+    assert done.returncode and done.stderr.startswith("error: models/ needs the package yaml: pip install")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_package_that_is_missing_is_one_line_that_says_how_to_get_it(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)  # importing it raises ModuleNotFoundError
-    monkeypatch.setattr("models.__main__.load_data", lambda config: load_tokenizer("any/name"))
+    monkeypatch.setattr("models.commands.load_data", lambda config: load_tokenizer("any/name"))
     assert main(["fit", "--model", "misa", "--data", "digits", "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: Hugging Face text encoders") and len(error.splitlines()) == 1

@@ -11,6 +11,7 @@ from models import compare as comparing
 from models.batch import Target
 from models.compare import SEARCH_SEED, compare, search
 from models.data import SOURCES, Dataset, Modality, generate
+from models.evaluation import runs
 from models.evaluation.probes import Probe, input_features, probe
 from models.evaluation.scores import evaluate, references, validation_value
 from models.evaluation.summary import best_rows, summarise, table, verdicts
@@ -101,7 +102,7 @@ def test_a_search_takes_the_first_setting_of_the_highest_validation_value(monkey
 
 def test_a_trial_that_diverges_is_kept_as_a_failure(tmp_path):
     found = comparing.trial(TINY.changed({"training.lr": 1e30}), tmp_path, progress=False)
-    assert found["valid"] is None and "the loss became" in found["failed"]
+    assert found["valid"] is None and "lower training.lr" in found["failed"]
 
 
 def test_a_comparison_reports_choices_searches_and_references(tmp_path):
@@ -143,6 +144,26 @@ def test_runs_are_kept_for_the_same_settings_at_the_same_clean_commit_only(monke
     assert [kept(other) for _ in range(2)] == [4, 5]
 
 
+def test_runs_of_one_model_are_labelled_by_the_settings_in_which_they_differ(monkeypatch, tmp_path):
+    base = config("simclr")
+    made = {
+        "a": base,
+        "b": base.changed({"training.seed": 1}),
+        "c": base.changed({"model.temperature": 0.5, "training.lr": 0.5}),
+        "d": config("mult"),
+    }
+    for name, settings in made.items():
+        settings.save(tmp_path / name)
+    result = {"scores": {}}
+    monkeypatch.setattr(
+        runs, "evaluate_run", lambda folder: result | {"model": made[folder.name].name, "seed": made[folder.name].seed}
+    )
+    found = {folder.name: result["label"] for folder, result in runs.results_below(tmp_path)}
+    plain = "simclr temperature=0.1, lr=0.001"
+    assert found == {"a": plain, "b": plain, "c": "simclr temperature=0.5, lr=0.5", "d": "mult"}
+    assert list(found) == ["a", "b", "c", "d"]
+
+
 def test_representations_are_those_of_the_paper():
     made = {name: build(name, config(name).model, data(), 0) for name in ("factorcl-sup", "simclr", "mult")}
     assert set(evaluate(made["factorcl-sup"], data()).scores) == {"full", "S", "U1", "U2", "encoder"}
@@ -172,9 +193,32 @@ def test_a_summary_is_mean_and_sample_deviation_and_the_best_is_marked():
     assert first["mean"] == pytest.approx(0.6) and first["deviation"] == pytest.approx(0.1414, abs=1e-4)
     assert second["seeds"] == 2 and best_rows(summary) == [1]
     assert [line[0] for line in table(summary).splitlines()] == [" ", " ", "*"]
-    assert verdicts(summary, {"a": "head", "b": "head"}) == ["a loses to b.", "b beats a."]
-    lower = summarise([result("a", 0, 0.5, "mae"), result("b", 0, 0.8, "mae")])
-    assert best_rows(lower) == [0] and verdicts(lower, {"a": "head", "b": "head"})[0] == "a beats b."
+    assert verdicts(summary, {"a": "head", "b": "head"}) == ["a (head) loses to b.", "b (head) beats a."]
+    assert "0.810 ± 0.014" in table(summary)
+    lower = summarise([result(name, s, v, "mae") for name, v in (("a", 0.5), ("b", 0.8)) for s in (0, 1)])
+    assert best_rows(lower) == [0] and verdicts(lower, {"a": "head", "b": "head"})[0] == "a (head) beats b."
+
+
+def test_a_model_is_held_against_the_linear_model_of_every_input():
+    linear = {"text": {"test": {"mae": 0.3}}, "input": {"test": {"mae": 0.9}}}
+    runs = [result("a", seed, 0.5, "mae") | {"references": {"linear": linear}} for seed in (0, 1)]
+    assert verdicts(summarise(runs), {"a": "head"}) == ["a (head) beats linear (input); loses to linear (text)."]
+
+
+def test_a_metric_that_a_seed_does_not_have_is_a_dash():
+    runs = [result("a", seed, 0.5) for seed in (0, 1)]
+    for run, value in zip(runs, (0.2, float("nan")), strict=True):
+        run["scores"]["head"]["test"]["pearson"] = value
+    (row,) = summarise(runs)
+    assert np.isnan([row["metrics"]["pearson"][key] for key in ("mean", "deviation")]).all()
+    assert table([row]).splitlines()[1].split()[-1] == "-" and "0.500 ± 0.000" in table([row])
+
+
+def test_one_seed_has_no_deviation_and_nothing_beats_anything():
+    summary = summarise([result("a", 0, 0.5), result("b", 0, 0.8)])
+    first, second, why = verdicts(summary, {"a": "head", "b": "head"})
+    assert first == "a (head) scores worse than b." and second == "b (head) scores better than a."
+    assert why.startswith("One seed") and "±" not in table(summary)
 
 
 def test_a_grid_has_a_folder_a_run_and_knows_what_is_finished(tmp_path):

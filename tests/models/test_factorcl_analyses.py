@@ -9,6 +9,7 @@ import torch
 import mi_kernels as mk
 from models.__main__ import main
 from models.analyses import ANALYSES
+from models.factorcl import probe
 from models.factorcl.analyses import TRUE_CONDITIONAL, correlated, jeffreys, linear_given
 
 
@@ -63,3 +64,15 @@ def test_an_analysis_writes_its_json_and_its_figure(name, tmp_path, capsys):
 def test_an_unknown_analysis_is_named(capsys):
     assert main(["analyse", "factorcl-nothing"]) == 2
     assert "factorcl-gaussian" in capsys.readouterr().err
+
+
+def test_the_probe_compares_with_the_latents_that_the_views_are_mixed_from():
+    data, hidden = probe._problem(400)
+    for view, own in (("x1", "w1"), ("x2", "w2")):
+        mixed = torch.cat([hidden["shared"], hidden[own], torch.ones(400, 1)], 1).double()
+        values = data[view].values.double()
+        fitted = mixed @ torch.linalg.lstsq(mixed, values).solution
+        assert (fitted - values).abs().max() < 1e-4
+        other = hidden["w2" if own == "w1" else "w1"].double()
+        left = values - other @ torch.linalg.lstsq(other, values).solution
+        assert left.square().mean() > 0.5 * values.square().mean()

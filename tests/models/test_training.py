@@ -15,10 +15,11 @@ from lightning.pytorch.callbacks import Callback
 
 from models.data import generate
 from models.factorcl import FactorCLSUP
+from models.files import replace_file
 from models.registry import MODELS, build
 from models.settings import read
 from models.training import checkpoint as checkpoints
-from models.training.checkpoint import LAST, PREVIOUS, WEIGHTS, load_weights, read_checkpoint, replace_file
+from models.training.checkpoint import LAST, PREVIOUS, WEIGHTS, load_weights, read_checkpoint
 from models.training.fit import fit, load_run
 from models.training.history import history
 from models.training.phases import Training, frozen, scheduled
@@ -325,7 +326,7 @@ def test_the_inner_steps_see_the_outer_batch_or_fresh_ones(kind, expected, data,
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
-    with pytest.raises(RuntimeError, match=r"the loss became .* in epoch 0: lower training.lr"):
+    with pytest.raises(RuntimeError, match=r"the loss of phase 'club' became nan in epoch 0: lower training\.lr"):
         fit(config(lr=1e30), data, tmp_path, progress=False)
 
 

@@ -1,4 +1,4 @@
-"""Features before they meet: widened once, and brought to unit length."""
+"""Features before they meet: widened once, brought to unit length, added up by class."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dtypes import accumulate_dtype
+
+
+def sums_of(number: int, index: Tensor, rows: Tensor) -> Tensor:
+    """[number, *]: the sum of the rows [n, *] of each index [n], in a fixed order. On GPUs index_add adds by atomics,
+    index_put sorts."""
+    zeros = rows.new_zeros(number, *rows.shape[1:])
+    if rows.is_cpu:
+        return zeros.index_add(0, index, rows)
+    return zeros.index_put((index,), rows, accumulate=True)
+
+
+def rows_at(t: Tensor, index: Tensor) -> Tensor:
+    """Rows index [n] of t, repeated or not; the gradient is summed in a fixed order, as `sums_of` does."""
+    return t.index_select(0, index) if t.is_cpu else t[index]
 
 
 def widened(t: Tensor) -> Tensor:

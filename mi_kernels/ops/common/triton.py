@@ -50,6 +50,14 @@ def dot_tile(p_own, p_oth, o_own, o_oth, n_own, n_oth, D, ACC: tl.constexpr, PRE
 
 
 @triton.jit
+def tile_lse(b_s, AXIS: tl.constexpr):
+    """Log-sum-exp along an axis; over excluded scores (-inf) alone it is -inf."""
+    b_max = tl.max(b_s, AXIS)
+    b_ref = tl.where(tl.abs(b_max) == float("inf"), 0.0, b_max)  # inf - inf would be NaN
+    return b_ref + tl.log(tl.sum(tl.exp(b_s - tl.expand_dims(b_ref, AXIS)), AXIS))
+
+
+@triton.jit
 def log1p_unit(t, TERMS: tl.constexpr):
     """log(1 + t) for t in [0, 1] as 2 artanh(t / (2 + t)), accurate also where 1 + t rounds t away."""
     r = t / (2.0 + t)

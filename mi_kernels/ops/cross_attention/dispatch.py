@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backends import requested_backend, resolve
+from ...backends import requested_backend, resolve, usable
 from ..common.arguments import split
 from ..common.precision import outside_autocast
-from . import reference, sdpa
+from . import cuda, reference, sdpa
 from .problem import OperatorRule, Pairs, Results, Rule
 from .schema import library
 
@@ -33,9 +33,12 @@ def backend_for(device: torch.device, requested: str | None) -> str:
 
 
 def _routed(backend: str, pairs: Pairs, rule: Rule) -> str:
-    """The kernels of a call: flash attention where it computes the same, the grouped Triton kernels otherwise."""
+    """The kernels of a call: CUDA C++ for heads so narrow that tensor cores would mostly multiply padding, flash
+    attention where it computes the same, the grouped Triton kernels otherwise. Forward and backward may differ."""
     if backend != AUTOMATIC:
         return backend
+    if cuda.fits(pairs.query, pairs.value) and usable("cuda"):
+        return "cuda"
     return "sdpa" if sdpa.suits(*pairs[:5], *rule[:3], sparse=rule.sparse) else "triton"
 
 

@@ -236,8 +236,8 @@ class RowLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:
         pairs, shift, settings, needs = ctx.settings
-        saved = ctx.saved_tensors
-        problem, known = Problem(*[*saved[: FIELDS - 2], pairs, shift]), saved[FIELDS - 2 :]
+        saved: tuple[Any, ...] = ctx.saved_tensors
+        problem, known = Problem._make((*saved[: FIELDS - 2], pairs, shift)), saved[FIELDS - 2 :]
         if torch.is_grad_enabled() or common.batched(g):
             formula = lambda p: (differentiable_row_losses(p, settings),)  # noqa: E731
             with torch.enable_grad():

@@ -49,8 +49,7 @@ def run_grad(problem: Problem, slopes: Slopes, needs: int, backend: str) -> tupl
     if name == "triton":
         from . import triton_backward
 
-        full = triton_backward.grad(*problem, *slopes)
-        return tuple(g if needs & bit else g.new_empty(0) for g, bit in zip(full, GRADIENTS, strict=True))
+        return triton_backward.grad(*problem, *slopes, needs)
     if name == "cuda":
         return cuda.grad(problem, slopes, needs)
     rows = _rows(problem.x, problem.y) if name == "chunked" else None

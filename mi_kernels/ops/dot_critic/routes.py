@@ -1,4 +1,4 @@
-"""Which of two schedules a one-sided loss of 16-bit features takes in Triton: "fused" or "chunked".
+"""Which of two schedules a one-sided loss of 16- or 32-bit features takes in Triton: "fused" or "chunked".
 
 The rules stand in routes.json, in order; the first one that holds decides, and each says where it comes from. A rule
 may name `architecture` (compute capability), `dtype`, and inclusive bounds `pairs_at_least`, `pairs_at_most` (B N),

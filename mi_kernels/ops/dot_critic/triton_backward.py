@@ -11,8 +11,7 @@ Two schedules, both deterministic; costs in units of N = 2 G B N D FLOPs:
 * fused, while D fits one feature block BO: one kernel owns a tile of rows and BO of their
   features, walks over the other side and writes its gradient once. It runs twice, with x and y exchanged: 4N. It reads
   (B / BM) N D elements a launch, mostly from L2, and stores nothing but the outputs.
-* chunked, for wider features: a kernel writes dS for as many rows as fit CHUNK_BYTES, LEAST_ROWS at least; two matmuls
-  turn it into dx and, added inside the matmul, dy. 3N; dS goes through memory once, dy twice a chunk.
+* chunked, for wider features, in triton_dscores.py: 3N.
 """
 
 import torch
@@ -20,52 +19,10 @@ import triton
 import triton.language as tl
 
 from ..common.dtypes import accumulate_dtype
-from ..common.precision import add_product, product
-from ..common.triton import (
-    as_vector,
-    device_guard,
-    dot_tile,
-    load_tile,
-    load_vector,
-    mma,
-    next_power,
-    precision,
-    sigmoid,
-)
-from .triton_common import MOST_COLUMNS, Tiling, allowed_tile, check, positive_tile, rows_of_chunk
-
-
-@triton.jit
-def load_lse(p, o_n, n):
-    """A log-sum-exp; one over no pairs (-inf) becomes +inf, so that exp(S - lse) is 0 and never NaN."""
-    b_lse = load_vector(p, o_n, n, float("inf"))
-    return tl.where(b_lse == -float("inf"), float("inf"), b_lse)
-
-
-@triton.jit
-def softplus_derivative(b_s, m_pos, SOFT_SIGNED: tl.constexpr):
-    if SOFT_SIGNED:
-        b_d = sigmoid(tl.where(m_pos, -b_s, b_s))
-        return tl.where(m_pos, -b_d, b_d)
-    else:
-        return sigmoid(b_s)
-
-
-@triton.jit
-def dscores_tile(b_s, m, m_pos, m_pos_in, b_own_lse, b_own_g, b_oth_lse, b_oth_g, b_soft_g, b_pos_g,
-                 SOFT_SIGNED: tl.constexpr):  # fmt: skip
-    """dS of one tile: [BM, BN]. A weight that is None leaves its term out."""
-    b_ds = tl.zeros_like(b_s)
-    if b_own_g is not None:
-        b_ds += b_own_g[:, None] * tl.exp(b_s - b_own_lse[:, None])
-    if b_oth_g is not None:
-        b_ds += b_oth_g[None, :] * tl.exp(b_s - b_oth_lse[None, :])
-    if b_soft_g is not None:
-        b_ds += b_soft_g * softplus_derivative(b_s, m_pos, SOFT_SIGNED)
-    b_ds = tl.where(m, b_ds, 0.0)
-    if b_pos_g is not None:
-        b_ds += tl.where(m_pos_in, b_pos_g, 0.0)
-    return b_ds
+from ..common.triton import as_vector, device_guard, dot_tile, load_tile, load_vector, mma, next_power, precision
+from .schema import ALL_GRADIENTS, GRADIENTS, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y
+from .triton_common import Tiling, allowed_tile, check, positive_tile
+from .triton_dscores import chunked, dscores_tile, load_lse
 
 
 @triton.jit(do_not_specialize=["n_own", "n_oth", "shift"])
@@ -137,8 +94,8 @@ def grad_kernel(
             m_pos_in = m_pos & (o_own < n_own)[:, None] & (o_oth < n_oth)[None, :]
         else:
             m_pos_in = None
-        b_ds = dscores_tile(b_s, m, m_pos, m_pos_in, b_own_lse, b_own_g, b_oth_lse, b_oth_g, b_soft_g,
-                            b_pos_g, SOFT_SIGNED)  # fmt: skip
+        b_ds = dscores_tile(b_s, m, m_pos, m_pos_in, None, None, b_own_lse, b_own_g, b_oth_lse, b_oth_g, b_soft_g,
+                            b_pos_g, SOFT_SIGNED, False)  # fmt: skip
 
         b_bias += tl.sum(b_ds, 1)
         if p_out_scale_rows is not None:
@@ -156,63 +113,6 @@ def grad_kernel(
         tl.store(p_out_bias + i_g * n_own + o_own, b_bias, mask=m_own)
         if p_out_scale_rows is not None:
             tl.store(p_out_scale_rows + i_g * n_own + o_own, b_dscale, mask=m_own)
-
-
-@triton.jit(do_not_specialize=["n_row", "n_col", "shift", "first", "n_chunk"])
-def dscores_kernel(
-    p_x, p_y, p_scale, p_row_bias, p_col_bias, p_row_ids, p_col_ids, p_row_lse, p_col_lse, p_row_g, p_col_g,
-    p_soft_g, p_pos_g, p_ds, p_row_part, p_col_part,
-    n_row, n_col, D, shift, first, n_chunk,
-    PAIRS: tl.constexpr, SOFT_SIGNED: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """dS of rows first .. first + n_chunk: [G, n_chunk, N], with the row and column sums of each tile."""
-    ACC: tl.constexpr = p_scale.dtype.element_ty
-    n_rows = tl.cdiv(n_chunk, BM)
-    n_cols = tl.cdiv(n_col, BN)
-    pid = tl.program_id(0).to(tl.int64)
-    i_g = pid // (n_rows * n_cols)
-    i_row = pid % n_rows
-    i_col = (pid // n_rows) % n_cols
-    o_chunk = (i_row * BM).to(tl.int32) + tl.arange(0, BM)
-    o_row = first + o_chunk
-    o_col = (i_col * BN).to(tl.int32) + tl.arange(0, BN)
-    n_end = first + n_chunk
-    p_x += i_g * n_row * D
-    p_y += i_g * n_col * D
-    b_s = dot_tile(p_x, p_y, o_row, o_col, n_end, n_col, D, ACC, PRECISION, BM, BN, BK)  # [BM, BN]
-    b_s *= tl.load(p_scale + i_g)
-    if p_row_bias is not None:
-        b_s += load_vector(p_row_bias + i_g * n_row, o_row, n_end, 0.0)[:, None]
-    if p_col_bias is not None:
-        b_s += load_vector(p_col_bias + i_g * n_col, o_col, n_col, 0.0)[None, :]
-    b_row_ids, b_col_ids, m_pos, m_pos_in = None, None, None, None
-    if PAIRS >= 2:
-        b_row_ids = load_vector(p_row_ids + i_g * n_row, o_row, n_end, 0)  # [BM]
-        b_col_ids = load_vector(p_col_ids + i_g * n_col, o_col, n_col, 0)  # [BN]
-    if (PAIRS == 3) or SOFT_SIGNED or (p_pos_g is not None):
-        m_pos = positive_tile(o_row, o_col, n_row, n_col, shift, False)
-        m_pos_in = m_pos & (o_row < n_end)[:, None]
-    m = allowed_tile(o_row, o_col, b_row_ids, b_col_ids, m_pos, n_end, n_col, PAIRS)
-    b_row_lse, b_row_g, b_col_lse, b_col_g, b_soft_g, b_pos_g = None, None, None, None, None, None
-    if p_row_g is not None:
-        b_row_lse = load_lse(p_row_lse + i_g * n_row, o_row, n_end)  # [BM]
-        b_row_g = load_vector(p_row_g + i_g * n_row, o_row, n_end, 0.0)  # [BM]
-    if p_col_g is not None:
-        b_col_lse = load_lse(p_col_lse + i_g * n_col, o_col, n_col)  # [BN]
-        b_col_g = load_vector(p_col_g + i_g * n_col, o_col, n_col, 0.0)  # [BN]
-    if p_soft_g is not None:
-        b_soft_g = load_vector(p_soft_g + i_g * n_row, o_row, n_end, 0.0)[:, None]
-    if p_pos_g is not None:
-        b_pos_g = load_vector(p_pos_g + i_g * n_row, o_row, n_end, 0.0)[:, None]
-    b_ds = dscores_tile(b_s, m, m_pos, m_pos_in, b_row_lse, b_row_g, b_col_lse, b_col_g, b_soft_g, b_pos_g,
-                        SOFT_SIGNED)  # fmt: skip
-    m_row, m_col = o_chunk < n_chunk, o_col < n_col
-    p_ds += (i_g * n_chunk + i_row * BM) * n_col + i_col * BN
-    o_tile = tl.arange(0, BM)[:, None] * n_col + tl.arange(0, BN)[None, :]  # 32 bits: half the registers
-    tl.store(p_ds + o_tile, b_ds.to(p_ds.dtype.element_ty), mask=m_row[:, None] & m_col[None, :])
-    tl.store(p_row_part + (i_g * n_cols + i_col) * n_chunk + o_chunk, tl.sum(b_ds, 1), mask=m_row)
-    tl.store(p_col_part + (i_g * n_rows + i_row) * n_col + o_col, tl.sum(b_ds, 0), mask=m_col)
 
 
 INTERPRETED = not isinstance(grad_kernel, triton.runtime.JITFunction)
@@ -236,16 +136,6 @@ def tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) ->
     return Tiling(BM, 32 if width < 128 else 16, width, width, 8, stages)
 
 
-def chunk_tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) -> Tiling:
-    if interpreted:
-        return Tiling(32, 16, 16, 0, 4, 1)
-    if dtype == torch.float64:
-        return Tiling(32, 32, 16, 0, 4, 1)
-    if dtype == torch.float32:
-        return Tiling(64, 64, 32, 0, 8, 2) if tf32 else Tiling(64, 32, 16, 0, 4, 2)
-    return Tiling(64 if D % 16 else 128, 64, 64, 0, 8, 3)
-
-
 def _launch(own, oth, scale, out_scale, own_bias, oth_bias, own_ids, oth_ids, own_lse, oth_lse, own_g, oth_g,
             g_soft, g_pos, out, out_bias, out_scale_rows, pairs, shift, signed, swap) -> None:  # fmt: skip
     G, n_own, D = own.shape
@@ -261,39 +151,22 @@ def _launch(own, oth, scale, out_scale, own_bias, oth_bias, own_ids, oth_ids, ow
     )  # fmt: skip
 
 
-def _chunked(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col, g_soft,
-             g_pos, pairs, shift, signed) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    """All gradients through chunks of dS. dscale is <dS y, x>, for sum dS <x, y> = sum_i <x_i, (dS y)_i>."""
-    (G, B, D), N, acc = x.shape, y.shape[1], scale.dtype
-    if N > MOST_COLUMNS:
-        raise ValueError(f"y must have at most {MOST_COLUMNS} rows where features are wide, got {N}")
-    input_precision = precision(x.dtype, INTERPRETED)
-    t = chunk_tiling(x.dtype, D, input_precision == "tf32", INTERPRETED)
-    step = min(B, triton.cdiv(rows_of_chunk(G, N, x.element_size()), t.BM) * t.BM)
-    buffer = torch.empty(G * step * N, dtype=x.dtype, device=x.device)
-    dx, da = torch.empty_like(x, dtype=acc), torch.empty(G, B, dtype=acc, device=x.device)
-    dy, db = torch.zeros(G, N, D, dtype=acc, device=x.device), torch.zeros(G, N, dtype=acc, device=x.device)
-    dscale = torch.zeros_like(scale)
-    for first in range(0, B, step):
-        n = min(step, B - first)
-        rows, cols = triton.cdiv(n, t.BM), triton.cdiv(N, t.BN)
-        ds = buffer[: G * n * N].view(G, n, N)
-        row_part = torch.empty(G, cols, n, dtype=acc, device=x.device)
-        col_part = torch.empty(G, rows, N, dtype=acc, device=x.device)
-        dscores_kernel[(G * rows * cols,)](
-            x, y, scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col, g_soft, g_pos,
-            ds, row_part, col_part, B, N, D, max(shift, 0), first, n,
-            PAIRS=pairs, SOFT_SIGNED=signed, PRECISION=input_precision, BM=t.BM, BN=t.BN, BK=t.BK,
-            num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True,
-        )  # fmt: skip
-        part = x[:, first : first + n]
-        y_sum = product(ds, y)
-        dscale += (y_sum * part).sum((1, 2))
-        torch.mul(y_sum, out_scale[:, None, None], out=dx[:, first : first + n])
-        add_product(dy, ds.mT, part)
-        da[:, first : first + n] = row_part.sum(1)
-        db += col_part.sum(1)
-    return dx, dy.mul_(out_scale[:, None, None]), dscale, da, db
+def _fused(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col, g_soft,
+           g_pos, pairs, shift, signed, needs) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
+    """Gradients by the owners of rows and of columns, None where `needs` does not ask."""
+    acc = scale.dtype
+    dx, dy, da, db, dscale = None, None, None, None, None
+    if needs & (NEED_X | NEED_SCALE | NEED_ROW_BIAS):
+        dx = torch.empty_like(x, dtype=acc)
+        da, dscale = (torch.empty(x.shape[:2], dtype=acc, device=x.device) for _ in range(2))
+        _launch(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col,
+                g_soft, g_pos, dx, da, dscale, pairs, shift, signed, False)  # fmt: skip
+        dscale = dscale.sum(1) if needs & NEED_SCALE else None
+    if needs & (NEED_Y | NEED_COL_BIAS):
+        dy, db = torch.empty_like(y, dtype=acc), torch.empty(y.shape[:2], dtype=acc, device=y.device)
+        _launch(y, x, scale, out_scale, col_bias, row_bias, col_ids, row_ids, col_lse, row_lse, g_col, g_row,
+                g_soft, g_pos, dy, db, None, pairs, shift, signed, True)  # fmt: skip
+    return dx, dy, dscale, da, db
 
 
 def _gain(weights: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
@@ -320,8 +193,9 @@ def grad(
     g_soft: torch.Tensor | None,
     g_pos: torch.Tensor | None,
     soft_signed: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dx [G, B, D], dy [G, N, D], dscale [G], drow_bias [G, B], dcol_bias [G, N]).
+    needs: int = ALL_GRADIENTS,
+) -> tuple[torch.Tensor, ...]:
+    """(dx [G, B, D], dy [G, N, D], dscale [G], drow_bias [G, B], dcol_bias [G, N]), empty where `needs` does not ask.
 
     All come in the accumulation type. `g_row` needs `row_lse`, `g_col`
     needs `col_lse`, `g_pos` a `positive_shift` >= 0. Raises as `triton_forward.stats` does. 4N FLOPs fused,
@@ -341,12 +215,12 @@ def grad(
     row_ids, col_ids = (as_vector(v, torch.int64) if pairs >= 2 else None for v in (row_ids, col_ids))
     signed = soft_signed and g_soft is not None and positive_shift >= 0
     row_lse, col_lse = (None if g is None else v for g, v in ((g_row, row_lse), (g_col, col_lse)))
-    dx, dy = torch.empty_like(x, dtype=acc), torch.empty_like(y, dtype=acc)
-    da, db, dscale_rows = (torch.empty(t.shape[:2], dtype=acc, device=x.device) for t in (x, y, x))
     if 0 in (*x.shape, y.shape[1]):
         if x.shape[2] == 0 and x.shape[0] * x.shape[1] * y.shape[1]:
             raise ValueError("x and y must have at least one feature, got D = 0")
-        return dx.zero_(), dy.zero_(), torch.zeros_like(scale), da.zero_(), db.zero_()
+        shapes = (x.shape, y.shape, scale.shape, x.shape[:2], y.shape[:2])
+        wanted = zip(shapes, GRADIENTS, strict=True)
+        return tuple(scale.new_zeros(shape if needs & bit else (0,)) for shape, bit in wanted)
 
     D, tf32 = x.shape[2], precision(x.dtype, INTERPRETED) == "tf32"
     gain = None
@@ -354,18 +228,12 @@ def grad(
         gain = _gain([g for g in (g_row, g_col, g_soft, g_pos) if g is not None], scale)
         g_row, g_col, g_soft, g_pos = (None if g is None else g / gain for g in (g_row, g_col, g_soft, g_pos))
     out_scale = scale if gain is None else scale * gain
+    weights, rest = (row_lse, col_lse, g_row, g_col, g_soft, g_pos), (pairs, positive_shift, signed)
+    problem = (x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids)
     with device_guard(x):
-        if tiling(x.dtype, D, tf32, INTERPRETED).BO < D:
-            dx, dy, dscale, da, db = _chunked(
-                x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col, g_soft,
-                g_pos, pairs, positive_shift, signed,
-            )  # fmt: skip
-            return (dx, dy, dscale, da, db) if gain is None else (dx, dy, dscale * gain, da * gain, db * gain)
-        _launch(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col,
-                g_soft, g_pos, dx, da, dscale_rows, pairs, positive_shift, signed, False)  # fmt: skip
-        _launch(y, x, scale, out_scale, col_bias, row_bias, col_ids, row_ids, col_lse, row_lse, g_col, g_row,
-                g_soft, g_pos, dy, db, None, pairs, positive_shift, signed, True)  # fmt: skip
-    dscale = dscale_rows.sum(1)
+        run = chunked if tiling(x.dtype, D, tf32, INTERPRETED).BO < D else _fused
+        found = run(*problem, *weights, *rest, needs)
     if gain is not None:
-        dscale, da, db = dscale * gain, da * gain, db * gain
-    return dx, dy, dscale, da, db
+        found = (*found[:2], *(None if d is None else d * gain for d in found[2:]))
+    bits = zip(found, GRADIENTS, strict=True)
+    return tuple(d if d is not None and needs & bit else scale.new_empty(0) for d, bit in bits)

@@ -1,11 +1,12 @@
-"""One-sided losses of 16-bit features in row chunks: a Triton kernel writes dS, torch's matmuls turn it into gradients.
+"""One-sided losses in row chunks: a Triton kernel writes dS, torch's matmuls turn it into gradients.
 
-For every chunk of rows `slope_kernel` computes the scores of a tile and writes what the gradients need of them in 16
-bits; scores never reach memory. Softplus losses: dS itself. A log-sum-exp, whose sum is not known before the row ends:
+For every chunk of rows `slope_kernel` computes the scores of a tile and writes what the gradients need of them in the
+features' type; scores never reach memory. Softplus losses: dS itself. A log-sum-exp, whose sum is not known before the
+row ends:
 
-    E_ij = 2^(t_ij - k_i),   t = S / ln 2,   k_i = |scale| |x_i| max_j |y_j| / ln 2 - HEADROOM,   P = E / sum_j E
+    E_ij = exp(S_ij - k_i),   k_i = |scale| |x_i| max_j |y_j| - HEADROOM,   P = E / sum_j E
 
-By Cauchy and Schwarz t_ij <= k_i + HEADROOM, so nothing overflows, and bfloat16 has fp32's exponents: E keeps the
+By Cauchy and Schwarz S_ij <= k_i + HEADROOM, so nothing overflows, and bfloat16 has fp32's exponents: E keeps the
 precision of P down to 2^-126. `finish_kernel` adds up a row's sum, puts -share of the positive pair into E, and writes
 x_i / sum_j E_ij. A row whose scores are all so far below the bound that its sum underflows (a cosine below about -0.15
 with every key, at temperature 0.01) is done again there with its own maximum; nobody reads on the host whether there is
@@ -26,32 +27,16 @@ import triton.language as tl
 from ..common.precision import WIDE_PRODUCTS, add_product, product
 from ..common.triton import device_guard, dot_tile, load_tile, log1p_unit, precision
 from .schema import ALL, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y, OFF_DIAGONAL
-from .triton_common import MOST_COLUMNS, Tiling, rows_of_chunk
+from .triton_common import GROUP, MOST_COLUMNS, SMALLEST, Tiling, place, rows_of_chunk
 from .triton_forward import lse_update
 
-_HEADROOM = tl.constexpr(64.0)
-_SMALLEST = tl.constexpr(2.0**-100)  # row sums from here on have the precision of their largest terms
-_LOG2E = tl.constexpr(1.4426950408889634)
-_LN2 = tl.constexpr(0.6931471805599453)
+_HEADROOM = tl.constexpr(44.0)  # nats: 2^63
 
 
 @triton.jit
 def offset_of(b_norm, top, scale):
     """k of rows with these norms; `top` is the largest norm of the columns."""
-    return tl.abs(scale) * b_norm * top * _LOG2E - _HEADROOM
-
-
-@triton.jit
-def place(n_chunk, n_col, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
-    """Group, row tile and column tile of a program: GROUP row tiles share the columns that are in cache."""
-    n_rows, n_cols = tl.cdiv(n_chunk, BM), tl.cdiv(n_col, BN)
-    pid = tl.program_id(0).to(tl.int64)
-    i_g = pid // (n_rows * n_cols)
-    i = pid % (n_rows * n_cols)
-    first = i // (GROUP * n_cols) * GROUP
-    height = tl.minimum(n_rows - first, GROUP)
-    i = i % (GROUP * n_cols)
-    return i_g, first + i % height, i // height
+    return tl.abs(scale) * b_norm * top - _HEADROOM
 
 
 @triton.jit(do_not_specialize=["n_row", "n_col", "first", "n_chunk", "shift"])
@@ -95,7 +80,7 @@ def slope_kernel(
     else:
         b_norm = tl.load(p_norm + i_g * n_row + o_row, mask=o_row < n_end, other=0.0)
         b_k = offset_of(b_norm, tl.load(p_top + i_g), scale)
-        b_ds = tl.where(m, tl.exp2(b_dot * (scale * _LOG2E) - b_k[:, None]), 0.0)
+        b_ds = tl.where(m, tl.exp(b_dot * scale - b_k[:, None]), 0.0)
         b_part = b_ds
     n_cols = tl.cdiv(n_col, BN)
     o_part = (i_g * n_chunk + o_chunk) * n_cols + i_col
@@ -129,14 +114,13 @@ def row_again(p_x, p_y, p_ds, row, n_col, D, scale, OFF_DIAGONAL: tl.constexpr, 
         m = (o < n_col) & (o != row) if OFF_DIAGONAL else o < n_col
         b_s = row_dots(p_x, p_y, o, n_col, D, BN, BD) * scale
         b_max, b_sum = lse_update(b_max, b_sum, tl.where(m, b_s, -float("inf"))[None, :])
-    b_max = tl.where(b_max == -float("inf"), 0.0, b_max)
-    k = tl.sum(b_max, 0) * _LOG2E
+    k = tl.sum(tl.where(b_max == -float("inf"), 0.0, b_max), 0)
     if p_ds is not None:
         for i in range(0, n_col, BN):
             o = i + tl.arange(0, BN)
             m = (o < n_col) & (o != row) if OFF_DIAGONAL else o < n_col
-            b_t = row_dots(p_x, p_y, o, n_col, D, BN, BD) * (scale * _LOG2E) - k
-            tl.store(p_ds + o, tl.where(m, tl.exp2(b_t), 0.0).to(p_ds.dtype.element_ty), mask=o < n_col)
+            b_e = tl.exp(row_dots(p_x, p_y, o, n_col, D, BN, BD) * scale - k)
+            tl.store(p_ds + o, tl.where(m, b_e, 0.0).to(p_ds.dtype.element_ty), mask=o < n_col)
     return tl.sum(b_sum, 0), k
 
 
@@ -163,9 +147,9 @@ def finish_kernel(
         b_sum += tl.load(p_part + pid * n_parts + o, mask=o < n_parts, other=0.0)
     total = tl.sum(b_sum, 0)
     k = offset_of(tl.load(p_norm + o_row), tl.load(p_top + i_g), scale)
-    if total < _SMALLEST:  # false for a NaN
+    if total < SMALLEST:  # false for a NaN
         total, k = row_again(p_x, p_y, p_ds, row, n_col, D, scale, OFF_DIAGONAL, BN, BD)
-    loss = (k + tl.log2(total)) * _LN2
+    loss = k + tl.log(total)
     inside = tl.where(total == 0.0, 0.0, 1.0)  # 0: the row has no pairs, only its positive has a gradient
     total = tl.where(total == 0.0, 1.0, total)
     if p_row_bias is not None:
@@ -175,7 +159,7 @@ def finish_kernel(
         b_pos = positive + tl.zeros([1], dtype=tl.int32)
         s = tl.sum(row_dots(p_x, p_y, b_pos, n_col, D, 1, BD), 0) * scale
         if p_ds is not None:
-            e = tl.exp2(s * _LOG2E - k)
+            e = tl.exp(s - k)
             if OFF_DIAGONAL:
                 e = tl.where(positive == row, 0.0, e)
             tl.store(p_ds + positive, (e - share * total).to(p_ds.dtype.element_ty))
@@ -197,10 +181,12 @@ def finish_kernel(
 INTERPRETED = not isinstance(slope_kernel, triton.runtime.JITFunction)
 
 
-def tiling(soft: bool, gradients: bool, interpreted: bool = False) -> Tiling:
+def tiling(dtype: torch.dtype, tf32: bool, soft: bool, gradients: bool, interpreted: bool = False) -> Tiling:
     """Block sizes of `slope_kernel`, free of register spills on sm_80 and sm_90."""
     if interpreted:
         return Tiling(32, 16, 16, 0, 4, 1)
+    if dtype == torch.float32:
+        return Tiling(64, 64, 32, 0, 8, 2) if tf32 else Tiling(64, 32, 16, 0, 4, 2)
     return Tiling(128, 64 if soft else 256 if gradients else 128, 64, 0, 8, 3)
 
 
@@ -211,13 +197,14 @@ def finish_blocks(D: int, interpreted: bool = False) -> dict[str, int]:
 
 
 def eligible(problem: tuple, w_row: float, w_col: float, w_soft: float) -> bool:
-    """Whether this schedule computes the loss: one term over rows of 16-bit features, without ids or column biases.
-    E of a log-sum-exp needs bfloat16's exponents."""
+    """Whether this schedule computes the loss: one term over rows of 16- or 32-bit features, without ids or column
+    biases. E of a log-sum-exp needs fp32's exponents."""
     x, y, _, _, col_bias, _, _, pairs, _ = problem
-    short = x.dtype == torch.bfloat16 or (x.dtype == torch.float16 and not w_row)
-    if not short or w_col or bool(w_row) == bool(w_soft) or col_bias is not None or y.shape[1] > MOST_COLUMNS:
+    if x.dtype == torch.float64 or (x.dtype == torch.float16 and w_row):
         return False
-    return pairs in (ALL, OFF_DIAGONAL) and (WIDE_PRODUCTS or not x.is_cuda)
+    if w_col or bool(w_row) == bool(w_soft) or col_bias is not None or y.shape[1] > MOST_COLUMNS:
+        return False
+    return pairs in (ALL, OFF_DIAGONAL) and (x.dtype == torch.float32 or WIDE_PRODUCTS or not x.is_cuda)
 
 
 class _Rows:
@@ -238,7 +225,8 @@ class _Rows:
 
     def chunk(self, first: int, n: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """dS, or E, of rows first .. first + n [G, n, N], and what its transpose multiplies for dy [G, n, D]."""
-        t, constants = tiling(self.soft, bool(self.needs), INTERPRETED), {"OFF_DIAGONAL": self.pairs == OFF_DIAGONAL}
+        input_precision, constants = precision(self.x.dtype, INTERPRETED), {"OFF_DIAGONAL": self.pairs == OFF_DIAGONAL}
+        t = tiling(self.x.dtype, input_precision == "tf32", self.soft, bool(self.needs), INTERPRETED)
         tiles = triton.cdiv(self.N, t.BN)
 
         def new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -251,8 +239,8 @@ class _Rows:
         with device_guard(self.x):
             slope_kernel[(self.G * triton.cdiv(n, t.BM) * tiles,)](
                 *inputs, ds_part, *sizes, shift, self.share, SOFT=self.soft, SIGNED=self.signed,
-                POSITIVE=bool(self.share), PRECISION=precision(self.x.dtype, INTERPRETED),
-                BM=t.BM, BN=t.BN, BK=t.BK, GROUP=8, num_warps=t.num_warps, num_stages=t.num_stages,
+                POSITIVE=bool(self.share), PRECISION=input_precision,
+                BM=t.BM, BN=t.BN, BK=t.BK, GROUP=GROUP, num_warps=t.num_warps, num_stages=t.num_stages,
                 enable_fp_fusion=True, **constants,
             )  # fmt: skip
             rows = slice(first, first + n)

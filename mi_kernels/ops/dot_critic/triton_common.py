@@ -17,11 +17,33 @@ _MAX_SIDE = 2**30
 CHUNK_BYTES = 256 * 2**20
 LEAST_ROWS = 2048  # every chunk reads and writes dy: with fewer rows that traffic, not the matmuls, would set the time
 MOST_COLUMNS = 2**24  # offsets within a tile of rows have 32 bits
+GROUP = 8  # row tiles of a launch over tiles that share columns
+SMALLEST = tl.constexpr(2.0**-100)  # sums of exponentials from here on have the precision of their largest terms
 
 
 def rows_of_chunk(G: int, N: int, element: int) -> int:
     """Rows whose dS [G, rows, N] fits CHUNK_BYTES, LEAST_ROWS at least."""
     return max(LEAST_ROWS, CHUNK_BYTES // (G * N * element))
+
+
+@triton.jit
+def clamp(b_s, CLIP: tl.constexpr):
+    """To [-CLIP, CLIP]; -inf, which takes no part, and NaN stay."""
+    b_s = tl.where(b_s > CLIP, CLIP, b_s)
+    return tl.where((b_s < -CLIP) & (b_s > -float("inf")), -CLIP, b_s)
+
+
+@triton.jit
+def place(n_chunk, n_col, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
+    """Group, row tile and column tile of a program: GROUP row tiles share the columns that are in cache."""
+    n_rows, n_cols = tl.cdiv(n_chunk, BM), tl.cdiv(n_col, BN)
+    pid = tl.program_id(0).to(tl.int64)
+    i_g = pid // (n_rows * n_cols)
+    i = pid % (n_rows * n_cols)
+    first = i // (GROUP * n_cols) * GROUP
+    height = tl.minimum(n_rows - first, GROUP)
+    i = i % (GROUP * n_cols)
+    return i_g, first + i % height, i // height
 
 
 @triton.jit

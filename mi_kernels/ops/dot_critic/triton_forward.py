@@ -7,8 +7,8 @@
     row_soft[i]  = sum_j softplus(S[i, j])           optionally softplus(-S) on the positive pair
 
 Per launch 2 G B N D FLOPs. Each program reads its own tile of BM rows and all of the other side, mostly from
-L2: G (B D + (B / BM) N D) elements; it writes BM numbers. Row and column statistics together take two
-launches, 2N in units of N = 2 G B N D: each output is written by its owner, once, in a fixed order.
+L2: G (B D + (B / BM) N D) elements; it writes BM numbers. Row and column log-sum-exps together
+take one pass over tiles instead (triton_tiles.py), N in units of N = 2 G B N D. Deterministic.
 """
 
 import math
@@ -29,8 +29,9 @@ from ..common.triton import (
     precision,
     softplus,
 )
+from . import triton_tiles
 from .schema import COL_LSE, ROW_LSE, SIGNED, SOFTPLUS
-from .triton_common import Tiling, allowed_tile, check, positive_tile
+from .triton_common import Tiling, allowed_tile, check, clamp, positive_tile
 
 
 @triton.jit
@@ -40,13 +41,6 @@ def lse_update(b_max, b_sum, b_s):
     b_ref = tl.where(b_new == -float("inf"), 0.0, b_new)  # -inf - -inf would be NaN
     b_sum = b_sum * tl.exp(b_max - b_ref) + tl.sum(tl.exp(b_s - b_ref[:, None]), 1)
     return b_new, b_sum
-
-
-@triton.jit
-def clamp(b_s, CLIP: tl.constexpr):
-    """To [-CLIP, CLIP]; -inf, which takes no part, and NaN stay."""
-    b_s = tl.where(b_s > CLIP, CLIP, b_s)
-    return tl.where((b_s < -CLIP) & (b_s > -float("inf")), -CLIP, b_s)
 
 
 @triton.jit(do_not_specialize=["n_own", "n_oth", "shift"])
@@ -159,7 +153,7 @@ def stats(
     x [G, B, D], y [G, N, D], scale [G], biases and ids [G, B] and [G, N] or None. `stats` is a sum of
     ROW_LSE, COL_LSE, SOFTPLUS and SIGNED; each value of `clip` is compiled once. Raises RuntimeError for CPU
     tensors outside of the interpreter, TypeError and ValueError for inputs that do not fit. 2 G B N D FLOPs for the
-    rows, as many for columns; O(B + N) memory.
+    log-sum-exps, one side or both, and as many for the softplus sums beside both.
     """
     check(x, y, row_ids, col_ids, pairs, positive_shift, INTERPRETED)
     acc = accumulate_dtype(x.dtype)
@@ -173,12 +167,16 @@ def stats(
 
     row_lse, col_lse, row_soft = output(ROW_LSE, x), output(COL_LSE, y), output(SOFTPLUS, x)
     with device_guard(x):
+        if row_lse.numel() and col_lse.numel():
+            problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift)
+            row_lse, col_lse = triton_tiles.both_sides(problem, clip)
+            stats &= SOFTPLUS | SIGNED
         if stats & (ROW_LSE | SOFTPLUS) and row_lse.numel() + row_soft.numel():
             lse = row_lse if stats & ROW_LSE else None
             soft = row_soft if stats & SOFTPLUS else None
             _launch(x, y, scale, row_bias, col_bias, row_ids, col_ids, lse, soft, pairs, positive_shift,
                     signed and soft is not None, clip, False)  # fmt: skip
-        if col_lse.numel():
+        if stats & COL_LSE and col_lse.numel():
             _launch(y, x, scale, col_bias, row_bias, col_ids, row_ids, col_lse, None, pairs, positive_shift,
                     False, clip, True)  # fmt: skip
     return row_lse, col_lse, row_soft

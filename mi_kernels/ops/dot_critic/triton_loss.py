@@ -62,9 +62,8 @@ def _fused(
     if not needs:
         return value, *(value.new_empty(0) for _ in GRADIENTS)
     slopes = (*_slopes(value, x, y, w_row, w_col, w_soft), _positive(value, x, shift, w_pos))
-    arguments = (*problem, stats[0], stats[1], *slopes, soft_signed)
-    gradients = triton_backward.grad(*arguments)
-    return value, *(g if needs & bit else g.new_empty(0) for g, bit in zip(gradients, GRADIENTS, strict=True))
+    arguments = (*problem, stats[0], stats[1], *slopes, soft_signed, needs)
+    return value, *triton_backward.grad(*arguments)
 
 
 def _slopes(like: torch.Tensor, x, y, w_row: float, w_col: float, w_soft: float) -> list[Any]:

@@ -25,11 +25,7 @@ _PART_BYTES = 256 << 20  # most memory for partial sums, which torch adds up
 
 @dataclass(frozen=True)
 class _Critic:
-    """A critic in the kernels' form: u, v and w2 of one type, the vectors fp32, all for one group or for every one.
-
-    With 16-bit weights the kernels read u and v in 16 bits: unlike on the other backends, both are rounded before they
-    are added.
-    """
+    """A critic in the kernels' form: w2 in the products' type, all else fp32, all for one group or for every one."""
 
     u: Tensor
     v: Tensor
@@ -72,7 +68,7 @@ def _critic(
     b2, b = (t.expand(groups, *t.shape[1:]) for t in biases)
     b2, w, b = (t.float().reshape(groups, -1).contiguous() for t in (b2, w, b))
     tf32 = dtype == torch.float32 and tf32_allowed()
-    head = (u.to(dtype).contiguous(), v.to(dtype).contiguous(), w2.contiguous(), b2, w, b)
+    head = (u.float().contiguous(), v.float().contiguous(), w2.contiguous(), b2, w, b)
     return _Critic(*head, SLOPES[activation], output == "softplus", off_diagonal, tf32)
 
 
@@ -128,8 +124,8 @@ class _Totals:
         self.u, self.v = torch.empty(k.u.shape, dtype=torch.float32, device=k.u.device), zeros(k.v)
         self.product, self.sums, self.b = (zeros(t) if need_parameters else None for t in (k.w2, k.b2, k.b))
         folded = k.w2.float() * k.w[:, :, None]
-        self.scale = _unit_scale(folded) if k.u.dtype == torch.float16 else None
-        self.folded = (folded if self.scale is None else folded / self.scale).to(k.u.dtype).contiguous()
+        self.scale = _unit_scale(folded) if k.w2.dtype == torch.float16 else None
+        self.folded = (folded if self.scale is None else folded / self.scale).to(k.w2.dtype).contiguous()
 
     def _add(self, total: Tensor, part: Tensor, g: slice) -> None:
         if self.k.w2.shape[0] > 1:
@@ -146,7 +142,7 @@ class _Totals:
         self.v[g] += dv if self.scale is None else dv * self.scale
         if self.product is None or self.sums is None or self.b is None:
             return
-        gain = _unit_scale(ds) if k.u.dtype == torch.float16 else None
+        gain = _unit_scale(ds) if k.w2.dtype == torch.float16 else None
         found = cuda.mlp_critic_weight_gradient(k.u, k.v, k.w2, ds, bits, gain, k.slope, _PART_BYTES, k.tf32)
         product, sums = (t.sum(0) if gain is None else t.sum(0) * gain for t in found)
         self._add(self.product, product, g)

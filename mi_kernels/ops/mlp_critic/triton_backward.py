@@ -14,19 +14,21 @@ ReLU and leaky ReLU: the slope m[p, k] of z2 is a bit, and D[p, k] = g[p] w[k] m
 so h2 is not needed again, and m is exact in 16 bits. Other activations: a chunk's z2 is stored, D takes its place.
 
 A chunk runs: scores again with bits or z2 (skipped where the forward kept them), `gradient_kernel` for g,
-`second_layer_kernel` for D, db2 and dw (or s), `first_layer_kernel` for du and dv, `product_kernel` for P or dW2. Sums
-over many tiles are written by parts and added by torch in a fixed order. FLOPs in M = 2 G B N H1 H2: 2 M with kept
-bits, else 3 M; 1 M less without parameter gradients. With one hidden layer everything is elementwise, O(G B N H1).
+`second_layer_kernel` for D, db2 and dw (or s), `first_layer_kernel` for du and dv, `product_kernel` for P or dW2. Wide
+layers that do not fit the memory budget are stored by chunks and go through torch's matmuls instead, with D for every
+activation (triton_matmuls.py). Sums over many tiles are written by parts and added by torch in a fixed order. FLOPs in
+M = 2 G B N H1 H2: 2 M with kept bits, else 3 M; 1 M less without parameter gradients. With one hidden layer everything
+is elementwise, O(G B N H1).
 
 Bytes a pair, written and read once: scores and g 8, bits H2 / 8 (other activations: z2 and D, 2 to 4 bytes a unit),
 parts of du 4 H1 / BJ. A chunk takes at most `memory_budget` bytes (or one tile of pairs); parts of P and dv 32 MiB
-more. cuBLAS would need D and h1 of all pairs in memory, 16 to 32 times the bits: for ReLU that traffic
-is what the bits save. Why not for the others: dh1 would be stored as well, for one elementwise pass and two sums.
+more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import triton
@@ -34,6 +36,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.triton import as_vector, device_guard, sigmoid, softplus
+from . import triton_matmuls
 from .problem import Slopes
 from .triton_common import INTERPRETED, Critic, Tiling, chunks, critic, mode
 from .triton_forward import launch_scores
@@ -140,8 +143,9 @@ class _Totals:
 
 
 def _add_chunk(total: _Totals, k: Critic, at: tuple[slice, slice, slice], g: Tensor, bits: Tensor | None,
-               z: Tensor | None, w2: Tensor | None, w2_scale: Tensor | float) -> None:  # fmt: skip
-    """Adds what a chunk with score gradient g gives. `w2` is the right operand of dh1, divided by `w2_scale`."""
+               z: Tensor | None, h: Tensor | None, w2: Tensor | None, w2_scale: Tensor | float) -> None:  # fmt: skip
+    """Adds what a chunk with score gradient g gives. `w2` is the right operand of dh1, divided by `w2_scale`; h is h1
+    where a chunk's layers are stored."""
     groups, rows, columns = at
     need, two = bool(total.of), k.w2 is not None
     scale: Tensor | float = 1.0
@@ -155,13 +159,15 @@ def _add_chunk(total: _Totals, k: Critic, at: tuple[slice, slice, slice], g: Ten
         total.add("b2", bias * scale, groups)
         if dw is not None:
             total.add("w", dw * scale, groups)
-    du, dv, dw = first_layer(k, g, w2, bits, z, need and not two)
+    dh = z if h is None or z is None else triton_matmuls.hidden_gradient(k, z)
+    du, dv, dw = first_layer(k, g, w2, bits, dh, need and not two)
     total.u[groups, rows] += du * (scale * w2_scale)
     total.v[groups, columns] += dv * (scale * w2_scale)
     if dw is not None:
         total.add("w", dw * scale, groups)
     if need and two:
-        total.add("w2", product(k, g, bits, z) * scale, groups)
+        of_w2 = product(k, g, bits, z) if h is None or z is None else triton_matmuls.weight_gradient(h, z)
+        total.add("w2", of_w2 * scale, groups)
 
 
 def _right_operand(k: Critic) -> tuple[Tensor | None, Tensor | float]:
@@ -179,6 +185,8 @@ def _pair_bytes(k: Critic, kept: bool) -> int:
     t = first_tiling(k.dtype, H1, H2, mode(k.dtype) == "tf32", INTERPRETED)
     of_layer = 4 * k.words if k.by_bits else H2 * k.u.element_size()
     wide = k.accumulator.itemsize
+    if k.stored:
+        return triton_matmuls.pair_bytes(k) + -(-wide * H1 // t.BJ)
     return wide + (0 if kept else wide + of_layer) + -(-wide * H1 // t.BJ)
 
 
@@ -205,6 +213,7 @@ def backward(
     """
     k = critic(u, v, weights, biases, activation, output)
     acc, kept = k.accumulator, kept_scores.dim() == 3
+    k = replace(k, stored=not kept and triton_matmuls.suits(k, memory_budget))
     row_lse, col_lse, *grads = (as_vector(t, acc) for t in (row_lse, col_lse, *slopes))
     w2, w2_scale = _right_operand(k)
     total = _Totals(k, need_parameters)
@@ -214,9 +223,11 @@ def backward(
         for at in chunks(k.sizes, _pair_bytes(k, kept), memory_budget, 8, first.BJ):
             g, r, c = at
             part = k.chunk(g, r, c)
-            (G, rows, columns), bits, z = part.sizes, None, None
+            (G, rows, columns), bits, z, h = part.sizes, None, None, None
             if kept:
                 scores, bits = kept_scores[g, r, c], kept_bits[g, r, :, c]
+            elif k.stored:
+                scores, h, z = triton_matmuls.layers(part)
             else:
                 scores = new(G, rows, columns)
                 if k.by_bits:
@@ -230,7 +241,7 @@ def backward(
             lse = of(row_lse, r), of(col_lse, c)
             ds = _score_gradient(part, scores, lse, arriving, r.start - c.start, off_diagonal)
             w2_here = w2 if w2 is None or not k.own else w2[g]
-            _add_chunk(total, part, at, ds, bits, z, w2_here, w2_scale)
+            _add_chunk(total, part, at, ds, bits, z, h, w2_here, w2_scale)
     found = [total.u, total.v, *total.parameters()]
     inputs = (u, v, *weights, *biases)
     # Parameters that groups share beside others that they do not were spread over the groups.

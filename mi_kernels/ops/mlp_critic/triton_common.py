@@ -142,6 +142,7 @@ class Critic:
     b: Tensor
     activation: str
     output: str
+    stored: bool = False  # a chunk stores its layers, for torch's matmuls (triton_matmuls.py)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -164,7 +165,7 @@ class Critic:
     @property
     def by_bits(self) -> bool:
         """Whether a bit tells the slope of a unit of the second hidden layer."""
-        return self.w2 is not None and self.activation in PIECEWISE_LINEAR
+        return self.w2 is not None and self.activation in PIECEWISE_LINEAR and not self.stored
 
     @property
     def dtype(self) -> torch.dtype:

@@ -23,7 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
-from ..common.triton import device_guard, load_tile, load_vector, mma, softplus
+from ..common.triton import device_guard, load_tile, load_vector, mma, softplus, tile_lse
+from . import triton_matmuls
 from .schema import CLIPPED_ROW_LSE, COL_LSE, PIECEWISE_LINEAR, ROW_LSE, ROW_SOFTPLUS, kept_shapes
 from .triton_common import (
     INTERPRETED,
@@ -37,14 +38,6 @@ from .triton_common import (
     mode,
     operand,
 )
-
-
-@triton.jit
-def tile_lse(b_s, AXIS: tl.constexpr):
-    """Log-sum-exp along an axis; over excluded scores (-inf) alone it is -inf."""
-    b_max = tl.max(b_s, AXIS)
-    b_ref = tl.where(tl.abs(b_max) == float("inf"), 0.0, b_max)  # inf - inf would be NaN
-    return b_ref + tl.log(tl.sum(tl.exp(b_s - tl.expand_dims(b_ref, AXIS)), AXIS))
 
 
 @triton.jit
@@ -71,6 +64,7 @@ def scores_kernel(
     ACT: tl.constexpr, SOFTPLUS: tl.constexpr, OFF_DIAGONAL: tl.constexpr, CLIP: tl.constexpr, LAYERS: tl.constexpr,
     PRECISION: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
+    """LAYERS: hidden layers; 0 for statistics of the scores that are given."""
     DTYPE: tl.constexpr = p_w.dtype.element_ty  # of the products; u and v may be wider
     ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
     TERMS: tl.constexpr = 17 if DTYPE == tl.float64 else 8
@@ -90,7 +84,9 @@ def scores_kernel(
     i_w = i_g * own
 
     b_s = tl.zeros([P], dtype=ACC)
-    if LAYERS == 2:
+    if LAYERS == 0:
+        b_s = tl.load(p_scores + (i_g * n_rows + o_pi) * pitch + o_pj, mask=m_pair, other=0.0)
+    elif LAYERS == 2:
         for i_k in range(0, H2, BN):
             o_k = i_k + tl.arange(0, BN)
             b_z = tl.zeros([P, BN], dtype=ACC)
@@ -115,9 +111,10 @@ def scores_kernel(
             b_h = hidden_tile(p_u, p_v, o_i, o_j, o_l, n_rows, n_cols, H1, ACC, BI, BJ, BK)
             b_w = load_vector(p_w + i_w * H1, o_l, H1, 0.0).to(ACC)  # [BK]
             b_s += tl.sum(activate(b_h, ACT) * b_w[None, :], 1)
-    b_s += tl.load(p_b + i_w).to(ACC)
-    if p_scores is not None:
-        tl.store(p_scores + (i_g * n_rows + o_pi) * pitch + o_pj, b_s, mask=m_pair)
+    if LAYERS != 0:
+        b_s += tl.load(p_b + i_w).to(ACC)
+        if p_scores is not None:
+            tl.store(p_scores + (i_g * n_rows + o_pi) * pitch + o_pj, b_s, mask=m_pair)
 
     if p_row_sum is not None:
         if SOFTPLUS:
@@ -169,12 +166,13 @@ def launch_scores(
     clip: float | None,
     *,
     scores: Tensor | None = None,
+    given: bool = False,
     bits: Tensor | None = None,
     z: Tensor | None = None,
     parts: Sequence[Tensor | None] = (None,) * 6,
 ) -> None:
-    """Runs `scores_kernel` on a chunk. `parts` are positive [G, R] and, by tile, row_sum, row_lse, row_softplus,
-    clipped [G, column tiles, R] and col_lse [G, row tiles, N]."""
+    """Runs `scores_kernel` on a chunk, whose scores are there already where they are `given`. `parts` are positive
+    [G, R] and, by tile, row_sum, row_lse, row_softplus, clipped [G, column tiles, R] and col_lse [G, row tiles, N]."""
     G, rows, columns = k.sizes
     H1, H2 = k.widths
     precision = mode(k.dtype)
@@ -184,10 +182,18 @@ def launch_scores(
         k.u, k.v, k.w2, k.b2, k.w, k.b, scores, bits, z, *parts,
         rows, columns, shift, pitch, H1, H2, int(k.own),
         ACT=k.activation, SOFTPLUS=k.output == "softplus", OFF_DIAGONAL=off_diagonal,
-        CLIP=None if parts[4] is None else clip, LAYERS=2 if H2 else 1, PRECISION=precision,
+        CLIP=None if parts[4] is None else clip, LAYERS=0 if given else 2 if H2 else 1, PRECISION=precision,
         BI=t.BI, BJ=t.BJ, BN=t.BN, BK=t.BK, num_warps=t.num_warps, num_stages=t.num_stages,
         enable_fp_fusion=True,
     )  # fmt: skip
+
+
+def _stored_scores(k: Critic, memory_budget: int) -> Tensor:
+    """Scores [G, R, N] of a chunk, through chunks of it whose layers are stored."""
+    scores = torch.empty(k.sizes, dtype=k.accumulator, device=k.u.device)
+    for at in chunks(k.sizes, triton_matmuls.pair_bytes(k), memory_budget, 1, 16):
+        scores[at] = triton_matmuls.layers(k.chunk(*at))[0]
+    return scores
 
 
 def forward(
@@ -209,6 +215,7 @@ def forward(
     once. Raises as `triton_common.critic` does.
     """
     k = critic(u, v, weights, biases, activation, output)
+    stored = not keep and triton_matmuls.suits(k, memory_budget)
     G, B, N = k.sizes
     acc = accumulate_dtype(u.dtype)
     new = lambda *shape, dtype=acc: torch.empty(shape, dtype=dtype, device=u.device)  # noqa: E731
@@ -221,8 +228,9 @@ def forward(
         shapes = kept_shapes(G, B, N, weights[0].shape[1], "triton")
         kept_scores, kept_bits = new(*shapes[0]), new(*shapes[1], dtype=torch.int32)
     t = tiling(k.dtype, k.widths[1], mode(k.dtype) == "tf32", activation, INTERPRETED)
+    of_kept = lambda t, *at: None if t is None else t[at]  # noqa: E731
     tile_bytes = acc.itemsize * (t.BI * sum(wanted) + t.BJ * bool(stats & COL_LSE))
-    pair_bytes = -(-tile_bytes // (t.BI * t.BJ))
+    pair_bytes = -(-tile_bytes // (t.BI * t.BJ)) + (acc.itemsize if stored else 0)
     with device_guard(u):
         # Columns are never split: a row's statistics are complete with its chunk.
         for g, r, _ in chunks((G, B, N), pair_bytes, memory_budget, t.BI, N):
@@ -231,9 +239,9 @@ def forward(
             tiles = [new(n, triton.cdiv(N, t.BJ), rows) if w else None for w in wanted]
             columns = new(n, row_tiles, N) if stats & COL_LSE else None
             launch_scores(
-                part, r.start, off_diagonal, clip,
-                scores=None if kept_scores is None else kept_scores[g, r],
-                bits=None if kept_bits is None else kept_bits[g, r],
+                part, r.start, off_diagonal, clip, given=stored,
+                scores=_stored_scores(part, memory_budget) if stored else of_kept(kept_scores, g, r),
+                bits=of_kept(kept_bits, g, r),
                 parts=(positive[g, r] if B == N else None, *tiles, columns),
             )  # fmt: skip
             for out, tile in zip(by_row, tiles, strict=True):

@@ -86,7 +86,8 @@ def first_layer_kernel(
     BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """du by column tiles [G, column tiles, R, H1]; dv [G, n_split, C, H1] and, with one hidden layer, dw [G, n_split,
-    column tiles, H1] by parts of the rows. `p_w2` is diag(w) W2 where there are bits."""
+    column tiles, H1] by parts of the rows. `p_w2` is diag(w) W2 where there are bits. LAYERS: hidden layers; 0 where
+    p_d is dh1 already."""
     ACC: tl.constexpr = p_g.dtype.element_ty
     P: tl.constexpr = BI * BJ
     n_col_tiles = tl.cdiv(n_cols, BJ)
@@ -123,6 +124,9 @@ def first_layer_kernel(
                     b_d = tl.load(p, mask=m_pair[:, None] & (o_k < H2)[None, :], other=0.0)  # [P, BK]
                 b_w2 = load_tile(p_w2 + i_g * own * H2 * H1, o_k, o_l, H2, H1)  # [BK, BN]
                 b_dh = mma(b_d, b_w2, b_dh, ACC, PRECISION)
+        elif LAYERS == 0:
+            p = p_d + ((i_g * n_rows + o_pi) * n_cols + o_pj)[:, None] * H1 + o_l[None, :]
+            b_dh = tl.load(p, mask=m_pair[:, None] & m_l[None, :], other=0.0).to(ACC)  # [P, BN]
         else:
             b_dh = load_vector(p_w + i_g * own * H1, o_l, H1, 0.0).to(ACC)[None, :]
         b_z = hidden_tile(p_u, p_v, o_i, o_j, o_l, n_rows, n_cols, H1, ACC, BI, BJ, BN)  # [P, BN]
@@ -250,7 +254,7 @@ def first_layer(
     k: Critic, g: Tensor, w2: Tensor | None, bits: Tensor | None, d: Tensor | None, need_w: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """du [G, R, H1], dv [G, C, H1] and, where needed with one hidden layer, dw [G, H1]. With bits, `w2` is
-    diag(w) W2."""
+    diag(w) W2; where a chunk's layers are stored, `d` is dh1."""
     (G, rows, columns), (H1, H2) = k.sizes, k.widths
     precision = mode(k.dtype)
     t = first_tiling(k.dtype, H1, H2, precision == "tf32", INTERPRETED)
@@ -261,7 +265,7 @@ def first_layer(
     first_layer_kernel[(G * tiles * blocks * n,)](
         k.u, k.v, w2, k.w, g, bits, d, du, dv, dw,
         rows, columns, columns if bits is None else bits.stride(2), H1, H2, int(k.own), n,
-        ACT=k.activation, LAYERS=2 if H2 else 1, PRECISION=precision,
+        ACT=k.activation, LAYERS=0 if k.stored else 2 if H2 else 1, PRECISION=precision,
         BI=t.BI, BJ=t.BJ, BN=t.BN, BK=t.BK, num_warps=t.num_warps, num_stages=t.num_stages,
         enable_fp_fusion=True,
     )  # fmt: skip

@@ -121,9 +121,12 @@ def tiling(dtype: torch.dtype, D: int, interpreted: bool, gradient: bool) -> Til
     return Tiling(64, (16 if D % 16 else 32) if gradient else 64, 16, next_power(min(D, 64), 16), 8, 1)
 
 
-def constants(dtype: torch.dtype) -> dict[str, float | int]:
-    """EPS and TERMS of a launch."""
-    return {"EPS": 4 * torch.finfo(dtype).eps, "TERMS": 18 if dtype == torch.float64 else 10}
+def constants(dtype: torch.dtype) -> dict[str, float | int | str]:
+    """EPS, TERMS and PRECISION of a launch. fp32 products are three of TF32 parts each: they drop what fp32 sums round
+    away too, on tensor cores, whatever torch's switch for TF32 says."""
+    if dtype == torch.float64:
+        return {"EPS": 4 * torch.finfo(dtype).eps, "TERMS": 18, "PRECISION": "ieee"}
+    return {"EPS": 4 * torch.finfo(dtype).eps, "TERMS": 10, "PRECISION": "tf32x3"}
 
 
 def direct_rows(t: Tiling) -> int:

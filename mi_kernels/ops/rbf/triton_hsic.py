@@ -45,9 +45,9 @@ SUMS = tl.constexpr(5)
 
 @triton.jit
 def side_tile(p, p_norm, o_own, o_oth, n_own, n, D, ACC: tl.constexpr, EPS: tl.constexpr,
-              BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+              PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
     """Squared distances of one side's rows and columns, [BM, BN], and whether a pair is too near for them."""
-    b_dot = dot_tile(p, p, o_own, o_oth, n_own, n, D, ACC, "ieee", BM, BN, BK)
+    b_dot = dot_tile(p, p, o_own, o_oth, n_own, n, D, ACC, PRECISION, BM, BN, BK)
     b_own_norm = load_vector(p_norm, o_own, n_own, 0.0)  # [BM]
     b_oth_norm = load_vector(p_norm, o_oth, n, 0.0)
     near = any_near(b_dot, b_own_norm, b_oth_norm, o_own, o_oth)
@@ -94,8 +94,8 @@ def slopes(b_rx, b_ry, m, p_own_mean, p_mean, p_g, o_own, o_oth, n_own, n, TERMS
 @triton.jit(do_not_specialize=["n", "n_splits", "n_slots"])
 def hsic_kernel(
     p_x, p_y, p_x_norm, p_y_norm, p_x_given, p_y_given, p_x_scale, p_y_scale, p_near, p_sums, n, DX, DY, n_splits,
-    n_slots, EPS: tl.constexpr, TERMS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    MARKED: tl.constexpr, DIRECT: tl.constexpr,
+    n_slots, EPS: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, MARKED: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
     """Row sums of E, F, EF, EE and FF over a range of columns: [G, n_slots, SUMS, n], the last slot by DIRECT."""
     ACC: tl.constexpr = p_x_norm.dtype.element_ty
@@ -127,8 +127,8 @@ def hsic_kernel(
                 b_ee += ee
                 b_ff += ff
         else:
-            b_rx, near_x = side_tile(p_x, p_x_norm, o_own, o_oth, n, n, DX, ACC, EPS, BM, BN, BK)
-            b_ry, near_y = side_tile(p_y, p_y_norm, o_own, o_oth, n, n, DY, ACC, EPS, BM, BN, BK)
+            b_rx, near_x = side_tile(p_x, p_x_norm, o_own, o_oth, n, n, DX, ACC, EPS, PRECISION, BM, BN, BK)
+            b_ry, near_y = side_tile(p_y, p_y_norm, o_own, o_oth, n, n, DY, ACC, EPS, PRECISION, BM, BN, BK)
             near = near_x | near_y
             tl.store(p_near + i // BN, near.to(tl.int8))
             e1, f1, ef, ee, ff = row_sums(b_rx, b_ry, m & (near == 0), TERMS)
@@ -152,8 +152,8 @@ def hsic_grad_kernel(
     p_x, p_y, p_x_norm, p_y_norm, p_x_given, p_y_given, p_x_scale, p_y_scale, p_own_mean, p_mean, p_g, p_near,
     p_slope_x, p_slope_y, p_sums, p_dx, p_dy,
     n, DX, DY, first, n_own, n_splits, n_slots,
-    EPS: tl.constexpr, TERMS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
-    MARKED: tl.constexpr, DIRECT: tl.constexpr,
+    EPS: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr, MARKED: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
     """Rows first .. first + n_own against a range of columns. p_sums [G, n_slots, 4, n_own]: row sums of the slopes of
     x and of y, and what the rows add to the gradients of both bandwidths, the last slot by DIRECT; p_slope_x, p_slope_y
@@ -199,8 +199,8 @@ def hsic_grad_kernel(
                     b_ay *= -2.0 * scale_y
                     add_along_differences(b_ay, p_yg, p_dy + i_g * n * DY, scale_y, o_own, o_oth, n_end, n, DY)
         else:
-            b_rx, near_x = side_tile(p_x, p_x_norm, o_own, o_oth, n_end, n, DX, ACC, EPS, BM, BN, BK)
-            b_ry, near_y = side_tile(p_y, p_y_norm, o_own, o_oth, n_end, n, DY, ACC, EPS, BM, BN, BK)
+            b_rx, near_x = side_tile(p_x, p_x_norm, o_own, o_oth, n_end, n, DX, ACC, EPS, PRECISION, BM, BN, BK)
+            b_ry, near_y = side_tile(p_y, p_y_norm, o_own, o_oth, n_end, n, DY, ACC, EPS, PRECISION, BM, BN, BK)
             near = near_x | near_y
             tl.store(p_near + i // BN, near.to(tl.int8))
             b_rx = tl.where(near != 0, 0.0, b_rx)
@@ -220,9 +220,9 @@ def hsic_grad_kernel(
             if p_slope_y is not None:
                 tl.store(p_slope_y + o_slope, b_ay, mask=m_stored)
             if p_dx is not None:
-                b_dx = mma(b_ax, load_tile(p_x, o_oth, o_o, n, DX), b_dx, ACC, "ieee")
+                b_dx = mma(b_ax, load_tile(p_x, o_oth, o_o, n, DX), b_dx, ACC, PRECISION)
             if p_dy is not None:
-                b_dy = mma(b_ay, load_tile(p_y, o_oth, o_o, n, DY), b_dy, ACC, "ieee")
+                b_dy = mma(b_ay, load_tile(p_y, o_oth, o_o, n, DY), b_dy, ACC, PRECISION)
     m_own = o_chunk < n_own
     i_slot = n_slots - 1 if DIRECT else i_split
     p_sums += (i_g * n_slots + i_slot) * 4 * n_own + o_chunk

@@ -70,8 +70,8 @@ def kernels_of(b_r, b_weight, b_of_gamma, p_width, scale, K, o_kp, ACC: tl.const
 def mmd_kernel(
     p_z, p_norm, p_given, p_width, p_scale, p_near, p_sums, p_dwidth, p_slope, p_slope_sum, p_dz,
     n, n_x, D, K, first, n_own, n_splits, n_slots, xx, xx_low, yy, yy_low, xy, xy_low,
-    EPS: tl.constexpr, TERMS: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    BO: tl.constexpr, MARKED: tl.constexpr, DIRECT: tl.constexpr,
+    EPS: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr, MARKED: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
     """Rows first .. first + n_own of z against a range of columns. p_sums [G, n_slots, 2, n_own]: sums of e over the
     columns of x and of y; p_dwidth [G, n_slots, n_own, KP]; p_slope [G, n_own, n] and its row sums, or p_dz [G, n, D].
@@ -125,7 +125,7 @@ def mmd_kernel(
                     b_slope = b_slope * b_weight * (-4.0 / K) * scale
                     add_along_differences(b_slope, p_given, p_dz + i_g * n * D, scale, o_own, o_oth, n_end, n, D)
         else:
-            b_dot = dot_tile(p_z, p_z, o_own, o_oth, n_end, n, D, ACC, "ieee", BM, BN, BK)  # [BM, BN]
+            b_dot = dot_tile(p_z, p_z, o_own, o_oth, n_end, n, D, ACC, PRECISION, BM, BN, BK)  # [BM, BN]
             b_oth_norm = load_vector(p_norm, o_oth, n, 0.0)
             near = any_near(b_dot, b_own_norm, b_oth_norm, o_own, o_oth)
             tl.store(p_near + i // BN, near.to(tl.int8))
@@ -148,7 +148,7 @@ def mmd_kernel(
                 tl.store(p_tile, b_slope, mask=m)
             if p_dz is not None:
                 b_oth = load_tile(p_z, o_oth, o_o, n, D)  # [BN, BO]
-                b_out = mma(b_slope, b_oth, b_out, ACC, "ieee")
+                b_out = mma(b_slope, b_oth, b_out, ACC, PRECISION)
     m_own = o_chunk < n_own
     i_slot = n_slots - 1 if DIRECT else i_split
     o_out = (i_g * n_slots + i_slot) * n_own + o_chunk

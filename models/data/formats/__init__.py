@@ -12,6 +12,7 @@ from typing import Any
 
 from models.data import safe_pickle
 from models.data.formats import (
+    acl17_pickle,
     affect_pickle,
     avmnist_npy,
     csd,
@@ -46,7 +47,7 @@ PATHS: tuple[ModuleType, ...] = (
     declare_lab,
     idx,
 )
-PICKLES: tuple[ModuleType, ...] = (mimic_pickle, mmsa_pickle, mult_pickle, affect_pickle)
+PICKLES: tuple[ModuleType, ...] = (mimic_pickle, mmsa_pickle, mult_pickle, affect_pickle, acl17_pickle)
 FORMATS: dict[str, ModuleType] = {module.NAME: module for module in (*PATHS, *PICKLES)}
 
 _HEADS = {b"PK\x03\x04": npz, SIGNATURE: mfn_hdf5, b"MATLAB 5.0": matlab, b"RIFF": wav}

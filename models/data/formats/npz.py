@@ -60,11 +60,20 @@ def read(path: str | Path) -> Arrays:
         key for key in arrays if key not in known and not key.startswith(("text_", "y_", "split_", "kind_", "classes_"))
     ]
     if unused:
-        result.notes.append(f"not used: {listed(unused)}")
+        result.notes.append(f"not used: {listed(unused)}{_reason(arrays[unused[0]], unused[0])}")
     orphans = [key for key in arrays if key.startswith("off_") and key[4:] not in names]
     if orphans:
         raise ValueError(f"{path} has {orphans[0]!r} but no array {orphans[0][4:]!r} of numbers")
     return result.check()
+
+
+def _reason(values: np.ndarray, key: str) -> str:
+    """Why an array that looks like a modality is none; empty where it does not look like one."""
+    if key.startswith(_PREFIXES) or values.dtype.kind not in "fiubc":
+        return ""
+    if values.dtype.kind == "c":
+        return f" ({key} is complex; store real and imaginary parts side by side)"
+    return f" (a modality is [N, D] or [N, T, D]; {key} is {list(values.shape)})"
 
 
 def _labels(arrays: dict[str, np.ndarray], result: Arrays) -> list[str]:

@@ -15,6 +15,7 @@ from types import ModuleType
 from models.data import formats
 from models.data.assemble import assemble
 from models.data.dataset import Dataset
+from models.data.formats.checks import suggestion
 from models.data.sources import (
     avdigits,
     avdigits_small,
@@ -65,6 +66,29 @@ def read_file(
     return assemble(arrays, Path(path).stem, seed, target=target, kind=kind, split=split, modalities=modalities)
 
 
+def raw(
+    name: str | Path, seed: int = 0, *, modalities: Sequence[str] = (), setting: str = "", **options: str
+) -> Dataset:
+    """A data set by name, or a file or folder by path: raw values, and all modalities that come with those named.
+
+    options: ``target``, ``split`` and ``format``; empty ones count as not given. setting: stands before their names in
+    errors. Raises FileNotFoundError, or ValueError that names what does not fit.
+    """
+    name, given = str(name), {key: value for key, value in options.items() if value}
+    source: Callable[..., Dataset] = SOURCES.get(name, read_file)
+    if name not in SOURCES and not Path(name).exists() and not Path(name).suffix:
+        raise ValueError(
+            f"data must be {', '.join(SOURCES)}, or a file or folder; got {name!r}, which is neither"
+            + suggestion(name, SOURCES)
+        )
+    accepted = signature(source).parameters
+    for option in given:
+        if option not in accepted:
+            raise ValueError(f"{setting}{option} must be left out for {name!r}, which has one only")
+    named = {"modalities": tuple(modalities)} if modalities and "modalities" in accepted else {}
+    return source(*(() if name in SOURCES else (name,)), seed=seed, **given, **named)
+
+
 def load(
     name_or_path: str | Path,
     seed: int = 0,
@@ -78,19 +102,5 @@ def load(
     modalities: their names in order; all by default. Raises FileNotFoundError, or ValueError that names what does not
     fit.
     """
-    name = str(name_or_path)
-    options = {key: value for key, value in {"target": target, "split": split}.items() if value}
-    if name in SOURCES:
-        accepted = signature(SOURCES[name]).parameters
-        for option in options:
-            if option not in accepted:
-                raise ValueError(f"{option} must be left out for {name!r}, which has one only")
-        named = {"modalities": tuple(modalities)} if modalities and "modalities" in accepted else {}
-        data = SOURCES[name](seed=seed, **options, **named)
-    elif Path(name).exists() or Path(name).suffix:
-        data = read_file(name, seed, modalities=tuple(modalities or ()), **options)
-    else:
-        raise ValueError(
-            f"data must be {', '.join(SOURCES)}, or a file or folder; got {name!r}, which is none of these"
-        )
+    data = raw(name_or_path, seed, modalities=modalities or (), target=target, split=split)
     return (data.choose(tuple(modalities)) if modalities else data).standardised()

@@ -39,7 +39,7 @@ def generate(
         raise ValueError(f'mixing must be "uniform" or "gaussian", got {mixing!r}')
     rng = np.random.default_rng(seed)
     draw = rng.random if mixing == "uniform" else rng.standard_normal
-    shared, first, second = (rng.normal(0, np.sqrt(0.5), (samples, dim)) for dim in latent_dims)
+    shared, first, second = _latents(rng, samples, latent_dims)
     views = []
     for own in (first, second):
         latent = np.concatenate([shared, own], 1)
@@ -57,6 +57,19 @@ def generate(
     modalities = tuple(Modality(name, view) for name, view in zip(("x1", "x2"), views, strict=True))
     name = "synthetic" if mixing == "uniform" else "synthetic-gaussian"
     return Dataset(name, modalities, torch.from_numpy(y), Target.classes(classes), split)
+
+
+def _latents(rng: np.random.Generator, samples: int, dims: tuple[int, int, int]) -> list[np.ndarray]:
+    return [rng.normal(0, np.sqrt(0.5), (samples, dim)) for dim in dims]
+
+
+def latents(
+    samples: int = 4000, seed: int = 0, latent_dims: tuple[int, int, int] = (10, 6, 6)
+) -> dict[str, torch.Tensor]:
+    """What ``generate`` with the same arguments mixes: "shared", "first" and "second", [samples, dimensions] each."""
+    drawn = _latents(np.random.default_rng(seed), samples, latent_dims)
+    named = zip(("shared", "first", "second"), drawn, strict=True)
+    return {name: torch.tensor(values, dtype=torch.float32) for name, values in named}
 
 
 def _planar_flow(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:

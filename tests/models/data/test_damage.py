@@ -157,7 +157,6 @@ def test_stated_lengths_of_zero_and_frames_of_zeros_are_a_missing_modality(tmp_p
 
 
 BROKEN = {
-    "no labels": ({"y": None}, "no labels y; it has pose, text"),
     "wrong rows": ({"text": np.ones((29, 4))}, "29 rows"),
     "not finite": ({"text": np.full((30, 4), np.nan)}, "'text' holds 120 values that are not finite"),
     "infinite": ({"text": np.full((30, 4), -np.inf)}, "infinite"),
@@ -198,6 +197,16 @@ def test_a_broken_npz_is_explained(tmp_path, case):
     path = write(tmp_path, **changes)
     with pytest.raises(ValueError, match=message) as error:
         read_file(path)
+    assert one_sentence(error, path)
+
+
+def test_a_file_without_labels_is_for_models_that_need_none(tmp_path, caplog):
+    path = write(tmp_path, y=None)
+    data = read_file(path)
+    assert data.target.kind == "none" and data.labels is None and len(data.rows("test"))
+    assert "no labels y, it has pose, text: only models that need none" in caplog.text
+    with pytest.raises(ValueError, match="no labels mood; it has pose, text") as error:
+        read_file(path, target="mood")
     assert one_sentence(error, path)
 
 
@@ -262,7 +271,8 @@ def test_16_bit_pictures_with_rows_last_are_turned_round():
 def test_every_modality_of_a_file_is_used(tmp_path):
     data = read_file(write(tmp_path, third=np.ones((30, 2)), notes_of_mine=np.arange(5)))
     assert data.names == ("pose", "text", "third")
-    assert any("not used: notes_of_mine" in note for note in npz.read(tmp_path / "data.npz").notes)
+    (note,) = npz.read(tmp_path / "data.npz").notes
+    assert note == "not used: notes_of_mine (a modality is [N, D] or [N, T, D]; notes_of_mine is [5])"
 
 
 def header(text):

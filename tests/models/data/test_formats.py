@@ -164,6 +164,40 @@ def test_mimic_has_multibenchs_split_and_tasks(tmp_path):
     assert arrays.modalities["static"].values[1, 1] == 0 and any("NaN" in note for note in arrays.notes)
 
 
+def test_acl17_videos_become_utterances(tmp_path):
+    train, train_labels, test, test_labels, _, train_lengths, test_lengths = writers.acl17_content()
+    arrays = formats.read(WRITERS["acl17"](tmp_path))
+    lengths = [*train_lengths, *test_lengths]
+    assert np.bincount(arrays.groups).tolist() == lengths
+    assert np.bincount(arrays.split).tolist() == [sum(train_lengths), 0, sum(test_lengths)]
+    expected = np.concatenate([video[:n] for video, n in zip([*train, *test], lengths, strict=True)])
+    np.testing.assert_allclose(arrays.modalities["audio"].values, expected, rtol=1e-6)
+    expected = np.concatenate([row[:n] for row, n in zip([*train_labels, *test_labels], lengths, strict=True)])
+    assert arrays.labels["labels"].tolist() == expected.tolist()
+    assert arrays.ids[:2] == ("train0[0]", "train0[1]" if train_lengths[0] > 1 else "train1[0]")
+    for place, value, message in (
+        (1, train_labels[:, 1:], r"train has 5 videos of 4 utterances, but labels of shape \(5, 3\)"),
+        (5, [9, *train_lengths[1:]], r"train lengths must be whole numbers up to 4, got \d+ to 9"),
+        (2, test[:, :, 1:], "must have equal features, got 3 and 2"),
+    ):
+        content = list(writers.acl17_content())
+        content[place] = value
+        with pytest.raises(ValueError, match=message):
+            formats.read(writers.pickled(tuple(content), tmp_path / "audio.pickle"))
+    writers.pickled({"train": 1}, tmp_path / "audio.pickle")
+    with pytest.raises(ValueError, match=r"must be a tuple \(train, train labels"):
+        formats.read(tmp_path / "audio.pickle", "acl17")
+
+
+def test_acl17s_original_file_is_the_audio_of_mosi(data_dir):
+    arrays = formats.read(data_dir / "original" / "mosi_acl17" / "audio.pickle")
+    assert np.bincount(arrays.split).tolist() == [1447, 0, 752] and len(np.unique(arrays.groups)) == 93
+    with np.load(data_dir / "mosi_utterance.npz") as content:
+        known = {tuple(row) for row in content["audio"].astype(np.float32).round(3).tolist()}
+    found = {tuple(row) for row in arrays.modalities["audio"].values.round(3).tolist()}
+    assert found == known
+
+
 def test_computational_sequences_are_cut_at_the_labelled_intervals(tmp_path):
     arrays = csd.read(WRITERS["csd folder"](tmp_path))
     assert arrays.labels["Opinion Segment Labels"].tolist() == [1.5, -2.0] * 3

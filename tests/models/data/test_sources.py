@@ -169,7 +169,7 @@ def test_a_threshold_makes_two_classes_of_a_regression_target(monkeypatch):
 def test_settings_reach_files_and_sources(tmp_path, data_dir):
     with pytest.raises(ValueError, match="data must be"):
         load_config(DataConfig("cifar"))
-    with pytest.raises(ValueError, match=r"data\.target must be left empty for 'digits'"):
+    with pytest.raises(ValueError, match=r"data\.target must be left out for 'digits'"):
         load_config(DataConfig("digits", target="mood"))
     path = writers.mmsa(tmp_path)
     config = DataConfig(str(path), modalities=("tokens", "audio"), target="classification_labels", format="mmsa")

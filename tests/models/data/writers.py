@@ -109,6 +109,21 @@ def mimic(folder: Path) -> Path:
     return pickled(mimic_content(), folder / "im.pk", protocol=2)
 
 
+def acl17_content() -> tuple:
+    generator, sides = rng(), []
+    for videos in (5, 3):
+        lengths = generator.integers(1, 5, videos)
+        inside = np.arange(4) < lengths[:, None]
+        values = padded(lengths, 4, 3, "right", generator)
+        sides.append((values, inside * generator.integers(0, 2, (videos, 4)), lengths.tolist()))
+    (train, train_labels, train_lengths), (test, test_labels, test_lengths) = sides
+    return train, train_labels, test, test_labels, 4, train_lengths, test_lengths
+
+
+def acl17(folder: Path) -> Path:
+    return pickled(acl17_content(), folder / "audio.pickle", protocol=2)
+
+
 def csd_file(path: Path, root: str, entries: dict[str, tuple[np.ndarray, np.ndarray]]) -> Path:
     """As the SDK's write_CSD: gzip with whole-array chunks, metadata as JSON strings."""
     with h5py.File(path, "w") as file:
@@ -280,6 +295,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "mult": mult,
     "mmsa": mmsa,
     "mimic": mimic,
+    "acl17": acl17,
     "csd": csd,
     "csd folder": csd_folder,
     "mfn": mfn,

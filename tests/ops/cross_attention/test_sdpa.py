@@ -64,6 +64,23 @@ def test_only_what_flash_attention_computes_is_routed(flash_everywhere, changed:
         assert dispatch._routed("triton", *given) == "triton", "a named backend is the one that runs"
 
 
+@pytest.mark.parametrize(
+    ("changed", "narrow"),
+    [({"E": 16, "EV": 16}, True), ({"E": 4, "EV": 9, "dtype": torch.float32, "p": 0.1, "lengths": True}, True),
+     ({"E": 16, "EV": 17}, False), ({"E": 4, "EV": 4, "dtype": torch.float64}, False)],
+    ids=str,
+)  # fmt: skip
+def test_narrow_heads_take_the_cuda_kernels_where_they_are_built(monkeypatch, changed: dict, narrow: bool) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        pairs = arguments(**changed)
+        for built in (True, False):
+            monkeypatch.setattr(dispatch, "usable", lambda name, built=built: built and name == "cuda")
+            for sparse in (True, False):
+                expected = "cuda" if built and narrow else "triton"
+                assert dispatch._routed(dispatch.AUTOMATIC, pairs, sparse) == expected
+                assert dispatch._routed("triton", pairs, sparse) == "triton", "a named backend is the one that runs"
+
+
 def test_a_device_without_flash_attention_is_not_routed() -> None:
     assert not sdpa.suits(*arguments(device="cpu"), sparse=False)
 

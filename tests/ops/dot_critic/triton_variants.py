@@ -3,12 +3,13 @@
 A variant is "loss kernel/case/dtype/D".
 """
 
+import torch
 import triton.language as tl
 from triton.compiler import ASTSource
 
-from mi_kernels.ops.dot_critic import triton_chunked, triton_rows
+from mi_kernels.ops.dot_critic import triton_chunked, triton_common, triton_rows, triton_tiles
 
-POINTEES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+POINTEES = {"float64": "fp64", "float32": "fp32", "tf32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 OF_INPUTS = ("p_x", "p_y", "p_ds", "p_right")  # in the features' dtype; gradients are in the accumulation type
 WIDTHS = (35, 74, 300, 768)  # of tests/triton_checks.py
 FLOATS = ("w_row", "w_col", "w_soft", "w_pos", "share")
@@ -18,6 +19,7 @@ KERNELS = {
     "sum": triton_rows.sum_kernel,
     "slope": triton_chunked.slope_kernel,
     "finish": triton_chunked.finish_kernel,
+    "join": triton_tiles.join_kernel,
 }
 # Constants of a case of the chunks, and pointers that a case leaves out.
 CHUNKED = {
@@ -44,17 +46,23 @@ def jobs() -> list[str]:
     found += [(k, c, "bfloat16", 512) for k in ("slope", "finish") for c in CHUNKED if (k, c) != ("finish", "siglip")]
     found += [("finish", "nt_xent", "bfloat16", D + -D % 16) for D in WIDTHS]  # padded; of slopes one is as all
     found += [("slope", "siglip", "float16", 512)]
+    found += [("slope", c, d, 512) for c in ("infonce", "siglip") for d in ("float32", "tf32")]
+    found += [("finish", "nt_xent", "float32", 512)]
+    found += [("join", "all", dtype, 512) for dtype in ("float32", "float64")]
     return ["loss " + "/".join(str(part) for part in job) for job in found]
 
 
 def source(variant: str):
     name, case, dtype, D = variant.removeprefix("loss ").split("/")
-    kernel, wide = KERNELS[name], dtype == "float64"
+    kernel, wide, tf32 = KERNELS[name], dtype == "float64", dtype == "tf32"
     BM, BD = triton_rows.blocks(int(D))
-    t = triton_chunked.tiling(case == "siglip", case != "value")
+    t = triton_chunked.tiling(getattr(torch, "float32" if tf32 else dtype), tf32, case == "siglip", case != "value")
     constants = {"ACC": tl.float64 if wide else tl.float32, "BM": BM, "BD": BD, "POSITIVE": True}
     if name == "slope":
-        constants |= {"BM": t.BM, "BN": t.BN, "BK": t.BK, "GROUP": 8, "PRECISION": "ieee"}
+        constants |= {"BM": t.BM, "BN": t.BN, "BK": t.BK, "GROUP": triton_common.GROUP}
+        constants["PRECISION"] = "tf32" if tf32 else "ieee"
+    if name == "join":
+        constants = {"ADD": True, **triton_tiles.join_blocks()}
     if name == "finish":
         constants |= triton_chunked.finish_blocks(int(D))
     constants |= CHUNKED.get(case, {})

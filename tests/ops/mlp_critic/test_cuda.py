@@ -15,6 +15,7 @@ import mi_kernels as mk
 from mi_kernels.ops.mlp_critic import cuda, dispatch
 from tests.cuda_emulator import build
 from tests.cuda_emulator.operators import Emulated, poisoned, surrounded
+from tests.ops.mlp_critic.test_short_types import SHAPES, errors, ours, public
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="the CUDA emulator needs g++")
 EVERYTHING = 15
@@ -82,16 +83,18 @@ def inputs(case: Case) -> tuple[dict[str, Tensor], list[Tensor | None]]:
     flowing = [None if g is None else surrounded((g * case.weight).float()) for g in flowing]
     if case.tf32:  # sums and weights that TF32 holds: rounding must not move a unit across zero
         tensors = {k: (t.clamp(-7, 7) * 32).round() / 32 for k, t in tensors.items()}
-    return {k: surrounded(t.to(case.dtype)) for k, t in tensors.items()}, flowing
+    types = {k: FP32 if k in ("u", "v") else case.dtype for k in tensors}  # as first_layer.apart gives them
+    return {k: surrounded(t.to(types[k])) for k, t in tensors.items()}, flowing
 
 
 def oracle(
     case: Case, tensors: dict[str, Tensor], flowing: list[Tensor | None], dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Statistics, and gradients of u, v, w2, w, b2, b, in `dtype` from all activations at once."""
-    leaf = {k: t.to(dtype).requires_grad_() for k, t in tensors.items()}
+    wide = torch.promote_types(dtype, FP32)
+    leaf = {k: t.to(wide if k in ("u", "v") else dtype).requires_grad_() for k, t in tensors.items()}
     act = {"relu": torch.relu, "leaky_relu": F.leaky_relu}[case.activation]
-    h = act(leaf["u"][:, :, None] + leaf["v"][:, None])
+    h = act((leaf["u"][:, :, None] + leaf["v"][:, None]).to(dtype))
     z = act(torch.einsum("gijl,gkl->gijk", h, leaf["w2"].expand(case.G, -1, -1)) + leaf["b2"][:, None, None])
     s = (z * leaf["w"][:, :, None]).sum(-1) + leaf["b"][:, :, None]
     s = F.softplus(s, threshold=1e4) if case.output == "softplus" else s
@@ -147,7 +150,7 @@ def test_statistics_and_gradients_match_the_fp64_formula(emulated: Emulated, cas
         else:
             assert got.shape == (case.G, 0)
     for name, got, want, plain in zip(tensors, grads, exact_grads, plain_grads, strict=True):
-        assert got.dtype == case.dtype
+        assert got.dtype == tensors[name].dtype
         assert error(got, want) <= 2 * min(error(plain, want), 1.0) + slack, name
 
 
@@ -184,6 +187,16 @@ def test_bounds_run_on_the_kernels(emulated: Emulated, monkeypatch: pytest.Monke
     got = bound(x, y)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(torch.autograd.grad(got, parameters), want_grads)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_gradients_err_no_more_than_those_of_the_public_formulation(
+    emulated: Emulated, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(dispatch, "resolve", lambda op, device, name=None: "cuda")
+    two_layers = [shape for shape in SHAPES if shape[3] == 2]
+    mine, theirs = errors([ours("cuda", 2**26), public], dtype, autocast=False, shapes=two_layers)
+    assert mine <= theirs, (mine, theirs)
 
 
 def test_what_the_kernels_do_not_score_is_an_error() -> None:

@@ -14,7 +14,8 @@ from mi_kernels.backends import extension_status
 from mi_kernels.ops.mlp_critic import api
 
 BACKENDS = ["chunked", *(["cpu"] if extension_status() == "available" else [])]
-SHAPES = [(32, 16, 64, 2), (25, 16, 48, 2), (24, 8, 64, 1), (33, 16, 32, 2)]  # B, D, H, hidden layers
+Shape = tuple[int, int, int, int]
+SHAPES: list[Shape] = [(32, 16, 64, 2), (25, 16, 48, 2), (24, 8, 64, 1), (33, 16, 32, 2)]  # B, D, H, hidden layers
 Loss = Callable[[nn.Sequential, Tensor, Tensor], Tensor]
 
 
@@ -54,10 +55,10 @@ def gradient(loss: Loss, critic: nn.Sequential, x: Tensor, y: Tensor, autocast: 
     return torch.cat([g.flatten().double() for g in torch.autograd.grad(value, leaves)])
 
 
-def errors(losses: list[Loss], dtype: torch.dtype, autocast: bool) -> list[float]:
+def errors(losses: list[Loss], dtype: torch.dtype, autocast: bool, shapes: list[Shape] = SHAPES) -> list[float]:
     """Geometric mean over shapes of the relative error of each loss's gradient."""
     logs = torch.zeros(len(losses))
-    for seed, (b, d, h, layers) in enumerate(SHAPES):
+    for seed, (b, d, h, layers) in enumerate(shapes):
         torch.manual_seed(seed)
         critic = network(d, h, layers)
         x = torch.randn(b, d)
@@ -69,7 +70,7 @@ def errors(losses: list[Loss], dtype: torch.dtype, autocast: bool) -> list[float
         exact = gradient(public, exact_critic, x.double(), y.double())
         found = [gradient(loss, critic, x, y, dtype if autocast else None) for loss in losses]
         logs += torch.tensor([math.log((g - exact).norm() / exact.norm()) for g in found])
-    return (logs / len(SHAPES)).exp().tolist()
+    return (logs / len(shapes)).exp().tolist()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -3,6 +3,7 @@
 Run by tests/triton_checks.py in a process of its own: TRITON_INTERPRET is read when triton is imported.
 """
 
+import os
 import warnings
 from dataclasses import dataclass
 from itertools import count, pairwise
@@ -39,6 +40,7 @@ class Case:
     weight: float = 1.0
     twice: bool = False
     exact: bool = False  # inputs for which no rounding to 16 bits can turn the sign of a unit
+    schedule: str = "fused"
 
     @property
     def square_or_not(self) -> tuple[str, ...]:
@@ -67,7 +69,16 @@ CASES = (
     + [Case(stats=(s,), hidden=(5, 3)) for s in ("row_lse", "col_lse", "row_sum", "row_softplus")]
     + [Case(frozen=True, hidden=h) for h in (ONE, (5, 3))]
     + [Case(frozen=True, hidden=(5, 3), activation="sigmoid", stats=("row_lse",))]
-)
+    # Layers stored by chunks, for torch's matmuls.
+    + [Case(B=11, N=19, activation=a, output=o, budget=b, schedule="chunked") for a, o, b in (
+        ("relu", "identity", RECOMPUTE), ("gelu", "softplus", RECOMPUTE), ("tanh", "identity", 9000),
+    )]
+    + [Case(activation="elu", pairs="off_diagonal", budget=1500, schedule="chunked", twice=True, frozen=True)]
+    + [Case(groups=2, own=own, activation="silu", hidden=(3, 5), budget=b, schedule="chunked")
+       for own, b in ((True, 9000), (False, 9000), (True, 3000))]
+    + [Case(dtype=t, exact=True, budget=RECOMPUTE, schedule="chunked") for t in (torch.bfloat16, torch.float16)]
+    + [Case(dtype=torch.float16, weight=1e-7, activation="tanh", hidden=(8, 8), budget=1000, schedule="chunked")]
+)  # fmt: skip
 
 
 def inputs(case: Case, seed: int) -> tuple[list[Tensor], int]:
@@ -148,6 +159,7 @@ def poisoned(empty):
 
 
 def failures(case: Case, seed: int) -> list[str]:
+    os.environ["MI_KERNELS_SCHEDULE"] = case.schedule
     tensors, layers = inputs(case, seed)
     got = measured(case, tensors, layers, "triton")
     exact = measured(case, [t.double() for t in tensors], layers, "reference")

@@ -5,14 +5,15 @@ ways of the second layer (bits, stored gradients); the other activations run whe
 """
 
 import torch
+import triton.language as tl
 from triton.compiler import ASTSource
 
-from mi_kernels.ops.mlp_critic import triton_backward, triton_forward, triton_layers
+from mi_kernels.ops.mlp_critic import triton_backward, triton_forward, triton_layers, triton_matmuls
 from mi_kernels.ops.mlp_critic.activations import ACTIVATIONS
 
 DTYPES = ("bfloat16", "float32", "tf32", "float64")
 POINTEES = {"float64": "fp64", "float32": "fp32", "tf32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-OF_WEIGHTS = ("p_w2", "p_b2", "p_w", "p_b", "p_z", "p_d")
+OF_WEIGHTS = ("p_w2", "p_b2", "p_w", "p_b", "p_z", "p_d", "p_h")
 STATISTICS = ("p_positive", "p_row_sum", "p_row_lse", "p_row_soft", "p_clipped", "p_col_lse")
 OTHERS = tuple(a for a in ACTIVATIONS if a not in ("relu", "gelu"))
 
@@ -23,9 +24,16 @@ CASES = {
         "infonce": ("p_positive", "p_row_soft", "p_clipped", "p_col_lse"),
         "again": STATISTICS,
         "one_layer": ("p_w2", "p_b2", "p_bits", "p_z"),
+        "given": ("p_bits", "p_z"),
     },
     "second": {"all": ()},
-    "first": {"two_layers": ("p_dw", "p_w"), "one_layer": ("p_w2", "p_bits", "p_d")},
+    "first": {
+        "two_layers": ("p_dw", "p_w"),
+        "one_layer": ("p_w2", "p_bits", "p_d"),
+        "given": ("p_dw", "p_w", "p_g", "p_bits"),
+    },
+    "hidden": {"all": ()},
+    "score": {"all": ()},
     "product": {"all": ()},
     "gradient": {"all": ()},
 }
@@ -52,6 +60,11 @@ def jobs() -> list[str]:
     kernels = (("scores", "forward"), ("first", "two_layers"), ("product", "all"))
     found += [(k, c, "relu", d, 300) for k, c in kernels for d in ("bfloat16", "float32")]
     found += [(k, c, "gelu", "bfloat16", 300) for k, c in kernels] + [("scores", "forward", "relu", "bfloat16", 35)]
+    # Layers that are stored for torch's matmuls.
+    found += [(k, "given", "gelu", d, 512) for k in ("scores", "first") for d in ("bfloat16", "float32")]
+    found += [(k, "all", a, d, H) for k in ("hidden", "score") for a, d, H in (
+        ("gelu", "bfloat16", 512), ("gelu", "float32", 512), ("relu", "bfloat16", 300), ("relu", "bfloat16", 512),
+    )]  # fmt: skip
     return ["mlp " + "/".join(str(part) for part in job) for job in found]
 
 
@@ -59,6 +72,10 @@ def _kernel(name: str, activation: str, features: torch.dtype, tf32: bool, H: in
     bits = activation in ("relu", "leaky_relu")
     if name == "scores":
         return triton_forward.scores_kernel, triton_forward.tiling(features, H, tf32, activation)
+    if name == "hidden":
+        return triton_matmuls.hidden_kernel, triton_matmuls.hidden_blocks(features, H)
+    if name == "score":
+        return triton_matmuls.score_kernel, triton_matmuls.score_blocks(H)
     if name == "gradient":
         return triton_backward.gradient_kernel, triton_backward.gradient_tiling()
     if name == "second":
@@ -74,11 +91,15 @@ def source(variant: str):
     features = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
     kernel, t = _kernel(name, activation, features, dtype == "tf32", int(H))
     constants = {"ACT": activation, "SOFTPLUS": case != "infonce", "OFF_DIAGONAL": True}
-    constants |= {"CLIP": 5.0 if case in ("forward", "one_layer") else None, "LAYERS": 1 if case == "one_layer" else 2}
+    constants |= {"CLIP": 5.0 if case in ("forward", "one_layer") else None}
+    constants |= {"LAYERS": {"one_layer": 1, "given": 0}.get(case, 2)}
     constants |= {"PRECISION": "tf32" if dtype == "tf32" else "ieee", "DTYPE": triton_layers.TYPES[features]}
-    constants |= {"BP": t.BJ} | t._asdict()
+    blocks = t if isinstance(t, dict) else {"BP": t.BJ} | t._asdict()
+    constants |= {"ACC": tl.float64 if dtype == "float64" else tl.float32} | blocks
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
-    absent = CASES[name][case] + (("p_z", "p_d", "p_w_part") if activation in ("relu", "leaky_relu") else ("p_bits",))
+    absent = CASES[name][case]
+    if name not in ("hidden", "score"):
+        absent += ("p_z", "p_d", "p_w_part") if activation in ("relu", "leaky_relu") else ("p_bits",)
     if case in ("forward", "infonce") and "p_z" not in absent:
         absent += ("p_z",)
     signature, attributes = {}, {}
@@ -96,5 +117,7 @@ def source(variant: str):
             signature[argument] = "i32"
             if (argument == "pitch" and not odd) or (argument in ("H1", "H2") and int(H) % 16 == 0):
                 attributes[(i,)] = [["tt.divisibility", 16]]
-    options = {"num_warps": t.num_warps, "num_stages": t.num_stages, "enable_fp_fusion": True}
+    options = {"num_warps": 4, "enable_fp_fusion": True}
+    if not isinstance(t, dict):
+        options |= {"num_warps": t.num_warps, "num_stages": t.num_stages}
     return ASTSource(kernel, signature, constants, attributes), options

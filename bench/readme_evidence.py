@@ -1,0 +1,88 @@
+"""The measured sections about what the systems reach: means and deviations over seeds, beside their baselines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .readme_parts import load, paragraph, table
+
+Row = dict[str, Any]
+
+
+def _bold(cells: dict[str, str]) -> dict[str, str]:
+    """The cells with the best mean in bold; cells are "mean ± deviation"."""
+    best = max(cells.values(), key=lambda cell: float(cell.split()[0]))
+    return {name: f"**{cell}**" if cell == best else cell for name, cell in cells.items()}
+
+
+def factorcl_terms() -> list[str]:
+    """FactorCL-SSL with one term less at a time, and with the terms of the unique factors alone."""
+    rows: dict[str, Row] = load("factorcl_terms_synthetic_gaussian")["summary"]
+    untrained = next(row for name, row in rows.items() if "untrained test" in row)
+    lines = [f"linear model of the inputs | {rows['linear']['input test']} | {rows['linear']['input valid']} | "]
+    lines.append(f"encoders, untrained | {untrained['untrained test']} | {untrained['untrained valid']} | ")
+    for name, row in rows.items():
+        if name != "linear":
+            full = row.get("full test", "")
+            lines.append(f"{name} | {row['encoder test']} | {row['encoder valid']} | {full}")
+    seeds = {row["seeds"] for row in rows.values()}
+    return [
+        *paragraph(
+            "`synthetic-gaussian`, the label from unique latents alone, 407 steps, no search;",
+            f"{' or '.join(sorted(seeds))} seeds. Accuracy of linear probes.",
+        ),
+        *table("variant | test, encoders | validation | test, factors", lines),
+    ]
+
+
+def factorcl_search(data: str) -> list[str]:
+    """Every model after equally many trials on validation rows of another seed."""
+    result = load(f"factorcl_search_{data}")
+    lines = [f"linear model of the inputs | {result['summary']['linear']['input test']} | | "]
+    for name, row in result["summary"].items():
+        if name == "linear":
+            continue
+        settings = ", ".join(f"{k.split('.')[1]} {v}" for k, v in result["chosen"][name].items() if k != "valid")
+        lines.append(f"{name} | {row['encoder test']} | {row.get('full test', '')} | {settings}")
+    return table("model | test, encoders | test, factors | chosen", lines)
+
+
+def mird_labels() -> list[str]:
+    """MIRD and its baselines by share of the labels."""
+    found = load("mird_utd_mhad_labels")["summary"]
+    shares = sorted({row["labels"] for row in found})
+    arms = list(dict.fromkeys(row["arm"] for row in found))
+    by = {(row["arm"], row["labels"]): row for row in found}
+    lines = []
+    for arm in arms:
+        cells = []
+        for share in shares:
+            row = by.get((arm, share))
+            p = f" (p = {row['p']:.3f})" if row and "p" in row else ""
+            cells.append(f"{row['mean']:+.3f} ± {row['deviation']:.3f}{p}" if row and " minus " in arm else _cell(row))
+        lines.append(" | ".join([arm, *cells]))
+    return table(" | ".join(["test accuracy", *(f"{100 * share:.0f} % of the labels" for share in shares)]), lines)
+
+
+def _cell(row: Row | None) -> str:
+    return f"{row['mean']:.3f} ± {row['deviation']:.3f}" if row else ""
+
+
+def mdm(case: str) -> list[str]:
+    """An arm a row: the metric, the gain over weight 0 paired by seed, and the metric with each modality damaged."""
+    found = load("mdm_evidence")["summary"][case]
+    metric = found["metric"]
+    kinds = [(name, kind) for name, by in found["rows"][0]["damaged"].items() for kind in by]
+    lines = []
+    for row in found["rows"]:
+        gain = row.get("gain")
+        p = f" (p = {gain['p']:.2f})" if gain and "p" in gain else ""
+        cells = [_cell(row[metric]), f"{gain['mean']:+.3f} ± {gain['deviation']:.3f}{p}" if gain else ""]
+        damaged = [_cell(row["damaged"].get(name, {}).get(kind)) for name, kind in kinds]
+        lines.append(" | ".join([row["arm"], *cells, *damaged]))
+    header = ["arm", metric, "gain over weight 0", *(f"{name}: {kind}" for name, kind in kinds)]
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in found["weights"].items())
+    return [
+        *paragraph(f"Chosen on validation rows: learning rate {found['lr']:g}; weights {weights}."),
+        *table(" | ".join(header), lines),
+    ]

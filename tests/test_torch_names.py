@@ -1,0 +1,97 @@
+"""Every name of torch that the library uses exists since 2.6, the oldest that pyproject.toml admits, or is guarded.
+
+Only torch 2.13 is installed here, so older versions are held by a list: tests/torch_names.txt has the names and
+keywords that were looked up. `python -m tests.test_torch_names` writes it; look up in torch's documentation what it
+adds.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LIST = ROOT / "tests" / "torch_names.txt"
+# Younger than 2.6: since when, and what a file that uses it has to ask first.
+GUARDED = {
+    "torch.bmm(out_dtype)": ("2.8", "WIDE_PRODUCTS"),
+    "torch.baddbmm(out_dtype)": ("2.8", "WIDE_PRODUCTS"),
+}
+
+
+def dotted(node: ast.AST) -> str | None:
+    if isinstance(node, ast.Attribute):
+        before = dotted(node.value)
+        return f"{before}.{node.attr}" if before else None
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def imported(tree: ast.AST) -> dict[str, str]:
+    """Local name to name in torch."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                if name.name.split(".")[0] == "torch":
+                    found[name.asname or "torch"] = name.name if name.asname else "torch"
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            found.update({name.asname or name.name: f"{node.module}.{name.name}" for name in node.names})
+    return found
+
+
+def names(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of torch, and function(keyword) for each keyword that one of its functions is given."""
+    known = imported(tree)
+    yield from known.values()
+
+    def whole(node: ast.AST) -> str | None:
+        head, _, rest = (dotted(node) or "").partition(".")
+        name = f"{known[head]}.{rest}" if rest and head in known else known.get(head)
+        return None if name is None or name.startswith("torch.ops.mi_kernels") else name
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and (name := whole(node)):
+            yield name
+        elif isinstance(node, ast.Call) and (name := whole(node.func)):
+            yield from (f"{name}({keyword.arg})" for keyword in node.keywords if keyword.arg)
+
+
+def used() -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in sorted((ROOT / "mi_kernels").rglob("*.py")):
+        for name in set(names(ast.parse(path.read_text()))):
+            found.setdefault(name, []).append(path)
+    return found
+
+
+def test_names_of_torch_are_in_the_list() -> None:
+    known = set(LIST.read_text().split())
+    assert not sorted(set(used()) - known - set(GUARDED)), "if torch 2.6 has them: python -m tests.test_torch_names"
+
+
+def test_younger_names_are_guarded() -> None:
+    found = used()
+    for name, (_, guard) in GUARDED.items():
+        for path in found[name]:
+            assert guard in path.read_text(), f"{path.relative_to(ROOT)} uses {name} without {guard}"
+
+
+def test_listed_names_exist_here() -> None:
+    import torch.distributed
+    import torch.nn.utils.parametrize
+
+    for name in LIST.read_text().split():
+        reduce(getattr, name.partition("(")[0].split(".")[1:], torch)
+
+
+def test_aliases_and_keywords_are_seen() -> None:
+    code = "import torch\nfrom torch import nn\nnn.functional.pad(torch.mm(x, y, out=z), (0, 1))\nother.mm(k=1)\n"
+    assert set(names(ast.parse(code))) == {
+        "torch", "torch.nn", "torch.nn.functional", "torch.nn.functional.pad", "torch.mm", "torch.mm(out)",
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    LIST.write_text("\n".join(name for name in sorted(used()) if name not in GUARDED) + "\n")
