@@ -24,7 +24,7 @@ import torch
 
 NAMES = ("reference", "chunked", "cpu", "triton", "cuda")
 CUDA_OPS = ("dot_critic", "mlp_critic", "cross_attention", "lstm_scan")  # what has CUDA C++ kernels
-TRITON_OLDEST = (3, 5)  # pyproject.toml says the same; Triton 3.4 refuses products of fp64 tiles, 3.3 more
+TRITON_OLDEST = (3, 6)  # pyproject.toml says the same; Triton 3.5 spills registers, 3.4 refuses products of fp64 tiles
 CUDA_SHARED_BYTES = 163 * 1024  # kSharedLimit in csrc/common/cuda/primitives.cuh
 _local = threading.local()
 # CPython's dictionary behind os.environ: looking an absent name up in os.environ raises and catches a KeyError, which
@@ -75,7 +75,7 @@ def _triton_version_status() -> str:
     found = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
     if found < TRITON_OLDEST:
         wanted = ".".join(map(str, TRITON_OLDEST))
-        return f"triton {version} is installed, the kernels need {wanted} or newer (torch 2.9 brings it)"
+        return f"triton {version} is installed, the kernels need {wanted} or newer (torch 2.11 brings it)"
     return "available"
 
 

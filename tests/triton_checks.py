@@ -4,7 +4,7 @@ Numerics run in Triton's interpreter, in a subprocess. Every kernel is compiled 
 with the settings that a launch uses; a register spill fails, and so does a difference from
 tests/triton_resources.json where that holds a record of the installed version of triton. The supported range of
 versions has two ends: the newest is what pip installs, the oldest is checked by
-`pip install --no-deps --target FOLDER triton==3.5.0` and `PYTHONPATH=FOLDER python -m tests.triton_checks --compile`.
+`pip install --no-deps --target FOLDER triton==3.6.0` and `PYTHONPATH=FOLDER python -m tests.triton_checks --compile`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ POINTEES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16":
 FEATURES = ("p_own", "p_oth", "p_x", "p_y", "p_ds")
 CASES = tuple(f"tests.ops.{op}.triton_cases" for op in ("dot_critic", "mlp_critic", "club", "rbf", "cross_attention"))
 CASES += ("tests.ops.dot_critic.triton_loss_cases",)
-# Modules with jobs() -> names of variants and source(variant) -> the kernel with its compile options.
+# Modules with jobs() -> names of variants and source(variant[, arch]) -> the kernel with its compile options.
 VARIANTS = tuple(
     f"tests.ops.{op}.triton_variants" for op in ("mlp_critic", "club", "rbf", "dot_critic", "cross_attention")
 )
@@ -165,8 +165,11 @@ def name_of(job: tuple) -> str:
 def prepared(job: tuple) -> tuple:
     """A job's name, kernel, compile options and architecture."""
     *what, arch = job
-    made = import_module(what[0]).source(what[1]) if what[0] in VARIANTS else source(*what)
-    return name_of(job), *made, arch
+    if what[0] not in VARIANTS:
+        return name_of(job), *source(*what), arch
+    make = import_module(what[0]).source
+    by_architecture = "arch" in signature(make).parameters
+    return name_of(job), *make(what[1], **({"arch": arch} if by_architecture else {})), arch
 
 
 def distinct() -> list[tuple]:

@@ -210,7 +210,7 @@ def first_tiling(dtype: torch.dtype, H1: int, H2: int, tf32: bool, interpreted: 
             return Tiling(1, 32, block(H1, 16, 32), 32, 4, 1)
         return Tiling(1, 32, block(H1, 16, 64), 32, 8, 1)
     if dtype == torch.float32:
-        return Tiling(2, 32, block(H1, 16, 64), 32, 8, 2)
+        return Tiling(2, 32, block(H1, 16, 64), 32, 8, 1)
     # Rows that are not aligned take registers for their loads.
     if H1 % 16 or H2 % 16:
         return Tiling(1, 64, block(H1, 16, 32), block(H2, 32, 64), 8, 3)

@@ -112,13 +112,17 @@ class Tiling(NamedTuple):
     num_stages: int
 
 
-def tiling(dtype: torch.dtype, D: int, interpreted: bool, gradient: bool) -> Tiling:
-    """Free of register spills on sm_80 and sm_90. Without a gradient nothing but sums is kept."""
+def tiling(dtype: torch.dtype, D: int, interpreted: bool, gradient: bool, sides: int) -> Tiling:
+    """Free of register spills on sm_80 and sm_90. Without a gradient nothing but sums is kept. `sides`: of how many
+    samples a pair has a distance, one in MMD and two in HSIC."""
     if interpreted:
         return Tiling(32, 16, 16, 32, 4, 1)
+    BO = next_power(min(D, 32 if dtype == torch.float64 else 64), 16)
     if dtype == torch.float64:
-        return Tiling(32, 16, 16, next_power(min(D, 32), 16), 8 if gradient else 4, 1)
-    return Tiling(64, (16 if D % 16 else 32) if gradient else 64, 16, next_power(min(D, 64), 16), 8, 1)
+        return Tiling(16 if gradient and sides == 2 else 32, 16, 16, BO, 8 if gradient else 4, 1)
+    if gradient:
+        return Tiling(64 // sides, 16, 16, BO, 8, 1)
+    return Tiling(64, 64 // sides, 16, BO, 8, 1)
 
 
 def constants(dtype: torch.dtype) -> dict[str, float | int | str]:
@@ -129,9 +133,9 @@ def constants(dtype: torch.dtype) -> dict[str, float | int | str]:
     return {"EPS": 4 * torch.finfo(dtype).eps, "TERMS": 10, "PRECISION": "tf32x3"}
 
 
-def direct_rows(t: Tiling) -> int:
-    """Rows of a DIRECT program: part of a marked tile, so that registers suffice."""
-    return min(t.BM, 16)
+def direct_tiling(t: Tiling) -> Tiling:
+    """A DIRECT program: part of a marked tile, so that registers suffice."""
+    return t._replace(BM=min(t.BM, 16))
 
 
 def marks(groups: int, rows: int, columns: int, t: Tiling, like: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ from .triton_common import (
     chunks,
     constants,
     difference_tile,
-    direct_rows,
+    direct_tiling,
     distance_tile,
     expm1,
     marks,
@@ -241,8 +241,8 @@ def hsic_grad_kernel(
 
 
 def _settings(t: Tiling, dtype: torch.dtype, direct: bool) -> dict:
-    BM = direct_rows(t) if direct else t.BM
-    settings = {"BM": BM, "BN": t.BN, "BK": t.BK, "num_warps": t.num_warps, "num_stages": t.num_stages}
+    here = direct_tiling(t) if direct else t
+    settings = {"BM": here.BM, "BN": t.BN, "BK": t.BK, "num_warps": here.num_warps, "num_stages": t.num_stages}
     return {**settings, **constants(dtype), "MARKED": t.BM, "DIRECT": direct, "enable_fp_fusion": True}
 
 
@@ -265,7 +265,7 @@ def forward(
     """Sums of EF, EE and FF [G, 3] and row sums of E and F [G, 2, B], both fp64."""
     check("rbf_hsic", INTERPRETED, x, y)
     p = _Pair(x, y, sx, sy)
-    t = tiling(p.dtype, p.DX, INTERPRETED, False)
+    t = tiling(p.dtype, p.DX, INTERPRETED, False, 2)
     splits = split(p.G, p.B, p.B, t)
     sums = torch.empty((p.G, splits + 1, SUMS.value, p.B), dtype=torch.float64, device=x.device)
     near = marks(p.G, p.B, p.B, t, x)
@@ -299,7 +299,7 @@ def backward(
     wanted = (needs & NEED_X, needs & NEED_Y)
     out = tuple(torch.empty_like(t) if need else None for t, need in zip(p.about, wanted, strict=True))
     dwidth = g.new_zeros((2, p.G))
-    t = tiling(p.dtype, max(p.DX, p.DY), INTERPRETED, True)
+    t = tiling(p.dtype, max(p.DX, p.DY), INTERPRETED, True, 2)
     fused = max(p.DX, p.DY) <= t.BO
     with device_guard(x):
         steps = [(0, p.B)] if fused else chunks(2 * p.G, p.B, p.B, p.about[0].element_size(), t.BM)

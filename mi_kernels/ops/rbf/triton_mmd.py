@@ -32,7 +32,7 @@ from .triton_common import (
     chunks,
     constants,
     difference_tile,
-    direct_rows,
+    direct_tiling,
     distance_tile,
     expm1,
     marks,
@@ -44,19 +44,13 @@ from .triton_common import (
 
 
 @triton.jit
-def precision(s, scale):
-    """gamma of samples in units 1 / scale."""
-    return 0.5 / ((s * scale) * (s * scale))
-
-
-@triton.jit
-def kernels_of(b_r, b_weight, b_of_gamma, p_width, scale, K, o_kp, ACC: tl.constexpr, TERMS: tl.constexpr,
+def kernels_of(b_r, b_weight, b_of_gamma, p_gamma, K, o_kp, ACC: tl.constexpr, TERMS: tl.constexpr,
                WANT_WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
     """Sums over the kernels of e and of gamma k: [BM, BN] each; adds those of weight k r^2 to b_of_gamma [BM, KP]."""
     b_e = tl.zeros([BM, BN], dtype=ACC)
     b_slope = tl.zeros([BM, BN], dtype=ACC)
     for k in range(K):
-        gamma = precision(tl.load(p_width + k), scale)
+        gamma = tl.load(p_gamma + k)
         b_k = expm1(-gamma * b_r, TERMS)
         b_e += b_k
         b_slope += gamma * (b_k + 1.0)
@@ -68,7 +62,7 @@ def kernels_of(b_r, b_weight, b_of_gamma, p_width, scale, K, o_kp, ACC: tl.const
 
 @triton.jit(do_not_specialize=["n", "n_x", "first", "n_own", "n_splits", "n_slots"])
 def mmd_kernel(
-    p_z, p_norm, p_given, p_width, p_scale, p_near, p_sums, p_dwidth, p_slope, p_slope_sum, p_dz,
+    p_z, p_norm, p_given, p_gamma, p_scale, p_near, p_sums, p_dwidth, p_slope, p_slope_sum, p_dz,
     n, n_x, D, K, first, n_own, n_splits, n_slots, xx, xx_low, yy, yy_low, xy, xy_low,
     EPS: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr, MARKED: tl.constexpr, DIRECT: tl.constexpr,
@@ -87,7 +81,7 @@ def mmd_kernel(
     p_z += i_g * n * D
     p_given += i_g * n * D
     p_norm += i_g * n
-    p_width += i_g * K
+    p_gamma += i_g * K
     scale = tl.load(p_scale + i_g)
     p_near += (i_g * tl.cdiv(n_own, MARKED) + i_own // MARKED) * tl.cdiv(n, BN)
     b_own_norm = load_vector(p_norm, o_own, n_end, 0.0)  # [BM]
@@ -116,7 +110,7 @@ def mmd_kernel(
                 b_r = difference_tile(p_given, scale, o_own, o_oth, n_end, n, D, ACC, BM, BN)
                 b_weight = tl.where(m_x, b_to_x[:, None], b_to_y[:, None]) * b_count
                 b_e, b_slope, b_of_gamma = kernels_of(
-                    b_r, b_weight, b_of_gamma, p_width, scale, K, o_kp, ACC, TERMS, WANT_WIDTH, BM, BN
+                    b_r, b_weight, b_of_gamma, p_gamma, K, o_kp, ACC, TERMS, WANT_WIDTH, BM, BN
                 )
                 b_e *= b_count
                 b_sum_x += tl.sum(tl.where(m_x, b_e, 0.0), 1).to(tl.float64)
@@ -134,7 +128,7 @@ def mmd_kernel(
             b_count = tl.where(near != 0, 0.0, b_count)
             b_weight = tl.where(m_x, b_to_x[:, None], b_to_y[:, None]) * b_count
             b_e, b_slope, b_of_gamma = kernels_of(
-                b_r, b_weight, b_of_gamma, p_width, scale, K, o_kp, ACC, TERMS, WANT_WIDTH, BM, BN
+                b_r, b_weight, b_of_gamma, p_gamma, K, o_kp, ACC, TERMS, WANT_WIDTH, BM, BN
             )
             b_e *= b_count
             b_sum_x += tl.sum(tl.where(m_x, b_e, 0.0), 1).to(tl.float64)
@@ -156,9 +150,7 @@ def mmd_kernel(
     tl.store(p_sums, b_sum_x, mask=m_own)
     tl.store(p_sums + n_own, b_sum_y, mask=m_own)
     if WANT_WIDTH:
-        b_width = tl.load(p_width + o_kp, mask=o_kp < K, other=1.0)  # [KP]
-        b_factor = (2.0 * precision(b_width, scale) / b_width).to(tl.float64)
-        tl.store(p_dwidth + o_out[:, None] * KP + o_kp[None, :], b_of_gamma * b_factor[None, :], mask=m_own[:, None])
+        tl.store(p_dwidth + o_out[:, None] * KP + o_kp[None, :], b_of_gamma, mask=m_own[:, None])
     if not DIRECT:
         if p_slope is not None:
             tl.store(p_slope_sum + (i_g * n_splits + i_split) * n_own + o_chunk, b_slope_sum, mask=m_own)
@@ -180,6 +172,8 @@ class _Sums:
     def __init__(self, given: torch.Tensor, n_x: int, width: torch.Tensor, weights: tuple[float, float, float]):
         self.given, self.n_x, self.width, self.weights = given, n_x, width, weights
         self.scale = width.amin(1).reciprocal() if width.shape[1] > 1 else width[:, 0].reciprocal()
+        # Of samples in units 1 / scale. Not in the kernel: a division in fp64 is a call, for which registers are saved.
+        self.gamma = 0.5 / (width * self.scale[:, None]).square()
         self.z = about_mean(given, self.scale)
         self.norm = self.z.square().sum(-1)
         self.value = given.new_zeros(given.shape[0], dtype=torch.float64)
@@ -187,7 +181,7 @@ class _Sums:
 
     def add(self, t: Tiling, first: int, rows: int, want_width: bool, dz: torch.Tensor | None, fused: bool) -> None:
         """Adds the sums of these rows and writes their rows of dz, if given: in the kernel, or by a matmul."""
-        (G, n, D), K = self.z.shape, self.width.shape[1]
+        (G, n, D), K = self.z.shape, self.gamma.shape[1]
         splits = 1 if dz is not None and fused else split(G, rows, n, t)
         KP = triton.next_power_of_2(K)
         new = lambda *shape, dtype=self.z.dtype: torch.empty((G, *shape), dtype=dtype, device=self.z.device)  # noqa: E731
@@ -199,12 +193,12 @@ class _Sums:
         halves = [part for w in self.weights for part in _two_floats(w)]
 
         def launch(splits: int, slope: torch.Tensor | None, out: torch.Tensor | None, direct: bool) -> None:
-            BM = direct_rows(t) if direct else t.BM
-            mmd_kernel[(G * splits * triton.cdiv(rows, BM),)](
-                self.z, self.norm, self.given, self.width, self.scale, near, sums, dwidth, slope, slope_sum, out,
+            here = direct_tiling(t) if direct else t
+            mmd_kernel[(G * splits * triton.cdiv(rows, here.BM),)](
+                self.z, self.norm, self.given, self.gamma, self.scale, near, sums, dwidth, slope, slope_sum, out,
                 n, self.n_x, D, K, first, rows, splits, sums.shape[1], *halves, KP=KP, **constants(self.z.dtype),
-                BM=BM, BN=t.BN, BK=t.BK, BO=t.BO, MARKED=t.BM, DIRECT=direct,
-                num_warps=t.num_warps, num_stages=t.num_stages, enable_fp_fusion=True,
+                BM=here.BM, BN=t.BN, BK=t.BK, BO=t.BO, MARKED=t.BM, DIRECT=direct,
+                num_warps=here.num_warps, num_stages=t.num_stages, enable_fp_fusion=True,
             )  # fmt: skip
 
         launch(splits, slope, dz if fused else None, False)
@@ -219,7 +213,7 @@ class _Sums:
         inside = xx * to_x[:, :of_x].sum(1) + yy * to_y[:, of_x:].sum(1)
         self.value += (inside + xy * (to_y[:, :of_x].sum(1) + to_x[:, of_x:].sum(1))) / K
         if dwidth is not None:
-            self.dwidth += dwidth[..., :K].sum((1, 2)) / K
+            self.dwidth += dwidth[..., :K].sum((1, 2)) * (2.0 / K * self.gamma / self.width)
 
 
 def mmd(
@@ -235,7 +229,7 @@ def mmd(
     dz = None
     with device_guard(x):
         if not needs & (NEED_X | NEED_Y):
-            problem.add(tiling(dtype, D, INTERPRETED, False), 0, B + N, want_width, None, True)
+            problem.add(tiling(dtype, D, INTERPRETED, False, 1), 0, B + N, want_width, None, True)
         else:
             dz = _with_gradient(problem, want_width)
     return (
@@ -248,7 +242,7 @@ def mmd(
 
 def _with_gradient(problem: _Sums, want_width: bool) -> torch.Tensor:
     G, n, D = problem.z.shape
-    t = tiling(problem.z.dtype, D, INTERPRETED, True)
+    t = tiling(problem.z.dtype, D, INTERPRETED, True, 1)
     dz = torch.empty_like(problem.z)
     fused = t.BO >= D
     for first, rows in [(0, n)] if fused else chunks(G, n, n, dz.element_size(), t.BM):

@@ -126,7 +126,7 @@ def test_an_old_triton_is_named_in_a_sentence_and_the_chunked_path_runs(monkeypa
     monkeypatch.setattr(backends, "_triton_version", lambda: "3.4.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(backends, "_warned", False)
-    sentence = "triton 3.4.0 is installed, the kernels need 3.5 or newer"
+    sentence = "triton 3.4.0 is installed, the kernels need 3.6 or newer"
     with pytest.warns(RuntimeWarning, match=sentence):
         assert backends.resolve("dot_critic", torch.device("cuda")) == "chunked"
     with pytest.raises(RuntimeError, match=sentence):

@@ -52,11 +52,12 @@ def jobs() -> list[str]:
     return ["loss " + "/".join(str(part) for part in job) for job in found]
 
 
-def source(variant: str):
+def source(variant: str, arch: int):
     name, case, dtype, D = variant.removeprefix("loss ").split("/")
     kernel, wide, tf32 = KERNELS[name], dtype == "float64", dtype == "tf32"
     BM, BD = triton_rows.blocks(int(D))
-    t = triton_chunked.tiling(getattr(torch, "float32" if tf32 else dtype), tf32, case == "siglip", case != "value")
+    features = getattr(torch, "float32" if tf32 else dtype)
+    t = triton_chunked.tiling(features, tf32, case == "siglip", case != "value", arch >= 90)
     constants = {"ACC": tl.float64 if wide else tl.float32, "BM": BM, "BD": BD, "POSITIVE": True}
     if name == "slope":
         constants |= {"BM": t.BM, "BN": t.BN, "BK": t.BK, "GROUP": triton_common.GROUP}

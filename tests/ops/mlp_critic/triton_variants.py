@@ -30,7 +30,7 @@ CASES = {
     "first": {
         "two_layers": ("p_dw", "p_w"),
         "one_layer": ("p_w2", "p_bits", "p_d"),
-        "given": ("p_dw", "p_w", "p_g", "p_bits"),
+        "given": ("p_dw", "p_w", "p_bits"),
     },
     "hidden": {"all": ()},
     "score": {"all": ()},
@@ -91,7 +91,7 @@ def source(variant: str):
     features = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
     kernel, t = _kernel(name, activation, features, dtype == "tf32", int(H))
     constants = {"ACT": activation, "SOFTPLUS": case != "infonce", "OFF_DIAGONAL": True}
-    constants |= {"CLIP": 5.0 if case in ("forward", "one_layer") else None}
+    constants |= {"CLIP": 5.0 if case in ("forward", "one_layer", "given") else None}
     constants |= {"LAYERS": {"one_layer": 1, "given": 0}.get(case, 2)}
     constants |= {"PRECISION": "tf32" if dtype == "tf32" else "ieee", "DTYPE": triton_layers.TYPES[features]}
     blocks = t if isinstance(t, dict) else {"BP": t.BJ} | t._asdict()

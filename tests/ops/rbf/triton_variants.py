@@ -41,11 +41,13 @@ def jobs() -> list[str]:
 def source(variant: str):
     name, case, dtype, D = variant.removeprefix("rbf ").split("/")
     kernel, features = KERNELS[name], getattr(torch, dtype)
-    t = triton_common.tiling(features, int(D), False, case != "value")
-    constants = {**t._asdict(), **triton_common.constants(features), "KP": 4}
-    constants |= {"MARKED": t.BM, "DIRECT": case == "direct"}
+    sides = 1 if name == "mmd" else 2
+    t = triton_common.tiling(features, int(D), False, case != "value", sides)
+    marked = t.BM
     if case == "direct":
-        constants["BM"] = triton_common.direct_rows(t)
+        t = triton_common.direct_tiling(t)
+    constants = {**t._asdict(), **triton_common.constants(features), "KP": 4}
+    constants |= {"MARKED": marked, "DIRECT": case == "direct"}
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     signature, attributes = {}, {}
     wide = "fp64" if dtype == "float64" else "fp32"
