@@ -86,7 +86,7 @@ def already_built() -> dict[str, Any]:
 
     class Copy(build_ext):
         def get_ext_filename(self, fullname: str) -> str:
-            return found[0].name
+            return os.path.join(*fullname.split(".")[:-1], found[0].name)
 
         def build_extension(self, ext: Extension) -> None:
             target = Path(self.get_ext_fullpath(ext.name))

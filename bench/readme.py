@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from . import machine, readme_systems
+from . import machine, readme_evidence, readme_systems
 from .readme_parts import load, paragraph, setting, table
 
 HEADER = "case | base | mi_kernels | best rival | floor"
@@ -257,6 +257,7 @@ def staircase() -> list[str]:
 Section = tuple[Callable[[], list[str]], ...]
 PAGES: dict[str, dict[str, Section]] = {
     "docs/choosing.md": {"staircase table": (staircase,), "estimator table": (estimators,)},
+    "docs/factorcl.md": {"term table": (readme_evidence.factorcl_terms,)},
     "docs/drop-ins.md": {"drop-in table": (readme_systems.drop_ins,)},
     "docs/benchmarks.md": {
         "step table": (readme_systems.steps, readme_systems.penalties, readme_systems.decoder),

@@ -92,6 +92,20 @@ def test_an_old_setuptools_is_named(tree: Path, tmp_path_factory: pytest.TempPat
     assert done.stderr.splitlines()[-1].endswith("pip install --upgrade 'setuptools>=77'") and "65.5.0" in done.stderr
 
 
+def test_a_built_library_is_packed_in_place_too(tree: Path) -> None:
+    """What `MI_KERNELS_BUILD=built pip install -e .` asks of build_ext."""
+    (tree / "mi_kernels" / "_C.so").write_bytes(b"library")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=tree,
+        env={**os.environ, "MI_KERNELS_BUILD": "built"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tree / "mi_kernels" / "_C.so").read_bytes() == b"library"
+
+
 def test_unknown_build_mode_is_refused(tree: Path) -> None:
     done = subprocess.run(
         [sys.executable, "setup.py", "--name"],

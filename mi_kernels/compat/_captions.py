@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.common.autograd import differentiable_gradients, needs_formula
+from ..ops.common.checks import check_choice, check_floats, check_same_device, check_tensor
 from ..ops.common.dtypes import accumulate_dtype
 from ..ops.common.precision import autocast_on
 
@@ -47,23 +48,30 @@ def fused_linear_cross_entropy(
 
 
 def _check(hidden: Any, weight: Tensor, target: Tensor, bias: Tensor | None, chunk_size: int, reduction: str) -> None:
-    for name, t in (("hidden", hidden), ("weight", weight), ("target", target)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    floats = {"hidden": hidden, "weight": weight, **({} if bias is None else {"bias": bias})}
+    for name, t in floats.items():
+        check_floats(name, t)
+    check_tensor("target", target)
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"hidden [N, D] and weight [V, D] must share D, got {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
-    if target.shape != hidden.shape[:1] or target.is_floating_point():
+    if target.shape != hidden.shape[:1] or target.is_floating_point() or target.is_complex():
         raise ValueError(
-            f"target must be integers of shape {tuple(hidden.shape[:1])}, got {target.dtype} {tuple(target.shape)}"
+            f"target must be integers, one for each row of hidden {tuple(hidden.shape)}, got {target.dtype} "
+            f"{tuple(target.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+        raise ValueError(
+            f"bias must have one entry for each row of weight {tuple(weight.shape)}, got {tuple(bias.shape)}"
+        )
+    for name, t in {**floats, "target": target}.items():
+        check_same_device(name, t, "hidden", hidden)
+        if name != "target" and t.dtype != hidden.dtype and not autocast_on(hidden.device.type):
+            raise ValueError(f"{name} must have the dtype of hidden, {hidden.dtype}, got {t.dtype}")
     if not chunk_size > 0:
         raise ValueError(f"chunk_size must be positive, got {chunk_size}")
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+    check_choice("reduction", reduction, ("mean", "sum"))
 
 
 def _formula(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, ignore_index: int) -> Tensor:

@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from ..ops.common.checks import check_floats, check_same_device
 from ..ops.common.precision import autocast_on
 from ..ops.common.statistics import Statistics
 from ..ops.mlp_critic import api as mlp_critic
@@ -88,23 +89,50 @@ def pair_statistics(
     return mlp_critic.statistics(x, y, weights, biases, activation=activation, output=output, stats=stats, pairs=pairs)
 
 
-def check_pair(x_samples: Tensor, y_samples: Tensor, *, more_dimensions: bool = False) -> None:
+def first_layer(network: nn.Module) -> nn.Linear:
+    layer = network[0] if isinstance(network, nn.Sequential) else network
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def check_pair(
+    x_samples: Tensor,
+    y_samples: Tensor,
+    network: nn.Module | None = None,
+    *,
+    joint: bool = False,
+    more_dimensions: bool = False,
+) -> None:
     """Raises TypeError or ValueError unless both are floating point, [B, features] with one B >= 1; with
-    more_dimensions [B, *, features] too, alike in all but the features."""
+    more_dimensions [B, *, features] too, alike in all but the features. `network` takes x, or with `joint` x and y side
+    by side: they must have its dtype, device and width."""
     for name, t in (("x_samples", x_samples), ("y_samples", y_samples)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-        if t.dim() < 2 or (t.dim() > 2 and not more_dimensions) or not t.shape[0]:
+        check_floats(name, t)
+        if t.dim() < 2 or (t.dim() > 2 and not more_dimensions) or not t.numel():
             shape = "[B, *, features]" if more_dimensions else "[B, features]"
             raise ValueError(f"{name} must have shape {shape} with at least one sample, got {tuple(t.shape)}")
-        if not t.is_floating_point():
-            raise ValueError(f"{name} must be floating point, got {t.dtype}")
-    if x_samples.shape[0] != y_samples.shape[0]:
-        raise ValueError(f"y_samples must hold {x_samples.shape[0]} samples as x_samples, got {y_samples.shape[0]}")
     if x_samples.shape[:-1] != y_samples.shape[:-1]:
         raise ValueError(
-            f"y_samples must have the dimensions {tuple(x_samples.shape[:-1])} of x_samples before its features, "
-            f"got {tuple(y_samples.shape)}"
+            f"x_samples {tuple(x_samples.shape)} and y_samples {tuple(y_samples.shape)} must agree in all dimensions "
+            "but the last, their features"
+        )
+    check_same_device("y_samples", y_samples, "x_samples", x_samples)
+    cast = autocast_on(x_samples.device.type)
+    if x_samples.dtype != y_samples.dtype and not cast:
+        raise ValueError(
+            f"x_samples and y_samples must have one dtype, got {x_samples.dtype} and {y_samples.dtype}"
+        )
+    if network is None:
+        return
+    weight = first_layer(network).weight
+    given = "x_samples and y_samples" if joint else "x_samples"
+    width = x_samples.shape[-1] + (y_samples.shape[-1] if joint else 0)
+    if width != weight.shape[-1]:
+        raise ValueError(f"{given} must have {weight.shape[-1]} features, got {width}")
+    if weight.device != x_samples.device or (weight.dtype != x_samples.dtype and not cast):
+        raise ValueError(
+            f"{given} must be {weight.dtype} on {weight.device} as the network, got {x_samples.dtype} on "
+            f"{x_samples.device}"
         )
 
 

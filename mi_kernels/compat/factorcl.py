@@ -120,7 +120,7 @@ class InfoNCECritic(_ConcatBound):
     """
 
     def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
-        check_pair(x_samples, y_samples)
+        check_pair(x_samples, y_samples, self._f, joint=True)
         found = pair_statistics(self._f, x_samples, y_samples, ("positive", "col_lse"), temperature=self.temperature)
         assert found.positive is not None and found.col_lse is not None
         return (found.col_lse - found.positive).mean() - math.log(x_samples.shape[0])
@@ -133,13 +133,13 @@ class CLUBInfoNCECritic(_ConcatBound):
     """
 
     def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
-        check_pair(x_samples, y_samples)
+        check_pair(x_samples, y_samples, self._f, joint=True)
         found = pair_statistics(self._f, y_samples, x_samples, ("positive", "row_sum"), temperature=self.temperature)
         assert found.positive is not None and found.row_sum is not None
         return found.positive.mean() - found.row_sum.mean() / x_samples.shape[0]
 
     def learning_loss(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
-        check_pair(x_samples, y_samples)
+        check_pair(x_samples, y_samples, self._f, joint=True)
         found = pair_statistics(self._f, y_samples, x_samples, ("positive", "row_lse"), temperature=self.temperature)
         assert found.positive is not None and found.row_lse is not None
         return (found.row_lse - found.positive).mean() - math.log(x_samples.shape[0])

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses import contrastive
+from ..ops.common.checks import check_choice, check_tensor
 
 __all__ = ["InfoNCE", "info_nce", "normalize", "transpose"]
 
@@ -27,8 +28,7 @@ def normalize(*xs: Tensor | None) -> list[Tensor | None]:
 
 
 def _dimensions(name: str, t: Tensor, number: int) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    check_tensor(name, t)
     if t.dim() != number:
         raise ValueError(f"{name} must have {number} dimensions, got shape {tuple(t.shape)}")
     if not t.shape[0]:
@@ -50,12 +50,11 @@ def info_nce(
     "none" [N], "mean" or "sum". 3 N FLOP with N = 2 B^2 D, O(B D) memory. Raises ValueError or TypeError naming the
     argument.
     """
-    if negative_mode not in ("unpaired", "paired"):
-        raise ValueError(f"negative_mode must be 'unpaired' or 'paired', got {negative_mode!r}")
+    check_choice("negative_mode", negative_mode, ("unpaired", "paired"))
     _dimensions("query", query, 2)
     _dimensions("positive_key", positive_key, 2)
-    if negative_keys is not None and not isinstance(negative_keys, Tensor):
-        raise TypeError(f"negative_keys must be a tensor or None, got {type(negative_keys).__name__}")
+    if negative_keys is not None:
+        check_tensor("negative_keys", negative_keys)
     if negative_keys is not None and negative_keys.dim() != (2 if negative_mode == "unpaired" else 3):
         expected = "[M, D]" if negative_mode == "unpaired" else "[N, M, D]"
         raise ValueError(
@@ -66,6 +65,7 @@ def info_nce(
             f"negative_keys must have the {query.shape[-1]} components of query, got {tuple(negative_keys.shape)}"
         )
     if isinstance(temperature, Tensor):
+        check_tensor("temperature", temperature)
         if temperature.numel() != 1:
             raise ValueError(f"temperature must be one number, got shape {tuple(temperature.shape)}")
         temperature = temperature.reshape(())

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .. import distributed
 from ..losses import common, negatives
 from ..memory_bank import ring_slots
+from ..ops.common.checks import check_bool, check_number
 from ..ops.common.rows import unit_rows
 from ..ops.dot_critic import api
 
@@ -29,6 +30,8 @@ __all__ = ["DCLLoss", "DCLWLoss", "MemoryBankModule", "NTXentLoss", "negative_mi
 
 
 def _check_settings(temperature: float, gather_distributed: bool) -> None:
+    check_number("temperature", temperature)
+    check_bool(gather_distributed=gather_distributed)
     if not abs(temperature) >= 1e-8:
         raise ValueError(f"Illegal temperature: abs({temperature}) < 1e-8, it divides the scores")
     if gather_distributed and not dist.is_available():

@@ -11,13 +11,17 @@ by mk.distributed.gather: the original's private `_all_gather_with_grad` and `di
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import distributed
 from ..losses import common, contrastive
+from ..ops.common.checks import check_number, check_same_device, check_samples, check_tensor
 from ..ops.common.dtypes import accumulate_dtype
+from ..ops.common.precision import autocast_on
 from ..ops.common.rows import widened
 from ..ops.dot_critic import api
 from ._captions import GenLipLoss, fused_linear_cross_entropy
@@ -55,6 +59,32 @@ _FEW = 32 * 32  # scores of ClipLoss, whose operator has less to prepare
 def _held(rows: Tensor, columns: Tensor, limit: int = _HELD) -> bool:
     """Whether all scores are held: on a CPU, up to 256 KiB of them cost less than the fixed part of the operators."""
     return rows.device.type == "cpu" and rows.dim() == columns.dim() == 2 and rows.shape[0] * columns.shape[0] <= limit
+
+
+def _check_inputs(
+    images: Tensor, texts: Tensor, scale: float | Tensor, bias: float | Tensor | None = None
+) -> None:
+    """Raises TypeError or ValueError naming the argument. For stored scores: the operators check for themselves."""
+    check_samples("image_features", images)
+    check_samples("text_features", texts)
+    check_same_device("text_features", texts, "image_features", images)
+    if images.dtype != texts.dtype and not autocast_on(images.device.type):
+        raise ValueError(f"image_features and text_features must have one dtype, got {images.dtype} and {texts.dtype}")
+    for name, value in (("logit_scale", scale), ("logit_bias", bias)):
+        if value is None and name == "logit_bias":
+            continue
+        if not isinstance(value, Tensor):
+            check_number(name, value, dtype=accumulate_dtype(images.dtype))
+            continue
+        check_tensor(name, value)
+        if value.numel() != 1 or value.is_complex() or value.dtype == torch.bool or value.is_meta != images.is_meta:
+            given = f"{value.dtype} {tuple(value.shape)} on {value.device}"
+            raise ValueError(f"{name} must be one real number, got {given}")
+
+
+def _number(value: Any) -> Any:
+    """Integers as floats: torch takes none beyond 64 bits."""
+    return float(value) if type(value) is int else value
 
 
 def _check_world(rank: int, world_size: int, use_horovod: bool = False) -> None:
@@ -166,8 +196,9 @@ class ClipLoss(nn.Module):
     ) -> Tensor:
         common.check_same_shape("image_features", image_features, "text_features", text_features)
         if self.world_size == 1 and _held(image_features, text_features, _FEW):
-            logits = logit_scale * widened(image_features) @ widened(text_features).mT
-            logits = logits if logit_bias is None else logits + logit_bias
+            _check_inputs(image_features, text_features, logit_scale, logit_bias)
+            logits = _number(logit_scale) * widened(image_features) @ widened(text_features).mT
+            logits = logits if logit_bias is None else logits + _number(logit_bias)
             labels = torch.arange(len(logits), device=logits.device)
             return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.mT, labels)) / 2
         if self.world_size == 1:
@@ -287,7 +318,8 @@ class DistillClipLoss(ClipLoss):
         student = widened(image_features), widened(text_features)
         teacher = (dist_image_features, dist_text_features)
         if self.world_size == 1 and _held(*student):
-            loss, distill = from_scores(*student, logit_scale, *teacher, dist_logit_scale)
+            _check_inputs(image_features, text_features, logit_scale)
+            loss, distill = from_scores(*student, _number(logit_scale), *teacher, dist_logit_scale)
         else:
             loss = self._contrastive(*student, logit_scale)
             expected = self._expected(student, teacher, dist_logit_scale)
@@ -345,8 +377,11 @@ class SigLipLoss(nn.Module):
     ) -> Tensor:
         """The loss of this process's images [B, D] against texts [N, D], over B; with negative_only no pair is
         positive."""
+        check_tensor("image_features", image_features)
+        check_tensor("text_features", text_features)
         if image_features.shape == text_features.shape:
             if _held(image_features, text_features):
+                _check_inputs(image_features, text_features, logit_scale, logit_bias)
                 return self._from_scores(image_features, text_features, logit_scale, logit_bias, negative_only)
             return contrastive.siglip_loss(
                 image_features, text_features, logit_scale, logit_bias, negative_only=negative_only
@@ -357,7 +392,7 @@ class SigLipLoss(nn.Module):
         self, images: Tensor, texts: Tensor, scale: Tensor | float, bias: Tensor | float | None, negative_only: bool
     ) -> Tensor:
         wide = accumulate_dtype(images.dtype)
-        logits = self.get_logits(images.to(wide), texts.to(wide), scale, bias)
+        logits = self.get_logits(images.to(wide), texts.to(wide), _number(scale), _number(bias))
         target = torch.zeros_like(logits) if negative_only else torch.eye(len(logits), dtype=wide, device=logits.device)
         return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
 

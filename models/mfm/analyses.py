@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -90,28 +91,36 @@ def trained(data: Dataset, settings: Settings, steps: int, rate: float = 3e-3, s
     return model.eval()
 
 
+SEEDS = (0, 1, 2, 3, 4)
+
+
+def seeds_of(quick: bool) -> tuple[int, ...]:
+    return SEEDS[:1] if quick else SEEDS
+
+
+def averaged(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows of which each number is the mean over runs and has its deviation, "NAME_sd", beside it."""
+    rows = []
+    for same in zip(*runs, strict=True):
+        row: dict[str, Any] = {}
+        for name, value in same[0].items():
+            if not isinstance(value, float):
+                row[name] = value
+                continue
+            values = [run[name] for run in same]
+            row |= {name: statistics.fmean(values), f"{name}_sd": statistics.stdev(values) if len(values) > 1 else 0.0}
+        rows.append(row)
+    return rows
+
+
 def interpretation(out: Path, quick: bool = False) -> str:
     """Both interpretations on ``timed``: |d x'_t / d F_y|^2 per step, and HSIC(F_y, x') / HSIC(F_m, x').
 
-    The truth: F_y acts at the steps of SHOWN, and nowhere in "never". 300 steps of training (quick: 20).
+    The truth: F_y acts at the steps of SHOWN, and nowhere in "never". 300 steps of training (quick: 20). The curves of
+    the figure are those of the first of SEEDS; values are means over all.
     """
-    data = timed(200 if quick else 1000)
-    settings = Settings(
-        code=4, joint_code=1, factor=8, joint_factor=8, hidden=16, memory=8, networks=16, dropout=0.0,
-        network_dropout=0.0, reconstruction=0.3, prior="analytic", prior_weight=0.3,
-    )  # fmt: skip
-    model = trained(data, settings, 20 if quick else 300)
-    batch = data.batch(data.rows("test"))
-    with torch.no_grad():
-        factors = model.net.factors(model.codes(batch.inputs))
-    curves = {name: c.mean(0) for name, c in gradient_curves(model.net, factors, STEPS).items()}
-    ratios = information_ratios(model.net, factors, STEPS)
-    rows = []
-    for name, curve in curves.items():
-        first, last = SHOWN[name]
-        share = (curve[first:last].sum() / curve.sum().clamp(min=1e-12)).item()
-        rows.append({"modality": name, "share_where_shown": share, "mean_slope": curve.mean().item()})
-        rows[-1] |= {"hsic_ratio": ratios[name]}
+    found = [_interpreted(seed, quick) for seed in seeds_of(quick)]
+    (curves, ratios), rows = found[0][:2], averaged([rows for _, _, rows in found])
     content = {"shown": SHOWN, "curves": {n: c.tolist() for n, c in curves.items()}, "rows": rows}
     _write(out / "mfm-interpretation", content)
     figure = Figure(figsize=(7.5, 3))
@@ -128,16 +137,46 @@ def interpretation(out: Path, quick: bool = False) -> str:
     return _table(rows)
 
 
+def _interpreted(seed: int, quick: bool) -> tuple[dict[str, Tensor], dict[str, float], list[dict[str, Any]]]:
+    """Mean curves, HSIC ratios, and both in rows by modality."""
+    data = timed(200 if quick else 1000, seed)
+    settings = Settings(
+        code=4, joint_code=1, factor=8, joint_factor=8, hidden=16, memory=8, networks=16, dropout=0.0,
+        network_dropout=0.0, reconstruction=0.3, prior="analytic", prior_weight=0.3,
+    )  # fmt: skip
+    model = trained(data, settings, 20 if quick else 300, seed=seed)
+    batch = data.batch(data.rows("test"))
+    with torch.no_grad():
+        factors = model.net.factors(model.codes(batch.inputs))
+    curves = {name: c.mean(0) for name, c in gradient_curves(model.net, factors, STEPS).items()}
+    ratios = information_ratios(model.net, factors, STEPS)
+    rows = []
+    for name, curve in curves.items():
+        first, last = SHOWN[name]
+        share = (curve[first:last].sum() / curve.sum().clamp(min=1e-12)).item()
+        rows.append({"modality": name, "share_where_shown": share, "mean_slope": curve.mean().item()})
+        rows[-1] |= {"hsic_ratio": ratios[name]}
+    return curves, ratios, rows
+
+
 def swap(out: Path, quick: bool = False) -> str:
     """Pictures decoded with F_y of one row and F_m of another, on ``paired_digits`` with convolutions.
 
     Row i of the grid has F_y of row i, column j has F_m of row j. Scored on 60 test rows: how often a linear probe of
     real pictures reads in the decoded one the digit of F_y's row, and how often it is as bright (black on white or
     white on black) as the picture of F_m's row; pairs with different digits and different styles alone. 1,000 steps
-    of training (quick: 20).
+    of training (quick: 20). The grid is that of the first of SEEDS; values are means over all.
     """
-    data, negative = paired_digits(400 if quick else 2000)
-    model = trained(data, PICTURES, 20 if quick else 1000)
+    found = [_swapped(seed, quick) for seed in seeds_of(quick)]
+    rows = averaged([[row] for _, row in found])
+    _write(out / "mfm-swap", {"rows": rows})
+    found[0][0].savefig(out / "mfm-swap.svg", bbox_inches="tight")
+    return _table(rows)
+
+
+def _swapped(seed: int, quick: bool) -> tuple[Figure, dict[str, float]]:
+    data, negative = paired_digits(400 if quick else 2000, seed)
+    model = trained(data, PICTURES, 20 if quick else 1000, seed=seed)
     rows = data.rows("test")[:60]
     labels = cast(Tensor, data.labels)
     batch = data.batch(rows)
@@ -155,18 +194,15 @@ def swap(out: Path, quick: bool = False) -> str:
     def share(agrees: Tensor) -> float:
         return agrees[different].float().mean().item()
 
-    found = [
-        {
-            "digit_of_F_y": share(read == labels[rows][:, None]),
-            "digit_of_F_m": share(read == labels[rows]),
-            "style_of_F_m": share(style == negative[rows].float()),
-            "probe_on_real": on_real,
-            "head": head,
-        }
-    ]
-    _write(out / "mfm-swap", {"pairs": int(different.sum()), "rows": found})
-    _grid(grid, batch.inputs["inverted"].values, labels[rows]).savefig(out / "mfm-swap.svg", bbox_inches="tight")
-    return _table(found)
+    row = {
+        "digit_of_F_y": share(read == labels[rows][:, None]),
+        "digit_of_F_m": share(read == labels[rows]),
+        "style_of_F_m": share(style == negative[rows].float()),
+        "probe_on_real": on_real,
+        "head": head,
+        "pairs": float(different.sum()),
+    }
+    return _grid(grid, batch.inputs["inverted"].values, labels[rows]), row
 
 
 def _upright(pictures: Tensor) -> Tensor:
@@ -188,13 +224,28 @@ def missing(out: Path, quick: bool = False) -> str:
     MFM with surrogate codes, MFM that sees zeros, and the purely generative and discriminative baselines, 1,000 steps
     of training each (quick: 5). The error is of pixels in [0, 1]; a constant picture, the training mean, stands beside.
     """
-    data, _ = paired_digits(400 if quick else 2000)
+    found = averaged([_missing(seed, quick) for seed in seeds_of(quick)])
+    _write(out / "mfm-missing", {"missing": "inverted", "rows": found})
+    figure = Figure(figsize=(6, 3))
+    axis = figure.subplots()
+    shown = [row for row in found if row["both"] is not None]
+    for place, column in enumerate(("both", "missing")):
+        axis.bar([k + 0.4 * place for k in range(len(shown))], [row[column] for row in shown], 0.4, label=column)
+    axis.set_xticks([k + 0.2 for k in range(len(shown))], [row["model"] for row in shown], fontsize=7)
+    axis.set(ylabel="test accuracy")
+    axis.legend(frameon=False)
+    figure.savefig(out / "mfm-missing.svg", bbox_inches="tight")
+    return _table(found)
+
+
+def _missing(seed: int, quick: bool) -> list[dict[str, Any]]:
+    data, _ = paired_digits(400 if quick else 2000, seed)
     rows, name = data.rows("test"), "inverted"
     labels, batch = cast(Tensor, data.labels)[rows], data.batch(rows)
     gone = CorruptionConfig(drop={name: 1.0})
     found: list[dict[str, Any]] = []
     for label, changes in MISSING.items():
-        model = trained(data, replace(PICTURES, **changes), 5 if quick else 1000)
+        model = trained(data, replace(PICTURES, **changes), 5 if quick else 1000, seed=seed)
         with torch.no_grad():
             seen, unseen = (
                 (model.predict(b).argmax(1) == labels).float().mean().item()
@@ -208,17 +259,7 @@ def missing(out: Path, quick: bool = False) -> str:
     train = data[name].values[data.rows("train")].mean(0)
     mean = (data[name].values[rows] - train).square().mean().item()
     found.append({"model": "training mean", "both": None, "missing": None, "error": mean})
-    _write(out / "mfm-missing", {"missing": name, "rows": found})
-    figure = Figure(figsize=(6, 3))
-    axis = figure.subplots()
-    shown = [row for row in found if row["both"] is not None]
-    for place, column in enumerate(("both", "missing")):
-        axis.bar([k + 0.4 * place for k in range(len(shown))], [row[column] for row in shown], 0.4, label=column)
-    axis.set_xticks([k + 0.2 for k in range(len(shown))], [row["model"] for row in shown], fontsize=7)
-    axis.set(ylabel="test accuracy")
-    axis.legend(frameon=False)
-    figure.savefig(out / "mfm-missing.svg", bbox_inches="tight")
-    return _table(found)
+    return found
 
 
 def _grid(grid: Tensor, real: Tensor, labels: Tensor, shown: int = 8) -> Figure:
@@ -247,6 +288,11 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = ["  ".join(f"{name:>17}" for name in rows[0])]
-    cells = [[f"{v:>17.3f}" if isinstance(v, float) else f"{v or '':>17}" for v in row.values()] for row in rows]
-    return "\n".join([*lines, *("  ".join(row) for row in cells)])
+    names = list(dict.fromkeys(name for row in rows for name in row if not name.endswith("_sd")))
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        value = row.get(name)
+        return f"{value:.3f} ± {row[name + '_sd']:.3f}" if isinstance(value, float) else f"{value or ''}"
+
+    lines = ["  ".join(f"{name:>20}" for name in names)]
+    return "\n".join([*lines, *("  ".join(f"{cell(row, name):>20}" for name in names) for row in rows)])

@@ -69,6 +69,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged: {error}{hint}") from error
 
 
+def misfit(path: Path, error: RuntimeError) -> ValueError:
+    """For a state that is another model's: torch's message lists every key, the first line of it is enough."""
+    first = (str(error).splitlines() or [""])[-1].strip().split(", ")[0].rstrip(". ")
+    return ValueError(f"{path} does not fit the settings beside it, it is another model's ({first})")
+
+
 def damaged(path: Path) -> bool:
     """Whether a file of weights cannot be read."""
     try:

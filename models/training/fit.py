@@ -21,7 +21,7 @@ from models.data import Dataset, load
 from models.model import Model
 from models.registry import build
 from models.settings import RunConfig, read
-from models.training.checkpoint import WEIGHTS, AtomicCheckpoints, load_weights
+from models.training.checkpoint import WEIGHTS, AtomicCheckpoints, load_weights, misfit
 from models.training.distributed import Processes, check_shares, launch, processes_of, trainer_options
 from models.training.folder import check_digest, checkpoint_of, refuse_folder, start_folder
 from models.training.phases import Training
@@ -110,7 +110,12 @@ def _train(
             else:
                 config.save(out)
         path = None if checkpoint is None else str(checkpoint)
-        trainer.fit(module, *loaders, ckpt_path=path, weights_only=True)
+        try:
+            trainer.fit(module, *loaders, ckpt_path=path, weights_only=True)
+        except RuntimeError as error:
+            if checkpoint is None or "loading state_dict" not in str(error):
+                raise
+            raise misfit(checkpoint, error) from error
     if trainer.interrupted:
         raise KeyboardInterrupt
     if processes.number > 1:
@@ -185,9 +190,7 @@ def load_run(out: Path, data: Dataset) -> tuple[RunConfig, Model]:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(
-            f"{out / WEIGHTS} does not fit the settings beside it: {str(error).splitlines()[1].strip()}"
-        ) from error
+        raise misfit(out / WEIGHTS, error) from error
     return config, model.eval()
 
 

@@ -45,8 +45,10 @@ def checkpoint_of(config: RunConfig, data: Dataset, out: Path, which: str) -> Pa
     if checkpoint.is_file():
         return checkpoint
     # Killed before its first checkpoint: everything is repeated from the start, which gives the same run.
-    if any((out / name).is_file() for name in (LAST, PREVIOUS)):
-        raise FileNotFoundError(f"cannot resume: no such file: {checkpoint}")
+    left = [name for name in (LAST, PREVIOUS) if (out / name).is_file()]
+    if left:
+        other = {LAST: "--resume", PREVIOUS: "--resume previous"}[left[0]]
+        raise FileNotFoundError(f"cannot resume: no such file: {checkpoint}; {out / left[0]} is there: {other}")
     return None
 
 
@@ -64,7 +66,13 @@ def start_folder(config: RunConfig, data: Dataset, out: Path) -> None:
 def check_digest(out: Path, data: Dataset) -> None:
     """Raises ValueError when the data is not what the run in ``out`` was trained on."""
     path = out / RUN
-    if path.is_file() and json.loads(path.read_text()).get("digest") != data.digest():
+    if not path.is_file():
+        return
+    try:
+        digest = json.loads(path.read_text())["digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged, it must hold the digest of the data; start a new run") from error
+    if digest != data.digest():
         raise ValueError(f"the data {data.name!r} has changed since {out} was trained on it; start a new run")
 
 

@@ -32,7 +32,7 @@ class Call(NamedTuple):
         return f"{self.name}({self.settings}) of {kinds}"
 
 
-GROUPS = st.sampled_from([(), (), (1,), (2,), (2, 2)])
+GROUPS = st.sampled_from([(), (), (1,), (2,), (2, 2), (3, 1, 2)])
 BATCH = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 33, 65]))
 WIDTH = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 33, 65, 130]))
 SIZE = st.sampled_from([1e-3, 0.1, 1.0, 1.0, 1.0, 4.0])
@@ -50,7 +50,11 @@ class Tensors:
     def __call__(self, *shape: int, size: float | None = None) -> Tensor:
         size = self.draw(SIZE) if size is None else size
         values = size * torch.randn(shape, generator=self.generator, dtype=torch.float64)
-        self.made.append(oracle.strided(values.to(self.dtype), self.draw(st.sampled_from(oracle.STRIDES))))
+        kind = self.draw(st.sampled_from((*oracle.STRIDES, *(oracle.EXPANDED,) * (len(shape) > 2))))
+        if kind == oracle.EXPANDED:  # groups or items that share what they hold
+            self.made.append(values[:1].to(self.dtype).expand(shape))
+        else:
+            self.made.append(oracle.strided(values.to(self.dtype), kind))
         return self.made[-1]
 
     def lengths(self, batch: int, most: int, least: int = 0) -> Tensor | None:
@@ -199,7 +203,7 @@ def lstms(draw: Draw) -> Call:
     return Call(name, {"lengths": lengths}, partial(getattr(mk, name), lengths=lengths), make.made)
 
 
-FAMILIES = {
+OPERATORS = {
     "losses": dot_losses(),
     "bounds over inner products": dot_bounds(),
     "bounds over concat critics": concat_bounds(),

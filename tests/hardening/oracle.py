@@ -25,6 +25,7 @@ import mi_kernels as mk
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STRIDES = ("plain", "transposed", "sliced", "gapped", "reversed storage")
+EXPANDED = "expanded"  # changes values: all entries of the first dimension are one
 Function = Callable[..., Tensor | Sequence[Tensor]]
 
 

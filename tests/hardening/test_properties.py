@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import mi_kernels as mk
 from mi_kernels.backends import requested_backend
-from tests.hardening import operators, oracle
+from tests.hardening import families, operators, oracle
 
 LONG = os.environ.get("MI_KERNELS_HYPOTHESIS") == "long"
-CALLS = {"losses": 60, "bounds over inner products": 40}
+CALLS = {"losses": 60, "bounds over inner products": 40, "drop-ins": 60}
 PROFILE = settings(
     deadline=None,
     derandomize=not LONG,
@@ -29,10 +29,10 @@ PROFILE = settings(
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("family", list(operators.FAMILIES))
+@pytest.mark.parametrize("family", list(families.FAMILIES))
 def test_operators_agree_with_the_fp64_reference(family: str) -> None:
     @settings(PROFILE, max_examples=2000 if LONG else CALLS.get(family, 25))
-    @given(operators.FAMILIES[family])
+    @given(families.FAMILIES[family])
     def agrees(call: operators.Call) -> None:
         torch.manual_seed(0)
         oracle.check(call.function, call.tensors, call.floor)

@@ -5,6 +5,7 @@ import torch
 
 from models.batch import Batch, Inputs
 from models.data.corruption import CorruptionConfig, corrupted
+from tests.models.helpers import mixed
 
 
 def batch(rows=400, steps=12):
@@ -86,5 +87,10 @@ def test_zeros_have_their_rate():
 def test_wrong_rates_and_names_are_refused():
     with pytest.raises(ValueError, match="drop of a"):
         CorruptionConfig(drop={"a": 1.5})
-    with pytest.raises(ValueError, match="noise names modality 'smell'; the data has frames"):
-        CorruptionConfig(noise={"smell": 1.0}).check(("frames",))
+    with pytest.raises(ValueError, match="noise names modality 'smell'; the data has frames, tokens, vectors"):
+        CorruptionConfig(noise={"smell": 1.0}).check(mixed())
+    with pytest.raises(ValueError, match="frames names modality 'vectors', which has no frames"):
+        CorruptionConfig(frames={"vectors": 0.5}).check(mixed())
+    with pytest.raises(ValueError, match="noise names modality 'tokens', which holds tokens"):
+        CorruptionConfig(noise={"tokens": 0.5}).check(mixed())
+    CorruptionConfig(frames={"*": 0.5, "tokens": 0.5}, noise={"*": 1.0}, drop={"vectors": 1.0}).check(mixed())

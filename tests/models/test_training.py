@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -175,6 +176,30 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(data, tmp_path
         with pytest.raises(ValueError, match=r"last.ckpt is damaged .*previous.ckpt is the one before"):
             fit(settings, data, tmp_path, resume=True, progress=False)
     assert_same_weights(weights(fit(settings, data, tmp_path, resume="previous", progress=False).model), whole)
+
+
+def test_files_of_another_run_are_named_in_one_line(data, tmp_path):
+    """What a newcomer copies between folders, or loses; each message names the file and is short."""
+    first, other = config("simclr", epochs=2), config("early-fusion", epochs=2)
+    for name, settings in (("a", first), ("b", other)):
+        fit(settings, data, tmp_path / name, progress=False)
+    folder = tmp_path / "a"
+    shutil.copy(tmp_path / "b" / WEIGHTS, folder)
+    shutil.copy(tmp_path / "b" / LAST, folder)
+    longer = first.changed({"training.epochs": 3})
+    for name, call in (
+        (WEIGHTS, lambda: load_run(folder, data)),
+        (LAST, lambda: fit(longer, data, folder, resume=True, progress=False)),
+    ):
+        with pytest.raises(ValueError, match=f"{name} does not fit the settings beside it") as error:
+            call()
+        assert len(str(error.value)) < 300 + len(str(folder))
+    (folder / LAST).unlink()
+    with pytest.raises(FileNotFoundError, match=r"previous.ckpt is there: --resume previous"):
+        fit(longer, data, folder, resume=True, progress=False)
+    (folder / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run.json is damaged"):
+        load_run(folder, data)
 
 
 class Evil:

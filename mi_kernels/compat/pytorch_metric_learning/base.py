@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ...losses import common
 from ...ops.common.autograd import differentiable_gradients, readable
+from ...ops.common.checks import check_tensor
+from ...ops.common.precision import autocast_on
 from ...ops.common.rows import widened
 from . import original
 from .pairs import Pairs, all_pairs, as_pairs
@@ -20,18 +22,19 @@ _INNER_PRODUCT = ("forward", "compute_mat", "normalize", "maybe_normalize")
 
 
 def check_inputs(name: str, embeddings: Tensor, label_name: str, labels: Tensor | None) -> None:
-    if not isinstance(embeddings, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(embeddings).__name__}")
+    check_tensor(name, embeddings)
     if embeddings.dim() != 2:
         raise ValueError(f"{name} must have shape [batch, features], got {tuple(embeddings.shape)}")
     if not embeddings.is_floating_point():
         raise ValueError(f"{name} must be floating point, got {embeddings.dtype}")
     if labels is None:
         return
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"{label_name} must be a tensor, got {type(labels).__name__}")
+    check_tensor(label_name, labels)
     if labels.shape != embeddings.shape[:1]:
-        raise ValueError(f"{label_name} must have shape {tuple(embeddings.shape[:1])}, got {tuple(labels.shape)}")
+        raise ValueError(
+            f"{label_name} must have one entry for each row of {name} {tuple(embeddings.shape)}, got "
+            f"{tuple(labels.shape)}"
+        )
     if labels.is_complex():
         raise ValueError(f"{label_name} must hold integers, got {labels.dtype}")
     if labels.is_floating_point() and readable(labels) and bool(labels.isnan().any()):
@@ -137,7 +140,16 @@ class PairLoss(original.BaseMetricLossFunction):
             ref_labels = labels
         check_inputs("ref_emb", ref_emb, "ref_labels", ref_labels)
         if embeddings.shape[1] != ref_emb.shape[1]:
-            raise ValueError(f"ref_emb must have {embeddings.shape[1]} features, got shape {tuple(ref_emb.shape)}")
+            raise ValueError(
+                f"embeddings {tuple(embeddings.shape)} and ref_emb {tuple(ref_emb.shape)} must have as many features"
+            )
+        if embeddings.device != ref_emb.device or (
+            embeddings.dtype != ref_emb.dtype and not autocast_on(embeddings.device.type)
+        ):
+            raise ValueError(
+                f"embeddings and ref_emb must have one dtype and device, got {embeddings.dtype} on {embeddings.device} "
+                f"and {ref_emb.dtype} on {ref_emb.device}"
+            )
         if indices_tuple is None and (labels is None or ref_labels is None):
             raise ValueError("labels (and ref_labels with ref_emb) or indices_tuple must be given")
         device = embeddings.device
