@@ -1,5 +1,5 @@
-"""A name of torch that the library has not used before is noticed: 2.6, the oldest torch that pyproject.toml admits, may
-lack it.
+"""A name of torch that the library has not used before is noticed: 2.6, the oldest torch that pyproject.toml admits,
+may lack it.
 
 Only torch 2.13 is installed here, so older versions are held by a list: tests/torch_names.txt has the names and
 keywords that the library uses, read over for what is younger than 2.6, and everyday functions beside them. It was not
