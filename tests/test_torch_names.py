@@ -1,8 +1,9 @@
-"""Every name of torch that the library uses exists since 2.6, the oldest that pyproject.toml admits, or is guarded.
+"""A name of torch that the library has not used before is noticed: 2.6, the oldest torch that pyproject.toml admits,
+may lack it.
 
 Only torch 2.13 is installed here, so older versions are held by a list: tests/torch_names.txt has the names and
-keywords that were looked up. `python -m tests.test_torch_names` writes it; look up in torch's documentation what it
-adds. The list also has everyday functions that torch has had since 1.x, so that their first use asks for nothing.
+keywords that the library uses, read over for what is younger than 2.6, and everyday functions beside them. It was not
+checked against a 2.6. `python -m tests.test_torch_names` writes it; look up in torch's documentation what it adds.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ names, values and random draws are the original's. Differences:
 * L1OutUB runs on any device and leaves the anchor out; the original's mask has a dimension too many, so that its value
   is another bound's (0.0900 instead of -0.0798 in one example);
 * MINE takes the logarithm of a mean stably; the original is -inf from scores of about 88.
-* NWJ and InfoNCE store no scores. Bad shapes and integers raise ValueError;
+* NWJ and InfoNCE store no scores beyond 256 pairs. Bad shapes, dtypes and integers raise ValueError or TypeError;
 * log_sum_exp works without a dim too.
 As in the original, all but NWJ, InfoNCE and CLUBForCategorical also take [B, *, features]: pairs are within a position,
 the value is the mean over the positions (and loglikeli sums over the first of them).

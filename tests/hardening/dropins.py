@@ -155,4 +155,7 @@ LIBRARIES: dict[str, Callable[[Draw, Tensors], Made]] = {
 def dropins(draw: Draw) -> Call:
     make, library = Tensors(draw), draw(st.sampled_from(list(LIBRARIES)))
     function, settings = LIBRARIES[library](draw, make)
-    return Call(library, settings, function, make.made)
+    # Bounds with networks are differences of means of the size of log B, also where they come out near 0.
+    wide = torch.float64 if make.dtype == torch.float64 else torch.float32
+    floor = oracle.unit(wide) if library in ("club", "factorcl", "smile") else 0.0
+    return Call(library, settings, function, make.made, floor)
