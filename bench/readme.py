@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from . import machine, readme_evidence, readme_systems
@@ -258,6 +259,9 @@ Section = tuple[Callable[[], list[str]], ...]
 PAGES: dict[str, dict[str, Section]] = {
     "docs/choosing.md": {"staircase table": (staircase,), "estimator table": (estimators,)},
     "docs/factorcl.md": {"term table": (readme_evidence.factorcl_terms,)},
+    "docs/mfm.md": {"analysis table": (readme_evidence.mfm,)},
+    "docs/mird.md": {"label table": (readme_evidence.mird_labels,)},
+    "docs/mdm.md": {"evidence table": (partial(readme_evidence.mdm, "mmmo-mfn"),)},
     "docs/drop-ins.md": {"drop-in table": (readme_systems.drop_ins,)},
     "docs/benchmarks.md": {
         "step table": (readme_systems.steps, readme_systems.penalties, readme_systems.decoder),

@@ -86,3 +86,35 @@ def mdm(case: str) -> list[str]:
         *paragraph(f"Chosen on validation rows: learning rate {found['lr']:g}; weights {weights}."),
         *table(" | ".join(header), lines),
     ]
+
+
+SWAP = {
+    "digit_of_F_y": "digit read in the picture is that of F_y's row",
+    "digit_of_F_m": "... that of F_m's row",
+    "style_of_F_m": "brightness is that of F_m's row",
+    "probe_on_real": "the probe on real pictures",
+    "head": "the model's own prediction",
+}
+
+
+def _number(row: Row, name: str) -> str:
+    return "" if row.get(name) is None else f"{row[name]:.3f} ± {row[name + '_sd']:.3f}"
+
+
+def mfm() -> list[str]:
+    """The three analyses on data whose factors are known."""
+    swap, missing, interpretation = (load(f"mfm_{name}")["rows"] for name in ("swap", "missing", "interpretation"))
+    columns = {"both": "both seen", "missing": "second missing", "error": "squared error of its picture"}
+    known = {"share_where_shown": "share of the slopes where the label shows", "hsic_ratio": "HSIC ratio"}
+    lines = [f"{label} | {_number(swap[0], name)}" for name, label in SWAP.items()]
+    return [
+        *table("pictures decoded with F_y of one row and F_m of another | share", lines),
+        *table(
+            " | ".join(["test accuracy, a picture missing", *columns.values()]),
+            (" | ".join([row["model"], *(_number(row, name) for name in columns)]) for row in missing),
+        ),
+        *table(
+            " | ".join(["modality (the label shows early, late, never)", *known.values()]),
+            (" | ".join([row["modality"], *(_number(row, name) for name in known)]) for row in interpretation),
+        ),
+    ]
