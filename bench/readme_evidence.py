@@ -58,10 +58,16 @@ def mird_labels() -> list[str]:
         cells = []
         for share in shares:
             row = by.get((arm, share))
-            p = f" (p = {row['p']:.3f})" if row and "p" in row else ""
-            cells.append(f"{row['mean']:+.3f} ± {row['deviation']:.3f}{p}" if row and " minus " in arm else _cell(row))
+            cells.append(_gain(row) if row and " minus " in arm else _cell(row))
         lines.append(" | ".join([arm, *cells]))
     return table(" | ".join(["test accuracy", *(f"{100 * share:.0f} % of the labels" for share in shares)]), lines)
+
+
+def _gain(row: Row) -> str:
+    """A difference paired by seed, with the p-value of its t-test where there is one."""
+    p = row.get("p")
+    shown = "" if p is None else " (p < 0.001)" if p < 0.001 else f" (p = {p:.3f})"
+    return f"{row['mean']:+.3f} ± {row['deviation']:.3f}{shown}"
 
 
 def _cell(row: Row | None) -> str:
@@ -75,9 +81,7 @@ def mdm(case: str) -> list[str]:
     kinds = [(name, kind) for name, by in found["rows"][0]["damaged"].items() for kind in by]
     lines = []
     for row in found["rows"]:
-        gain = row.get("gain")
-        p = f" (p = {gain['p']:.2f})" if gain and "p" in gain else ""
-        cells = [_cell(row[metric]), f"{gain['mean']:+.3f} ± {gain['deviation']:.3f}{p}" if gain else ""]
+        cells = [_cell(row[metric]), _gain(row["gain"]) if "gain" in row else ""]
         damaged = [_cell(row["damaged"].get(name, {}).get(kind)) for name, kind in kinds]
         lines.append(" | ".join([row["arm"], *cells, *damaged]))
     header = ["arm", metric, "gain over weight 0", *(f"{name}: {kind}" for name, kind in kinds)]
