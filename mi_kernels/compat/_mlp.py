@@ -95,6 +95,19 @@ def first_layer(network: nn.Module) -> nn.Linear:
     return layer
 
 
+def _everyday(x: Tensor, y: Tensor, network: nn.Module, joint: bool) -> bool:
+    """Whether both are what nearly every call passes; what is told apart afterwards would cost a small batch 2 %."""
+    weight = network._modules.get("0", network)._parameters.get("weight")  # type: ignore[union-attr]
+    if weight is None or not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.is_nested or y.is_nested:
+        return False
+    alike = x.dtype == y.dtype == weight.dtype and x.device == y.device == weight.device
+    strided = x.layout is torch.strided and y.layout is torch.strided
+    if not (alike and strided and x.dim() == y.dim() == 2 and x.is_floating_point()):
+        return False
+    (rows, width), (others, more) = x.shape, y.shape
+    return rows == others > 0 and more > 0 and width + (more if joint else 0) == weight.shape[1]
+
+
 def check_pair(
     x_samples: Tensor,
     y_samples: Tensor,
@@ -106,6 +119,8 @@ def check_pair(
     """Raises TypeError or ValueError unless both are floating point, [B, features] with one B >= 1; with
     more_dimensions [B, *, features] too, alike in all but the features. `network` takes x, or with `joint` x and y side
     by side: they must have its dtype, device and width."""
+    if network is not None and _everyday(x_samples, y_samples, network, joint):
+        return
     for name, t in (("x_samples", x_samples), ("y_samples", y_samples)):
         check_floats(name, t)
         if t.dim() < 2 or (t.dim() > 2 and not more_dimensions) or not t.numel():

@@ -76,13 +76,14 @@ class _Gaussian(nn.Module):
         super().__init__()
         if hidden_size < 2:
             raise ValueError(f"hidden_size must be at least 2, half of it is the layer's width, got {hidden_size}")
+        self.y_dim = y_dim
         self.p_mu = _network(x_dim, hidden_size // 2, y_dim)
         self.p_logvar = _network(x_dim, hidden_size // 2, y_dim, nn.Tanh())
 
     def _check(self, x_samples: Tensor, y_samples: Tensor) -> None:
         check_pair(x_samples, y_samples, self.p_mu, more_dimensions=True)
-        if y_samples.shape[-1] != self.p_mu[2].out_features:
-            raise ValueError(f"y_samples must have {self.p_mu[2].out_features} features, got {tuple(y_samples.shape)}")
+        if y_samples.shape[-1] != self.y_dim:
+            raise ValueError(f"y_samples must have {self.y_dim} features, got {tuple(y_samples.shape)}")
 
     def get_mu_logvar(self, x_samples: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(y | x), [B, y_dim] each."""
