@@ -265,6 +265,7 @@ PAGES: dict[str, dict[str, Section]] = {
     "docs/drop-ins.md": {"drop-in table": (readme_systems.drop_ins,)},
     "docs/benchmarks.md": {
         "step table": (readme_systems.steps, readme_systems.penalties, readme_systems.decoder),
+        "instruction table": (readme_systems.instructions,),
         "benchmark table": (info_nce, low_precision, other_losses, concat, moments, sequences, recurrent),
         "accuracy table": (accuracies,),
     },
