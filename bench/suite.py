@@ -165,7 +165,7 @@ def training(system: str, rows: int = 64) -> tuple[Any, Step]:
     batch = data.batch(torch.arange(rows))
     if model.views:
         batch = batch._replace(views=tuple(batch.inputs for _ in range(model.views)))
-    phases = [(phase, torch.optim.AdamW(phase.parameters, lr=1e-4)) for phase in model.phases()]
+    phases = list(zip(trainer.phases, trainer.configure_optimizers(), strict=True))
 
     def step() -> None:
         for phase, optimizer in phases:
