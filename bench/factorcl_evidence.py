@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +27,8 @@ from models.provenance import commit, describe
 from models.registry import build
 from models.settings import RunConfig
 from models.training.fit import fit, load_data
+
+from .kept import moments
 
 RESULTS = Path(__file__).parent / "results"
 UNIQUE = {"data.target": "unique"}
@@ -84,11 +85,6 @@ def scored(config: RunConfig, data: Dataset) -> dict[str, dict[str, float]]:
     found["untrained"] = evaluate(fresh, data, only=("encoder",)).scores["encoder"]
     parts = {name: {"valid": s["valid"], "test": s["test"][metric]} for name, s in found.items()}
     return parts | {"fit": {"seconds": round(seconds, 1)}}
-
-
-def moments(values: list[float]) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.3f} ± {spread:.3f}"
 
 
 def summary(runs: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:

@@ -26,6 +26,7 @@ from models.evaluation.metrics import primary
 from models.evaluation.probes import input_features, probe
 from models.evaluation.scores import evaluate
 from models.factorcl.config import TERMS
+from models.factorcl.probe import COSINE, UNIQUE_TERMS
 from models.registry import build
 from models.settings import RunConfig
 from models.training.fit import load_data
@@ -44,10 +45,8 @@ DATA: dict[str, dict[str, Any]] = {
     "synthetic-gaussian": UNIQUE | VECTORS,
     "two-digit-small": {"training.epochs": 25},
 }
-COSINE = {"model.critic": "cosine", "model.club_floor": 0.0}
 FACTOR = COSINE | {"model.heads": "factor"}
-ACROSS = ["infonce_x1x2", "infonce_x1x2_cond"]  # the terms that raise what both modalities share
-UNIQUE_ONLY = FACTOR | {"model.without": [*ACROSS, "club_x1x2_cond"]}
+UNIQUE_ONLY = COSINE | UNIQUE_TERMS
 FORMS: dict[str, dict[str, Any]] = {"cosine": COSINE, "factor heads": FACTOR, "concat": {"model.critic": "concat"}}
 SSL = "factorcl-ssl"
 BASELINES = {"SimCLR": "simclr", "Cross+Self": "cross-self"}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from models.evaluation import summary
 from models.provenance import commit, describe
 
 Scores = Mapping[str, Mapping[str, float]]
@@ -44,8 +44,8 @@ class Kept:
 
 def moments(values: list[float]) -> str:
     """Mean and deviation over runs."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.3f} ± {spread:.3f}"
+    found = summary.moments(values)
+    return f"{found['mean']:.3f} ± {found['deviation']:.3f}"
 
 
 def summarised(found: list[Scores]) -> dict[str, str]:

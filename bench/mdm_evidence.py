@@ -34,6 +34,7 @@ from models.data import load
 from models.data.dataset import Dataset
 from models.evaluation.metrics import LOWER_IS_BETTER, primary, score
 from models.evaluation.scores import outputs
+from models.evaluation.summary import moments as summary_of
 from models.mdm.robustness import KINDS, damaged
 from models.model import Model
 from models.settings import RunConfig, from_dict
@@ -181,8 +182,7 @@ def summary(case: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[str,
 
 
 def moments(values: list[float]) -> dict[str, float]:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": round(statistics.fmean(values), 4), "deviation": round(spread, 4)}
+    return {name: round(value, 4) for name, value in summary_of(values).items()}
 
 
 def paired(gains: list[float]) -> dict[str, float]:

@@ -9,12 +9,6 @@ from .readme_parts import load, paragraph, table
 Row = dict[str, Any]
 
 
-def _bold(cells: dict[str, str]) -> dict[str, str]:
-    """The cells with the best mean in bold; cells are "mean ± deviation"."""
-    best = max(cells.values(), key=lambda cell: float(cell.split()[0]))
-    return {name: f"**{cell}**" if cell == best else cell for name, cell in cells.items()}
-
-
 def factorcl_terms() -> list[str]:
     """FactorCL-SSL with one term less at a time, and with the terms of the unique factors alone."""
     rows: dict[str, Row] = load("factorcl_terms_synthetic_gaussian")["summary"]
@@ -33,18 +27,6 @@ def factorcl_terms() -> list[str]:
         ),
         *table("variant | test, encoders | validation | test, factors", lines),
     ]
-
-
-def factorcl_search(data: str) -> list[str]:
-    """Every model after equally many trials on validation rows of another seed."""
-    result = load(f"factorcl_search_{data}")
-    lines = [f"linear model of the inputs | {result['summary']['linear']['input test']} | | "]
-    for name, row in result["summary"].items():
-        if name == "linear":
-            continue
-        settings = ", ".join(f"{k.split('.')[1]} {v}" for k, v in result["chosen"][name].items() if k != "valid")
-        lines.append(f"{name} | {row['encoder test']} | {row.get('full test', '')} | {settings}")
-    return table("model | test, encoders | test, factors | chosen", lines)
 
 
 def mird_labels() -> list[str]:
@@ -102,7 +84,7 @@ SWAP = {
 
 
 def _number(row: Row, name: str) -> str:
-    return "" if row.get(name) is None else f"{row[name]:.3f} ± {row[name + '_sd']:.3f}"
+    return _cell(None if row.get(name) is None else {"mean": row[name], "deviation": row[f"{name}_sd"]})
 
 
 def mfm() -> list[str]:
