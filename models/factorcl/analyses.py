@@ -6,7 +6,6 @@ truth in closed form. All values are in nats.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import mi_kernels as mk
+from models.evaluation.runs import write_json
 from models.provenance import describe
 
 matplotlib.use("Agg")
@@ -87,7 +87,8 @@ def gaussian(out: Path, quick: bool = False) -> str:
         optimum = {"nce_club_at_optimum": jeffreys(nats, dim)}
         rows.append({"truth": nats, "infonce": last[0], "nce_club": last[1], **optimum})
     note = "mean over the last quarter of the steps; InfoNCE cannot exceed log 64 = 4.16"
-    _write(out / "factorcl-gaussian", {"dim": dim, "batch": 64, "steps": steps, "note": note, "levels": rows})
+    content = {"machine": describe(), "dim": dim, "batch": 64, "steps": steps, "note": note, "levels": rows}
+    write_json(out / "factorcl-gaussian.json", content)
     figure = Figure(figsize=(6, 3.2))
     axis = figure.subplots()
     for name, column in (("InfoNCE", 0), ("NCE-CLUB", 1)):
@@ -116,7 +117,7 @@ def conditional(out: Path, quick: bool = False) -> str:
             values = _conditional_values(train, test, 20 if quick else 1500, generator)
         rows.append({"dim_z": dim, "truth": TRUE_CONDITIONAL, **values})
     note = "trained on 5,000 samples, estimated on 5,000 others; chain rule except in 'concat'"
-    _write(out / "factorcl-cmi", {"samples": 5000, "note": note, "rows": rows})
+    write_json(out / "factorcl-cmi.json", {"machine": describe(), "samples": 5000, "note": note, "rows": rows})
     figure = Figure(figsize=(5, 3.2))
     axis = figure.subplots()
     for name in [key for key in rows[0] if key != "dim_z"]:
@@ -163,10 +164,6 @@ def _smoothed(values: list[float], span: int = 200) -> list[float]:
         kept += 2 / (span + 1) * (value - kept)
         found.append(kept)
     return found
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.with_suffix(".json").write_text(json.dumps({"machine": describe(), **content}, indent=1) + "\n")
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

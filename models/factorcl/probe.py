@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from pathlib import Path
@@ -17,6 +16,7 @@ import mi_kernels as mk
 from models import settings
 from models.data.dataset import Dataset
 from models.data.sources.synthetic import LABEL_DIMS, generate, latents
+from models.evaluation.runs import write_json
 from models.model import Model
 from models.provenance import describe
 from models.registry import build
@@ -26,7 +26,8 @@ from models.training.fit import fit
 matplotlib.use("Agg")
 
 COSINE = {"model.critic": "cosine", "model.club_floor": 0.0}
-UNIQUE = {"model.heads": "factor", "model.without": ["infonce_x1x2", "infonce_x1x2_cond", "club_x1x2_cond"]}
+# The upper bound of I(X1;X2) and the two view terms, on one head per factor: what docs/factorcl.md recommends.
+UNIQUE_TERMS = {"model.heads": "factor", "model.without": ["infonce_x1x2", "infonce_x1x2_cond", "club_x1x2_cond"]}
 # {row: (model, changes of its settings; None: as initialised)}
 PROBED: dict[str, tuple[str, dict[str, Any] | None]] = {
     "untrained": ("simclr", None),
@@ -35,7 +36,7 @@ PROBED: dict[str, tuple[str, dict[str, Any] | None]] = {
     "SupCon": ("supcon", {}),
     "FactorCL-SUP": ("factorcl-sup", COSINE),
     "FactorCL-SSL": ("factorcl-ssl", COSINE),
-    "FactorCL-SSL, unique terms": ("factorcl-ssl", COSINE | UNIQUE),
+    "FactorCL-SSL, unique terms": ("factorcl-ssl", COSINE | UNIQUE_TERMS),
 }
 
 
@@ -56,9 +57,8 @@ def information(out: Path, quick: bool = False) -> str:
         for part, z in _parts(model, seen).items():
             values = {w: _estimate(z, latent[data.split != 0], quick) for w, latent in hidden.items()}
             rows.append({"model": label, "representation": part, **values})
-    content = {"ceiling": math.log(int((data.split != 0).sum()) // 2), "rows": rows}
-    text = json.dumps({"machine": describe(), **content}, indent=1)
-    (out / "factorcl-information.json").write_text(text + "\n")
+    content = {"machine": describe(), "ceiling": math.log(int((data.split != 0).sum()) // 2), "rows": rows}
+    write_json(out / "factorcl-information.json", content)
     _figure(rows, list(hidden)).savefig(out / "factorcl-information.svg", bbox_inches="tight")
     lines = [f"{'model':28} {'Z':9}" + "".join(f"{w:>10}" for w in hidden)]
     for row in rows:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +16,8 @@ from models.data.corruption import CorruptionConfig, corrupted
 from models.data.dataset import Dataset, Modality
 from models.data.sources.two_digit import small_pool
 from models.evaluation.probes import Probe
+from models.evaluation.runs import write_json
+from models.evaluation.summary import moments
 from models.mfm.config import Settings
 from models.mfm.interpretation import gradient_curves, information_ratios, swapped
 from models.mfm.model import MFM, build
@@ -108,7 +108,8 @@ def averaged(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
                 row[name] = value
                 continue
             values = [run[name] for run in same]
-            row |= {name: statistics.fmean(values), f"{name}_sd": statistics.stdev(values) if len(values) > 1 else 0.0}
+            found = moments(values)
+            row |= {name: found["mean"], f"{name}_sd": found["deviation"]}
         rows.append(row)
     return rows
 
@@ -121,8 +122,8 @@ def interpretation(out: Path, quick: bool = False) -> str:
     """
     found = [_interpreted(seed, quick) for seed in seeds_of(quick)]
     (curves, ratios), rows = found[0][:2], averaged([rows for _, _, rows in found])
-    content = {"shown": SHOWN, "curves": {n: c.tolist() for n, c in curves.items()}, "rows": rows}
-    _write(out / "mfm-interpretation", content)
+    shown = {"shown": SHOWN, "curves": {name: curve.tolist() for name, curve in curves.items()}}
+    write_json(out / "mfm-interpretation.json", {"machine": describe(), **shown, "rows": rows})
     figure = Figure(figsize=(7.5, 3))
     left, right = figure.subplots(1, 2, width_ratios=[2, 1])
     for place, (name, curve) in enumerate(curves.items()):
@@ -169,7 +170,7 @@ def swap(out: Path, quick: bool = False) -> str:
     """
     found = [_swapped(seed, quick) for seed in seeds_of(quick)]
     rows = averaged([[row] for _, row in found])
-    _write(out / "mfm-swap", {"rows": rows})
+    write_json(out / "mfm-swap.json", {"machine": describe(), "rows": rows})
     found[0][0].savefig(out / "mfm-swap.svg", bbox_inches="tight")
     return _table(rows)
 
@@ -225,7 +226,7 @@ def missing(out: Path, quick: bool = False) -> str:
     of training each (quick: 5). The error is of pixels in [0, 1]; a constant picture, the training mean, stands beside.
     """
     found = averaged([_missing(seed, quick) for seed in seeds_of(quick)])
-    _write(out / "mfm-missing", {"missing": "inverted", "rows": found})
+    write_json(out / "mfm-missing.json", {"machine": describe(), "missing": "inverted", "rows": found})
     figure = Figure(figsize=(6, 3))
     axis = figure.subplots()
     shown = [row for row in found if row["both"] is not None]
@@ -281,10 +282,6 @@ def _grid(grid: Tensor, real: Tensor, labels: Tensor, shown: int = 8) -> Figure:
     axis.imshow(canvas, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set(xticks=[], yticks=[], xlabel="F_m of the picture above", ylabel="F_y of the picture at the left")
     return figure
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.with_suffix(".json").write_text(json.dumps({"machine": describe(), **content}, indent=1) + "\n")
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -61,6 +61,15 @@ def test_an_analysis_writes_its_json_and_its_figure(name, tmp_path, capsys):
     assert "truth" in capsys.readouterr().out
 
 
+def test_the_probe_of_every_representation_writes_its_json_and_its_figure(tmp_path, capsys):
+    assert main(["analyse", "factorcl-information", "--out", str(tmp_path), "--quick"]) == 0
+    rows = json.loads((tmp_path / "factorcl-information.json").read_text())["rows"]
+    assert [row["representation"] for row in rows] == ["Z1", "Z2", "U1", "U2"]
+    assert all(math.isfinite(row[latent]) for row in rows for latent in ("w1", "w2", "shared"))
+    assert (tmp_path / "factorcl-information.svg").stat().st_size > 1000
+    assert "FactorCL-SSL, unique terms" in capsys.readouterr().out
+
+
 def test_an_unknown_analysis_is_named(capsys):
     assert main(["analyse", "factorcl-nothing"]) == 2
     assert "factorcl-gaussian" in capsys.readouterr().err
