@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from ..ops.common.checks import check_floats, check_same_device
+from ..ops.common.checks import check_floats, check_one_dtype, check_same_device
 from ..ops.common.precision import autocast_on
 from ..ops.common.statistics import Statistics
 from ..ops.mlp_critic import api as mlp_critic
@@ -132,11 +132,7 @@ def check_pair(
             "but the last, their features"
         )
     check_same_device("y_samples", y_samples, "x_samples", x_samples)
-    cast = autocast_on(x_samples.device.type)
-    if x_samples.dtype != y_samples.dtype and not cast:
-        raise ValueError(
-            f"x_samples and y_samples must have one dtype, got {x_samples.dtype} and {y_samples.dtype}"
-        )
+    check_one_dtype("y_samples", y_samples, "x_samples", x_samples)
     if network is None:
         return
     weight = first_layer(network).weight
@@ -144,7 +140,9 @@ def check_pair(
     width = x_samples.shape[-1] + (y_samples.shape[-1] if joint else 0)
     if width != weight.shape[-1]:
         raise ValueError(f"{given} must have {weight.shape[-1]} features, got {width}")
-    if weight.device != x_samples.device or (weight.dtype != x_samples.dtype and not cast):
+    if weight.device != x_samples.device or (
+        weight.dtype != x_samples.dtype and not autocast_on(x_samples.device.type)
+    ):
         raise ValueError(
             f"{given} must be {weight.dtype} on {weight.device} as the network, got {x_samples.dtype} on "
             f"{x_samples.device}"

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..losses import common, contrastive
-from ..ops.common.checks import check_number, check_same_device, check_samples, check_tensor
+from ..ops.common.checks import check_number, check_one_dtype, check_same_device, check_samples, check_tensor
 from ..ops.common.dtypes import accumulate_dtype
-from ..ops.common.precision import autocast_on
 from ..ops.common.rows import widened
 from ..ops.dot_critic import api
 from ._captions import GenLipLoss, fused_linear_cross_entropy
@@ -68,8 +67,7 @@ def _check_inputs(
     check_samples("image_features", images)
     check_samples("text_features", texts)
     check_same_device("text_features", texts, "image_features", images)
-    if images.dtype != texts.dtype and not autocast_on(images.device.type):
-        raise ValueError(f"image_features and text_features must have one dtype, got {images.dtype} and {texts.dtype}")
+    check_one_dtype("text_features", texts, "image_features", images)
     for name, value in (("logit_scale", scale), ("logit_bias", bias)):
         if value is None and name == "logit_bias":
             continue

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..ops.common import transforms
 from ..ops.common.autograd import differentiable_gradients, needs_formula
-from ..ops.common.checks import check_floats, check_same_device, check_samples, check_tensor
+from ..ops.common.checks import check_floats, check_one_dtype, check_same_device, check_samples, check_tensor
 from ..ops.common.precision import autocast_on, joined, outside_autocast
 from ..ops.common.rows import unit_rows, widened
 from ..ops.dot_critic import api
@@ -100,8 +100,7 @@ def check_negatives(
     check_samples("query", query)
     check_samples("positive_key", positive_key)
     check_same_device("positive_key", positive_key, "query", query)
-    if positive_key.dtype != query.dtype and not autocast_on(query.device.type):
-        raise ValueError(f"query and positive_key must have one dtype, got {query.dtype} and {positive_key.dtype}")
+    check_one_dtype("positive_key", positive_key, "query", query)
     check_floats("negative_keys", negative_keys)
     if negative_keys.dtype != query.dtype and not autocast_on(query.device.type):
         raise ValueError(f"negative_keys must have the dtype of query, {query.dtype}, got {negative_keys.dtype}")

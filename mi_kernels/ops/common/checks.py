@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...backends import NAMES
 from .autograd import readable
+from .precision import autocast_on
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MOST_INTEGER = 2**63 - 1
@@ -29,6 +30,12 @@ def check_same_device(name: str, t: Tensor, other: str, like: Tensor) -> None:
     """ValueError unless t is on the device of `like`, whose name is `other`."""
     if t.device != like.device:
         raise ValueError(f"{name} must be on the device of {other}, {like.device}, got {t.device}")
+
+
+def check_one_dtype(name: str, t: Tensor, other: str, like: Tensor) -> None:
+    """ValueError unless t has the dtype of `like`, whose name is `other`; autocast will choose one for both."""
+    if t.dtype != like.dtype and not autocast_on(like.device.type):
+        raise ValueError(f"{other} and {name} must have one dtype, got {like.dtype} and {t.dtype}")
 
 
 def check_bool(**values: Any) -> None:
