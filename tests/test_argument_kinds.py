@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -132,9 +132,8 @@ def functions() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
 FUNCTIONS = functions()
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_odd_arguments_work_or_are_named(name: str) -> None:
-    function, given = FUNCTIONS[name]
+def work_or_are_named(function: Callable[..., Any], given: dict[str, Any], unread: Collection[str] = ()) -> None:
+    """Each argument replaced by each odd thing; only what is not finite in an `unread` one may come out finite."""
     for argument in given:
         for kind, odd in ODD.items():
             try:
@@ -143,8 +142,13 @@ def test_odd_arguments_work_or_are_named(name: str) -> None:
                 assert argument in str(error), f"{argument} = {kind}: {error}"
                 assert type(error) is not RuntimeError or "backend" in argument, f"{argument} = {kind}: {error!r}"
                 continue
-            if isinstance(found, Tensor) and kind in NOT_FINITE:
+            if isinstance(found, Tensor) and kind in NOT_FINITE and argument not in unread:
                 assert not found.isfinite().all(), f"{argument} = {kind} gave {found}"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_odd_arguments_work_or_are_named(name: str) -> None:
+    work_or_are_named(*FUNCTIONS[name])
 
 
 def flags() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any], str]]:

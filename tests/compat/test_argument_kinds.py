@@ -5,17 +5,15 @@ A call may succeed, or raise ValueError or TypeError with a sentence; what is no
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from mi_kernels.compat import club, factorcl, info_nce, lightly, open_clip, supcontrast, torch_nn
 from mi_kernels.compat.pytorch_metric_learning import losses as metric_learning
-from tests.test_argument_kinds import NOT_FINITE, ODD
+from tests.test_argument_kinds import work_or_are_named
 
 
 def functions() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
@@ -54,20 +52,10 @@ def functions() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
 
 FUNCTIONS = functions()
 # VarUB reads no y, as the original; a text loss looks at targets alone where every weight is finite.
-UNREAD = {("CLUB VarUB", "y_samples")}
+UNREAD = {"CLUB VarUB": ("y_samples",)}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.filterwarnings("ignore")
 def test_odd_arguments_work_or_are_named(name: str) -> None:
-    function, given = FUNCTIONS[name]
-    for argument in given:
-        for kind, odd in ODD.items():
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    found = function(**{**given, argument: odd})
-            except (ValueError, TypeError) as error:
-                assert argument in str(error), f"{argument} = {kind}: {error}"
-                continue
-            if isinstance(found, Tensor) and kind in NOT_FINITE and (name, argument) not in UNREAD:
-                assert not found.isfinite().all(), f"{argument} = {kind} gave {found}"
+    work_or_are_named(*FUNCTIONS[name], unread=UNREAD.get(name, ()))
