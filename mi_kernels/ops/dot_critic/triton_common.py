@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..common.triton import dot_tile, load_vector
 from .schema import ALL, OFF_DIAGONAL, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE
 
 _MAX_SIDE = 2**30
@@ -44,6 +45,22 @@ def place(n_chunk, n_col, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexp
     height = tl.minimum(n_rows - first, GROUP)
     i = i % (GROUP * n_cols)
     return i_g, first + i % height, i // height
+
+
+@triton.jit
+def score_tile(
+    p_x, p_y, p_scale, p_row_bias, p_col_bias, i_g, o_row, o_col, n_row, n_end, n_col, D,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """S [BM, BN] of the rows o_row, below n_end, and the columns o_col of group i_g; a bias may be None."""
+    x, y = p_x + i_g * n_row * D, p_y + i_g * n_col * D
+    b_s = dot_tile(x, y, o_row, o_col, n_end, n_col, D, ACC, PRECISION, BM, BN, BK)
+    b_s *= tl.load(p_scale + i_g)
+    if p_row_bias is not None:
+        b_s += load_vector(p_row_bias + i_g * n_row, o_row, n_end, 0.0)[:, None]
+    if p_col_bias is not None:
+        b_s += load_vector(p_col_bias + i_g * n_col, o_col, n_col, 0.0)[None, :]
+    return b_s
 
 
 @triton.jit

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 
 from ..common.precision import add_product, product
-from ..common.triton import dot_tile, load_vector, precision, sigmoid
+from ..common.triton import load_vector, precision, sigmoid
 from .schema import NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y
-from .triton_common import GROUP, MOST_COLUMNS, Tiling, allowed_tile, place, positive_tile, rows_of_chunk
+from .triton_common import GROUP, MOST_COLUMNS, Tiling, allowed_tile, place, positive_tile, rows_of_chunk, score_tile
 
 _SPAN = tl.constexpr(40.0)  # nats; exp(2 * SPAN) is finite, exp(-SPAN) times a probability is nothing
 
@@ -97,14 +97,8 @@ def dscores_kernel(
     o_row = first + o_chunk
     o_col = (i_col * BN).to(tl.int32) + tl.arange(0, BN)
     n_end = first + n_chunk
-    p_x += i_g * n_row * D
-    p_y += i_g * n_col * D
-    b_s = dot_tile(p_x, p_y, o_row, o_col, n_end, n_col, D, ACC, PRECISION, BM, BN, BK)  # [BM, BN]
-    b_s *= tl.load(p_scale + i_g)
-    if p_row_bias is not None:
-        b_s += load_vector(p_row_bias + i_g * n_row, o_row, n_end, 0.0)[:, None]
-    if p_col_bias is not None:
-        b_s += load_vector(p_col_bias + i_g * n_col, o_col, n_col, 0.0)[None, :]
+    b_s = score_tile(p_x, p_y, p_scale, p_row_bias, p_col_bias, i_g, o_row, o_col, n_row, n_end, n_col, D,
+                     ACC, PRECISION, BM, BN, BK)  # fmt: skip
     b_row_ids, b_col_ids, m_pos, m_pos_in = None, None, None, None
     if PAIRS >= 2:
         b_row_ids = load_vector(p_row_ids + i_g * n_row, o_row, n_end, 0)  # [BM]

@@ -20,8 +20,18 @@ import torch
 import triton
 import triton.language as tl
 
-from ..common.triton import dot_tile, load_vector, precision, tile_lse
-from .triton_common import GROUP, SMALLEST, Tiling, allowed_tile, clamp, place, positive_tile, rows_of_chunk
+from ..common.triton import load_vector, precision, tile_lse
+from .triton_common import (
+    GROUP,
+    SMALLEST,
+    Tiling,
+    allowed_tile,
+    clamp,
+    place,
+    positive_tile,
+    rows_of_chunk,
+    score_tile,
+)
 
 
 @triton.jit
@@ -57,14 +67,8 @@ def both_sides_kernel(
     o_chunk = (i_row * BM).to(tl.int32) + tl.arange(0, BM)
     o_col = (i_col * BN).to(tl.int32) + tl.arange(0, BN)
     o_row, n_end = first + o_chunk, first + n_chunk
-    p_x += i_g * n_row * D
-    p_y += i_g * n_col * D
-    b_s = dot_tile(p_x, p_y, o_row, o_col, n_end, n_col, D, ACC, PRECISION, BM, BN, BK)  # [BM, BN]
-    b_s *= tl.load(p_scale + i_g)
-    if p_row_bias is not None:
-        b_s += load_vector(p_row_bias + i_g * n_row, o_row, n_end, 0.0)[:, None]
-    if p_col_bias is not None:
-        b_s += load_vector(p_col_bias + i_g * n_col, o_col, n_col, 0.0)[None, :]
+    b_s = score_tile(p_x, p_y, p_scale, p_row_bias, p_col_bias, i_g, o_row, o_col, n_row, n_end, n_col, D,
+                     ACC, PRECISION, BM, BN, BK)  # fmt: skip
     b_row_ids, b_col_ids, m_pos = None, None, None
     if PAIRS >= 2:
         b_row_ids = load_vector(p_row_ids + i_g * n_row, o_row, n_end, 0)  # [BM]
