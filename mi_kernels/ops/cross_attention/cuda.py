@@ -30,7 +30,7 @@ def _check(query: Sequence[Tensor], value: Sequence[Tensor]) -> None:
     if not fits(query, value):
         widest = max(t.shape[3] for t in (*query, *value))
         raise RuntimeError(
-            "backend 'cuda' was asked for and cannot run cross_attention: its kernels take float32, bfloat16 and "
+            "backend 'cuda' was requested but cannot run cross_attention: its kernels take float32, bfloat16 and "
             f"float16 and heads of up to {MOST_FEATURES} features, got {query[0].dtype} and {widest}"
         )
 

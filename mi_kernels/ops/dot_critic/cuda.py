@@ -20,7 +20,7 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 def _tf32(x: Tensor) -> bool:
     """Checks the type; whether fp32 products may be rounded to TF32."""
     if x.dtype not in TYPES:
-        raise RuntimeError(f"backend 'cuda' was asked for and cannot run dot_critic: it has no kernel for {x.dtype}")
+        raise RuntimeError(f"backend 'cuda' was requested but cannot run dot_critic: it has no kernel for {x.dtype}")
     return x.dtype == torch.float32 and tf32_allowed()
 
 

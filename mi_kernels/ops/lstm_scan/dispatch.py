@@ -21,9 +21,9 @@ def _backend(device: torch.device, dtype: torch.dtype, requested: str) -> str:
     name = resolve("lstm_scan", device, requested or None)
     named = requested or requested_backend()
     if named == "triton":
-        raise RuntimeError("backend 'triton' was asked for and cannot run lstm_scan: it has no Triton kernel")
+        raise RuntimeError("backend 'triton' was requested but cannot run lstm_scan: it has no Triton kernel")
     if named == "cuda" and dtype == torch.float64:
-        raise RuntimeError(f"backend 'cuda' was asked for and cannot run lstm_scan: it has no kernel for {dtype}")
+        raise RuntimeError(f"backend 'cuda' was requested but cannot run lstm_scan: it has no kernel for {dtype}")
     if named is None and device.type == "cuda":
         return "cuda" if dtype != torch.float64 and backends()["cuda"] == "available" else "reference"
     return name if name in ("cpu", "cuda") else "reference"

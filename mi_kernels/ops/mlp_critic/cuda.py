@@ -57,12 +57,12 @@ def _critic(
     for what, known in ((f"{len(weights)} hidden layer(s)", len(weights) == 2), (activation, activation in SLOPES)):
         if not known:
             raise RuntimeError(
-                "backend 'cuda' was asked for and scores critics of two hidden layers with relu or leaky_relu, "
+                "backend 'cuda' was requested but only supports critics of two hidden layers with relu or leaky_relu, "
                 f"got {what}"
             )
     dtype = weights[0].dtype
     if dtype not in TYPES:
-        raise RuntimeError(f"backend 'cuda' was asked for and cannot run mlp_critic: it has no kernel for {dtype}")
+        raise RuntimeError(f"backend 'cuda' was requested but cannot run mlp_critic: it has no kernel for {dtype}")
     groups = max(t.shape[0] for t in (*weights, *biases))
     w2, w = (t.expand(groups, *t.shape[1:]) for t in weights)
     b2, b = (t.expand(groups, *t.shape[1:]) for t in biases)

@@ -23,7 +23,7 @@ def backend_for(device: torch.device, requested: str | None, layers: int) -> str
     name = resolve("mlp_critic", device, requested)
     if name in ("cpu", "triton", "cuda") and layers > 3:
         raise RuntimeError(
-            f"backend {name!r} was asked for and scores critics of one or two hidden layers, got {layers - 1}"
+            f"backend {name!r} was requested but only supports critics of one or two hidden layers, got {layers - 1}"
         )
     return name
 
