@@ -59,13 +59,14 @@ class InnerProductCritic(Critic):
         *,
         clip: float | None = None,
     ) -> Statistics:
-        """As `Critic.statistics`. The log-sums and softplus sums cost 2 B N D FLOPs and O(B + N) memory beyond the
-        features, `clipped_row_lse` as much again; `positive` and `row_sum` are exact in O((B + N) D)."""
+        """As `Critic.statistics`. The log-sum-exps and softplus sums cost 2 B N D FLOP and O(B + N) memory besides the
+        features; `clipped_row_lse` costs the same again. `positive` and `row_sum` cost only O((B + N) D)."""
         check_request(stats, pairs, clip)
         a, b, scale = self._checked_features(x, y)
         off_diagonal = pairs == "off_diagonal"
         check_pairing(stats, pairs, a.shape[-2], b.shape[-2])
-        # Positives and log-sums meet in fp32: in 16 bits their gradients would be rounded before they cancel.
+        # Positives and log-sum-exps are computed in fp32: gradients that were rounded to 16 bits first would not
+        # cancel.
         tiles, dtype = x.dtype if self.rows_of_input_dtype else a.dtype, accumulate_dtype(a.dtype)
         a, b = a.to(dtype), b.to(dtype)
         factor = scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.dim() else scale
