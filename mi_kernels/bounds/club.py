@@ -25,7 +25,7 @@ from .registry import declare
 
 def _check_two(x: Tensor) -> None:
     if x.shape[-2] < 2:
-        raise ValueError(f"negatives='others' needs a batch of two or more, got x {tuple(x.shape)}")
+        raise ValueError(f"negatives='others' needs at least two samples, got x {tuple(x.shape)}")
 
 
 @declare(
