@@ -16,7 +16,6 @@ from models.training.checkpoint import LAST
 from models.training.folder import FREE, RESULTS, refuse_folder
 from models.training.search import grid
 
-
 ROOT = Path(__file__).resolve().parents[2]  # holds the package ``models``
 
 
