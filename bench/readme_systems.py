@@ -34,8 +34,7 @@ def steps() -> list[str]:
         *paragraph(
             "A training step (loss, backward, optimiser) compared with the public formulation of the same step in",
             "eager torch. Both have the same weights, and their losses are checked to be equal before timing. The",
-            "column of times is the ratio of the medians, with the quartiles of our side.",
-            f"{setting(load('cpu_factorcl'))};",
+            f"table shows the ratio of medians, with the quartiles of our side. {setting(load('cpu_factorcl'))};",
             "MIRD used one thread.",
         ),
         *table("step | size | times faster | MiB, ours / public", lines),
