@@ -268,7 +268,10 @@ Section = tuple[Callable[[], list[str]], ...]
 PAGES: dict[str, dict[str, Section]] = {
     "docs/choosing.md": {"staircase table": (staircase,), "estimator table": (estimators,)},
     "docs/factorcl.md": {"term table": (readme_evidence.factorcl_terms,)},
-    "docs/mfm.md": {"analysis table": (readme_evidence.mfm,)},
+    "docs/mfm.md": {
+        "analysis table": (readme_evidence.mfm,),
+        "real-data table": (partial(readme_evidence.systems, "mfm"),),
+    },
     "docs/mird.md": {"label table": (readme_evidence.mird_labels,)},
     "docs/mdm.md": {"evidence table": (partial(readme_evidence.mdm, "mmmo-mfn"),)},
     "docs/drop-ins.md": {"drop-in table": (readme_systems.drop_ins,)},

@@ -12,7 +12,8 @@ def test_masks_have_the_rate_and_keep_the_mean(rate, dtype):
     torch.manual_seed(0)
     number = 400_003  # a last word that is used in part
     found = mask(torch.empty(number, dtype=dtype), rate)
-    assert found.dtype == dtype and set(found.unique().tolist()) == {0.0, torch.tensor(1 / (1 - rate), dtype=dtype).item()}
+    assert found.dtype == dtype
+    assert set(found.unique().tolist()) == {0.0, torch.tensor(1 / (1 - rate), dtype=dtype).item()}
     share = (found == 0).double().mean().item()
     assert abs(share - rate) < 5 * (rate * (1 - rate) / number) ** 0.5
     pairs = ((found[1:] == 0) & (found[:-1] == 0)).double().mean().item()
