@@ -247,8 +247,8 @@ def truths() -> list[str]:
         *paragraph(
             "Beyond Gaussians: pairs of images of the same digit (pooled, or with the class flipped with a given",
             "probability), mixtures, and discrete beside continuous variables. Bias and, in parentheses,",
-            f"root-mean-square error in nats over {' or '.join(map(str, runs))} seeds; N samples, half of them held out;",
-            "coverage counts the runs that are not at the ceiling of the bound.",
+            f"root-mean-square error in nats over {' or '.join(map(str, runs))} seeds; half of the N samples are held",
+            "out; coverage counts the runs that are not at the ceiling of the bound.",
         ),
         *table(" | ".join(["pair", "truth", *(f"N = {n:,}" for n in sizes)]), lines),
     ]

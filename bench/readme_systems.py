@@ -58,7 +58,7 @@ def all_systems() -> list[str]:
         *paragraph(
             "A training step of each model beside the same model with every operator of mi_kernels in plain torch. The",
             "shares are parts of our step's time. The last column compares the matrix products of the plain form per",
-            "second with the peak rate of fp32 multiply-adds: 100 % is the arithmetic floor, and more is possible where",
+            "second with the peak rate of fp32 multiply-adds: 100 % is the arithmetic floor; more is possible where",
             f"our operators need fewer products. {setting(result)}.",
         ),
         *table("model | B | times faster | in losses | in sequence layers | of the fp32 peak", lines),
