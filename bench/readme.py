@@ -303,7 +303,10 @@ PAGES: dict[str, dict[str, Section]] = {
         "real-data table": (partial(readme_evidence.systems, "mfm"),),
     },
     "docs/mird.md": {"label table": (readme_evidence.mird_labels,)},
-    "docs/mdm.md": {"evidence table": (partial(readme_evidence.mdm, "mmmo-mfn"),)},
+    "docs/mdm.md": {
+        "evidence table": (partial(readme_evidence.mdm, "mmmo-mfn"),),
+        "UTD-MHAD table": (partial(readme_evidence.mdm, "utd-mhad-mfn"),),
+    },
     "docs/drop-ins.md": {"drop-in table": (readme_systems.drop_ins,)},
     "docs/benchmarks.md": {
         "step table": (readme_systems.steps, readme_systems.penalties, readme_systems.decoder),
