@@ -26,7 +26,7 @@ from models.model import Model, needs_several
 
 @dataclass(frozen=True)
 class EarlyFusion(SupervisedSettings):
-    """One MLP on everything: vectors as they are, of sequences the mean and deviation of ``segments`` equal parts."""
+    """One MLP on all modalities: vectors unchanged, sequences as means and deviations of ``segments`` equal parts."""
 
     hidden: int = 256
     layers: int = 1
@@ -43,7 +43,7 @@ class LateFusion(SupervisedSettings):
 
 @dataclass(frozen=True)
 class Aligned(SupervisedSettings):
-    """Models that read all modalities step by step; see Inlet for ``stride`` and ``align``."""
+    """Settings of models for aligned modalities; see Inlet for ``stride`` and ``align``."""
 
     stride: int = 1
     align: int = 50
@@ -140,7 +140,7 @@ class _Late(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(self.width, out) for _ in self.encoders])
 
     def features(self, *inputs: Inputs) -> Tensor:
-        """The encoders side by side and, in the last columns, which modalities a row has."""
+        """The concatenated encoder outputs and, in the last columns, indicators of the modalities that a row has."""
         encoded = [encoder(x) for encoder, x in zip(self.encoders, inputs, strict=True)]
         here = torch.stack([x.mask() for x in inputs], 1).to(encoded[0])
         masked = [e * here[:, m : m + 1] for m, e in enumerate(encoded)]

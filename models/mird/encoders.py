@@ -44,7 +44,7 @@ class ShiftedText(nn.Module):
         self.aligned = kind == "mag"
         self.shift: nn.Module
         if not dims:
-            self.shift = nn.Identity()  # text alone: there is nothing to shift by
+            self.shift = nn.Identity()  # without other modalities there is no shift
         elif self.aligned:
             self.shift = AdaptationGate(hidden, dims, config.beta, rate)
         else:
@@ -110,7 +110,7 @@ class MulTCode(nn.Module):
 
 
 class SpecificText(nn.Module):
-    """A text encoder of its own for z_L: dropout and a linear layer on the pooled output."""
+    """The specific text encoder for z_L: dropout and a linear layer on the pooled output."""
 
     def __init__(self, text: Modality, config: Settings):
         super().__init__()
@@ -136,7 +136,7 @@ class SpecificSequence(nn.Module):
 
 
 def text_of(data: Dataset, config: Settings) -> Modality | None:
-    """The modality that is the text, or None. Raises ValueError for a name that is no text of the data."""
+    """The text modality, or None. Raises ValueError for a name that is not a token modality of the data."""
     tokens = [modality for modality in data.modalities if modality.is_tokens]
     if config.text_modality:
         found = next((modality for modality in tokens if modality.name == config.text_modality), None)
@@ -150,7 +150,7 @@ def text_of(data: Dataset, config: Settings) -> Modality | None:
 
 
 def agnostic_encoder(data: Dataset, dims: Sequence[int], config: Settings, out_dim: int) -> tuple[nn.Module, bool]:
-    """The encoder of all modalities, and whether it reads the text's tokens apart from the others' sequences."""
+    """The agnostic encoder, and whether it takes the tokens of the text separately from the sequences of the others."""
     text = text_of(data, config)
     kind = config.agnostic
     if kind == "auto":
