@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.baselines.supervised import Supervised, SupervisedSettings, outputs_of
 from models.batch import Inputs
 from models.data.dataset import Dataset
+from models.layers.dropout import Dropout
 from models.layers.ef_lstm import EFLSTM
 from models.layers.encoders import EncoderConfig, MLPEncoder, make_encoder, segment_statistics
 from models.layers.inlet import Inlet
@@ -111,7 +112,7 @@ class _MLP(nn.Module):
     def __init__(self, dim: int, config: EarlyFusion, out: int):
         super().__init__()
         self.body = MLPEncoder(dim, config.hidden, config.hidden, config.layers, config.dropout)
-        self.out = nn.Sequential(nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(config.hidden, out))
+        self.out = nn.Sequential(nn.ReLU(), Dropout(config.dropout), nn.Linear(config.hidden, out))
 
     def features(self, x: Tensor) -> Tensor:
         return self.body(x)

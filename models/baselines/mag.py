@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from models.baselines.supervised import Supervised, SupervisedSettings, outputs_of
 from models.batch import Inputs
 from models.data.dataset import Dataset
+from models.layers.dropout import Dropout
 from models.layers.inlet import Inlet
 from models.layers.mag import AdaptationGate, beside
 from models.layers.sequence import check_positive
@@ -63,7 +64,7 @@ class _MAGBERT(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.gate = AdaptationGate(encoder.hidden, dims, config.beta, config.shift_dropout)
-        self.out = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(encoder.out_dim, out))
+        self.out = nn.Sequential(Dropout(config.dropout), nn.Linear(encoder.out_dim, out))
 
     def features(self, words: Inputs, *others: Inputs) -> Tensor:
         return self.encoder(words, lambda embedded: self.gate(embedded, *(beside(embedded, x) for x in others)))

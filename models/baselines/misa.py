@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from models.baselines.supervised import UtteranceSettings, outputs_of
 from models.batch import Batch, Inputs
 from models.data.dataset import Dataset
+from models.layers.dropout import Dropout
 from models.layers.prediction import Scale
 from models.layers.sequence import check_positive
 from models.layers.text import TextConfig
@@ -81,7 +82,7 @@ class MISA(Model):
         self.fusion = nn.TransformerEncoderLayer(dim, config.heads, batch_first=True)
         self.head = nn.Sequential(
             nn.Linear(2 * count * dim, 3 * dim),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.ReLU(),
             nn.Linear(3 * dim, outputs_of(data.target)),
         )

@@ -20,6 +20,7 @@ import mi_kernels as mk
 from models.baselines.supervised import UtteranceSettings, outputs_of
 from models.batch import Batch
 from models.data.dataset import Dataset
+from models.layers.dropout import Dropout
 from models.layers.prediction import Scale
 from models.layers.sequence import check_positive
 from models.layers.text import TextConfig
@@ -78,7 +79,7 @@ class MMIM(Model):
         self.codes = nn.ModuleList([nn.Linear(width, config.dim) for width in self.utterances.dims])
         count = len(data.names)
         self.fusion = nn.Sequential(
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Linear(count * config.dim, config.fused),
             nn.Tanh(),
             nn.Linear(config.fused, config.fused),

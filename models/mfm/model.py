@@ -19,6 +19,7 @@ from models.baselines.supervised import Supervised, outputs_of
 from models.batch import Batch, Inputs
 from models.data.dataset import Dataset
 from models.layers.decoders import decoded_states, sequence_errors
+from models.layers.dropout import Dropout
 from models.layers.inlet import Inlet
 from models.layers.named import Named
 from models.layers.pictures import PictureDecoder
@@ -63,7 +64,7 @@ class MFMNet(nn.Module):
             self.spreads.update({name: nn.Linear(code[name], code[name]) for name in blocks})
         self.maps = Named({n: factor_map(code[n], factor[n], settings.dropout) for n in blocks})
         width = factor[JOINT] if parts.joint else sum(factor.values())
-        hidden = (nn.Linear(width, width), nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(width, outputs))
+        hidden = (nn.Linear(width, width), nn.ReLU(), Dropout(settings.dropout), nn.Linear(width, outputs))
         self.out = nn.Sequential(*hidden)
         self.decoders = Named()
         if parts.generative:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.batch import Inputs
 from models.data.dataset import Dataset, Modality
 from models.layers.attention import Visible
+from models.layers.dropout import Dropout
 from models.layers.encoders import Embedding
 from models.layers.lengths import mean_over_steps, sequence, steps_within
 from models.layers.mag import AdaptationGate, beside
@@ -49,7 +50,7 @@ class ShiftedText(nn.Module):
         else:
             normalizer = "sparsemax" if kind == "wsa" else "softmax"
             self.shift = WordShift(hidden, dims, config.beta, rate, normalizer=normalizer, key_bias=config.key_bias)
-        self.out = nn.Sequential(nn.Dropout(rate), nn.Linear(hidden, out_dim))
+        self.out = nn.Sequential(Dropout(rate), nn.Linear(hidden, out_dim))
 
     def forward(self, tokens: Inputs, others: Sequence[Inputs]) -> Tensor:
         if self.frame_padding:
@@ -114,7 +115,7 @@ class SpecificText(nn.Module):
     def __init__(self, text: Modality, config: Settings):
         super().__init__()
         self.text = TextEncoder(text, config.text, padding=config.published("text_padding"))
-        self.out = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(self.text.hidden, config.dim))
+        self.out = nn.Sequential(Dropout(config.dropout), nn.Linear(self.text.hidden, config.dim))
 
     def forward(self, x: Inputs) -> Tensor:
         return self.out(self.text(x))

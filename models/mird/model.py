@@ -23,6 +23,7 @@ from models.baselines.supervised import outputs_of
 from models.batch import Batch, Inputs
 from models.data.dataset import Dataset
 from models.layers.decoders import decoded_states, sequence_errors, token_cross_entropy
+from models.layers.dropout import Dropout
 from models.layers.inlet import Inlet
 from models.layers.prediction import Scale
 from models.layers.sequence import LSTMDecoder
@@ -76,7 +77,7 @@ class MIRD(Model):
             self._build_specific(data, config, dims)
         hidden = config.dim
         self.head = nn.Sequential(
-            nn.Linear(inside, hidden), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(hidden, outputs_of(data.target))
+            nn.Linear(inside, hidden), nn.ReLU(), Dropout(config.dropout), nn.Linear(hidden, outputs_of(data.target))
         )
         if config.has("mi"):
             self._build_pairs(config)
