@@ -199,7 +199,14 @@ def resources(job: tuple) -> tuple[str, dict]:
         "local": used["LOCAL"],
         "spill_bytes": spilled(compiled.asm["ptx"], arch) if used["STACK"] or used["LOCAL"] else 0,
         "shared": compiled.metadata.shared,
+        "products": products(compiled.asm["ptx"]),
     }
+
+
+def products(ptx: str) -> str:
+    """The instructions that multiply tiles: "wgmma" of Hopper, "mma" of Ampere, else "none"."""
+    kinds = {"wgmma": r"\bwgmma\.mma_async", "mma": r"(?<!wg)\bmma\.sync"}
+    return "+".join(kind for kind, pattern in kinds.items() if re.search(pattern, ptx)) or "none"
 
 
 def spilled(ptx: str, arch: int) -> int:

@@ -197,7 +197,7 @@ def tiling(
 def finish_blocks(D: int, interpreted: bool = False) -> dict[str, int]:
     if interpreted:
         return {"BN": 16, "BD": 16, "BP": 4}
-    return {"BN": 32, "BD": min(triton.next_power_of_2(D), 256), "BP": 256}
+    return {"BN": 16, "BD": min(triton.next_power_of_2(D), 256), "BP": 256}
 
 
 def eligible(problem: tuple, w_row: float, w_col: float, w_soft: float) -> bool:

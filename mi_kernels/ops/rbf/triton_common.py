@@ -122,7 +122,8 @@ def tiling(dtype: torch.dtype, D: int, interpreted: bool, gradient: bool, sides:
         return Tiling(16 if gradient and sides == 2 else 32, 16, 16, BO, 8 if gradient else 4, 1)
     if gradient:
         return Tiling(64 // sides, 16, 16, BO, 8, 1)
-    return Tiling(64, 64 // sides, 16, BO, 8, 1)
+    # Rows that are not aligned take registers for their loads.
+    return Tiling(64, 32 if D % 16 else 64 // sides, 16, BO, 8, 1)
 
 
 def constants(dtype: torch.dtype) -> dict[str, float | int | str]:
