@@ -66,7 +66,7 @@ def widths(kind: str, variant: str, dtype: str, tf32: bool) -> tuple[int, ...]:
     plain = _widths(kind, variant, dtype, tf32)
     own = WIDTHS if (variant, dtype) in [("infonce", d) for d in ("float32", "bfloat16")] else ()
     if (variant, dtype) in [("clip", d) for d in ("float32", "bfloat16")]:
-        # Narrow ones run in the fused kernel, wide ones in the chunked one.
+        # Narrow ones run in the fused kernel, wide ones through stored slopes.
         own = WIDTHS[:1] if kind == "grad" else WIDTHS[1:] if kind == "dscores" else WIDTHS
     return plain + tuple(w for w in own if not tf32)
 

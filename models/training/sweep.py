@@ -17,6 +17,9 @@ from models.training.folder import FREE, RESULTS, refuse_folder
 from models.training.search import grid
 
 
+ROOT = Path(__file__).resolve().parents[2]  # holds the package ``models``
+
+
 class Job(NamedTuple):
     folder: Path
     config: RunConfig
@@ -75,6 +78,8 @@ def run(todo: Sequence[Job], workers: int, poll: float = 0.2, *, overwrite: bool
             print(f"{job.folder}: kept", flush=True)
     threads = max(1, (os.cpu_count() or 1) // workers)
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    # So that the runs find the same ``models`` from any working directory.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     running: dict[subprocess.Popen[str], Job] = {}
     failures = []
     with tempfile.TemporaryDirectory() as folder:

@@ -183,6 +183,13 @@ def test_a_job_of_a_sweep_is_a_command_that_resumes_where_it_can(tmp_path):
     assert not other.resume and other.overwrite
 
 
+def test_the_jobs_of_a_sweep_find_the_package_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "command", lambda job, path: [sys.executable, "-c", "import models"])
+    assert sweep.run(sweep.jobs(config("simclr"), {}, (3,), tmp_path), 1) == []
+    assert "seed3: done" in capsys.readouterr().out
+
+
 def test_models_data_sets_and_configs_are_listed(capsys):
     assert main(["list"]) == 0
     said = capsys.readouterr().out

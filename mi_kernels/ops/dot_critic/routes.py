@@ -1,8 +1,8 @@
-"""Which of two schedules a one-sided loss of 16- or 32-bit features takes in Triton: "fused" or "chunked".
+"""Which of two schedules a one-sided loss of 16- or 32-bit features takes in Triton: "fused" or "stored".
 
 The rules stand in routes.json, in order; the first one that holds decides, and each says where it comes from. A rule
 may name `architecture` (compute capability), `dtype`, and inclusive bounds `pairs_at_least`, `pairs_at_most` (B N),
-`features_at_least`, `features_at_most` (D). MI_KERNELS_SCHEDULE=fused|chunked overrides them all.
+`features_at_least`, `features_at_most` (D). MI_KERNELS_SCHEDULE=fused|stored overrides them all.
 `python -m bench.route` measures both schedules on the device and rewrites its rules.
 """
 
@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..common.schedules import SCHEDULES, named_schedule
+
 PATH = Path(__file__).with_name("routes.json")
-SCHEDULES = ("fused", "chunked")
 _BOUNDS = {f"{what}_at_{side}" for what in ("pairs", "features") for side in ("least", "most")}
 KEYS = {"architecture", "dtype", "schedule", "source", *_BOUNDS}
 Rule = dict[str, Any]
@@ -62,10 +62,7 @@ def choose(
     rules: list[Rule] | None = None,
 ) -> str:
     """The schedule for B = rows, N = columns and D = features on a compute capability (None: not a GPU)."""
-    named = os.environ.get("MI_KERNELS_SCHEDULE")
-    if named:
-        if named not in SCHEDULES:
-            raise ValueError(f"MI_KERNELS_SCHEDULE must be one of {', '.join(SCHEDULES)}, got {named!r}")
+    if named := named_schedule():
         return named
     name = str(dtype).removeprefix("torch.")
     for rule in rules if rules is not None else _rules():

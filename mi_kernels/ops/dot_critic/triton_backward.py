@@ -11,7 +11,7 @@ Two schedules, both deterministic; costs in units of N = 2 G B N D FLOPs:
 * fused, while D fits one feature block BO: one kernel owns a tile of rows, walks over the other side and writes its
   gradient once. It runs twice, with x and y exchanged: 4N. It reads (B / BM) N D elements a launch, mostly from L2, and
   stores nothing but the outputs.
-* chunked, for wider features, in triton_dscores.py: 3N.
+* stored, for wider features, in triton_dscores.py: 3N.
 """
 
 import torch
@@ -22,7 +22,7 @@ from ..common.dtypes import accumulate_dtype
 from ..common.triton import as_vector, device_guard, dot_tile, load_tile, load_vector, mma, next_power, precision
 from .schema import ALL_GRADIENTS, GRADIENTS, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y
 from .triton_common import Tiling, allowed_tile, check, positive_tile
-from .triton_dscores import chunked, dscores_tile, load_lse
+from .triton_dscores import dscores_tile, load_lse, stored
 
 
 @triton.jit(do_not_specialize=["n_own", "n_oth", "shift"])
@@ -117,7 +117,7 @@ INTERPRETED = not isinstance(grad_kernel, triton.runtime.JITFunction)
 
 def tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) -> Tiling:
     """Block sizes by dtype and feature size, all free of register spills on sm_80 and sm_90. Beyond BO features the
-    chunked schedule runs."""
+    stored schedule runs."""
     if interpreted:
         return Tiling(32, 16, 16, 32, 4, 1)
     if dtype == torch.float64:
@@ -195,7 +195,7 @@ def grad(
 
     All come in the accumulation type. `g_row` needs `row_lse`, `g_col`
     needs `col_lse`, `g_pos` a `positive_shift` >= 0. Raises as `triton_forward.stats` does. 4N FLOPs fused,
-    3N chunked (see the module), N = 2 G B N D; besides the outputs O(B + N) memory, chunked also CHUNK_BYTES
+    3N stored (see the module), N = 2 G B N D; besides the outputs O(B + N) memory, stored also CHUNK_BYTES
     and an fp32 dy.
     """
     check(x, y, row_ids, col_ids, pairs, positive_shift, INTERPRETED)
@@ -227,7 +227,7 @@ def grad(
     weights, rest = (row_lse, col_lse, g_row, g_col, g_soft, g_pos), (pairs, positive_shift, signed)
     problem = (x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids)
     with device_guard(x):
-        run = chunked if tiling(x.dtype, D, tf32, INTERPRETED).BO < D else _fused
+        run = stored if tiling(x.dtype, D, tf32, INTERPRETED).BO < D else _fused
         found = run(*problem, *weights, *rest, needs)
     if gain is not None:
         found = (*found[:2], *(None if d is None else d * gain for d in found[2:]))

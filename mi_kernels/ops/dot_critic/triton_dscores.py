@@ -146,8 +146,8 @@ def chunk_tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = Fal
     return Tiling(64 if D % 16 else 128, 64, 64, 0, 8, 3)
 
 
-def chunked(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col, g_soft,
-            g_pos, pairs, shift, signed, needs) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
+def stored(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col, g_soft,
+           g_pos, pairs, shift, signed, needs) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
     """Gradients through chunks of dS, None where `needs` does not ask. dscale is <dS y, x>, for
     sum dS <x, y> = sum_i <x_i, (dS y)_i>."""
     (G, B, D), N, acc = x.shape, y.shape[1], scale.dtype

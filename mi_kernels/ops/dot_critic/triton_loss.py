@@ -2,7 +2,7 @@
 
 Fused: unit rows (1), statistics (1 a side), the sum (2), the weights (2), gradients (3), the way back through unit rows
 (1), while the features fit one block of the backward kernel; wider ones take its chunks.
-Chunked: see triton_chunked.py; routes.py chooses. Features stay in their own dtype when they are normalised.
+Stored: see triton_stored.py; routes.py chooses. Features stay in their own dtype when they are normalised.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..common.triton import as_vector
-from . import routes, triton_backward, triton_chunked, triton_forward, triton_rows
+from . import routes, triton_backward, triton_forward, triton_rows, triton_stored
 from .schema import COL_LSE, GRADIENTS, NEED_X, NEED_Y, ROW_LSE, SIGNED, SOFTPLUS
 from .triton_common import check
 
@@ -33,8 +33,8 @@ def loss(
     x, y = x.contiguous(), y.contiguous()
     rows = (x, y) if not normalize else triton_rows.normalize(x, y)
     unit = (*rows, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift)
-    if triton_chunked.eligible(unit, w_row, w_col, w_soft) and _schedule(x, y) == "chunked":
-        value, *gradients = triton_chunked.loss(unit, w_row, w_soft, w_pos, soft_signed, needs)
+    if triton_stored.eligible(unit, w_row, w_col, w_soft) and _schedule(x, y) == "stored":
+        value, *gradients = triton_stored.loss(unit, w_row, w_soft, w_pos, soft_signed, needs)
     else:
         value, *gradients = _fused(unit, w_row, w_col, w_soft, w_pos, soft_signed, needs)
     if normalize and needs & (NEED_X | NEED_Y):

@@ -17,14 +17,13 @@ is for wide layers of which the budget holds LEAST_PAIRS pairs (`suits`). Determ
 
 from __future__ import annotations
 
-import os
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..common.precision import product
+from ..common.schedules import named_schedule
 from ..common.triton import load_vector
 from .triton_common import INTERPRETED, Critic, activate, hidden_tile
 
@@ -83,12 +82,12 @@ def score_blocks(H2: int, interpreted: bool = False) -> dict[str, int]:
 
 
 def suits(k: Critic, memory_budget: int) -> bool:
-    """Whether a critic whose scores and bits are not kept runs through stored chunks: MI_KERNELS_SCHEDULE=fused|chunked
+    """Whether a critic whose scores and bits are not kept runs through stored chunks: MI_KERNELS_SCHEDULE=fused|stored
     says so, else its size."""
     if k.w2 is None or k.dtype == torch.float64:
         return False
-    if named := os.environ.get("MI_KERNELS_SCHEDULE"):
-        return named == "chunked"
+    if named := named_schedule():
+        return named == "stored"
     G, B, N = k.sizes
     return min(k.widths) >= NARROWEST and min(G * B * N, memory_budget // pair_bytes(k)) >= LEAST_PAIRS
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bench import route
+from mi_kernels.ops.common.schedules import SCHEDULES
 from mi_kernels.ops.dot_critic import routes
 
 BF16 = torch.bfloat16
@@ -22,31 +23,31 @@ def test_the_committed_table_is_well_formed_and_says_where_each_rule_comes_from(
 def test_every_size_has_a_schedule(arch):
     for batch in (1, 300, 2048, 2049, 10**6):
         for depth in (1, 128, 129, 4096):
-            assert routes.choose(BF16, batch, batch, depth, arch) in routes.SCHEDULES
+            assert routes.choose(BF16, batch, batch, depth, arch) in SCHEDULES
     assert routes.choose(BF16, 256, 256, 128, arch) == "fused"
-    assert routes.choose(BF16, 256, 256, 129, arch) == "chunked"
+    assert routes.choose(BF16, 256, 256, 129, arch) == "stored"
 
 
 def test_the_first_rule_that_holds_decides():
     rules = [
-        {"architecture": [9, 0], "dtype": "float16", "schedule": "chunked", "source": "s"},
-        {"pairs_at_least": 100, "features_at_most": 64, "schedule": "chunked", "source": "s"},
+        {"architecture": [9, 0], "dtype": "float16", "schedule": "stored", "source": "s"},
+        {"pairs_at_least": 100, "features_at_most": 64, "schedule": "stored", "source": "s"},
         {"schedule": "fused", "source": "s"},
     ]
     choose = lambda *a: routes.choose(*a, rules=rules)  # noqa: E731
-    assert choose(torch.float16, 1, 1, 999, (9, 0)) == "chunked"
+    assert choose(torch.float16, 1, 1, 999, (9, 0)) == "stored"
     assert choose(torch.float16, 1, 1, 999, (8, 0)) == "fused"
-    assert choose(BF16, 10, 10, 64, None) == "chunked"
+    assert choose(BF16, 10, 10, 64, None) == "stored"
     assert choose(BF16, 9, 11, 64, None) == "fused"
     assert choose(BF16, 10, 10, 65, None) == "fused"
 
 
 def test_the_environment_overrides(monkeypatch):
-    for schedule in routes.SCHEDULES:
+    for schedule in SCHEDULES:
         monkeypatch.setenv("MI_KERNELS_SCHEDULE", schedule)
         assert routes.choose(BF16, 10**5, 10**5, 512, (9, 0)) == schedule
     monkeypatch.setenv("MI_KERNELS_SCHEDULE", "fastest")
-    with pytest.raises(ValueError, match="MI_KERNELS_SCHEDULE must be one of fused, chunked, got 'fastest'"):
+    with pytest.raises(ValueError, match="MI_KERNELS_SCHEDULE must be one of fused, stored, got 'fastest'"):
         routes.choose(BF16, 1, 1, 1, None)
 
 
@@ -78,15 +79,15 @@ def test_measured_times_become_rules_that_reproduce_them(tmp_path):
     rows = route.table(fake, (1024, 2048, 4096, 8192), (64, 256, 512))
     new = route.rules(rows, [9, 0], "measured on a fake")
     path = tmp_path / "routes.json"
-    old = [{"architecture": [9, 0], "schedule": "chunked", "source": "old"}, *routes.load()]
+    old = [{"architecture": [9, 0], "schedule": "stored", "source": "old"}, *routes.load()]
     path.write_text(json.dumps({"note": "n", "rules": old}))
     route.write(path, new, [9, 0])
     rules = routes.load(path)
     assert all(rule["source"] != "old" for rule in rules)
     for dtype in (BF16, torch.float16):
         for batch, depth, want in [
-            (8192, 64, "fused"), (4096, 256, "chunked"), (4096, 65, "chunked"), (2048, 512, "fused"),
-            (1024, 512, "fused"), (10**5, 4096, "chunked"),
+            (8192, 64, "fused"), (4096, 256, "stored"), (4096, 65, "stored"), (2048, 512, "fused"),
+            (1024, 512, "fused"), (10**5, 4096, "stored"),
         ]:  # fmt: skip
             assert routes.choose(dtype, batch, batch, depth, (9, 0), rules) == want, (batch, depth)
     # another device keeps the rules that it had

@@ -7,7 +7,7 @@ import torch
 import triton.language as tl
 from triton.compiler import ASTSource
 
-from mi_kernels.ops.dot_critic import triton_chunked, triton_common, triton_rows, triton_tiles
+from mi_kernels.ops.dot_critic import triton_common, triton_rows, triton_stored, triton_tiles
 
 POINTEES = {"float64": "fp64", "float32": "fp32", "tf32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 OF_INPUTS = ("p_x", "p_y", "p_ds", "p_right")  # in the features' dtype; gradients are in the accumulation type
@@ -17,12 +17,12 @@ KERNELS = {
     "normalize": triton_rows.normalize_kernel,
     "normalize_back": triton_rows.normalize_back_kernel,
     "sum": triton_rows.sum_kernel,
-    "slope": triton_chunked.slope_kernel,
-    "finish": triton_chunked.finish_kernel,
+    "slope": triton_stored.slope_kernel,
+    "finish": triton_stored.finish_kernel,
     "join": triton_tiles.join_kernel,
 }
 # Constants of a case of the chunks, and pointers that a case leaves out.
-CHUNKED = {
+STORED = {
     "infonce": dict(SOFT=False, SIGNED=False, OFF_DIAGONAL=False, POSITIVE=True),
     "nt_xent": dict(SOFT=False, SIGNED=False, OFF_DIAGONAL=True, POSITIVE=True),
     "siglip": dict(SOFT=True, SIGNED=True, OFF_DIAGONAL=False, POSITIVE=False),
@@ -43,7 +43,7 @@ def jobs() -> list[str]:
     found += [("sum", "infonce", "float32", D) for D in WIDTHS]
     found += [("sum", case, dtype, 512) for case in ("all", "infonce") for dtype in ("bfloat16", "float32")]
     found += [("sum", "all", "float64", 512), ("sum", "infonce", "bfloat16", 64)]
-    found += [(k, c, "bfloat16", 512) for k in ("slope", "finish") for c in CHUNKED if (k, c) != ("finish", "siglip")]
+    found += [(k, c, "bfloat16", 512) for k in ("slope", "finish") for c in STORED if (k, c) != ("finish", "siglip")]
     found += [("finish", "nt_xent", "bfloat16", D + -D % 16) for D in WIDTHS]  # padded; of slopes one is as all
     found += [("slope", "siglip", "float16", 512)]
     found += [("slope", c, d, 512) for c in ("infonce", "siglip") for d in ("float32", "tf32")]
@@ -57,7 +57,7 @@ def source(variant: str, arch: int):
     kernel, wide, tf32 = KERNELS[name], dtype == "float64", dtype == "tf32"
     BM, BD = triton_rows.blocks(int(D))
     features = getattr(torch, "float32" if tf32 else dtype)
-    t = triton_chunked.tiling(features, tf32, case == "siglip", case != "value", arch >= 90)
+    t = triton_stored.tiling(features, tf32, case == "siglip", case != "value", arch >= 90)
     constants = {"ACC": tl.float64 if wide else tl.float32, "BM": BM, "BD": BD, "POSITIVE": True}
     if name == "slope":
         constants |= {"BM": t.BM, "BN": t.BN, "BK": t.BK, "GROUP": triton_common.GROUP}
@@ -65,8 +65,8 @@ def source(variant: str, arch: int):
     if name == "join":
         constants = {"ADD": True, **triton_tiles.join_blocks()}
     if name == "finish":
-        constants |= triton_chunked.finish_blocks(int(D))
-    constants |= CHUNKED.get(case, {})
+        constants |= triton_stored.finish_blocks(int(D))
+    constants |= STORED.get(case, {})
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     signature, attributes = {}, {}
     for i, argument in enumerate(kernel.arg_names):

@@ -70,14 +70,14 @@ CASES = (
     + [Case(frozen=True, hidden=h) for h in (ONE, (5, 3))]
     + [Case(frozen=True, hidden=(5, 3), activation="sigmoid", stats=("row_lse",))]
     # Layers stored by chunks, for torch's matmuls.
-    + [Case(B=11, N=19, activation=a, output=o, budget=b, schedule="chunked") for a, o, b in (
+    + [Case(B=11, N=19, activation=a, output=o, budget=b, schedule="stored") for a, o, b in (
         ("relu", "identity", RECOMPUTE), ("gelu", "softplus", RECOMPUTE), ("tanh", "identity", 9000),
     )]
-    + [Case(activation="elu", pairs="off_diagonal", budget=1500, schedule="chunked", twice=True, frozen=True)]
-    + [Case(groups=2, own=own, activation="silu", hidden=(3, 5), budget=b, schedule="chunked")
+    + [Case(activation="elu", pairs="off_diagonal", budget=1500, schedule="stored", twice=True, frozen=True)]
+    + [Case(groups=2, own=own, activation="silu", hidden=(3, 5), budget=b, schedule="stored")
        for own, b in ((True, 9000), (False, 9000), (True, 3000))]
-    + [Case(dtype=t, exact=True, budget=RECOMPUTE, schedule="chunked") for t in (torch.bfloat16, torch.float16)]
-    + [Case(dtype=torch.float16, weight=1e-7, activation="tanh", hidden=(8, 8), budget=1000, schedule="chunked")]
+    + [Case(dtype=t, exact=True, budget=RECOMPUTE, schedule="stored") for t in (torch.bfloat16, torch.float16)]
+    + [Case(dtype=torch.float16, weight=1e-7, activation="tanh", hidden=(8, 8), budget=1000, schedule="stored")]
 )  # fmt: skip
 
 
