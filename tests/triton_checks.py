@@ -115,7 +115,7 @@ def optional(name: str, want: tuple[str, ...]) -> bool:
     return all(need in want for need, names in needs.items() if name in names)
 
 
-def source(kind: str, variant: str, dtype: str, tf32: bool, D: int):
+def source(kind: str, variant: str, dtype: str, tf32: bool, D: int, arch: int):
     """The kernel as a launch with features of width D specialises it, with its compile options."""
     import torch
     from triton.compiler import ASTSource
@@ -128,7 +128,10 @@ def source(kind: str, variant: str, dtype: str, tf32: bool, D: int):
         "dscores": (triton_dscores.dscores_kernel, triton_dscores.chunk_tiling),
         "both": (triton_tiles.both_sides_kernel, triton_tiles.tiling),
     }[kind]
-    t, chosen = tiling(getattr(torch, dtype), D, tf32), KINDS[kind][variant]
+    chosen = KINDS[kind][variant]
+    # Heavier variants leave no registers for the larger tiles of Hopper.
+    wide = {"wide": arch >= 90 and variant != "everything"} if kind == "dscores" else {}
+    t = tiling(getattr(torch, dtype), D, tf32, **wide)
     constants = {k: v for k, v in chosen.items() if k != "want"}
     constants |= {"PRECISION": "tf32" if tf32 else "ieee", "BM": t.BM, "BN": t.BN, "BK": t.BK, "BO": t.BO}
     constants |= {"WHOLE_D": t.BK >= D, "GROUP": triton_common.GROUP, "SHARE": {"own_g", "oth_g"} <= {*chosen["want"]}}
@@ -166,7 +169,7 @@ def prepared(job: tuple) -> tuple:
     """A job's name, kernel, compile options and architecture."""
     *what, arch = job
     if what[0] not in VARIANTS:
-        return name_of(job), *source(*what), arch
+        return name_of(job), *source(*what, arch), arch
     make = import_module(what[0]).source
     by_architecture = "arch" in signature(make).parameters
     return name_of(job), *make(what[1], **({"arch": arch} if by_architecture else {})), arch
