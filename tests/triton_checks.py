@@ -1,9 +1,9 @@
 """What can be said about the Triton kernels without a GPU: `python -m tests.triton_checks [--update] [--compile]`.
 
 Numerics run in Triton's interpreter, in a subprocess. Every kernel is compiled to a cubin for sm_80 and sm_90
-with the settings that a launch uses; a register spill fails, and so does a difference from
-tests/triton_resources.json where that holds a record of the installed version of triton. The supported range of
-versions has two ends: the newest is what pip installs, the oldest is checked by
+with the settings that a launch uses. A register spill fails, a headline kernel that does not use wgmma on sm_90
+fails, and so does a difference from tests/triton_resources.json where that holds a record of the installed version of
+triton. The supported range of versions has two ends: the newest is what pip installs, the oldest is checked by
 `pip install --no-deps --target FOLDER triton==3.6.0` and `PYTHONPATH=FOLDER python -m tests.triton_checks --compile`.
 """
 
@@ -32,6 +32,15 @@ CASES += ("tests.ops.dot_critic.triton_loss_cases",)
 VARIANTS = tuple(
     f"tests.ops.{op}.triton_variants" for op in ("mlp_critic", "club", "rbf", "dot_critic", "cross_attention")
 )
+
+# Kernels that most of a step's products go through; on Hopper they must use its matrix instructions.
+HEADLINES = (
+    "stats/infonce/bfloat16/D512", "both/clip/bfloat16/D512", "dscores/clip/bfloat16/D512", "grad/clip/bfloat16/D128",
+    "loss slope/infonce/bfloat16/512", "loss slope/siglip/bfloat16/512", "loss slope/infonce/tf32/512",
+    "mlp scores/forward/relu/bfloat16/512", "mlp first/two_layers/relu/bfloat16/512",
+    "mlp product/all/relu/bfloat16/512", "rbf mmd/fused/float32/64", "rbf hsic_grad/fused/float32/64",
+    *(f"attention {kernel}/softmax dropout/bfloat16/256/256/1" for kernel in ("forward", "query", "key")),
+)  # fmt: skip
 
 # Which optional inputs a loss passes and which constants it sets; the sides are exchanged by SWAP.
 STATS_VARIANTS = {
@@ -196,14 +205,16 @@ def resources(job: tuple) -> tuple[str, dict]:
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
         text = subprocess.run([tool, "-res-usage", f.name], capture_output=True, text=True, check=True).stdout
     used = {k: int(v) for k, v in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    return name, {
+    found = {
         "registers": used["REG"],
         "stack": used["STACK"],
         "local": used["LOCAL"],
         "spill_bytes": spilled(compiled.asm["ptx"], arch) if used["STACK"] or used["LOCAL"] else 0,
         "shared": compiled.metadata.shared,
-        "products": products(compiled.asm["ptx"]),
     }
+    if arch == 90 and name.removesuffix("/sm_90") in HEADLINES:
+        found["products"] = products(compiled.asm["ptx"])
+    return name, found
 
 
 def products(ptx: str) -> str:
@@ -239,6 +250,8 @@ def complaints(rows: dict[str, dict]) -> list[str]:
             found.append(f"{name}: spills {r['spill_bytes']} bytes, stack {r['stack']}, local {r['local']}")
         if r["shared"] > limit:
             found.append(f"{name}: {r['shared']} bytes of shared memory, the limit is {limit}")
+        if r.get("products", "wgmma") != "wgmma":
+            found.append(f"{name}: multiplies tiles with {r['products']}, not with wgmma")
     return found
 
 
