@@ -1,13 +1,15 @@
 """What can be said about the Triton kernels without a GPU: `python -m tests.triton_checks [--update] [--compile]`.
 
-Numerics run in Triton's interpreter, in a subprocess. Every kernel is compiled to a cubin for sm_80 and sm_90
-with the settings that a launch uses. A register spill fails, a headline kernel that does not use wgmma on sm_90
-fails, and so does a difference from tests/triton_resources.json where that holds a record of the installed version of
-triton. The supported range of versions has two ends: the newest is what pip installs, the oldest is checked by
+Numerics run in Triton's interpreter, in a subprocess. Every kernel that changed since tests/triton_resources.json was
+written (with --all: every kernel) is compiled to a cubin for sm_80 and sm_90 with the settings that a launch uses. A
+register spill fails, a headline kernel that does not use wgmma on sm_90 fails, and so does a difference from that
+record where it knows the installed version of triton. The supported range of versions has two ends: the newest is what
+pip installs, the oldest is checked by
 `pip install --no-deps --target FOLDER triton==3.6.0` and `PYTHONPATH=FOLDER python -m tests.triton_checks --compile`.
 """
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
@@ -237,9 +240,29 @@ def spilled(ptx: str, arch: int) -> int:
     return sum(int(n) for n in re.findall(r"(\d+) bytes spill", done.stdout + done.stderr))
 
 
-def compile_all() -> dict[str, dict]:
+def fingerprints(jobs: list[tuple]) -> dict[str, str]:
+    """Name of a kernel -> a hash of its source and of what it calls, its constants and its compile options. The hash of
+    Triton also has the lines where functions start; they are set to 0 here, so compile in another process."""
+    from triton.runtime.jit import JITFunction
+
+    for job in jobs:
+        prepared(job)  # imports every kernel
+    for found in gc.get_objects():
+        if issubclass(type(found), JITFunction):
+            found.starting_line_number, found.hash = 0, None
+    texts = {name: f"{src.hash()} {sorted(options.items())}" for name, src, options, _ in map(prepared, jobs)}
+    return {name: sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
+
+
+def compile_all(known: dict[str, dict]) -> dict[str, dict]:
+    """Resources of every kernel; those that are known with the same fingerprint are not compiled again."""
+    jobs = {name_of(job): job for job in distinct()}
+    now = fingerprints(list(jobs.values()))
+    rows = {name: known[name] for name in jobs if known.get(name, {}).get("source") == now[name]}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        return dict(sorted(pool.map(resources, distinct())))
+        compiled = dict(pool.map(resources, [job for name, job in jobs.items() if name not in rows]))
+    print(f"triton checks: {len(compiled)} kernels compiled, {len(rows)} are those of the record")
+    return dict(sorted((rows | {name: row | {"source": now[name]} for name, row in compiled.items()}).items()))
 
 
 def complaints(rows: dict[str, dict]) -> list[str]:
@@ -287,6 +310,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--update", action="store_true", help="record the resources")
     parser.add_argument("--compile", action="store_true", help="compile alone, without the interpreter's cases")
+    parser.add_argument("--all", action="store_true", help="compile kernels also that did not change since the record")
     args = parser.parse_args()
     if find_spec("triton") is None:
         print("triton checks: skipped, triton is not installed")
@@ -295,7 +319,7 @@ def main() -> int:
 
     os.environ.pop("TRITON_INTERPRET", None)
     running = [] if args.compile else interpreted()
-    rows = compile_all()
+    rows = compile_all({} if args.all else recorded().get(triton.__version__, {}))
     for name, r in rows.items():
         print(f"{name:48} registers {r['registers']:3}  shared {r['shared']:6}  spill {r['spill_bytes']}")
     found = complaints(rows)

@@ -97,7 +97,9 @@ def grad_kernel(
         b_bias += tl.sum(b_ds, 1)
         if not WHOLE_D:
             b_oth = load_tile(p_oth, o_oth, o_o, n_oth, D)  # [BN, BO]
-        b_out = mma(b_ds.to(b_oth.dtype), b_oth, b_out, ACC, PRECISION)
+        if PRECISION != "upcast":  # the interpreter would cut off to bfloat16 instead of rounding
+            b_ds = b_ds.to(b_oth.dtype)
+        b_out = mma(b_ds, b_oth, b_out, ACC, PRECISION)
 
     m_own = o_own < n_own
     tl.store(p_out_bias + i_g * n_own + o_own, b_bias, mask=m_own)
