@@ -54,7 +54,8 @@ def _checked(labels: Tensor, x: Tensor) -> Tensor:
     lead = x.shape[:-1]
     if labels.shape != lead and labels.shape != (*lead, 1):
         raise ValueError(f"condition must be {tuple(lead)} labels, one a sample, got {tuple(labels.shape)}")
-    # The number and sizes of the label groups determine shapes, so labels on a GPU are copied to the host once.
+    # The number and sizes of the label groups decide how many launches follow and on which shapes, so labels on a GPU
+    # are copied to the host, once a call. Labels that are on the host already cost nothing.
     return labels.reshape(-1, lead[-1]).cpu()
 
 
@@ -79,10 +80,13 @@ def _mean(statistics: StatisticsOf, terms: Terms, x: Tensor, y: Tensor, labels: 
     _, codes = torch.unique(labels, return_inverse=True)
     codes = codes + torch.arange(groups)[:, None] * (codes.max() + 1)
     total: Tensor | None = None
-    for positions in _cells(codes.flatten()):
-        positions, group = (t.to(x.device, non_blocking=True) for t in (positions, positions[:, 0] // batch))
+    shapes, order = zip(*((p.shape, p.flatten()) for p in _cells(codes.flatten())), strict=True)
+    # One copy to the device for cells of all sizes.
+    there = torch.cat(order).to(x.device, non_blocking=True).split([shape.numel() for shape in shapes])
+    for shape, flat in zip(shapes, there, strict=True):
+        positions = flat.view(shape)
         sums = terms(statistics, x[positions], y[positions]).sum(-1)
         total = sums.new_zeros(groups) if total is None else total
-        total = total + sums_of(groups, group, sums)
+        total = total + sums_of(groups, positions[:, 0] // batch, sums)
     assert total is not None
     return total / batch

@@ -124,7 +124,7 @@ def blocks(D: int) -> tuple[int, int]:
     if INTERPRETED:
         return 8, 16
     BD = min(next_power(D, 16), 512)
-    return max(1, (1024 if D % 16 else 2048) // BD), BD
+    return max(1, (512 if D % 16 else 2048) // BD), BD
 
 
 def _settings(D: int) -> dict:

@@ -22,6 +22,14 @@ LARGEST_NORMS = 1e30  # above this, products may overflow
 FARTHEST = 1e36  # largest squared distance; finite, so that a kernel value of 0 times it is 0
 
 
+def kernels(exponents: Tensor) -> tuple[Tensor, Tensor]:
+    """(k, k - 1), k = exp(exponents), both with a small relative error and differentiable: (k - 1) + 1 would leave no
+    digits of a small k, nor would the derivative of expm1."""
+    near = exponents > -1
+    e, k = exponents.expm1(), exponents.exp()
+    return torch.where(near, e + 1, k), torch.where(near, e, k - 1)
+
+
 class Points(NamedTuple):
     """Rows in units of a bandwidth, [*, n, D]: as given and centred; and the squared norms of the centred rows, [*,
     n]."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
-from .distances import Points, apart, points, pull, squared, units, without_own
+from .distances import Points, apart, kernels, points, pull, squared, units, without_own
 from .reference import of_bandwidth
 from .schema import NEED_BANDWIDTH, NEED_BANDWIDTH_Y, NEED_X, NEED_Y
 
@@ -38,7 +38,7 @@ def value(x: Tensor, y: Tensor, sx: Tensor, sy: Tensor) -> Tensor:
         dtype = accumulate_dtype(t.dtype)
         scale, gamma = units(bandwidth.to(dtype)[..., None])
         t = t.to(dtype) * scale[..., None, None]
-        return (-gamma[..., None] * apart(t, t, own=True)).expm1()
+        return kernels(-gamma[..., None] * apart(t, t, own=True))[1]
 
     e, f = kernel(x, sx), kernel(y, sy)
     return combine(_products(e, f), e.sum(-1, dtype=torch.float64), f.sum(-1, dtype=torch.float64))
@@ -56,11 +56,11 @@ class _Side:
         self.gradient = torch.zeros_like(self.points.given)
         self.dgamma = torch.zeros_like(self.gamma, dtype=torch.float64)
 
-    def tile(self, part: slice) -> tuple[Points, Tensor, Tensor, bool]:
-        """These rows, their distances from all rows, e, and whether distances were computed from differences."""
+    def tile(self, part: slice) -> tuple[Points, Tensor, Tensor, Tensor, bool]:
+        """These rows, their distances from all rows, the kernel, e, and whether the distances came from differences."""
         own = self.points.rows(part)
         distance, direct = squared(own, self.points, part.start)
-        return own, distance, (-self.gamma[:, None, None] * distance).expm1(), direct
+        return own, distance, *kernels(-self.gamma[:, None, None] * distance), direct
 
     def add(self, part: slice, of_exponent: Tensor, own: Points, distance: Tensor, direct: bool) -> None:
         """Adds the gradients for dL/d(-gamma r^2) of these rows. The matrix is symmetric, so the gradient of a row is
@@ -80,7 +80,7 @@ def forward(x: Tensor, y: Tensor, sx: Tensor, sy: Tensor, rows: int) -> tuple[Te
     of_x, of_y = _Side(x, sx), _Side(y, sy)
     products, e_rows, f_rows = x.new_zeros((x.shape[0], 3), dtype=torch.float64), [], []
     for part in _parts(x.shape[1], rows):
-        e, f = of_x.tile(part)[2], of_y.tile(part)[2]
+        e, f = of_x.tile(part)[3], of_y.tile(part)[3]
         products = products + _products(e, f)
         e_rows.append(e.sum(-1, dtype=torch.float64))
         f_rows.append(f.sum(-1, dtype=torch.float64))
@@ -96,14 +96,14 @@ def backward(
     g = (g / batch**2).to(dtype)[:, :, None, None]
     means = (row_sums / batch).to(dtype).unbind(1)
     for part in _parts(batch, rows):
-        (own_x, r_x, e, direct_x), (own_y, r_y, f, direct_y) = (side.tile(part) for side in sides)
+        (own_x, r_x, k_x, e, direct_x), (own_y, r_y, k_y, f, direct_y) = (side.tile(part) for side in sides)
         he, hf = (
-            k - m[:, part, None] - m[:, None] + m.mean(-1)[:, None, None]
-            for k, m in zip((e, f), means, strict=True)
+            t - m[:, part, None] - m[:, None] + m.mean(-1)[:, None, None]
+            for t, m in zip((e, f), means, strict=True)
         )
         of_e, of_f = g[:, 0] * hf + 2 * g[:, 1] * he, g[:, 0] * he + 2 * g[:, 2] * hf
-        sides[0].add(part, of_e * (e + 1), own_x, r_x, direct_x)
-        sides[1].add(part, of_f * (f + 1), own_y, r_y, direct_y)
+        sides[0].add(part, of_e * k_x, own_x, r_x, direct_x)
+        sides[1].add(part, of_f * k_y, own_y, r_y, direct_y)
     found = [side.gradient.mul_(side.scale[:, None, None]) for side in sides]
     found += [of_bandwidth(side.dgamma, side.gamma, side.bandwidth) for side in sides]
     bits = (NEED_X, NEED_Y, NEED_BANDWIDTH, NEED_BANDWIDTH_Y)
