@@ -296,7 +296,7 @@ def staircase() -> list[str]:
 
 Section = tuple[Callable[[], list[str]], ...]
 PAGES: dict[str, dict[str, Section]] = {
-    "docs/choosing.md": {"staircase table": (staircase,), "estimator table": (estimators,)},
+    "docs/choosing.md": {"staircase table": (staircase,), "estimator table": (estimators,), "truth table": (truths,)},
     "docs/factorcl.md": {"term table": (readme_evidence.factorcl_terms,)},
     "docs/mfm.md": {
         "analysis table": (readme_evidence.mfm,),

@@ -134,7 +134,13 @@ def _prepare(samples: Samples, fraction: float, generator: torch.Generator) -> l
 
 
 def _warnings(
-    value: float, candidates: int, ceiling: float, drop: float, fitted: _Fitted, settings: dict[str, Any]
+    value: float,
+    standard_error: float,
+    candidates: int,
+    ceiling: float,
+    drop: float,
+    fitted: _Fitted,
+    settings: dict[str, Any],
 ) -> list[str]:
     found = []
     if not math.isfinite(value):
@@ -150,8 +156,11 @@ def _warnings(
         )
     if not all(m.converged for m in fitted.members):
         found.append(f"not converged: still improving after max_steps = {settings['max_steps']}")
-    if value < 0:
-        found.append("negative: no dependence was found; the mutual information itself is never negative")
+    if value <= 1.96 * standard_error:
+        found.append(
+            "no dependence was found: the interval contains 0. The critic may have missed dependence that more samples "
+            "or fewer features would show, so this is no proof of independence"
+        )
     if drop > 0.4:
         found.append(f"overfitted: {drop:.2f} nats between training and held-out samples; more samples help")
     return found
@@ -190,8 +199,8 @@ def estimate_mi(
     seed: equal seeds give equal results on one machine.
 
     Returns an `MIEstimate`, which explains how value and standard error are computed. Its `warnings` name duplicated
-    rows (which are left out), outliers, serially correlated rows, and a fit that did not converge, overfitted or
-    reached its ceiling. The caller's random state, gradient mode and default dtype are not changed.
+    rows (which are left out), outliers, serially correlated rows, and a fit that found no dependence, did not
+    converge, overfitted or reached its ceiling. The caller's random state, gradient mode and default dtype are not changed.
 
     Cost of the default: about max_steps steps of two networks with 2 E batch_size^2 FLOP each for the scores, then 2 E
     M^2 with M = min(held-out samples, 8192) and E = 26 + the number of canonical pairs. Two scalars add 2 H^2
@@ -269,15 +278,17 @@ def _estimate(
     value, sampling_error, fit_error = _middle(held, train_value, counts)
     ceiling = registry.find(estimator).highest(held.candidates)
     drop = train_value - held.mean
+    standard_error = math.hypot(sampling_error, fit_error)
+    warned = _warnings(value, standard_error, held.candidates, ceiling, drop, fitted, settings)
     return MIEstimate(
         value=value,
-        standard_error=math.hypot(sampling_error, fit_error),
+        standard_error=standard_error,
         sampling_error=sampling_error,
         fit_error=fit_error,
         held_out_value=held.mean,
         train_value=train_value,
         ceiling=ceiling,
-        warnings=(*samples.notes, *_warnings(value, held.candidates, ceiling, drop, fitted, settings)),
+        warnings=(*samples.notes, *warned),
         history=tuple({"member": k, **row} for k, member in enumerate(fitted.members) for row in member.history),
         estimator=estimator,
         critic=critic if isinstance(critic, str) else type(critic).__name__,
