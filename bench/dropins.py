@@ -6,6 +6,10 @@ run with the same FILE goes on where the first one stopped.
 
 Installed libraries are used where they are importable. Code that is published without a package is read from a folder:
 `--source supcontrast=DIR --source club=DIR --source smile=DIR --source factorcl=DIR`. What is missing is left out.
+
+Originals that take seconds or gigabytes at large batches are timed apart, in fewer turns:
+`--only "PML NTXent" --batches 256 1024 --turns 5`, and concat critics, of which the originals hold [B, B, hidden]
+several times (1 GB each for FactorCL's at B = 1024), `--only CLUB --batches 1024 --most-pairs 1024 --turns 5`.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ FILES = {
     "factorcl": ("critic_objectives.py",),
 }
 RANDOM = ("MINE", "CLUBSample", "bank")  # draw within a step: values differ from call to call
+TURNS = 15  # at least, of every pair
 MOST_PAIRS = 256  # the originals of concat critics hold [B, B, hidden] several times
 Case = tuple[str, Callable[..., Any], Callable[..., Any], tuple[Tensor, ...]]
 
@@ -104,7 +109,7 @@ def packaged(batch: int) -> Iterator[Case]:
             yield f"PML {name}", getattr(module, name)(0.1), getattr(ours, name)(0.1), (a, labels)
 
 
-def sourced(batch: int, folders: dict[str, Path]) -> Iterator[Case]:
+def sourced(batch: int, folders: dict[str, Path], most_pairs: int = MOST_PAIRS) -> Iterator[Case]:
     found = {name: [from_folder(folder, file) for file in FILES[name]] for name, folder in folders.items()}
     x, y, labels = leaf(batch, 32), leaf(batch, 32), torch.randint(0, 10, (batch,))
     if modules := found.get("supcontrast"):
@@ -113,7 +118,7 @@ def sourced(batch: int, folders: dict[str, Path]) -> Iterator[Case]:
         yield "SupContrast, SimCLR", theirs, ours, (views,)
         mask = (labels[:, None] == labels).float()
         yield "SupContrast, mask", *(lambda f, m, loss=k: loss(f, mask=m) for k in (theirs, ours)), (views, mask)
-    if batch > MOST_PAIRS:
+    if batch > most_pairs:
         return
     if modules := found.get("club"):
         for name in ("CLUB", "CLUBMean", "CLUBSample", "NWJ", "InfoNCE", "MINE", "VarUB"):
@@ -141,7 +146,7 @@ def step(loss: Callable[..., Any], inputs: tuple[Tensor, ...]) -> float:
     return float(value.detach())
 
 
-def in_turns(case: Case, seconds: float) -> tuple[list[float], list[float]]:
+def in_turns(case: Case, seconds: float, turns: int = TURNS) -> tuple[list[float], list[float]]:
     """Times of theirs and ours; of this thread alone where it is the only one, since others may use the machine."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     times: tuple[list[float], list[float]] = ([], [])
@@ -149,7 +154,7 @@ def in_turns(case: Case, seconds: float) -> tuple[list[float], list[float]]:
     step(case[1], case[3])
     steps = max(1, int(2e-3 / (time.perf_counter() - start)))  # of a turn: one alone would meet cold caches
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 15:
+    while time.perf_counter() < end or len(times[0]) < turns:
         for loss, kept in zip(case[1:3], times, strict=True):
             start = clock()
             for _ in range(steps):
@@ -165,7 +170,7 @@ def interval(ratios: list[float], draws: int = 400) -> tuple[float, float]:
     return medians[draws // 40], medians[-1 - draws // 40]
 
 
-def measured(case: Case, batch: int, seconds: float) -> dict[str, Any]:
+def measured(case: Case, batch: int, seconds: float, turns: int = TURNS) -> dict[str, Any]:
     name, theirs, ours, inputs = case
     values = [step(loss, inputs) for loss in (theirs, ours)]
     drawn = any(word in name for word in RANDOM)
@@ -173,7 +178,7 @@ def measured(case: Case, batch: int, seconds: float) -> dict[str, Any]:
         return {"loss": name, "batch": batch, "values": values, "note": "values differ: not timed"}
     for loss in (theirs, ours):
         step(loss, inputs)
-    before, after = in_turns(case, seconds)
+    before, after = in_turns(case, seconds, turns)
     ratios = [b / a for a, b in zip(before, after, strict=True)]
     return {
         "loss": name,
@@ -192,6 +197,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the JSON file of the rows, read first if it exists")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--seconds", type=float, default=1.0, help="of every pair")
+    parser.add_argument("--turns", type=int, default=TURNS, help="of every pair, at least")
+    parser.add_argument("--most-pairs", type=int, default=MOST_PAIRS, help="the largest batch of concat critics")
     parser.add_argument("--only", default="", help="names that contain this")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--source", action="append", default=[], metavar="NAME=DIR", help=f"{', '.join(FILES)}")
@@ -204,10 +211,10 @@ def main() -> None:
     rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
     for batch in args.batches:
         torch.manual_seed(0)
-        for case in (*packaged(batch), *sourced(batch, folders)):
+        for case in (*packaged(batch), *sourced(batch, folders, args.most_pairs)):
             if args.only not in case[0] or any((r["loss"], r["batch"]) == (case[0], batch) for r in rows):
                 continue
-            rows.append(measured(case, batch, args.seconds))
+            rows.append(measured(case, batch, args.seconds, args.turns))
             print(json.dumps(rows[-1]), flush=True)
             args.out.write_text(json.dumps({"machine": describe(), "threads": args.threads, "rows": rows}, indent=1))
 

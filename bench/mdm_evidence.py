@@ -15,20 +15,14 @@ it was made at.
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import statistics
-import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bench.kept import Kept
-from bench.trained import gain, moments, paired, scored, trained
+from bench.trained import gain, moments, paired, run_cases, scored, trained
 from models.data import load
 from models.evaluation.metrics import primary
 from models.mdm.robustness import KINDS, damaged
@@ -158,37 +152,23 @@ def summary(case: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[str,
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--json", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message="The number of unique classes")
-    logging.getLogger("models").setLevel(logging.ERROR)
-    before = json.loads(given.json.read_text()) if given.json.is_file() else {}
-    kept = Kept(given.json, " ".join((__doc__ or "").split("\n\n")[2].split()))
-    cases = kept.content["summary"] = before.get("summary", {})
-    for case in given.cases.split(","):
-        lr, weights, tried = chosen(case, kept)
-        found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms_of(case, weights)}
-        for seed in SEEDS:
-            for arm, settings in arms_of(case, weights).items():
-                config = config_of(case, settings, seed, lr)
-                make = partial(measured, config)
-                found[arm].append(kept.run(case, f"{arm}, seed {seed}", config.to_dict(), make))
-        cases[case] = {
-            "metric": metric_of(case),
-            "config": config_of(case, {"weight": 0.0}, 0, lr).to_dict(),
-            "lr": lr,
-            "weights": weights,
-            "search": tried,
-            "rows": summary(case, found),
-        }
-        kept.write()
-        for row in cases[case]["rows"]:
-            print(case, row["arm"], row[metric_of(case)], row.get("gain", ""), flush=True)
+def study(kept: Kept, case: str) -> dict[str, Any]:
+    """Searches and trains every arm of a case."""
+    lr, weights, tried = chosen(case, kept)
+    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms_of(case, weights)}
+    for seed in SEEDS:
+        for arm, settings in arms_of(case, weights).items():
+            config = config_of(case, settings, seed, lr)
+            found[arm].append(kept.run(case, f"{arm}, seed {seed}", config.to_dict(), partial(measured, config)))
+    return {
+        "metric": metric_of(case),
+        "config": config_of(case, {"weight": 0.0}, 0, lr).to_dict(),
+        "lr": lr,
+        "weights": weights,
+        "search": tried,
+        "rows": summary(case, found),
+    }
 
 
 if __name__ == "__main__":
-    main()
+    run_cases(__doc__ or "", CASES, RESULTS, study)

@@ -74,6 +74,33 @@ def mdm(case: str) -> list[str]:
     ]
 
 
+DATA = {"mmmo": "ICT-MMMO", "utd-mhad": "UTD-MHAD", "mosi": "MOSI", "mustard": "MUStARD"}
+
+
+def systems(system: str) -> list[str]:
+    """On every data set that was run, an arm a row: the metric, what the system gains on it, each modality missing."""
+    lines = []
+    for case, found in load("systems_evidence")["summary"].items():
+        if not case.startswith(f"{system}-"):
+            continue
+        metric, names = found["metric"], list(found["rows"][0]["missing"])
+        rows = []
+        for row in found["rows"]:
+            gains = _gain(row["reference_gains"]) if "reference_gains" in row else ""
+            missing = [_cell(row["missing"].get(name)) for name in names]
+            rows.append(" | ".join([row["arm"], _cell(row["test"][metric]), gains, *missing]))
+            alone = {f"{row['arm']}, {name} alone": value for name, value in row["alone"].items()}
+            rows += [" | ".join([name, _cell(value), "", *("" for _ in names)]) for name, value in alone.items()]
+        gain = f"gain of {found['reference']} over it"
+        header = ["arm", f"test {metric}", gain, *(f"{name} missing" for name in names)]
+        seeds = found["rows"][0]["seeds"]
+        lines += [
+            *paragraph(f"{DATA[case.partition('-')[2]]}, {seeds} seeds."),
+            *table(" | ".join(header), rows),
+        ]
+    return lines
+
+
 SWAP = {
     "digit_of_F_y": "the picture shows the digit of F_y's row",
     "digit_of_F_m": "the picture shows the digit of F_m's row",

@@ -34,11 +34,51 @@ def steps() -> list[str]:
         *paragraph(
             "A training step (loss, backward, optimiser) compared with the public formulation of the same step in",
             "eager torch. Both have the same weights, and their losses are checked to be equal before timing. The",
-            "column of times is the ratio of the medians, with the quartiles of our side.",
-            f"{setting(load('cpu_factorcl'))};",
+            f"table shows the ratio of medians, with the quartiles of our side. {setting(load('cpu_factorcl'))};",
             "MIRD used one thread.",
         ),
         *table("step | size | times faster | MiB, ours / public", lines),
+    ]
+
+
+def all_systems() -> list[str]:
+    """A training step of every model beside the same model on plain torch operators."""
+    result = load("cpu_steps")
+    lines = []
+    for row in result["rows"]:
+        if row["contender"] != "mi_kernels" or row["base"] != "plain torch operators":
+            continue
+        low, high = (1 / quartile for quartile in reversed(row["quartiles"]))
+        shares = [f"{100 * row[name]:.0f} %" for name in ("share_of_losses", "share_of_layers")]
+        times = f"{1 / row['over_base']:.1f} ({low:.1f} to {high:.1f})"
+        peak = row.get("of_fp32_peak")
+        rate = "-" if peak is None else f"{100 * peak:.0f} %"
+        lines.append(" | ".join([row["loss"], str(row["B"]), times, *shares, rate]))
+    return [
+        *paragraph(
+            "A training step of each model beside the same model with every operator of mi_kernels in plain torch. The",
+            "shares are parts of our step's time. The last column compares the matrix products of the plain form per",
+            "second with the peak rate of fp32 multiply-adds: 100 % is the arithmetic floor; more is possible where",
+            f"our operators need fewer products. {setting(result)}.",
+        ),
+        *table("model | B | times faster | in losses | in sequence layers | of the fp32 peak", lines),
+    ]
+
+
+def growth() -> list[str]:
+    """Exponents of time and memory."""
+    result = load("cpu_growth")
+    lines = []
+    for row in result["rows"]:
+        memory = row["exponent_of_memory"]
+        sizes = f"{row['dimension']} = {row['sizes'][0]} to {row['sizes'][-1]}"
+        lines.append(f"{row['case']} | {sizes} | {row['exponent']:.2f} | {'-' if memory is None else f'{memory:.2f}'}")
+    return [
+        *paragraph(
+            "How time and peak memory of a forward and backward pass grow: exponents over the upper half of the sizes.",
+            f"A dash stands for memory below 1 MiB. {setting(result)}.",
+        ),
+        *table("operator | sizes | exponent of time | exponent of memory", lines),
     ]
 
 

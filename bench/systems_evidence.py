@@ -12,18 +12,12 @@ it was made at.
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from bench.kept import Kept
-from bench.trained import gain, moments, paired, scored, trained
+from bench.trained import gain, moments, paired, run_cases, scored, trained
 from models.data.corruption import CorruptionConfig
 from models.data.dataset import Dataset
 from models.evaluation.metrics import primary
@@ -177,23 +171,5 @@ def study(kept: Kept, name: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--json", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message="The number of unique classes")
-    logging.getLogger("models").setLevel(logging.ERROR)
-    before = json.loads(given.json.read_text()) if given.json.is_file() else {}
-    kept = Kept(given.json, " ".join((__doc__ or "").split("\n\n")[2].split()))
-    cases = kept.content["summary"] = before.get("summary", {})
-    for name in given.cases.split(","):
-        cases[name] = study(kept, name)
-        kept.write()
-        for row in cases[name]["rows"]:
-            print(name, row["arm"], row["test"][cases[name]["metric"]], row.get("reference_gains", ""), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_cases(__doc__ or "", CASES, RESULTS, study)

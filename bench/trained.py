@@ -1,13 +1,20 @@
-"""One trained run of an evidence table, and its statistics over seeds."""
+"""One trained run of an evidence table, its statistics over seeds, and the command of a study of several cases."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import logging
 import tempfile
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from bench.kept import Kept
 from models.data.corruption import CorruptionConfig
 from models.data.dataset import Dataset
 from models.evaluation import summary
@@ -49,3 +56,25 @@ def paired(gains: Sequence[float]) -> dict[str, float]:
     from scipy.stats import ttest_1samp
 
     return {} if len(set(gains)) == 1 else {"p": round(float(ttest_1samp(list(gains), 0.0).pvalue), 4)}
+
+
+def run_cases(doc: str, cases: Iterable[str], results: Path, study: Callable[[Kept, str], dict[str, Any]]) -> None:
+    """The command line of a study: ``study(kept, case)`` for the cases that are asked for, kept under "summary".
+
+    doc: of the module; its third paragraph says in the file what the file holds.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--cases", default=",".join(cases), help="separated by commas")
+    parser.add_argument("--json", type=Path, default=results)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="The number of unique classes")
+    logging.getLogger("models").setLevel(logging.ERROR)
+    before = json.loads(given.json.read_text()) if given.json.is_file() else {}
+    kept = Kept(given.json, " ".join(doc.split("\n\n")[2].split()))
+    kept.content["summary"] = before.get("summary", {})
+    for case in given.cases.split(","):
+        kept.content["summary"][case] = found = study(kept, case)
+        kept.write()
+        for row in found["rows"]:
+            print(case, row, flush=True)

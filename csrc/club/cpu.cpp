@@ -1,6 +1,8 @@
 // Gaussian CLUB on a CPU (mi_kernels/ops/club/schema.py has the formulas): one pass over mu, logvar and y forward, after
 // one over y for its mean (two in fp64), and one backward. About 15 and 30 B D FLOP; mu, logvar and y are read, gradients written.
 //
+// Without logvar sum_i (v - c_i^2) = 0, and it is left out: its rounding would drown a small value.
+//
 // Rows are cut into parts that depend on the shape alone, so the sums, and their bits, do not depend on the threads.
 // A part works in tiles of 64 rows by 64 columns: sums of a tile stay in registers, in T, and are flushed into doubles.
 #include <ATen/Dispatch.h>
@@ -56,7 +58,7 @@ MK_INLINE void add_tile(int64_t rows, int64_t n, int64_t stride, const In* mu, c
       sums[kC2][d] += c * c;
       sums[kW][d] += w;
       sums[kWM][d] += w * m;
-      sums[kCross][d] += w * ((m + m - c) * c);
+      sums[kCross][d] += lv ? w * ((m + m - c) * c) : (m + m) * c;
     }
   }
 }
@@ -222,7 +224,7 @@ void forward_of(const Shape& s, const Tensor& mu, const OptTensor& logvar, const
       at[kVariance * D] = static_cast<T>(variance);
       at[kPrecision * D] = static_cast<T>(w * count_inverse);
       at[kWeightedMean * D] = static_cast<T>(total(g, kWM, d) * count_inverse);
-      found += variance * w + total(g, kCross, d);
+      found += (lv_at ? variance * w : 0.0) + total(g, kCross, d);
     }
     out[g] = static_cast<T>(0.5 * count_inverse * found);
   }

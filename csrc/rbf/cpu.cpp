@@ -21,11 +21,14 @@ struct TileWork {
   T slope;                     // of a kernel value: -2 weight gamma / K, without gamma
   T *row_sum, *col_sum;        // of the slopes, accumulated
   double* gamma_sum;           // [K], sum of r^2 k; may be null
+  bool own;                    // row i of the tile is its column i
 };
 
 template <class T>
 MK_INLINE double kernel_tile(const TileWork<T>& w) {
-  T columns[kBlock] = {}, total[kBlock] = {}, norm[kBlock], valid[kBlock];  // locals: no store can alias them
+  T columns[kBlock] = {}, norm[kBlock], valid[kBlock];  // locals: no store can alias them
+  // Sum of e = k - 1 as a sum of small numbers and a count: e of near pairs, k of far ones.
+  T total[kBlock] = {}, far[kBlock] = {};
   for (int64_t j = 0; j < kBlock; ++j) norm[j] = w.col_norm[j], valid[j] = w.col_valid[j];
   for (int64_t i = 0; i < w.rows; ++i) {
     T r[kBlock], slope[kBlock] = {};
@@ -35,9 +38,12 @@ MK_INLINE double kernel_tile(const TileWork<T>& w) {
       const T g = w.gamma[k];
       T kernel[kBlock];
       for (int64_t j = 0; j < kBlock; ++j) {
-        const T e = fast_expm1(-g * r[j]) * valid[j];
-        total[j] += e;
-        kernel[j] = e + valid[j];
+        T k_j, e;
+        exponentials(-g * r[j], k_j, e);
+        const bool is_far = k_j < T(0.5);
+        total[j] += (is_far ? k_j : e) * valid[j];
+        far[j] += is_far ? valid[j] : T(0);
+        kernel[j] = k_j * valid[j];
         slope[j] += g * kernel[j];
       }
       if (!w.gamma_sum) continue;
@@ -46,6 +52,7 @@ MK_INLINE double kernel_tile(const TileWork<T>& w) {
       for (int64_t j = 0; j < kBlock; ++j) weighted += kernel[j] * r[j];
       w.gamma_sum[k] += weighted;
     }
+    if (w.own) slope[i] = T(0);
     T sum = T(0);
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < kBlock; ++j) {
@@ -58,7 +65,7 @@ MK_INLINE double kernel_tile(const TileWork<T>& w) {
   }
   for (int64_t j = 0; j < kBlock; ++j) w.col_sum[j] += columns[j];
   double found = 0;
-  for (int64_t j = 0; j < kBlock; ++j) found += static_cast<double>(total[j]);
+  for (int64_t j = 0; j < kBlock; ++j) found += static_cast<double>(total[j]) - static_cast<double>(far[j]);
   return found;
 }
 MK_CLONES double kernel_of_tile(const TileWork<float>& w) { return kernel_tile(w); }
@@ -122,7 +129,7 @@ class Mmd {
     std::vector<double> gamma_sum(want_gamma ? K_ : 0, 0.0);
     const TileWork<T> tile{z_.rows(p), s, both.row_norm, both.col_norm, z_.valid(q), gamma_, K_,
                            static_cast<T>(-2 * weight / K_), z_.row_sum(both, w.tiles), z_.col_sum(both, w.tiles),
-                           want_gamma ? gamma_sum.data() : nullptr};
+                           want_gamma ? gamma_sum.data() : nullptr, p == q};
     w.value += weight / K_ * kernel_of_tile(tile);
     for (int64_t k = 0; k < static_cast<int64_t>(gamma_sum.size()); ++k) w.gamma[k] -= weight / K_ * gamma_sum[k];
     z_.add(both, w.tiles);

@@ -25,9 +25,12 @@ struct Sums {
 };
 
 template <class T>
-MK_INLINE void kernel_row(const Kernel<T>& k, int64_t i, const T* norm, const T* valid, T* r, T* e) {
-  squared_distances(k.row_norm[i], norm, k.s + i * kBlock, r);
-  for (int64_t j = 0; j < kBlock; ++j) e[j] = fast_expm1(-k.gamma * r[j]) * valid[j];
+MK_INLINE void kernel_row(const Kernel<T>& of, int64_t i, const T* norm, const T* valid, T* r, T* k, T* e) {
+  squared_distances(of.row_norm[i], norm, of.s + i * kBlock, r);
+  for (int64_t j = 0; j < kBlock; ++j) {
+    exponentials(-of.gamma * r[j], k[j], e[j]);
+    k[j] *= valid[j], e[j] *= valid[j];
+  }
 }
 
 template <class T>
@@ -48,9 +51,9 @@ MK_INLINE void sum_tile(int64_t rows, const Kernel<T>& x, const Kernel<T>& y, co
   for (int64_t first = 0; first < rows; first += kRun) {
     T sum_e[kBlock] = {}, sum_f[kBlock] = {}, ef[kBlock] = {}, ee[kBlock] = {}, ff[kBlock] = {};
     for (int64_t i = first; i < std::min(rows, first + kRun); ++i) {
-      T r[kBlock], e[kBlock], f[kBlock];
-      kernel_row(x, i, norm_x, valid, r, e);
-      kernel_row(y, i, norm_y, valid, r, f);
+      T r[kBlock], k[kBlock], e[kBlock], f[kBlock];
+      kernel_row(x, i, norm_x, valid, r, k, e);
+      kernel_row(y, i, norm_y, valid, r, k, f);
       for (int64_t j = 0; j < kBlock; ++j) {
         sum_e[j] += e[j], sum_f[j] += f[j];
         ef[j] += e[j] * f[j], ee[j] += e[j] * e[j], ff[j] += f[j] * f[j];
@@ -87,6 +90,7 @@ template <class T>
 struct Slopes {  // of a tile: factors of (E, F), and where the sums of the slopes go
   T cross, own_x, own_y;  // under the three traces
   T factor;               // -2, or -4 for a pair of unlike tiles
+  bool own;               // row i of the tile is its column i
   T *row_x, *col_x, *row_y, *col_y;
   double gamma_x, gamma_y;  // sums of slope r^2 without factors
 };
@@ -114,15 +118,16 @@ MK_INLINE void slope_tile(int64_t rows, const Kernel<T>& x, const Kernel<T>& y, 
     col_e[j] = m.col_e[j] - m.e, col_f[j] = m.col_f[j] - m.f;
   }
   for (int64_t i = 0; i < rows; ++i) {
-    T r_x[kBlock], r_y[kBlock], e[kBlock], f[kBlock], of_e[kBlock], of_f[kBlock];
-    kernel_row(x, i, norm_x, valid, r_x, e);
-    kernel_row(y, i, norm_y, valid, r_y, f);
+    T r_x[kBlock], r_y[kBlock], k[kBlock], l[kBlock], e[kBlock], f[kBlock], of_e[kBlock], of_f[kBlock];
+    kernel_row(x, i, norm_x, valid, r_x, k, e);
+    kernel_row(y, i, norm_y, valid, r_y, l, f);
     for (int64_t j = 0; j < kBlock; ++j) {
       const T he = e[j] - m.row_e[i] - col_e[j], hf = f[j] - m.row_f[i] - col_f[j];
-      of_e[j] = (out.cross * hf + T(2) * out.own_x * he) * (e[j] + valid[j]);
-      of_f[j] = (out.cross * he + T(2) * out.own_y * hf) * (f[j] + valid[j]);
+      of_e[j] = (out.cross * hf + T(2) * out.own_x * he) * k[j];
+      of_f[j] = (out.cross * he + T(2) * out.own_y * hf) * l[j];
       along_x[j] += of_e[j] * r_x[j], along_y[j] += of_f[j] * r_y[j];
     }
+    if (out.own) of_e[i] = of_f[i] = T(0);
     finish_row(of_e, out.factor * x.gamma, x.s + i * kBlock, columns_x, out.row_x[i]);
     finish_row(of_f, out.factor * y.gamma, y.s + i * kBlock, columns_y, out.row_y[i]);
   }
@@ -199,7 +204,7 @@ class Hsic {
           const Kernel<T> kx = kernel(of_x, gx_), ky = kernel(of_y, gy_);
           const Means<T> means{&mean_e[p * kBlock], &mean_f[p * kBlock], &mean_e[q * kBlock], &mean_f[q * kBlock],
                                static_cast<T>(all_e / (batch * batch)), static_cast<T>(all_f / (batch * batch))};
-          Slopes<T> out{slope(0), slope(1), slope(2), T(p == q ? -2 : -4), x_.row_sum(of_x, w.x), x_.col_sum(of_x, w.x),
+          Slopes<T> out{slope(0), slope(1), slope(2), T(p == q ? -2 : -4), p == q, x_.row_sum(of_x, w.x), x_.col_sum(of_x, w.x),
                         y_.row_sum(of_y, w.y), y_.col_sum(of_y, w.y), 0, 0};
           slopes_of_tile(x_.rows(p), kx, ky, x_.valid(q), means, out);
           w.gamma_x -= (p == q ? 1 : 2) * out.gamma_x, w.gamma_y -= (p == q ? 1 : 2) * out.gamma_y;

@@ -21,8 +21,9 @@
 
 namespace mk::rbf {
 
-// exp(t) - 1 for t <= 0 with a small relative error: 2^n expm1(r) + (2^n - 1), t = n log 2 + r.
-MK_INLINE float fast_expm1(float t) {
+// k = exp(t) and e = k - 1 for t <= 0, both with a small relative error: e + 1 would leave no digits of a small k.
+// 2^n expm1(r) + (2^n or 2^n - 1), t = n log 2 + r.
+MK_INLINE void exponentials(float t, float& k, float& e) {
   const float clamped = t < -87.0f ? -87.0f : t;  // written so that NaN propagates
   const float magic = 12582912.0f;
   const float n = (clamped * 1.44269504f + magic) - magic;
@@ -38,9 +39,16 @@ MK_INLINE float fast_expm1(float t) {
   const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
-  return power * p + (power - 1.0f);
+  k = power * p + power;
+  e = power * p + (power - 1.0f);
 }
-MK_INLINE double fast_expm1(double t) { return std::expm1(t); }
+MK_INLINE void exponentials(double t, double& k, double& e) {
+  if (t < -1.0) {
+    k = std::exp(t), e = k - 1.0;
+  } else {
+    e = std::expm1(t), k = e + 1.0;
+  }
+}
 
 // Squared distances of row i to 64 columns from their inner products; exactly 0 within rounding of it.
 template <class T>
@@ -175,12 +183,12 @@ class Tiles {  // of one or two samples, one after the other
     w.started = false;
   }
 
-  // Takes in the slopes of a pair of tiles, which are in the place of its products.
+  // Takes in the slopes of a pair of tiles, which are in the place of its products. A row's slope along itself must be
+  // 0, and left out of the sums beforehand: it is as large as all others may be small.
   void add(const Pair& pair, Work& w) const {
     const int64_t p = pair.p, q = pair.q, n = rows(p);
     T* slopes = pair.s;
     if (pair.direct) return add_differences(pair, w);
-    if (p == q) leave_out_own(pair, w);
     if (tiles_[p].gradient)
       for (int64_t b = 0; b < dblocks_; ++b)
         gemm(n, kBlock, kBlock, w.started, slopes, zp_.get() + (q * dblocks_ + b) * kBlock * kBlock,
@@ -264,15 +272,6 @@ class Tiles {  // of one or two samples, one after the other
   void pack_as_given(int64_t q, T* out) const {  // [D][kBlock], zeros beyond the rows
     if (rows(q) < kBlock) std::fill_n(out, D * kBlock, T(0));
     rows::transpose(rows(q), D, tiles_[q].at, D, nullptr, out, kBlock);
-  }
-
-  // A row has no slope along itself: s_i z_i - W_ii z_i would leave the rounding of a far row.
-  void leave_out_own(const Pair& pair, Work& w) const {
-    for (int64_t i = 0; i < rows(pair.p); ++i) {
-      T& own = pair.s[i * kBlock + i];
-      row_sum(pair, w)[i] -= own, col_sum(pair, w)[i] -= own;
-      own = T(0);
-    }
   }
 
   void add_differences(const Pair& pair, Work& w) const {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ class Call(NamedTuple):
     function: oracle.Function
     tensors: list[Tensor]
     floor: float = 0.0
+    terms_of_gradients: Callable[[], list[float]] | None = None
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{t.dtype} {list(t.shape)} strides {t.stride()}" for t in self.tensors)
@@ -123,7 +125,27 @@ def concat_bounds(draw: Draw) -> Call:
 
     # The slopes of the scores sum to 1 for positives and for negatives: what the last bias gets is their difference.
     floor = oracle.unit(torch.float64 if make.dtype == torch.float64 else torch.float32)
-    return Call(name, {"dims": dims, "hidden": hidden}, function, make.made, floor)
+    terms = partial(_terms_of_pairs, bound, name, list(weights), make.made)
+    return Call(name, {"dims": dims, "hidden": hidden}, function, make.made, floor, terms)
+
+
+def _terms_of_pairs(bound: torch.nn.Module, name: str, names: list[str], tensors: list[Tensor]) -> list[float]:
+    """Of every gradient the sum over pairs of |dS_ij| |dS_ij / dt|, in fp64. Where all hidden units agree on two pairs,
+    the gradient of an input is (sum of their dS) times a vector, and exactly 0 if the bound ignores shifts; plain torch
+    rounds dS = q and dS = -q alike, a kernel that forms them as p and p - 1 may not."""
+    leaves = [t.detach().double().requires_grad_() for t in tensors]
+    with mk.use_backend("reference"):
+        parameters = {key.removeprefix("critic."): t for key, t in zip(names, leaves[2:], strict=True)}
+        scores = torch.func.functional_call(bound.critic, parameters, tuple(leaves[:2]))
+        given = scores.detach().requires_grad_()
+        eye = torch.eye(scores.shape[-1], dtype=torch.float64)
+        value = registry.find(name).bound(mk.DotCritic(1.0, normalize=False))(given, eye)
+        (slopes,) = torch.autograd.grad(value, given)
+    sizes = [0.0] * len(leaves)
+    for score, slope in zip(scores.flatten(), slopes.abs().flatten().tolist(), strict=True):
+        found = torch.autograd.grad(score, leaves, retain_graph=True, allow_unused=True)
+        sizes = [s + (0.0 if g is None else slope * float(g.norm())) for s, g in zip(sizes, found, strict=True)]
+    return sizes
 
 
 @st.composite
@@ -154,7 +176,28 @@ def kernels(draw: Draw) -> Call:
     # promised for 16- and 32-bit inputs.
     of_kernel = oracle.unit(torch.float64) if make.dtype == torch.float64 else 1e-9
     floor = of_kernel * (1 + 1 / settings["bandwidth"])
+    if settings.get("normalized"):
+        floor += _of_a_ratio(*make.made, settings["bandwidth"])
     return Call(name, settings, partial(getattr(mk, name), **settings), make.made, floor)
+
+
+def _of_a_ratio(x: Tensor, y: Tensor, bandwidth: float) -> float:
+    """Rounding of h / sqrt(a b), the three being HSICs of (x, y), (x, x) and (y, y).
+
+    Value: each is a difference of sums of products of e = k - 1, in fp64, so its relative error is the unit of fp64
+    times mean(e^2) B^2 over tr(EHEH). Gradient: the three logarithms' gradients, which cancel to 0 for two rows.
+    """
+    wide = [t.detach().double().requires_grad_() for t in (x, y)]
+    accumulated = oracle.unit(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    floor = 0.0
+    with mk.use_backend("reference"):
+        for pair in ((wide[0], wide[1]), (wide[0], wide[0]), (wide[1], wide[1])):
+            h = mk.hsic(*pair, bandwidth=bandwidth)
+            gradients = torch.autograd.grad(h.log().sum(), list(pair[: 1 + (pair[0] is not pair[1])]))
+            floor = max(floor, accumulated * max(float(g.norm()) for g in gradients))
+            e = [torch.expm1(torch.cdist(t, t).square() / (-2 * bandwidth**2)) for t in (p.detach() for p in pair)]
+            floor = max(floor, oracle.unit(torch.float64) * float(((e[0] * e[1]).mean((-2, -1)) / h.detach()).max()))
+    return floor if math.isfinite(floor) else 0.0
 
 
 @st.composite

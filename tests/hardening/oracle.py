@@ -2,19 +2,23 @@
 
 The allowance of a result follows from the problem, not from a constant. In norm, an error may be at most
 
-    2 e + 16 d + 16 v g + w |want| + 16 f
+    2 e + 16 d + 16 v g + w |want| + 16 f + 4 u t
 
 e being the error of the plain-torch reference in the inputs' own dtype, d how far the exact result moves when every
 input changes by a random unit roundoff of its dtype, g the largest gradient of the call (for an output: the sum of
 |input times gradient|, what it is made of), v the unit roundoff of the sums, and w 4 unit
-roundoffs of the result's dtype, for 16- and 32-bit inputs at least the one part in a million of the contract. So a sum
+roundoffs of the result's dtype, for 16- and 32-bit inputs at least the one part in a million of the contract. In fp64
+e is 0, since the reference is compared with itself, and w counts roundings instead (`_roundings`). So a sum
 that cancels is allowed what its conditioning says, also where it cancels to nothing (the gradient of a bias that the
 bound ignores), and a well-conditioned one no more than rounding. f is 0 unless the terms of the sums are larger than
 both results and gradients say: a squared MMD of 1e-19 is a sum of kernels of size 1, whose fp64 rounding is 1e-16.
+t is the same for one gradient, a sum over pairs of terms that are rounded to the inputs' dtype, of unit roundoff u: the
+sum of the terms' sizes. Plain torch may round two terms alike that cancel, where its own error says nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -75,8 +79,22 @@ def unit(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def differences(function: Function, tensors: Sequence[Tensor], floor: float = 0.0) -> list[Difference]:
-    """function(*tensors) returns one tensor or several; every tensor gets a gradient. `floor`: f above."""
+def _roundings(tensors: Sequence[Tensor]) -> int:
+    """On the way from an input to a loss: a product, a sum over features, the scale, a difference, exp, a sum over
+    candidates, log, a difference, a mean, a factor. The reference and what is compared each make as many. Sums of n
+    terms in vectors and blocks round a term at least log2(n) times; two such sums follow one another."""
+    longest = max(max(t.shape, default=1) for t in tensors)
+    return 2 * (8 + 2 * math.ceil(math.log2(max(longest, 2))))
+
+
+def differences(
+    function: Function,
+    tensors: Sequence[Tensor],
+    floor: float = 0.0,
+    terms_of_gradients: Callable[[], list[float]] | None = None,
+) -> list[Difference]:
+    """function(*tensors) returns one tensor or several; every tensor gets a gradient. `floor`: f above,
+    `terms_of_gradients`: t above of every tensor's gradient under a slope of 1; computed where it is needed."""
     slopes: list[Tensor] = []
     with mk.use_backend("reference"):
         wide = [t.detach().double() for t in tensors]
@@ -102,16 +120,28 @@ def differences(function: Function, tensors: Sequence[Tensor], floor: float = 0.
         if f.shape != w.shape:
             raise AssertionError(f"result {k} has shape {tuple(f.shape)}, the reference {tuple(w.shape)}")
         limits = torch.finfo(f.dtype)
-        share = max(4 * unit(f.dtype), 0.0 if tensors[0].dtype == torch.float64 else 1e-6)
+        in_fp64 = tensors[0].dtype == torch.float64
+        share = max(4 * unit(f.dtype), _roundings(tensors) * sums if in_fp64 else 1e-6)
         allowed = 2 * (p.double() - w).norm() + 16 * m + share * w.norm()
         allowed += 16 * sums * (largest if k >= len(slopes) else terms) + 16 * floor
         allowed += limits.smallest_normal * max(w.numel(), 1)  # below it a dtype has no relative precision
         error = float((f.double() - w.clamp(limits.min, limits.max)).norm())
         name = f"output {k}" if k < len(slopes) else f"gradient {k - len(slopes)}"
         report.append(Difference(name, error if error == error else float("inf"), float(allowed)))
+    if terms_of_gradients is not None and any(not d.excess <= 1 for d in report):
+        slope, outputs = max(float(s.abs().max()) for s in slopes), report[: len(slopes)]
+        report = outputs + [
+            Difference(d.name, d.error, d.allowed + 4 * unit(t.dtype) * slope * size)
+            for d, t, size in zip(report[len(slopes) :], tensors, terms_of_gradients(), strict=True)
+        ]
     return report
 
 
-def check(function: Function, tensors: Sequence[Tensor], floor: float = 0.0) -> None:
-    wrong = [d for d in differences(function, tensors, floor) if not d.excess <= 1]
+def check(
+    function: Function,
+    tensors: Sequence[Tensor],
+    floor: float = 0.0,
+    terms_of_gradients: Callable[[], list[float]] | None = None,
+) -> None:
+    wrong = [d for d in differences(function, tensors, floor, terms_of_gradients) if not d.excess <= 1]
     assert not wrong, "; ".join(f"{d.name}: error {d.error:.3g}, allowed {d.allowed:.3g}" for d in wrong)

@@ -35,7 +35,7 @@ def test_operators_agree_with_the_fp64_reference(family: str) -> None:
     @given(families.FAMILIES[family])
     def agrees(call: operators.Call) -> None:
         torch.manual_seed(0)
-        oracle.check(call.function, call.tensors, call.floor)
+        oracle.check(call.function, call.tensors, call.floor, call.terms_of_gradients)
 
     agrees()
 

@@ -63,7 +63,7 @@ def test_a_run_is_fitted_resumed_evaluated_and_reported(measured, file, tmp_path
     again.write_text((tmp_path / "run" / "config.yaml").read_text())
     other = ["fit", "--config", str(again), "--out", out, "--quiet", "--seed", "3", "--evaluate"]
     assert main(other) == 2
-    assert "go on with --resume, replace it with --overwrite" in capsys.readouterr().err
+    assert "continue with --resume, replace it with --overwrite" in capsys.readouterr().err
     assert main([*other, "--overwrite"]) == 0
     assert "constant" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The Gaussian CLUB bound in plain torch (schema.py has the formulas). O(B D) FLOP; some ten B x D temporaries."""
+"""The Gaussian CLUB bound in plain torch (schema.py has the formulas). O(B D) FLOP; about ten B x D temporaries."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .schema import NEED_LOGVAR, NEED_MU, NEED_Y
 
 
 def _centred(mu: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """ybar in two parts, m and c. Subtracting the rounded mean is exact where it matters, the remainder follows:
-    with y around 1e4 one rounded mean would leave an error of 1e-3."""
+    """ybar in two parts (a rounded mean and its remainder), m and c. The rounded mean is subtracted first and the
+    remainder second: with y around 1e4, a single rounded mean would give an error of 1e-3."""
     mu, y = mu.to(accumulate_dtype(mu.dtype)), y.to(accumulate_dtype(y.dtype))
     high = y.mean(-2, keepdim=True)
     c = y - high
@@ -26,18 +26,22 @@ def _precision(logvar: Tensor | None, like: Tensor) -> Tensor:
 def value(mu: Tensor, logvar: Tensor | None, y: Tensor) -> Tensor:
     """The bound, [*], of inputs [*, B, D]; differentiable any number of times."""
     *_, m, c = _centred(mu, y)
-    v = c.square().mean(-2, keepdim=True)
-    terms = v - c.square() + 2 * m * c
-    if logvar is not None:
-        terms = terms * _precision(logvar, terms)
-    return terms.sum(-1).mean(-1) / 2
+    return _terms(m, c, None if logvar is None else _precision(logvar, c)).sum(-1).mean(-1) / 2
+
+
+def _terms(m: Tensor, c: Tensor, w: Tensor | None) -> Tensor:
+    """What the value is half the mean of. Equal precisions: sum_i (v - c_i^2) = 0 is left out, for its rounding would
+    drown a small value."""
+    if w is None:
+        return 2 * m * c
+    return w * (c.square().mean(-2, keepdim=True) - c.square() + 2 * m * c)
 
 
 def forward(mu: Tensor, logvar: Tensor | None, y: Tensor) -> tuple[Tensor, Tensor]:
     high, low, m, c = _centred(mu, y)
     w = _precision(logvar, c)
     v = c.square().mean(-2, keepdim=True)
-    found = (w * (v - c.square() + 2 * m * c)).sum(-1).mean(-1) / 2
+    found = _terms(m, c, None if logvar is None else w).sum(-1).mean(-1) / 2
     moments = torch.cat([high, low, v, w.mean(-2, keepdim=True), (w * m).mean(-2, keepdim=True)], -2)
     return found, moments
 

@@ -1,8 +1,9 @@
-"""HSIC's three sums in row chunks of plain torch: value, gradient by recomputation, and the materialised definition.
+"""HSIC's three sums in plain torch: in chunks of rows (value, and gradient by recomputation), and the materialised
+definition.
 
-With E_ij = expm1(-gamma |x_i - x_j|^2), F likewise for y, and H the centring matrix, H 1 = 0 drops the ones of the
-kernels:  tr(K H L H) = tr(E H F H) = sum_ij E_ij F_ij - 2 / B sum_i e_i f_i + sum(e) sum(f) / B^2,  e = E 1, f = F 1.
-The sums are fp64, so that their cancellation costs no digits of fp32 kernels.
+Let E_ij = expm1(-gamma |x_i - x_j|^2), F likewise for y, and H the centring matrix. Because H 1 = 0, the ones of the
+kernels drop out:  tr(K H L H) = tr(E H F H) = sum_ij E_ij F_ij - 2 / B sum_i e_i f_i + sum(e) sum(f) / B^2,  e = E 1, f
+= F 1. The sums are fp64, so that their cancellation does not cost precision of fp32 kernels.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
-from .distances import Points, apart, points, pull, squared, units, without_own
+from .distances import Points, apart, kernels, points, pull, squared, units, without_own
 from .reference import of_bandwidth
 from .schema import NEED_BANDWIDTH, NEED_BANDWIDTH_Y, NEED_X, NEED_Y
 
@@ -31,13 +32,13 @@ def _products(e: Tensor, f: Tensor) -> Tensor:
 
 
 def value(x: Tensor, y: Tensor, sx: Tensor, sy: Tensor) -> Tensor:
-    """[*, 3]; every pair is materialised, differentiable any number of times."""
+    """The three sums, [*, 3], with materialised pairs; differentiable any number of times."""
 
     def kernel(t: Tensor, bandwidth: Tensor) -> Tensor:
         dtype = accumulate_dtype(t.dtype)
         scale, gamma = units(bandwidth.to(dtype)[..., None])
         t = t.to(dtype) * scale[..., None, None]
-        return (-gamma[..., None] * apart(t, t, own=True)).expm1()
+        return kernels(-gamma[..., None] * apart(t, t, own=True))[1]
 
     e, f = kernel(x, sx), kernel(y, sy)
     return combine(_products(e, f), e.sum(-1, dtype=torch.float64), f.sum(-1, dtype=torch.float64))
@@ -55,14 +56,15 @@ class _Side:
         self.gradient = torch.zeros_like(self.points.given)
         self.dgamma = torch.zeros_like(self.gamma, dtype=torch.float64)
 
-    def tile(self, part: slice) -> tuple[Points, Tensor, Tensor, bool]:
-        """These rows, their distances from all, e, and whether differences were taken."""
+    def tile(self, part: slice) -> tuple[Points, Tensor, Tensor, Tensor, bool]:
+        """These rows, their distances from all rows, the kernel, e, and whether the distances came from differences."""
         own = self.points.rows(part)
         distance, direct = squared(own, self.points, part.start)
-        return own, distance, (-self.gamma[:, None, None] * distance).expm1(), direct
+        return own, distance, *kernels(-self.gamma[:, None, None] * distance), direct
 
     def add(self, part: slice, of_exponent: Tensor, own: Points, distance: Tensor, direct: bool) -> None:
-        """Adds the gradients under dL/d(-gamma r^2) of these rows; the matrix is symmetric, so a row's is doubled."""
+        """Adds the gradients for dL/d(-gamma r^2) of these rows. The matrix is symmetric, so the gradient of a row is
+        doubled."""
         self.dgamma -= (of_exponent * distance).sum((-2, -1), dtype=torch.float64)
         slope = without_own(-4 * self.gamma[:, None, None] * of_exponent, part.start)
         self.gradient[:, part] += pull(slope, own, self.points, direct)
@@ -78,7 +80,7 @@ def forward(x: Tensor, y: Tensor, sx: Tensor, sy: Tensor, rows: int) -> tuple[Te
     of_x, of_y = _Side(x, sx), _Side(y, sy)
     products, e_rows, f_rows = x.new_zeros((x.shape[0], 3), dtype=torch.float64), [], []
     for part in _parts(x.shape[1], rows):
-        e, f = of_x.tile(part)[2], of_y.tile(part)[2]
+        e, f = of_x.tile(part)[3], of_y.tile(part)[3]
         products = products + _products(e, f)
         e_rows.append(e.sum(-1, dtype=torch.float64))
         f_rows.append(f.sum(-1, dtype=torch.float64))
@@ -94,14 +96,14 @@ def backward(
     g = (g / batch**2).to(dtype)[:, :, None, None]
     means = (row_sums / batch).to(dtype).unbind(1)
     for part in _parts(batch, rows):
-        (own_x, r_x, e, direct_x), (own_y, r_y, f, direct_y) = (side.tile(part) for side in sides)
+        (own_x, r_x, k_x, e, direct_x), (own_y, r_y, k_y, f, direct_y) = (side.tile(part) for side in sides)
         he, hf = (
-            k - m[:, part, None] - m[:, None] + m.mean(-1)[:, None, None]
-            for k, m in zip((e, f), means, strict=True)
+            t - m[:, part, None] - m[:, None] + m.mean(-1)[:, None, None]
+            for t, m in zip((e, f), means, strict=True)
         )
         of_e, of_f = g[:, 0] * hf + 2 * g[:, 1] * he, g[:, 0] * he + 2 * g[:, 2] * hf
-        sides[0].add(part, of_e * (e + 1), own_x, r_x, direct_x)
-        sides[1].add(part, of_f * (f + 1), own_y, r_y, direct_y)
+        sides[0].add(part, of_e * k_x, own_x, r_x, direct_x)
+        sides[1].add(part, of_f * k_y, own_y, r_y, direct_y)
     found = [side.gradient.mul_(side.scale[:, None, None]) for side in sides]
     found += [of_bandwidth(side.dgamma, side.gamma, side.bandwidth) for side in sides]
     bits = (NEED_X, NEED_Y, NEED_BANDWIDTH, NEED_BANDWIDTH_Y)

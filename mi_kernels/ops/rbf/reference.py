@@ -1,8 +1,8 @@
 """Sums of a Gaussian kernel over pairs in plain torch (schema.py has the formulas).
 
-`value` materialises every pair and is differentiable; `value_and_gradients` holds `rows` rows of pairs at a time.
-Cost 2 pairs D FLOP for the value, as much again for each side's gradient; several times that for rows whose distances
-are taken from differences (distances.py).
+`value` materialises all pairs and is differentiable; `value_and_gradients` holds `rows` rows of pairs at a time. Cost:
+2 D FLOP per pair for the value and as much again for the gradient of each side; several times that for rows whose
+distances are computed from differences (distances.py).
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ import torch
 from torch import Tensor
 
 from ..common.dtypes import accumulate_dtype
-from .distances import Points, apart, points, pull, squared, units, without_own
+from .distances import Points, apart, kernels, points, pull, squared, units, without_own
 from .schema import NEED_BANDWIDTH, NEED_X, NEED_Y
 
 
 def _sums(distance: Tensor, gamma: Tensor) -> Tensor:
     """sum of e over the pairs, [*], in fp64."""
-    exponents = (-gamma[..., None, None] * distance[..., None, :, :]).expm1()
-    return exponents.sum((-2, -1), dtype=torch.float64).mean(-1)
+    return _sum(*kernels(-gamma[..., None, None] * distance[..., None, :, :])).mean(-1)
+
+
+def _sum(kernel: Tensor, e: Tensor) -> Tensor:
+    """sum of e = kernel - 1 over the last two dimensions in fp64: of e of near pairs, and of kernels of far ones less
+    their number. A far pair's e is -1 and a rounding as large as its kernel may be."""
+    far = kernel < 0.5
+    return torch.where(far, kernel, e).sum((-2, -1), dtype=torch.float64) - far.sum((-2, -1), dtype=torch.float64)
 
 
 def value(x: Tensor, y: Tensor, bandwidth: Tensor, w_xx: float, w_yy: float, w_xy: float) -> Tensor:
@@ -33,7 +39,7 @@ def value(x: Tensor, y: Tensor, bandwidth: Tensor, w_xx: float, w_yy: float, w_x
 
 
 class _Totals:
-    """What the blocks of pairs add up to: the value, and gradients of samples in units and of gamma."""
+    """Sums over blocks of pairs: the value, and the gradients of the scaled samples and of gamma."""
 
     def __init__(self, x: Points, y: Points, gamma: Tensor, rows: int | None):
         self.gamma, self.rows = gamma, rows
@@ -43,20 +49,20 @@ class _Totals:
 
     def add(self, a: Points, b: Points, weight: float, da: Tensor, db: Tensor, same: bool) -> None:
         """Adds weight * sum of e over the pairs of a and b, and its gradients; `same`: b is a."""
-        count, kernels = a.norms.shape[-1], self.gamma.shape[1]
+        count = a.norms.shape[-1]
         step = count if self.rows is None else max(1, self.rows)
         for first in range(0, count, step):
             part = slice(first, first + step)
             own = a.rows(part)
             distance, direct = squared(own, b, first if same else None)
             slope = torch.zeros_like(distance)
-            for k in range(kernels):
+            share = weight / self.gamma.shape[1]
+            for k in range(self.gamma.shape[1]):
                 g = self.gamma[:, k, None, None]
-                e = (-g * distance).expm1_()
-                self.value += e.sum((-2, -1), dtype=torch.float64) * (weight / kernels)
-                kernel = e.add_(1)
-                self.dgamma[:, k] -= (kernel * distance).sum((-2, -1), dtype=torch.float64) * (weight / kernels)
-                slope.addcmul_(g.expand_as(kernel), kernel, value=-2 * weight / kernels)
+                kernel, e = kernels(-g * distance)
+                self.value += _sum(kernel, e) * share
+                self.dgamma[:, k] -= (kernel * distance).sum((-2, -1), dtype=torch.float64) * share
+                slope.addcmul_(g.expand_as(kernel), kernel, value=-2 * share)
             if same:
                 without_own(slope, first)
             da[:, part] += pull(slope, own, b, direct)
@@ -94,5 +100,5 @@ def value_and_gradients(
 
 
 def of_bandwidth(dgamma: Tensor, gamma: Tensor, bandwidth: Tensor) -> Tensor:
-    """A gradient of gamma, of samples in units, as one of the bandwidth."""
+    """Converts the gradient of gamma (for scaled samples) to the gradient of the bandwidth."""
     return -2 * dgamma * gamma / bandwidth
