@@ -125,7 +125,8 @@ def main() -> int:
     short = (torch.bfloat16, torch.float16)
     cases = [("fused", *c) for c in product(LOSSES, SHAPES[:1], (torch.float32, torch.bfloat16))]
     cases += [("fused", "one-sided", SHAPES[1], torch.float16), ("fused", "nt_xent", SHAPES[1], torch.float32)]
-    cases += [("stored", *c) for c in product(STORED, SHAPES, short)]
+    # every loss with both shapes and both 16-bit types
+    cases += [("stored", name, SHAPES[(i + j) % 2], t) for i, name in enumerate(STORED) for j, t in enumerate(short)]
     cases += [("stored", name, shape, torch.float32) for name, shape in zip(STORED, SHAPES * 3, strict=True)]
     for case in cases:
         found += failures(*case)
