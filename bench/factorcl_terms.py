@@ -43,7 +43,7 @@ VECTORS = SMALL | {"training.batch_size": 64, "training.lr": 5e-4, "training.epo
 DATA: dict[str, dict[str, Any]] = {
     "synthetic": UNIQUE | VECTORS,
     "synthetic-gaussian": UNIQUE | VECTORS,
-    "two-digit-small": {"training.epochs": 25},
+    "two-digit-small": {"training.epochs": 25, "model.critic_hidden": 128},
 }
 FACTOR = COSINE | {"model.heads": "factor"}
 UNIQUE_ONLY = COSINE | UNIQUE_TERMS

@@ -15,30 +15,18 @@ it was made at.
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import statistics
-import tempfile
-import time
-import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bench.kept import Kept
+from bench.trained import gain, moments, paired, run_cases, scored, trained
 from models.data import load
-from models.data.dataset import Dataset
-from models.evaluation.metrics import LOWER_IS_BETTER, primary, score
-from models.evaluation.scores import outputs
-from models.evaluation.summary import moments as summary_of
+from models.evaluation.metrics import primary
 from models.mdm.robustness import KINDS, damaged
-from models.model import Model
 from models.settings import RunConfig, from_dict
-from models.training.fit import fit
 
 RESULTS = Path(__file__).parent / "results" / "mdm_evidence.json"
 SEEDS, SEARCH_SEEDS = (0, 1, 2, 3, 4), (1000,)
@@ -82,12 +70,7 @@ def measured(config: RunConfig) -> dict[str, Any]:
     """Trains and scores one run."""
     raw = load(replace(config.data, standardise=False), config.seed)
     data = raw.standardised()
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        model = fit(config, data, Path(folder), progress=False).model.eval()
-    found: dict[str, Any] = {"fit_seconds": round(time.monotonic() - start, 1)}
-    for split in ("valid", "test"):
-        found[split] = scored(model, data, split)
+    model, found = trained(config, data)
     metric = primary(data.target)
     found["damaged"] = {
         name: {kind: scored(model, damaged(raw, name, kind).standardised(), "test")[metric] for kind in KINDS}
@@ -96,20 +79,8 @@ def measured(config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def scored(model: Model, data: Dataset, split: str) -> dict[str, float]:
-    rows = data.labelled_rows(split)
-    predicted = outputs(model, data, rows)[1]
-    assert predicted is not None and data.labels is not None
-    return {name: round(value, 6) for name, value in score(predicted, data.labels[rows], data.target).items()}
-
-
 def metric_of(case: str) -> str:
     return "accuracy" if case.startswith("utd-mhad") else "mae"
-
-
-def gain(case: str, value: float, reference: float) -> float:
-    """How much better ``value`` is, in the metric's units."""
-    return reference - value if metric_of(case) in LOWER_IS_BETTER else value - reference
 
 
 def chosen(case: str, kept: Kept) -> tuple[float, dict[str, float], list[dict[str, Any]]]:
@@ -122,7 +93,7 @@ def chosen(case: str, kept: Kept) -> tuple[float, dict[str, float], list[dict[st
             found = [run(option, seed)["valid"][metric_of(case)] for seed in SEARCH_SEEDS]
             values.append(statistics.fmean(found))
             tried.append({"what": what, "value": option, "valid": found})
-        return max(zip(options, values, strict=True), key=lambda pair: gain(case, pair[1], 0.0))[0]
+        return max(zip(options, values, strict=True), key=lambda pair: gain(metric_of(case), pair[1], 0.0))[0]
 
     def rate(lr: float, seed: int) -> dict[str, Any]:
         config = config_of(case, {"weight": 0.0}, seed, lr)
@@ -171,7 +142,7 @@ def summary(case: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[str,
         if "accuracy_2" in found[arm][0]["test"]:
             row["accuracy_2"] = moments([run["test"]["accuracy_2"] for run in found[arm]])
         if arm != "weight 0":
-            gains = [gain(case, a, b) for a, b in zip(own, values["weight 0"], strict=True)]
+            gains = [gain(metric, a, b) for a, b in zip(own, values["weight 0"], strict=True)]
             row["gain"] = moments(gains) | paired(gains)
         row["damaged"] = {
             name: {kind: moments([run["damaged"][name][kind] for run in found[arm]]) for kind in KINDS}
@@ -181,48 +152,23 @@ def summary(case: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[str,
     return rows
 
 
-def moments(values: list[float]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in summary_of(values).items()}
-
-
-def paired(gains: list[float]) -> dict[str, float]:
-    """Two-sided p-value of a paired t-test; left out where all differences are the same."""
-    from scipy.stats import ttest_1samp
-
-    return {} if len(set(gains)) == 1 else {"p": round(float(ttest_1samp(gains, 0.0).pvalue), 4)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--json", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message="The number of unique classes")
-    logging.getLogger("models").setLevel(logging.ERROR)
-    before = json.loads(given.json.read_text()) if given.json.is_file() else {}
-    kept = Kept(given.json, " ".join((__doc__ or "").split("\n\n")[2].split()))
-    cases = kept.content["summary"] = before.get("summary", {})
-    for case in given.cases.split(","):
-        lr, weights, tried = chosen(case, kept)
-        found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms_of(case, weights)}
-        for seed in SEEDS:
-            for arm, settings in arms_of(case, weights).items():
-                config = config_of(case, settings, seed, lr)
-                make = partial(measured, config)
-                found[arm].append(kept.run(case, f"{arm}, seed {seed}", config.to_dict(), make))
-        cases[case] = {
-            "metric": metric_of(case),
-            "config": config_of(case, {"weight": 0.0}, 0, lr).to_dict(),
-            "lr": lr,
-            "weights": weights,
-            "search": tried,
-            "rows": summary(case, found),
-        }
-        kept.write()
-        for row in cases[case]["rows"]:
-            print(case, row["arm"], row[metric_of(case)], row.get("gain", ""), flush=True)
+def study(kept: Kept, case: str) -> dict[str, Any]:
+    """Searches and trains every arm of a case."""
+    lr, weights, tried = chosen(case, kept)
+    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms_of(case, weights)}
+    for seed in SEEDS:
+        for arm, settings in arms_of(case, weights).items():
+            config = config_of(case, settings, seed, lr)
+            found[arm].append(kept.run(case, f"{arm}, seed {seed}", config.to_dict(), partial(measured, config)))
+    return {
+        "metric": metric_of(case),
+        "config": config_of(case, {"weight": 0.0}, 0, lr).to_dict(),
+        "lr": lr,
+        "weights": weights,
+        "search": tried,
+        "rows": summary(case, found),
+    }
 
 
 if __name__ == "__main__":
-    main()
+    run_cases(__doc__ or "", CASES, RESULTS, study)

@@ -24,6 +24,7 @@ from models.mfm.model import JOINT
 
 from . import machine, table
 from .layer_formulas import cell_states
+from .steps import products
 
 STEPS, DIMS = 20, {"language": 300, "acoustic": 5, "visual": 20}
 # The one configuration that the public code records for MOSI.
@@ -184,7 +185,8 @@ def main() -> None:
             PUBLIC: step(public, partial(public_loss, public, batch)),
             "mi_kernels": step(ours, lambda model=ours, batch=batch: model.loss(batch).total, fused=True),  # type: ignore[misc]
         }
-        found += table.rows("MFM step", {"T": STEPS, "B": rows}, steps, PUBLIC, args.seconds)
+        flop = products(steps[PUBLIC])
+        found += table.rows("MFM step", {"T": STEPS, "B": rows}, steps, PUBLIC, args.seconds, flop=flop)
     print(machine.write("cpu_mfm", found, table.COLUMNS))
 
 

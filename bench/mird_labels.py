@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bench.kept import Kept
-from bench.mdm_evidence import measured, moments, paired
+from bench.trained import moments, paired, trained
 from models.data.labels import with_share_of_labels
 from models.evaluation.probes import input_features, probe
 from models.settings import RunConfig, from_dict
@@ -54,6 +54,10 @@ def config_of(arm: str, share: float, seed: int, lr: float, changes: dict[str, A
     training = {"epochs": epochs, "batch_size": batch, "lr": lr, "clip": 1.0, "select": "best", "seed": seed}
     model = {**ARMS[arm][0], **changes}
     return from_dict({"model": model, "data": data, "training": training | {"threads": 1}})
+
+
+def measured(config: RunConfig) -> dict[str, Any]:
+    return trained(config, load_data(config))[1]
 
 
 def chosen(arm: str, kept: Kept) -> tuple[float, dict[str, Any], list[dict[str, Any]]]:

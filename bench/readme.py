@@ -1,6 +1,6 @@
-"""Rewrites the measured sections of README.md and docs/ from bench/results/, so that they say what was measured.
+"""Rewrites the measured sections of docs/ from the JSON files in bench/results/: `python -m bench.readme`.
 
-`python -m bench.readme`. A section stands between two markers; rivals in a row are all contenders but ours.
+A section stands between two markers. In a row, every contender except ours is a rival.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def info_nce() -> list[str]:
             lines.append(f"{loss} | {b} | {d} | {ours(rows)} | {best_rival(rows)} | {cell(rows, 'eager')} | {sizes}")
     return [
         *paragraph(
-            f"InfoNCE forward plus backward, fp32, {setting(results[0])}. Multiples of the floor: 3N one-sided, 4N",
-            "symmetric, N one `torch.matmul` of the same shape in the same run. MiB is what a step adds at its peak.",
+            f"InfoNCE, forward plus backward, fp32, {setting(results[0])}. Times are multiples of the floor, which is",
+            "3N for the one-sided and 4N for the symmetric loss. N is the time of one `torch.matmul` of the same shape",
+            "in the same run. MiB is the additional memory of a step at its peak.",
         ),
         *table("loss | B | D | mi_kernels | best rival | eager | MiB, ours / eager", lines),
     ]
@@ -83,11 +84,12 @@ def concat() -> list[str]:
     ]
     return [
         *paragraph(
-            f"InfoNCE with a concat critic, forward plus backward to everything, {setting(result)}. The base is 3M, M",
-            "one `torch.matmul` of 2 B^2 H^2 FLOP in the same run, or the fastest way of writing it in eager torch.",
+            "InfoNCE with a concat critic, forward plus backward with gradients of inputs and parameters,",
+            f"{setting(result)}. Times are multiples of the base: 3M, where M is the time of one `torch.matmul` of",
+            "2 B^2 H^2 FLOP in the same run, or the fastest implementation in eager torch.",
         ),
         *table("critic | B | base | mi_kernels | 16-bit tiles | best rival | public | MiB, ours / public", lines),
-        f"Six critics in one grouped call take, of the time of six calls: {', '.join(groups)}.",
+        f"Time of one grouped call of six critics over that of six separate calls: {', '.join(groups)}.",
         "",
         *budgets(),
     ]
@@ -97,8 +99,8 @@ def budgets() -> list[str]:
     rows = load("cpu_mlp_critic_memory")["rows"]
     kept = ", ".join(f"{r['peak_mib']:.0f} MiB under a budget of {r['budget_mib']} MiB" for r in rows)
     return paragraph(
-        f"At B = {rows[0]['B']} a step with the two-layer critic adds {kept}; the activations of all pairs would be",
-        f"{rows[0]['activations_mib']} MiB.",
+        f"At B = {rows[0]['B']} a step with the two-layer critic adds {kept}; storing the activations of all pairs",
+        f"would take {rows[0]['activations_mib']} MiB.",
     )
 
 
@@ -112,7 +114,9 @@ def moments() -> list[str]:
             rivals = {name: row for name, row in rows.items() if name != base or "matmul" not in base}
             lines.append(f"{loss} | {b} | {d} | {base} | {ours(rows)} | {best_rival(rivals)} | {public}")
     return [
-        *paragraph(f"CLUB, squared MMD and HSIC, forward plus backward, {setting(results[0])}."),
+        *paragraph(
+            f"CLUB, squared MMD and HSIC, forward and backward, {setting(results[0])}. Times are multiples of the base."
+        ),
         *table("loss | B | D | base | mi_kernels | best rival | public, B x B x D", lines),
     ]
 
@@ -126,7 +130,10 @@ def other_losses() -> list[str]:
         cells = [base, ours(rows), best_rival(rows), cell(rows, "eager"), sizes]
         lines.append(" | ".join([loss, b, d, *cells]))
     return [
-        *paragraph(f"The other losses over dot-product scores, forward plus backward, fp32, {setting(result)}."),
+        *paragraph(
+            f"The other losses on dot-product scores, forward plus backward, fp32, {setting(result)}. Times are",
+            "multiples of the base.",
+        ),
         *table("loss | B | D | base | mi_kernels | best rival | eager | MiB, ours / eager", lines),
     ]
 
@@ -135,8 +142,8 @@ def sequences() -> list[str]:
     """Attention and the layers built on it, case by case."""
     found = []
     for name, title in (
-        ("cpu_attention", "Attention at MulT's sizes (six directed pairs), and of one pair"),
-        ("cpu_layers", "Layers of sequence models on the same weights"),
+        ("cpu_attention", "Attention: the six directed pairs of MulT at its sizes, and single pairs"),
+        ("cpu_layers", "Layers of sequence models, all with the same weights"),
     ):
         result, lines, cases = load(name), [], {}
         for row in result["rows"]:
@@ -146,12 +153,13 @@ def sequences() -> list[str]:
             rivals = {n: r for n, r in rows.items() if n != "floor"}
             if "mi_kernels" in rows and not all(is_ours(n) for n in rivals):
                 lines.append(" | ".join([label, base, ours(rivals), best_rival(rivals), cell(rows, "floor")]))
-        found += [*paragraph(f"{title}, forward plus backward, fp32, {setting(result)}."), *table(HEADER, lines)]
+        about = f"{title}. Forward plus backward, fp32, {setting(result)}. Times are multiples of the base."
+        found += [*paragraph(about), *table(HEADER, lines)]
     return found
 
 
 def recurrent() -> list[str]:
-    """How many times as fast as its rivals the LSTM scan is, over all sizes of one width."""
+    """Time of each rival over that of the LSTM scan: the range over all sizes of one width."""
     result = load("cpu_lstm")
     speeds: dict[tuple[str, str], dict[str, list[float]]] = {}
     for rows in by_size((r for r in result["rows"]), "loss", "B", "T", "H").values():
@@ -165,8 +173,8 @@ def recurrent() -> list[str]:
     lines = [" | ".join([*key, *(shown(found.get(rival, [])) for rival in rivals)]) for key, found in speeds.items()]
     return [
         *paragraph(
-            "Times of rivals over that of `lstm` (`lstm_decode`), input projection included, forward plus",
-            f"backward, B = 32 and 128, T = 20 to 400, {setting(result)}:",
+            "Time of the rivals over that of `lstm` or `lstm_decode`, including the input projection, forward plus",
+            f"backward, B = 32 and 128, T = 20 to 400, {setting(result)}. A range covers all B and T.",
         ),
         *table("case | H | nn.LSTM | LSTMCell loop | LSTMCell loop, torch.compile", lines),
     ]
@@ -176,8 +184,8 @@ def low_precision() -> list[str]:
     speeds = [row["speed_over_fp32"] for row in load("cpu_info_nce_low_precision")["rows"]]
     return paragraph(
         '16-bit tiles (`torch.set_float32_matmul_precision("medium")`, or bf16 inputs) run InfoNCE',
-        f"{min(speeds):.1f} to {max(speeds):.1f} times as fast as fp32 there. Nothing has been timed on a GPU yet: the",
-        "Triton kernels pass their tests in the interpreter and compile without spills.",
+        f"{min(speeds):.1f} to {max(speeds):.1f} times as fast as fp32 on this processor. Nothing has been timed on a",
+        "GPU yet; the Triton kernels pass their tests in the interpreter and compile.",
     )
 
 
@@ -209,11 +217,41 @@ def estimators() -> list[str]:
     totals = load("mi_tasks")["totals"]
     missed = [f"`{row['task']}`" for row in totals["tasks"] if row["covered"] < 0.5]
     return paragraph(
-        "On forty distributions with known MI (N = 10,000, half held out, three seeds, defaults of `estimate_mi`):",
-        f"mean absolute error {totals['mae']:.3f} nats; {100 * totals['coverage']:.0f} % of the 95 % intervals cover",
-        "the truth.",
-        *([f"Most miss it on {' and '.join(missed)}, which the critic does not express in full."] if missed else []),
+        "Measured on forty distributions with known mutual information (N = 10,000, half of them held out, three",
+        f"seeds, defaults of `estimate_mi`): the mean absolute error is {totals['mae']:.3f} nats, and",
+        f"{100 * totals['coverage']:.0f} % of the 95 % intervals contain the truth.",
+        *([f"Most intervals miss it on {' and '.join(missed)}, which the critic cannot fit."] if missed else []),
     )
+
+
+def truths() -> list[str]:
+    """Beyond the forty: bias and root-mean-square error by task and number of samples."""
+    result = load("mi_truth")
+    rows = {(row["task"], row["samples"]): row for row in result["totals"]["tasks"]}
+    tasks, sizes = (list(dict.fromkeys(key[k] for key in rows)) for k in (0, 1))
+
+    def cell(row: dict[str, Any] | None) -> str:
+        return "-" if row is None else f"{row['bias']:+.2f} ({row['rmse']:.2f})"
+
+    lines = []
+    for task in tasks:
+        found = [rows.get((task, n)) for n in sizes]
+        truth = next(row["truth"] for row in found if row)
+        lines.append(" | ".join([f"`{task}`", f"{truth:.2f}", *map(cell, found)]))
+    by = result["by_samples"]
+    coverage = [" - " if row["coverage"] is None else f"{100 * row['coverage']:.0f} %" for row in by]
+    lines.append(" | ".join(["95 % intervals that contain the truth", "", *coverage]))
+    lines.append(" | ".join(["mean absolute error", "", *(f"{row['mae']:.3f}" for row in by)]))
+    runs = sorted({row["runs"] for row in rows.values()})
+    return [
+        *paragraph(
+            "Beyond Gaussians: pairs of images of the same digit (pooled, or with the class flipped with a given",
+            "probability), mixtures, and discrete beside continuous variables. Bias and, in parentheses,",
+            f"root-mean-square error in nats over {' or '.join(map(str, runs))} seeds; half of the N samples are held",
+            "out; coverage counts the runs that are not at the ceiling of the bound.",
+        ),
+        *table(" | ".join(["pair", "truth", *(f"N = {n:,}" for n in sizes)]), lines),
+    ]
 
 
 SHOWN_LEVELS = (2, 6, 10)
@@ -225,7 +263,7 @@ KINDS = {  # of curves that are no registered bound; without clipping SMILE is D
 
 
 def staircase() -> list[str]:
-    """Bias, deviation and cost of every bound at three levels of the staircase of Gaussians."""
+    """Bias, standard deviation and cost of every bound at three levels of mutual information."""
     from mi_kernels.bounds import registry
 
     result = load("staircase")
@@ -246,12 +284,13 @@ def staircase() -> list[str]:
     steps = rows[0]["steps"]
     return [
         *paragraph(
-            "Gaussians of 20 dimensions whose mutual information rises to 10 nats; a separable critic, fresh batches",
-            f"of 64, {steps} steps a level. Bias and standard deviation (sd) in nats, of the values of single batches",
-            "in the last half of a level. The cost is that of a training step with all values that share its critic,",
-            f"in milliseconds: the critic's networks are most of it, the bound is not. {setting(result)}.",
+            "The data are Gaussians of 20 dimensions whose mutual information rises in steps to 10 nats. A separable",
+            f"critic is trained for {steps} steps per level on new batches of 64. Bias and standard deviation (sd) are",
+            "in nats, over the values of single batches in the second half of a level. The cost is the time of a",
+            "training step in milliseconds, including the values of all bounds that share the critic; the critic's",
+            f"networks take most of it. {setting(result)}.",
         ),
-        *table(" | ".join([*header, "ms a step"]), lines),
+        *table(" | ".join([*header, "ms per step"]), lines),
     ]
 
 
@@ -259,9 +298,15 @@ Section = tuple[Callable[[], list[str]], ...]
 PAGES: dict[str, dict[str, Section]] = {
     "docs/choosing.md": {"staircase table": (staircase,), "estimator table": (estimators,)},
     "docs/factorcl.md": {"term table": (readme_evidence.factorcl_terms,)},
-    "docs/mfm.md": {"analysis table": (readme_evidence.mfm,)},
+    "docs/mfm.md": {
+        "analysis table": (readme_evidence.mfm,),
+        "real-data table": (partial(readme_evidence.systems, "mfm"),),
+    },
     "docs/mird.md": {"label table": (readme_evidence.mird_labels,)},
-    "docs/mdm.md": {"evidence table": (partial(readme_evidence.mdm, "mmmo-mfn"),)},
+    "docs/mdm.md": {
+        "evidence table": (partial(readme_evidence.mdm, "mmmo-mfn"),),
+        "UTD-MHAD table": (partial(readme_evidence.mdm, "utd-mhad-mfn"),),
+    },
     "docs/drop-ins.md": {"drop-in table": (readme_systems.drop_ins,)},
     "docs/benchmarks.md": {
         "step table": (readme_systems.steps, readme_systems.penalties, readme_systems.decoder),
@@ -273,7 +318,7 @@ PAGES: dict[str, dict[str, Section]] = {
 
 
 def rewritten(page: str, text: str, sections: dict[str, Section]) -> str:
-    """The text of a page with what stands between its markers made anew. Raises ValueError without them."""
+    """The text of a page with new content between its markers. Raises ValueError if a marker is missing."""
     for name, builders in sections.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if begin not in text or end not in text:

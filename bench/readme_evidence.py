@@ -1,4 +1,4 @@
-"""The measured sections about what the systems reach: means and deviations over seeds, beside their baselines."""
+"""The measured sections with the accuracies of the systems and their baselines: means and deviations over seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 
 def factorcl_terms() -> list[str]:
-    """FactorCL-SSL with one term less at a time, and with the terms of the unique factors alone."""
+    """FactorCL-SSL with one term removed at a time, and with the terms of the unique factors alone."""
     rows: dict[str, Row] = load("factorcl_terms_synthetic_gaussian")["summary"]
     untrained = next(row for name, row in rows.items() if "untrained test" in row)
     lines = [f"linear model of the inputs | {rows['linear']['input test']} | {rows['linear']['input valid']} | "]
@@ -22,8 +22,8 @@ def factorcl_terms() -> list[str]:
     seeds = {row["seeds"] for row in rows.values()}
     return [
         *paragraph(
-            "`synthetic-gaussian`, the label from unique latents alone, 407 steps, no search;",
-            f"{' or '.join(sorted(seeds))} seeds. Accuracy of linear probes.",
+            "Accuracy of linear probes on `synthetic-gaussian`, whose label depends on unique latents alone: 407",
+            f"training steps, no search, {' or '.join(sorted(seeds))} seeds.",
         ),
         *table("variant | test, encoders | validation | test, factors", lines),
     ]
@@ -46,7 +46,7 @@ def mird_labels() -> list[str]:
 
 
 def _gain(row: Row) -> str:
-    """A difference paired by seed, with the p-value of its t-test where there is one."""
+    """A difference paired by seed, and the p-value of its t-test if there is one."""
     p = row.get("p")
     shown = "" if p is None else " (p < 0.001)" if p < 0.001 else f" (p = {p:.3f})"
     return f"{row['mean']:+.3f} ± {row['deviation']:.3f}{shown}"
@@ -57,7 +57,7 @@ def _cell(row: Row | None) -> str:
 
 
 def mdm(case: str) -> list[str]:
-    """An arm a row: the metric, the gain over weight 0 paired by seed, and the metric with each modality damaged."""
+    """One row per arm: the metric, its gain over weight 0 paired by seed, and the metric with each modality damaged."""
     found = load("mdm_evidence")["summary"][case]
     metric = found["metric"]
     kinds = [(name, kind) for name, by in found["rows"][0]["damaged"].items() for kind in by]
@@ -74,12 +74,39 @@ def mdm(case: str) -> list[str]:
     ]
 
 
+DATA = {"mmmo": "ICT-MMMO", "utd-mhad": "UTD-MHAD", "mosi": "MOSI", "mustard": "MUStARD"}
+
+
+def systems(system: str) -> list[str]:
+    """On every data set that was run, an arm a row: the metric, what the system gains on it, each modality missing."""
+    lines = []
+    for case, found in load("systems_evidence")["summary"].items():
+        if not case.startswith(f"{system}-"):
+            continue
+        metric, names = found["metric"], list(found["rows"][0]["missing"])
+        rows = []
+        for row in found["rows"]:
+            gains = _gain(row["reference_gains"]) if "reference_gains" in row else ""
+            missing = [_cell(row["missing"].get(name)) for name in names]
+            rows.append(" | ".join([row["arm"], _cell(row["test"][metric]), gains, *missing]))
+            alone = {f"{row['arm']}, {name} alone": value for name, value in row["alone"].items()}
+            rows += [" | ".join([name, _cell(value), "", *("" for _ in names)]) for name, value in alone.items()]
+        gain = f"gain of {found['reference']} over it"
+        header = ["arm", f"test {metric}", gain, *(f"{name} missing" for name in names)]
+        seeds = found["rows"][0]["seeds"]
+        lines += [
+            *paragraph(f"{DATA[case.partition('-')[2]]}, {seeds} seeds."),
+            *table(" | ".join(header), rows),
+        ]
+    return lines
+
+
 SWAP = {
-    "digit_of_F_y": "digit read in the picture is that of F_y's row",
-    "digit_of_F_m": "... that of F_m's row",
-    "style_of_F_m": "brightness is that of F_m's row",
-    "probe_on_real": "the probe on real pictures",
-    "head": "the model's own prediction",
+    "digit_of_F_y": "the picture shows the digit of F_y's row",
+    "digit_of_F_m": "the picture shows the digit of F_m's row",
+    "style_of_F_m": "the picture has the brightness of F_m's row",
+    "probe_on_real": "accuracy of the digit classifier on real pictures",
+    "head": "accuracy of the model's own prediction",
 }
 
 
@@ -90,17 +117,17 @@ def _number(row: Row, name: str) -> str:
 def mfm() -> list[str]:
     """The three analyses on data whose factors are known."""
     swap, missing, interpretation = (load(f"mfm_{name}")["rows"] for name in ("swap", "missing", "interpretation"))
-    columns = {"both": "both seen", "missing": "second missing", "error": "squared error of its picture"}
-    known = {"share_where_shown": "share of the slopes where the label shows", "hsic_ratio": "HSIC ratio"}
+    columns = {"both": "both pictures", "missing": "second missing", "error": "squared error of the second picture"}
+    known = {"share_where_shown": "share of the gradient where the label is visible", "hsic_ratio": "HSIC ratio"}
     lines = [f"{label} | {_number(swap[0], name)}" for name, label in SWAP.items()]
     return [
-        *table("pictures decoded with F_y of one row and F_m of another | share", lines),
+        *table("pictures decoded from F_y of one row and F_m of another | share of rows", lines),
         *table(
-            " | ".join(["test accuracy, a picture missing", *columns.values()]),
+            " | ".join(["test accuracy", *columns.values()]),
             (" | ".join([row["model"], *(_number(row, name) for name in columns)]) for row in missing),
         ),
         *table(
-            " | ".join(["modality (the label shows early, late, never)", *known.values()]),
+            " | ".join(["modality (its label is visible early, late or never)", *known.values()]),
             (" | ".join([row["modality"], *(_number(row, name) for name in known)]) for row in interpretation),
         ),
     ]

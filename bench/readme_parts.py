@@ -1,4 +1,4 @@
-"""What the measured sections of the pages are made of: results by name, paragraphs and tables of Markdown."""
+"""Helpers for the measured sections of the pages: load results by name, format Markdown paragraphs and tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def load(name: str) -> dict[str, Any]:
 def setting(result: dict[str, Any]) -> str:
     m = result["machine"]
     peak = m.get("fp32_peak_gflops")
-    rate = f" ({peak:.0f} GFLOP/s of fp32 multiply-adds on registers)" if peak else ""
+    rate = f" (fp32 peak {peak:.0f} GFLOP/s)" if peak else ""
     threads = f"{m['threads']} thread{'s' * (m['threads'] > 1)}"
     return f"{threads} of an {m['processor']}{rate}, torch {m['torch']}, commit {m['commit']}, {m['date']}"
 

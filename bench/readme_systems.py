@@ -1,4 +1,4 @@
-"""The measured sections about the systems' training steps and about the drop-ins."""
+"""The measured sections with the times of the systems' training steps and of the drop-ins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHARES = {"plain": "plain formulation", "ours, negatives 1": "1", "ours, negativ
 
 
 def steps() -> list[str]:
-    """A training step of a system beside the public formulation of the same step."""
+    """The training step of each system compared with the public formulation of the same step."""
     lines = []
     for name in ("cpu_factorcl", "cpu_mfm"):
         public = {}
@@ -32,16 +32,58 @@ def steps() -> list[str]:
     lines.append(f"MIRD | {words} | {step['times_faster']:.1f} | -")
     return [
         *paragraph(
-            "A training step (loss, backward, optimiser) beside the public formulation of the same step in eager",
-            "torch: same weights, and equal losses before anything is timed. Times faster: the ratio of medians, with",
-            f"the quartiles of our side. {setting(load('cpu_factorcl'))}; MIRD on one thread.",
+            "A training step (loss, backward, optimiser) compared with the public formulation of the same step in",
+            "eager torch. Both have the same weights, and their losses are checked to be equal before timing. The",
+            f"table shows the ratio of medians, with the quartiles of our side. {setting(load('cpu_factorcl'))};",
+            "MIRD used one thread.",
         ),
         *table("step | size | times faster | MiB, ours / public", lines),
     ]
 
 
+def all_systems() -> list[str]:
+    """A training step of every model beside the same model on plain torch operators."""
+    result = load("cpu_steps")
+    lines = []
+    for row in result["rows"]:
+        if row["contender"] != "mi_kernels" or row["base"] != "plain torch operators":
+            continue
+        low, high = (1 / quartile for quartile in reversed(row["quartiles"]))
+        shares = [f"{100 * row[name]:.0f} %" for name in ("share_of_losses", "share_of_layers")]
+        times = f"{1 / row['over_base']:.1f} ({low:.1f} to {high:.1f})"
+        peak = row.get("of_fp32_peak")
+        rate = "-" if peak is None else f"{100 * peak:.0f} %"
+        lines.append(" | ".join([row["loss"], str(row["B"]), times, *shares, rate]))
+    return [
+        *paragraph(
+            "A training step of each model beside the same model with every operator of mi_kernels in plain torch. The",
+            "shares are parts of our step's time. The last column compares the matrix products of the plain form per",
+            "second with the peak rate of fp32 multiply-adds: 100 % is the arithmetic floor; more is possible where",
+            f"our operators need fewer products. {setting(result)}.",
+        ),
+        *table("model | B | times faster | in losses | in sequence layers | of the fp32 peak", lines),
+    ]
+
+
+def growth() -> list[str]:
+    """Exponents of time and memory."""
+    result = load("cpu_growth")
+    lines = []
+    for row in result["rows"]:
+        memory = row["exponent_of_memory"]
+        sizes = f"{row['dimension']} = {row['sizes'][0]} to {row['sizes'][-1]}"
+        lines.append(f"{row['case']} | {sizes} | {row['exponent']:.2f} | {'-' if memory is None else f'{memory:.2f}'}")
+    return [
+        *paragraph(
+            "How time and peak memory of a forward and backward pass grow: exponents over the upper half of the sizes.",
+            f"A dash stands for memory below 1 MiB. {setting(result)}.",
+        ),
+        *table("operator | sizes | exponent of time | exponent of memory", lines),
+    ]
+
+
 def penalties() -> list[str]:
-    """What the dependency penalty adds to a step of its base."""
+    """Time that the dependency penalty adds to a step of its base."""
     rows = load("cpu_mdm")["rows"]
     lines = []
     for row in rows:
@@ -50,8 +92,8 @@ def penalties() -> list[str]:
         lines.append(" | ".join([f"{BASES[row['base']]}, B = {sizes['batch']}, T = {sizes['steps']}", *added]))
     return [
         *paragraph(
-            "What the dependency penalty of MDM (KL, one critic step) adds to a step of its base, by the number of",
-            "shuffled rows per row; the plain formulation passes as many as rows.",
+            "Time that the dependency penalty of MDM (KL, one critic step) adds to a step of its base, by the number",
+            "of shuffled rows per row. The plain formulation uses one shuffled row per row.",
         ),
         *table(" | ".join(["base", *SHARES.values()]), lines),
     ]
@@ -61,13 +103,13 @@ def decoder() -> list[str]:
     found = load("cpu_mird")["text_decoder"]
     peak = found["peak_mib"]
     return paragraph(
-        f"MIRD's text decoder at B = {found['batch']}, T = {found['steps']} adds {peak['ours']:.0f} MiB; with all",
-        f"logits in memory it adds {peak['plain']:.0f} MiB.",
+        f"MIRD's text decoder at B = {found['batch']}, T = {found['steps']} adds {peak['ours']:.0f} MiB; storing all",
+        f"logits adds {peak['plain']:.0f} MiB.",
     )
 
 
 def drop_ins() -> list[str]:
-    """Ours over the original, by batch size."""
+    """Time of each drop-in over that of its original, by batch size."""
     result = load("cpu_dropins")
     by_loss: dict[str, dict[int, dict[str, Any]]] = {}
     for row in result["rows"]:
@@ -84,16 +126,16 @@ def drop_ins() -> list[str]:
     lines = [" | ".join([name, *(cell(found.get(b)) for b in sizes)]) for name, found in by_loss.items()]
     return [
         *paragraph(
-            "Time of ours over that of the original, value and gradients, medians of alternating turns on one thread.",
-            "Bold: slower, the whole 95 % interval above 1. A dash: not measured, since the original takes too long or",
-            f"too much memory. {setting(result)}.",
+            "Time of the drop-in divided by the time of the original, for value and gradients: medians of alternating",
+            "runs on one thread. Bold means slower: the whole 95 % interval is above 1. A dash means not measured,",
+            f"because the original takes too long or too much memory. {setting(result)}.",
         ),
         *table(" | ".join(["loss", *(f"B = {b}" for b in sizes)]), lines),
     ]
 
 
 def instructions() -> list[str]:
-    """Ours over the plain torch definition, with AVX-512 and with what comes near an AVX2 processor."""
+    """Time over that of the plain torch definition, with AVX-512 and approximately restricted to AVX2."""
     result = load("cpu_instructions")
     by_case: dict[str, dict[str, dict[str, Any]]] = {}
     for row in result["rows"]:
@@ -106,9 +148,10 @@ def instructions() -> list[str]:
         lines.append(" | ".join([case, *cells, f"{slower:.1f}"]))
     return [
         *paragraph(
-            "The same processor with AVX-512 and with torch, MKL and oneDNN held to AVX2 and our own products in place",
-            "of oneDNN's; our elementwise loops keep AVX-512, so this comes near an AVX2 processor and is none",
-            f"(`python -m bench run instructions`). {setting(result)}.",
+            "The same processor in two configurations: with AVX-512, and with torch, MKL and oneDNN restricted to AVX2",
+            "and our own matrix products instead of oneDNN's. Our elementwise loops still use AVX-512, so the second",
+            "configuration only approximates an AVX2 processor (`python -m bench run instructions`).",
+            f"{setting(result)}.",
         ),
-        *table(" | ".join(["ours over the plain torch definition", *labels, "our time, second over first"]), lines),
+        *table(" | ".join(["time over plain torch definition", *labels, "our time: AVX2 over AVX-512"]), lines),
     ]

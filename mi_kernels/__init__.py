@@ -1,4 +1,4 @@
-"""Mutual-information losses between batches of representations, fused: no B x B score matrix is ever stored."""
+"""Fused contrastive losses, mutual-information bounds and estimates that never store the B x B score matrix."""
 
 from . import compat, distributed, tasks
 from .backends import backends, use_backend

@@ -1,5 +1,5 @@
-"""`python -m mi_kernels estimate FILE.npz`: mutual information of two arrays of a file, from a shell;
-`python -m mi_kernels bounds`: the bounds that can be asked for."""
+"""Command line: `python -m mi_kernels estimate FILE.npz` estimates the mutual information of two arrays of a file,
+`python -m mi_kernels bounds` lists all bounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .estimate.api import CRITICS
 
 
 class BadInputError(Exception):
-    """What the user can mend; its text is the whole message."""
+    """An error in the user's input; its text is the whole message."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -24,27 +24,28 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     estimate = commands.add_parser(
         "estimate",
-        help="mutual information of two arrays [N, D] of one .npz file, in nats",
-        description="Prints the held-out value, its standard error and warnings. Exits with 2 on bad input.",
+        help="estimate the mutual information of two arrays [N, D] of one .npz file, in nats",
+        description="Prints the estimate with its standard error, its 95 %% interval and warnings. "
+        "The exit status is 2 for bad input.",
     )
     estimate.add_argument("file", type=Path, metavar="FILE.npz")
-    estimate.add_argument("--x", metavar="NAME", help="array of the first side (default: x)")
-    estimate.add_argument("--y", metavar="NAME", help="array of the other side (default: y)")
+    estimate.add_argument("--x", metavar="NAME", help="name of the first array (default: x)")
+    estimate.add_argument("--y", metavar="NAME", help="name of the second array (default: y)")
     estimate.add_argument("--estimator", choices=registry.estimators(), default="infonce")
     estimate.add_argument("--critic", choices=CRITICS, default="hybrid")
     estimate.add_argument("--max-steps", type=int, default=1500, metavar="N")
     estimate.add_argument("--batch-size", type=int, default=256, metavar="N")
     estimate.add_argument("--seed", type=int, default=0, metavar="N")
     estimate.add_argument("--device", metavar="NAME", help="cpu (default), cuda, ...")
-    estimate.add_argument("--json", type=Path, metavar="OUT", help="write everything that is known there")
-    estimate.add_argument("--plot", type=Path, metavar="OUT", help="draw the fit and the value there (.png, .pdf, ...)")
+    estimate.add_argument("--json", type=Path, metavar="OUT", help="write all fields of the result to this file")
+    estimate.add_argument("--plot", type=Path, metavar="OUT", help="plot the fit and the value (.png, .pdf, ...)")
     estimate.add_argument("--quiet", action="store_true", help="no progress bar")
-    commands.add_parser("bounds", help="the table of every bound: name, kind, value, ceiling, critics")
+    commands.add_parser("bounds", help="print the table of all bounds: name, kind, value, ceiling, critics")
     return parser
 
 
 def load(path: Path, x: str | None, y: str | None) -> tuple[Any, Any]:
-    """Two arrays of a .npz file; nothing in it is unpickled. Raises BadInputError."""
+    """Reads two arrays of a .npz file without unpickling anything. Raises BadInputError."""
     try:
         import numpy as np
     except ImportError:
@@ -59,8 +60,8 @@ def load(path: Path, x: str | None, y: str | None) -> tuple[Any, Any]:
 
 
 def _check_file(path: Path) -> None:
-    """BadInputError unless the file starts as a .npz file does. NumPy tries everything else as a pickle, and its
-    messages then advise to allow pickles."""
+    """Raises BadInputError unless the file starts like a .npz file. NumPy would treat any other file as a pickle, and
+    its error message would advise to allow pickles."""
     try:
         with path.open("rb") as file:
             start = file.read(6)

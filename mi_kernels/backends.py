@@ -1,10 +1,15 @@
-"""Which implementation runs, and why.
+"""Chooses the backend of an operator and reports why a backend is not available.
 
-Five backends exist: `reference` (plain torch, materialises the scores, the definition), `chunked` (plain torch in
-row chunks, O(B) memory, always available), `cpu` (the compiled C++ extension), `triton` (GPUs, or Triton's
-interpreter) and `cuda` (the extension's CUDA C++ kernels; where a caller names it, where an op has no Triton kernel,
-and for attention with narrow heads). The automatic choice goes by the device of the inputs; a backend that a caller
-names runs or raises.
+There are five backends:
+* `reference`: plain torch that materialises the scores; it defines the result.
+* `chunked`: plain torch in chunks of rows, O(B) memory, always available.
+* `cpu`: the compiled C++ extension.
+* `triton`: Triton kernels, on GPUs or in Triton's interpreter.
+* `cuda`: the extension's CUDA C++ kernels. They run on request, and by default for operators without a Triton kernel
+  and
+  for attention with narrow heads.
+
+By default the device of the inputs decides. A backend that the caller names either runs or raises an error.
 """
 
 from __future__ import annotations
@@ -23,12 +28,12 @@ from types import TracebackType
 import torch
 
 NAMES = ("reference", "chunked", "cpu", "triton", "cuda")
-CUDA_OPS = ("dot_critic", "mlp_critic", "cross_attention", "lstm_scan")  # what has CUDA C++ kernels
+CUDA_OPS = ("dot_critic", "mlp_critic", "cross_attention", "lstm_scan")  # operators that have CUDA C++ kernels
 TRITON_OLDEST = (3, 6)  # pyproject.toml says the same; Triton 3.5 spills registers, 3.4 refuses products of fp64 tiles
 CUDA_SHARED_BYTES = 163 * 1024  # kSharedLimit in csrc/common/cuda/primitives.cuh
 _local = threading.local()
-# CPython's dictionary behind os.environ: looking an absent name up in os.environ raises and catches a KeyError, which
-# is a hundredth of a small loss.
+# CPython's dictionary behind os.environ. Looking up an absent name in os.environ raises and catches a KeyError, which
+# costs 1 % of the time of a small loss.
 _environ = getattr(os.environ, "_data", None)
 _encoded = os.environ.encodekey("MI_KERNELS_BACKEND") if _environ is not None else None
 _process_default: str | None = None
@@ -70,7 +75,7 @@ def _triton_version() -> str:
 def _triton_version_status() -> str:
     try:
         version = _triton_version()
-    except Exception as error:  # a damaged installation raises anything
+    except Exception as error:  # a damaged installation can raise any exception
         return f"triton does not import: {(str(error).splitlines() or [type(error).__name__])[0]}"
     found = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
     if found < TRITON_OLDEST:
@@ -106,7 +111,7 @@ def _status(name: str) -> str:
 
 
 def backends() -> dict[str, str]:
-    """Name of every backend -> "available", or the reason why it cannot run here."""
+    """Maps the name of every backend to "available", or to the reason why it cannot run here."""
     return {name: _status(name) for name in NAMES}
 
 
@@ -121,10 +126,10 @@ def _check(name: str | None, argument: str) -> None:
 
 
 class use_backend:
-    """Sets the default backend for the process; as a context manager, for this thread until the block ends.
+    """Sets the default backend.
 
-    `use_backend("reference")` alone sets; `with use_backend("reference"):` restores on exit. None means automatic.
-    Raises ValueError for an unknown name.
+    `use_backend("reference")` sets it for the whole process. `with use_backend("reference"):` sets it for the current
+    thread and restores it when the block ends. None means the automatic choice. Raises ValueError for an unknown name.
     """
 
     def __init__(self, name: str | None):
@@ -151,7 +156,7 @@ class use_backend:
 
 
 def requested_backend() -> str | None:
-    """The backend in force when a call names none: the innermost context, the process's setting, the environment."""
+    """The backend for calls that name none: from the innermost `with` block, else the process, else the environment."""
     stack = getattr(_local, "stack", None)
     if stack:
         return stack[-1]
@@ -165,10 +170,10 @@ def requested_backend() -> str | None:
 
 
 def resolve(op: str, device: torch.device, requested: str | None = None) -> str:
-    """The backend that runs `op` on `device`.
+    """Returns the backend that runs `op` on `device`.
 
-    A backend named by the caller, by `use_backend` or by MI_KERNELS_BACKEND runs or raises RuntimeError with the
-    reason. `chunked` stands in for a missing extension, with one warning per process.
+    If the caller, `use_backend` or MI_KERNELS_BACKEND names a backend that cannot run, this raises RuntimeError with
+    the reason. Without a named backend, `chunked` replaces a missing extension, with one warning per process.
     """
     global _warned
     _check(requested, "backend")
@@ -176,13 +181,13 @@ def resolve(op: str, device: torch.device, requested: str | None = None) -> str:
     if name is not None:
         status = _status(name)
         if status != "available":
-            raise RuntimeError(f"backend {name!r} was asked for and cannot run {op}: {status}")
+            raise RuntimeError(f"backend {name!r} was requested but cannot run {op}: {status}")
         if name == "cpu" and device.type != "cpu":
-            raise RuntimeError(f"backend 'cpu' was asked for, but the inputs of {op} are on {device}")
+            raise RuntimeError(f"backend 'cpu' was requested, but the inputs of {op} are on {device}")
         if device.type != "cuda" and (name == "cuda" or (name == "triton" and not _interpreting())):
-            raise RuntimeError(f"backend {name!r} was asked for, but the inputs of {op} are on {device}")
+            raise RuntimeError(f"backend {name!r} was requested, but the inputs of {op} are on {device}")
         if name == "cuda" and op not in CUDA_OPS:
-            raise RuntimeError(f"backend 'cuda' was asked for and cannot run {op}: it has no CUDA C++ kernel")
+            raise RuntimeError(f"backend 'cuda' was requested but cannot run {op}: it has no CUDA C++ kernel")
         return name
     best = {"cuda": "triton", "cpu": "cpu"}.get(device.type)
     if best is None:

@@ -1,4 +1,4 @@
-"""The former path of `mi_kernels.bounds.club`, kept so that imports of it work."""
+"""Alias of `mi_kernels.bounds.club`, kept for existing imports."""
 
 from .bounds.club import CLUB, CLUBCategorical, CLUBMean, CLUBSample
 

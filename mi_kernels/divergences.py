@@ -1,4 +1,4 @@
-"""The former path of `mi_kernels.losses.divergences`, kept so that imports of it work."""
+"""Alias of `mi_kernels.losses.divergences`, kept for existing imports."""
 
 from .losses.divergences import gaussian_mmd, hsic, median_distance, mmd
 

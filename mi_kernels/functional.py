@@ -1,4 +1,4 @@
-"""The former path of `mi_kernels.losses`, kept so that imports of it work."""
+"""Alias of `mi_kernels.losses`, kept for existing imports."""
 
 from .losses import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
 

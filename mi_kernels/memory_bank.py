@@ -13,10 +13,10 @@ from .ops.common.dtypes import accumulate_dtype
 
 
 def ring_slots(pointer: int, rows: int, size: int) -> tuple[int, list[tuple[int, int, int]], int]:
-    """Where `rows` new rows go in a ring of `size` whose next slot is `pointer`.
+    """Where to write `rows` new rows into a ring buffer of `size` slots whose next slot is `pointer`.
 
-    Gives how many of the first rows are overwritten at once (a batch larger than the ring keeps its last `size`
-    rows), the runs (first slot, first row, length) to copy, and the next pointer.
+    Returns the number of leading rows to skip (a batch larger than the ring keeps only its last `size` rows), the
+    contiguous runs to copy as (first slot, first row, length), and the next pointer.
     """
     dropped = max(0, rows - size)
     slot, row, left = (pointer + dropped) % size, dropped, rows - dropped
@@ -29,17 +29,22 @@ def ring_slots(pointer: int, rows: int, size: int) -> tuple[int, list[tuple[int,
 
 
 class MemoryBank(nn.Module):
-    """The last `size` keys, first in, first out: negatives beyond the batch.
+    """A first-in, first-out queue of the last `size` keys, used as negatives beyond the current batch.
 
-    enqueue(keys [B, dim]) stores detached rows; negatives() returns those stored so far, [fill, dim], as a copy that
-    later batches do not change. Contents, pointer and fill are persistent buffers, so a resumed run sees the negatives
-    of the uninterrupted one. Unlike MoCo's and lightly's queues it starts empty, not with random vectors, and a batch
-    that passes the end wraps around without losing rows; a batch larger than the bank leaves its last `size` rows.
+    enqueue(keys [B, dim]) stores detached rows. negatives() returns a copy of the stored rows, [fill, dim], so later
+    batches do not change it. Contents, pointer and fill are persistent buffers: a resumed run sees the same negatives
+    as an uninterrupted one. Two differences from the queues of MoCo and lightly: the bank starts empty instead of with
+    random vectors, and a batch that passes the end wraps around without losing rows. A batch larger than the bank
+    leaves its last `size` rows.
 
-    normalize: store rows of unit length. labels: store an integer (class or identity) with each row too. dtype: of the
-    stored rows. `mk.info_nce(query, key, negative_keys=bank.negatives())` takes an empty bank too: the loss is then 0.
-    In distributed training enqueue `mk.distributed.gather(keys)`, so that every rank holds the same bank.
-    Memory size * dim; enqueue copies B * dim, negatives fill * dim. Raises ValueError or TypeError naming the argument.
+    normalize: whether to store rows scaled to unit length.
+    labels: whether to store an integer (class or identity) with each row.
+    dtype: floating-point type of the stored rows.
+
+    `mk.info_nce(query, key, negative_keys=bank.negatives())` accepts an empty bank; the loss is then 0. In distributed
+    training, enqueue `mk.distributed.gather(keys)` so that every rank holds the same bank. The bank takes size * dim
+    numbers of memory; enqueue copies B * dim and negatives() copies fill * dim numbers. Raises ValueError or TypeError
+    that names the argument.
     """
 
     keys: Tensor
@@ -73,7 +78,7 @@ class MemoryBank(nn.Module):
         self.register_buffer("ids", torch.zeros(size, dtype=torch.long, device=device) if labels else None)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long, device=device))
         self.register_buffer("fill", torch.zeros((), dtype=torch.long, device=device))
-        # The same two numbers on the host: reading the buffers would stall a GPU.
+        # Copies of the two buffers on the host: reading the buffers would wait for the GPU.
         self._pointer = self._fill = 0
 
     def __len__(self) -> int:
@@ -101,7 +106,7 @@ class MemoryBank(nn.Module):
     def enqueue(self, keys: Tensor, labels: Tensor | None = None) -> None:
         """Stores keys [B, dim] (with labels [B] if the bank keeps them) over the oldest rows."""
         self._check(keys, labels)
-        # In fp16 the least norm to divide by, 1e-12, is 0: a row of zeros would be kept as NaN.
+        # F.normalize divides by at least 1e-12, which is 0 in fp16: a row of zeros would become NaN.
         rows = F.normalize(keys.to(accumulate_dtype(keys.dtype)), dim=-1) if self.normalize else keys
         _, runs, self._pointer = ring_slots(self._pointer, rows.shape[0], self.size)
         for slot, row, length in runs:
@@ -113,17 +118,17 @@ class MemoryBank(nn.Module):
         self.fill.fill_(self._fill)
 
     def negatives(self) -> Tensor:
-        """The stored keys, [fill, dim]: a copy, in the order of the slots."""
+        """Returns a copy of the stored keys, [fill, dim], in the order of the slots."""
         return self.keys[: self._fill].clone()
 
     def labels(self) -> Tensor:
-        """The labels of negatives(), [fill]."""
+        """Returns the labels of the rows of negatives(), [fill]. Raises ValueError if the bank keeps no labels."""
         if self.ids is None:
             raise ValueError("labels are not kept: build the bank with labels=True")
         return self.ids[: self._fill].clone()
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Empties the bank."""
         self._pointer = self._fill = 0
         for buffer in self.buffers():
             buffer.zero_()

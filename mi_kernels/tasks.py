@@ -1,9 +1,9 @@
-"""Distributions with known mutual information, to benchmark estimators against.
+"""Distributions with known mutual information, for benchmarks of estimators.
 
-`FORTY` maps the names of the benchmark of Czyż et al. ("Beyond Normal: On the Evaluation of Mutual Information
-Estimators", NeurIPS 2023) to tasks: the same distributions and true values, drawn with torch's generators, so samples
-differ from those that its own package draws. `gaussian` is the staircase of Poole et al. (2019, section 4), and
-`EquicorrelatedGaussian` has three modalities. Every value is in closed form, in nats.
+`FORTY` maps the task names of the benchmark of Czyż et al. ("Beyond Normal: On the Evaluation of Mutual Information
+Estimators", NeurIPS 2023) to tasks with the same distributions and true values. Samples come from torch's generators,
+so they differ from those of the original package. `gaussian` gives the tasks of Poole et al. (2019, section 4), and
+`EquicorrelatedGaussian` has three modalities. All true values are in closed form, in nats.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _check_count(name: str, value: Any) -> None:
 
 
 def _check_range(name: str, value: Any, low: float, below: float, text: str) -> None:
-    """low <= value < below, for real numbers alone."""
+    """Raises ValueError unless value is a real number with low <= value < below."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not low <= float(value) < below:
         raise ValueError(f"{name} must be {text}, got {value!r}")
 
@@ -69,9 +69,10 @@ class Task:
     def sample(
         self, n: int, seed: int | torch.Generator = 0, *, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
-        """x [n, x_dim] and y [n, y_dim], drawn in float64 on the CPU; equal seeds give equal samples.
+        """Draws x [n, x_dim] and y [n, y_dim] in float64 on the CPU and converts them. Equal seeds give equal samples.
 
-        Global random state is left alone. Raises ValueError for n < 1, other seeds, and dtypes that are no floats.
+        The global random state is not changed. Raises ValueError for n < 1, invalid seeds and dtypes that are not
+        floats.
         """
         _check_draw(n, dtype)
         x, y = self._draw(n, _generator(seed))
@@ -83,7 +84,7 @@ def _normal(n: int, width: int, generator: torch.Generator) -> Tensor:
 
 
 def _paired(rho: float, pairs: int, x_dim: int, y_dim: int) -> Draw:
-    """Standard normals; the first `pairs` coordinates of x and y correlate by rho, all else is independent."""
+    """Standard normals. The first `pairs` coordinates of x and y have correlation rho; all others are independent."""
 
     def draw(n: int, generator: torch.Generator) -> Pair:
         x, y = _normal(n, x_dim, generator), _normal(n, y_dim, generator)
@@ -98,8 +99,12 @@ def _paired_value(rho: float, pairs: int) -> float:
 
 
 def gaussian(mutual_information: float, dim: int = 20, *, cubic: bool = False) -> Task:
-    """Pairs (x_k, y_k), k < dim, of standard normals with equal correlation, sqrt(1 - exp(-2 I / dim)) (Poole et al.
-    2019, section 4); `cubic` gives y^3 coordinate by coordinate, which leaves the mutual information as it is.
+    """Independent pairs (x_k, y_k), k < dim, of standard normals with correlation sqrt(1 - exp(-2 I / dim)) (Poole et
+    al. 2019, section 4).
+
+    mutual_information: I in nats.
+    dim: number of coordinates of x and of y.
+    cubic: cube every coordinate of y, which does not change the mutual information.
 
     Raises ValueError for a negative or infinite `mutual_information` and for dim < 1.
     """
@@ -113,7 +118,7 @@ def gaussian(mutual_information: float, dim: int = 20, *, cubic: bool = False) -
 
 
 def _mapped(base: Task, name: str, of_x: Map, of_y: Map, x_dim: int | None = None) -> Task:
-    """The base with x and y each sent through an injective map, which leaves the mutual information as it is."""
+    """Applies an injective map to x and to y of the base task, which does not change the mutual information."""
 
     def draw(n: int, generator: torch.Generator) -> Pair:
         x, y = base._draw(n, generator)
@@ -123,7 +128,7 @@ def _mapped(base: Task, name: str, of_x: Map, of_y: Map, x_dim: int | None = Non
 
 
 def _dense(dim: int, rho: float = 0.5) -> Task:
-    """Standard normals, any two of the 2 dim coordinates of (x, y) correlated by rho."""
+    """Standard normals in which any two of the 2 dim coordinates of (x, y) have correlation rho."""
 
     def draw(n: int, generator: torch.Generator) -> Pair:
         common = math.sqrt(rho) * _normal(n, 1, generator)
@@ -135,19 +140,20 @@ def _dense(dim: int, rho: float = 0.5) -> Task:
 
 
 def _sparse(dim: int) -> Task:
-    """Two pairs that share a latent of strength 2 in unit noise: correlation 4 / 5."""
+    """Two coordinate pairs that share a latent variable of strength 2 with unit noise, so their correlation is 4 /
+    5."""
     return Task(f"multinormal-sparse-{dim}-{dim}-2-2.0", dim, dim, _paired_value(0.8, 2), _paired(0.8, 2, dim, dim))
 
 
 def _student_entropy(width: int, df: int) -> float:
-    """Differential entropy of the multivariate Student distribution of identity dispersion."""
+    """Differential entropy of the multivariate Student distribution with identity dispersion, in nats."""
     a, b = torch.tensor((df + width) / 2, dtype=torch.float64), torch.tensor(df / 2, dtype=torch.float64)
     gain = (a * (torch.digamma(a) - torch.digamma(b))).item()
     return math.lgamma(df / 2) - math.lgamma((df + width) / 2) + width / 2 * math.log(df * math.pi) + gain
 
 
 def _student(dim: int, df: int) -> Task:
-    """x and y uncorrelated, dependent through the common scale sqrt(df / chi2)."""
+    """x and y are uncorrelated, but depend on each other through the common scale sqrt(df / chi2)."""
 
     def draw(n: int, generator: torch.Generator) -> Pair:
         chi2 = _normal(n, df, generator).square().sum(-1, keepdim=True)
@@ -170,7 +176,7 @@ def _additive(epsilon: float) -> Task:
 
 
 def _spiral(pair: tuple[int, int]) -> Map:
-    """Rotates the plane of two coordinates by |v|^2 / width, which keeps |v|, so the rotation can be undone."""
+    """Rotates two coordinates by the angle |v|^2 / width. The map is injective, because it preserves |v|."""
 
     def rotate(v: Tensor) -> Tensor:
         angle = v.square().sum(-1) / v.shape[-1]
@@ -184,7 +190,7 @@ def _spiral(pair: tuple[int, int]) -> Map:
 
 
 def _mixture_quantile(weight: float, low: float, high: float) -> Map:
-    """Sends a standard normal to the mixture weight N(low, 1) + (1 - weight) N(high, 1), monotonically."""
+    """A monotone map from a standard normal to the mixture weight N(low, 1) + (1 - weight) N(high, 1)."""
 
     def quantile(z: Tensor) -> Tensor:
         target = torch.special.ndtr(z)
@@ -255,11 +261,12 @@ FORTY: Mapping[str, Task] = MappingProxyType({task.name: task for task in _forty
 
 @dataclass(frozen=True)
 class EquicorrelatedGaussian:
-    """Three modalities a, v, l of `dim` standard normals; coordinate k of any two correlates by `correlation`.
+    """Three modalities a, v, l of `dim` standard normals. Coordinate k of any two modalities has correlation
+    `correlation`.
 
-    For dependency measures of more than two variables: all of its dependence is known, in nats, and its Wasserstein
-    distance from the product of the marginals is known within a few percent. Raises ValueError for dim < 1 or a
-    correlation outside [0, 1).
+    A test case for dependency measures of more than two variables: its information quantities are known in nats, and
+    its Wasserstein distance from the product of the marginals is known within a few percent. Raises ValueError for dim
+    < 1 or a correlation outside [0, 1).
     """
 
     correlation: float
@@ -271,24 +278,24 @@ class EquicorrelatedGaussian:
 
     @property
     def total_correlation(self) -> float:
-        """KL(p(a, v, l) | p(a) p(v) p(l))."""
+        """KL(p(a, v, l) || p(a) p(v) p(l)) in nats."""
         rho = self.correlation
         return -0.5 * self.dim * math.log((1 - rho) ** 2 * (1 + 2 * rho))
 
     @property
     def pair_mutual_information(self) -> float:
-        """I(a; v), equal for every pair."""
+        """I(a; v) in nats, the same for every pair of modalities."""
         return _paired_value(self.correlation, self.dim)
 
     @property
     def joint_mutual_information(self) -> float:
-        """I((a, v); l)."""
+        """I((a, v); l) in nats."""
         return self.total_correlation - self.pair_mutual_information
 
     @property
     def wasserstein_bounds(self) -> tuple[float, float]:
-        """Lower and upper bound of W_1 (Euclidean cost) between p(a, v, l) and p(a) p(v) p(l): the cost of stretching
-        along the eigenvectors of the covariance, in the mean norm below and as W_2 above."""
+        """A lower and an upper bound of W_1 (Euclidean cost) between p(a, v, l) and p(a) p(v) p(l). Both come from
+        scaling along the eigenvectors of the covariance: the lower bound uses the mean norm, the upper bound is W_2."""
         common = math.sqrt(1 + 2 * self.correlation) - 1
         contrast = 1 - math.sqrt(1 - self.correlation)
         low = math.hypot(common * _mean_chi(self.dim), contrast * _mean_chi(2 * self.dim))
@@ -297,7 +304,7 @@ class EquicorrelatedGaussian:
     def sample(
         self, n: int, seed: int | torch.Generator = 0, *, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """a, v, l, each [n, dim]; equal seeds give equal samples. Raises ValueError as `Task.sample` does."""
+        """Draws a, v, l, each [n, dim]. Equal seeds give equal samples. Raises ValueError like `Task.sample`."""
         _check_draw(n, dtype)
         noise = torch.randn(4, n, self.dim, generator=_generator(seed), dtype=torch.float64)
         modalities = math.sqrt(self.correlation) * noise[0] + math.sqrt(1 - self.correlation) * noise[1:]

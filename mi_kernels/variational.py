@@ -1,4 +1,4 @@
-"""The former path of `mi_kernels.bounds.density`, kept so that imports of it work."""
+"""Alias of `mi_kernels.bounds.density`, kept for existing imports."""
 
 from .bounds.density import BarberAgakov, GaussianConditional, LeaveOneOut, VariationalUpperBound, gaussian_entropy
 

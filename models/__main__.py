@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m models", description="Factorized multimodal models.")
     commands = top.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="models, data sets and configs that exist")
+    commands.add_parser("list", help="list models, data sets, analyses and configs")
     train = commands.add_parser("fit", help="train one model")
     _add_config(train)
     train.add_argument("--seed", type=int, help="short for --set training.seed=S")
@@ -29,53 +29,53 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         const="last",
         choices=("last", "previous"),
-        help="go on from OUT's last checkpoint, or the one before",
+        help="continue from OUT's last checkpoint, or from the previous one",
     )
-    train.add_argument("--evaluate", action="store_true", help="score the run when it is done")
+    train.add_argument("--evaluate", action="store_true", help="score the run after training")
     many = commands.add_parser("compare", help="search settings on validation rows, then train over several seeds")
     many.add_argument("--data", default="digits")
     many.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="for every model that has the key"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of every model that has it"
     )
     many.add_argument("--models", type=_models, default=demo.MODELS, help=f"some of {','.join(MODELS)}")
-    many.add_argument("--trials", type=int, default=0, help="settings tried per model; 0: the settings given here")
-    many.add_argument("--json", type=Path, help="write the results here as well")
-    show = commands.add_parser("demo", help="the three uses of the package, trained and measured here, on one page")
+    many.add_argument("--trials", type=int, default=0, help="settings to try per model; 0 uses the given settings")
+    many.add_argument("--json", type=Path, help="also write the results to this file")
+    show = commands.add_parser("demo", help="train and measure examples of the package's three uses; writes one page")
     show.add_argument("--epochs", type=int)
     for command in (many, show):
         command.add_argument("--seeds", type=int, default=2 if command is show else 3, help="number of seeds")
-    several = commands.add_parser("sweep", help="seeds and grids of settings side by side; resumes")
+    several = commands.add_parser("sweep", help="train seeds and grids of settings in parallel; can be resumed")
     _add_config(several)
     several.add_argument("--seeds", type=_seeds, default=(0,), help="as 0-4 or 0,3,5")
     several.add_argument("--grid", action="append", default=[], metavar="KEY=V1,V2", help="values of a setting")
     several.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    score = commands.add_parser("evaluate", help="scores of trained runs, also with damaged inputs")
+    score = commands.add_parser("evaluate", help="score trained runs, optionally with corrupted inputs")
     score.add_argument("--split", choices=("train", "valid", "test"), default="test")
-    score.add_argument("--missing", action="append", default=[], metavar="NAME", help="a modality that is not there")
+    score.add_argument("--missing", action="append", default=[], metavar="NAME", help="remove this modality")
     score.add_argument("--noise", action="append", default=[], metavar="NAME=DEVIATION", help="NAME * means all")
     commands.add_parser("report", help="write OUT/report.html")
     for name in ("fit", "compare", "demo", "sweep", "evaluate", "report"):
         folder = Path("runs") / (name if name in ("demo", "compare", "sweep") else "run")
-        said = f"folder that is written or read; {folder} when not given"
+        said = f"folder to write or read (default: {folder})"
         commands.choices[name].add_argument("--out", type=Path, default=folder, help=said)
         commands.choices[name].add_argument("--quiet", action="store_true", help="no progress")
     for command in (train, many, show, several):
-        command.add_argument("--overwrite", action="store_true", help="replace a run that OUT holds")
-    study = commands.add_parser("analyse", help="one system's own analysis: a JSON and a figure in OUT")
-    study.add_argument("name", help="one of those that the command list names")
+        command.add_argument("--overwrite", action="store_true", help="replace an existing run in OUT")
+    study = commands.add_parser("analyse", help="run an analysis of one system; writes a JSON file and a figure")
+    study.add_argument("name", help="name of the analysis, see the command list")
     study.add_argument("--out", type=Path, default=Path("runs") / "analyses")
-    study.add_argument("--quick", action="store_true", help="few steps, to see that it runs")
-    change = commands.add_parser("convert", help="any known file format to the safe .npz")
+    study.add_argument("--quick", action="store_true", help="few steps, only to check that it runs")
+    change = commands.add_parser("convert", help="convert any supported file format to .npz without pickles")
     change.add_argument("input", type=Path)
     change.add_argument("output", type=Path)
-    change.add_argument("--format", help="of the input; found out when not given")
-    look = commands.add_parser("inspect", help="modalities, shapes, lengths, splits, labels, what is odd")
+    change.add_argument("--format", help="format of the input; detected by default")
+    look = commands.add_parser("inspect", help="show modalities, shapes, lengths, splits, labels and anything unusual")
     look.add_argument("input", type=Path)
     return top
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", type=Path, help="a YAML file with model, data and training")
+    command.add_argument("--config", type=Path, help="YAML file with the keys model, data and training")
     command.add_argument("--model", help=f"one of {', '.join(MODELS)}")
     command.add_argument("--data", help=f"{', '.join(SOURCES)} or a file")
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as training.epochs=3")
@@ -120,7 +120,7 @@ def _run(args: argparse.Namespace) -> str | None:
     return run(args)
 
 
-# These need no trainer, whose import takes longer than their work.
+# These commands do not need the trainer, whose import takes longer than their work.
 READERS: dict[str, Callable[[argparse.Namespace], str]] = {"convert": run_convert, "inspect": run_inspect}
 
 
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; go on with: python -m models fit ... --resume", file=sys.stderr)
+        print("stopped; continue with: python -m models fit ... --resume", file=sys.stderr)
         return 130
     return 0
 

@@ -1,4 +1,5 @@
-"""Analyses of single systems by name: ``python -m models analyse NAME --out DIR``. Adding one is one line here."""
+"""Analyses of single systems, by name: ``python -m models analyse NAME --out DIR``. To add an analysis, add a line
+here."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from models.mdm import analyses as mdm
 from models.mfm import analyses as mfm
 from models.mird import analyses as mird
 
-# Each writes NAME.json and NAME.svg into the folder and returns a line or a table of what it found.
+# Each function writes NAME.json and NAME.svg into the folder and returns a line or a table with its results.
 ANALYSES: dict[str, Callable[[Path, bool], str]] = {
     "factorcl-gaussian": factorcl.gaussian,
     "factorcl-cmi": factorcl.conditional,
@@ -26,7 +27,8 @@ ANALYSES: dict[str, Callable[[Path, bool], str]] = {
 
 
 def analyse(name: str, out: Path, quick: bool = False) -> str:
-    """Raises ValueError that lists the analyses there are. ``quick``: few steps, to see that it runs."""
+    """Runs an analysis. ``quick`` takes few steps, only to check that it runs. Raises ValueError that lists the known
+    names."""
     if name not in ANALYSES:
         raise ValueError(f"the analysis must be one of {', '.join(ANALYSES)}; got {name!r}")
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What flows through every model: the inputs of a batch by modality, its labels, and what a label is."""
+"""Batches: the inputs by modality, the labels, and a description of the target."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 class Inputs(NamedTuple):
     """One modality of a batch: vectors [B, D], sequences [B, T, D] or tokens [B, T] int64, padded on the right.
 
-    lengths: [B] for sequences and tokens; None for vectors, and where no sequence is padded. A length of 0 is a missing
-        modality; the values of that row are zero.
-    present: [B] bool, False where a row does not have this modality; None when every row has it.
+    lengths: [B] for sequences and tokens; None for vectors, and if no sequence is padded. Length 0 means that the
+        modality is missing; the values of that row are zero.
+    present: [B] bool, False for rows without this modality; None if every row has it.
     """
 
     values: Tensor
@@ -23,19 +23,20 @@ class Inputs(NamedTuple):
     present: Tensor | None = None
 
     def mask(self) -> Tensor:
-        """[B] bool: which rows have this modality."""
+        """[B] bool, True for rows that have this modality."""
         if self.present is not None:
             return self.present
         return torch.ones(len(self.values), dtype=torch.bool, device=self.values.device)
 
     def steps(self) -> Tensor:
-        """[B] lengths of sequences and tokens, on the device of the values; all steps where no lengths are given."""
+        """[B] lengths of sequences and tokens, on the device of the values; the number of steps if no lengths are
+        given."""
         if self.lengths is not None:
             return self.lengths.to(self.values.device)
         return torch.full((len(self.values),), self.values.shape[1], device=self.values.device)
 
     def take(self, rows: Tensor) -> Inputs:
-        """The given rows (indices or a bool mask), with as much padding as before."""
+        """The given rows (indices or a bool mask), with unchanged padding."""
         return Inputs(
             self.values[rows],
             None if self.lengths is None else self.lengths[rows],
@@ -43,18 +44,18 @@ class Inputs(NamedTuple):
         )
 
     def to(self, *args: object) -> Inputs:
-        """``Tensor.to`` on all parts; a floating dtype reaches floating values alone."""
+        """``Tensor.to`` for all parts; a floating-point dtype applies only to floating-point values."""
         return Inputs(*(None if part is None else _moved(part, args) for part in self))  # type: ignore[arg-type]
 
 
 class Batch(NamedTuple):
     """Rows of a data set.
 
-    inputs: by modality name, in the data set's order.
+    inputs: by modality name, in the order of the data set.
     target: [B] int64 classes; [B] or [B, K] float regression targets; None without labels.
-    labelled: [B] bool; None when every row has a label. Rows without one hold 0 in ``target``.
-    rows: [B] indices in the data set: seeded noise and ids hang on them.
-    views: augmented versions of ``inputs``, as many as the model asks for (``Model.views``); the trainer draws them.
+    labelled: [B] bool; None if every row has a label. ``target`` is 0 for rows without one.
+    rows: [B] indices in the data set, which determine seeded noise and ids.
+    views: ``Model.views`` augmented versions of ``inputs``, drawn by the trainer.
     """
 
     inputs: Mapping[str, Inputs]
@@ -69,7 +70,7 @@ class Batch(NamedTuple):
         return len(self.rows)
 
     def take(self, rows: Tensor) -> Batch:
-        """The given rows (indices or a bool mask) of everything."""
+        """The given rows (indices or a bool mask) of all fields."""
 
         def part(inputs: Mapping[str, Inputs]) -> dict[str, Inputs]:
             return {name: x.take(rows) for name, x in inputs.items()}
@@ -78,7 +79,7 @@ class Batch(NamedTuple):
         return Batch(part(self.inputs), target, labelled, self.rows[rows], tuple(part(view) for view in self.views))
 
     def to(self, *args: object) -> Batch:
-        """On another device; a floating dtype reaches the inputs and a regression target."""
+        """``Tensor.to`` for all fields; a floating-point dtype applies to the inputs and to regression targets."""
 
         def part(inputs: Mapping[str, Inputs]) -> dict[str, Inputs]:
             return {name: x.to(*args) for name, x in inputs.items()}
@@ -88,7 +89,7 @@ class Batch(NamedTuple):
         return Batch(part(self.inputs), target, labelled, _moved(self.rows, args), views)
 
     def complete(self) -> Batch:
-        """The rows that have every modality; the batch itself when all do."""
+        """The rows that have every modality; the batch itself if all do."""
         masks = [x.present for x in self.inputs.values() if x.present is not None]
         if not masks:
             return self
@@ -96,7 +97,7 @@ class Batch(NamedTuple):
         return self if bool(whole.all()) else self.take(whole)
 
     def with_labels(self) -> Batch:
-        """The rows that have a label; the batch itself when all do."""
+        """The rows that have a label; the batch itself if all do."""
         if self.labelled is None or bool(self.labelled.all()):
             return self
         return self.take(self.labelled)
@@ -108,11 +109,11 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Target:
-    """What a label is, and with it which loss, metrics and probe apply.
+    """Describes the target, which determines the loss, metrics and probes.
 
     kind: "classes" with ``size`` classes; "regression" with ``size`` dimensions; "none" without labels.
-    low, high: the range of a regression scale where it has one (MOSI: -3, 3).
-    names: of the classes or dimensions; empty when they have none.
+    low, high: the range of a regression target, if it has one (MOSI: -3, 3).
+    names: of the classes or dimensions; empty if they have none.
     """
 
     kind: str

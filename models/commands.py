@@ -1,4 +1,4 @@
-"""What the commands of ``python -m models`` do that train, score or report."""
+"""The commands of ``python -m models`` that train, score or report."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from models.training.history import epochs_of
 
 
 def run(args: argparse.Namespace) -> str | None:
-    """The last line that a command prints; None for a process that is not the first of several."""
+    """Runs a command and returns the last line to print, or None in processes other than the first."""
     if args.command != "fit" and processes_of(1).number > 1:
         raise ValueError(f"{args.command} cannot share its work between processes, fit can; start one process")
     return COMMANDS[args.command](args)
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
-    """--config FILE, or --model and --data (configs/MODEL/DATA.yaml where it exists); then --set and --seed.
+    """Settings from --config FILE, or from --model and --data (configs/MODEL/DATA.yaml if it exists); then --set and
+    --seed.
 
-    A run that is resumed without any of the three starts from its own settings.
+    A run that is resumed without these options uses its own settings.
     """
     if getattr(args, "resume", False) and not (args.config or args.model or args.data):
         config = settings.read(args.out)
@@ -65,7 +66,7 @@ def run_list(args: argparse.Namespace) -> str:
 
 def run_fit(args: argparse.Namespace) -> str | None:
     if args.resume and args.overwrite:
-        raise ValueError("--resume goes on from what --overwrite would replace: leave one of them out")
+        raise ValueError("--resume continues the run that --overwrite would replace: use only one of them")
     config = _config(args)
     if not args.resume:
         refuse_folder(args.out, overwrite=args.overwrite)
@@ -127,7 +128,8 @@ def run_compare(args: argparse.Namespace, before: Sequence[str] = ()) -> str:
 
 
 def _bases(models: Sequence[str], data: str, changes: dict[str, Any]) -> dict[str, RunConfig]:
-    """Where each model starts; a change of a model's setting goes to those that have it, and must reach one."""
+    """The initial settings of each model. A change applies to the models that have the setting; at least one must have
+    it."""
     bases = {model: settings.starting_point(model, data) for model in models}
     found = {}
     for model, base in bases.items():
@@ -164,7 +166,7 @@ def run_demo(args: argparse.Namespace) -> str:
     start = time.monotonic()
     changes = settings.parse_changes(args.set)
     for folder in demo.make_room(args.out, _bases(args.models, args.data, changes), range(args.seeds)):
-        print(f"{folder}: removed, an earlier demo made it with other settings", flush=True)
+        print(f"{folder}: removed, because an earlier demo wrote it with other settings", flush=True)
     run_compare(args, before=(uses.swapped_loss(), uses.estimate()))
     return f"demo done in {time.monotonic() - start:.0f} s: open {args.out}/report.html"
 

@@ -1,4 +1,5 @@
-"""A comparison: a search per model on validation rows, then every model with its choice over several seeds."""
+"""Compares models: searches the settings of each model on validation rows, then trains each choice over several
+seeds."""
 
 from __future__ import annotations
 
@@ -21,17 +22,17 @@ from models.training.folder import holds_work, refuse_folder
 from models.training.phases import NotFinite
 from models.training.search import SEQUENCES, VECTORS, applicable, trials
 
-# Apart from every seed that is reported, so that a choice is not made on the weights and splits it is reported on.
+# Different from all reported seeds, so that settings are not chosen on the weights and splits that are reported.
 SEARCH_SEED = 1000
 
 
 def space(data: Dataset) -> Mapping[str, Sequence[Any]]:
-    """What a search may try on this data."""
+    """The search space for this data."""
     return SEQUENCES if any(modality.is_sequence for modality in data.modalities) else VECTORS
 
 
 def trial(config: RunConfig, folder: Path, *, progress: bool) -> dict[str, Any]:
-    """Trains one setting; its value on the validation rows (larger is better), or the reason why it has none."""
+    """Trains one setting. Returns its validation score (larger is better), or the reason why there is none."""
     data = load_data(config)
     start = time.monotonic()
     try:
@@ -46,7 +47,8 @@ def trial(config: RunConfig, folder: Path, *, progress: bool) -> dict[str, Any]:
 def search(
     base: RunConfig, number: int, out: Path, *, progress: bool = True, overwrite: bool = False
 ) -> tuple[RunConfig, list[dict[str, Any]]]:
-    """The best of ``number`` settings for the base's model on the validation rows (the first of equals), and all."""
+    """Searches ``number`` settings. Returns the best on the validation rows (the first of equal ones) and all
+    results."""
     tried = []
     base_here = base.changed({"training.seed": SEARCH_SEED})
     for index, drawn in enumerate(trials(space(load_data(base_here)), number)):
@@ -62,10 +64,10 @@ def search(
 
 
 def _kept(folder: Path, name: str, config: RunConfig, run: Any, *, overwrite: bool = False) -> dict[str, Any]:
-    """``run(config, folder)``, or what it returned before with the same settings at the same clean commit.
+    """Returns ``run(config, folder)``, or its earlier result for the same settings at the same clean commit.
 
-    Raises ValueError where the folder holds a run of other settings and ``overwrite`` is not said; one of these
-    settings is made again.
+    Raises ValueError if the folder holds a run with other settings and ``overwrite`` is False; a run with the same
+    settings is repeated.
     """
     if not overwrite and holds_work(folder) and read(folder).differences(config):
         refuse_folder(folder, resumable=False)
@@ -89,11 +91,11 @@ def compare(
     progress: bool = True,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Every model with every seed in ``out``/MODEL-seedK, each with the best of ``number`` searched settings.
+    """Trains every model with every seed in ``out``/MODEL-seedK, each with the best of ``number`` searched settings.
 
-    bases: by model, where each starts; all on the same data. Without a search (number 0) that is what runs. The search
-    trains in ``out``.search/, with a seed of its own. Folders that hold runs of other settings are refused unless
-    ``overwrite`` is said. Returns what ``--json`` writes.
+    bases: the initial settings of each model, all on the same data; used unchanged without a search (number 0). The
+    search trains in ``out``.search/ with a separate seed. Folders with runs of other settings are an error unless
+    ``overwrite`` is True. Returns the content of ``--json``.
     """
     if not bases:
         raise ValueError("models must name at least one model")

@@ -1,4 +1,4 @@
-"""The protocol that every model follows, and what the trainer needs to know of it. Nothing here names a system."""
+"""The protocol of all models, which the trainer uses. It depends on no particular system."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from models.batch import Batch, Target
 
 
 class Loss(NamedTuple):
-    """total: what is minimised. terms: detached, named as in the paper, their units in the model's docstring."""
+    """total: the value to minimise. terms: detached terms, named as in the paper; the model's docstring gives their
+    units."""
 
     total: Tensor
     terms: dict[str, Tensor]
 
     @classmethod
     def of(cls, terms: dict[str, Tensor], weights: dict[str, float] | None = None) -> Loss:
-        """The weighted sum of terms (weight 1 where none is given)."""
+        """The weighted sum of terms; the default weight is 1."""
         weighted = [value * (weights or {}).get(name, 1.0) for name, value in terms.items()]
         return cls(torch.stack(weighted).sum(), {name: value.detach() for name, value in terms.items()})
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW's step size and weight decay; None leaves what the training settings say."""
+    """AdamW's learning rate and weight decay; None uses the training settings."""
 
     lr: float | None = None
     weight_decay: float | None = None
@@ -44,13 +45,14 @@ class Nested:
 class Phase(NamedTuple):
     """One kind of step of the alternating optimisation.
 
-    parameters: who is stepped; everybody else is frozen during the phase.
-    loss: of a batch, or of what ``fixed`` made of it.
-    steps: per batch.
-    fixed: computes, once per batch and without gradient, what the phase holds fixed (features of frozen encoders).
-    fresh: every step draws a batch of its own from the training rows, instead of the one that is at hand.
-    usable: the rows that the loss can use, by default those that have every modality. A batch with fewer than two of
-        them is skipped.
+    parameters: the parameters that the phase trains; all others are frozen during the phase.
+    loss: a function of the batch, or of the result of ``fixed``.
+    steps: number of steps per batch.
+    fixed: computes once per batch, without gradients, the values that are constant in the phase (features of frozen
+        encoders).
+    fresh: every step draws its own batch of training rows instead of using the current batch.
+    usable: selects the rows that the loss can use, by default those with every modality. A batch with fewer than two
+        such rows is skipped.
     """
 
     name: str
@@ -64,12 +66,12 @@ class Phase(NamedTuple):
 
 
 class Model(nn.Module):
-    """A model of a batch. The first phase's loss is the one that validation rows are scored with.
+    """Base class of all models. The loss of the first phase is also the validation loss.
 
-    views: augmented versions of the inputs that ``loss`` wants in ``batch.views``.
-    headline: the representation that stands for the model in a table when it has no head.
-    shown: representations that figures draw; empty for all of them.
-    progress: share of the training's batches that are behind, 0 to 1; the trainer says it before every batch.
+    views: the number of augmented versions of the inputs that ``loss`` needs in ``batch.views``.
+    headline: the representation that summary tables show if the model has no head.
+    shown: representations that figures show; empty for all of them.
+    progress: the fraction of training batches already processed, 0 to 1; the trainer sets it before every batch.
     """
 
     views: int = 0
@@ -81,11 +83,12 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def representations(self, batch: Batch) -> dict[str, Tensor]:
-        """What probes and figures see, [B, D] each; the keys are the paper's names."""
+        """The representations for probes and figures, [B, D] each, under the names of the paper."""
         raise NotImplementedError
 
     def predict(self, batch: Batch) -> Tensor | None:
-        """Scores [B, C] of classes or values [B, K] in the target's units; None when a probe speaks for the model."""
+        """Class scores [B, C] or values [B, K] in the units of the target; None if the model has no head and is probed
+        instead."""
         return None
 
 

@@ -1,10 +1,10 @@
-"""The settings of a run: a YAML file of three parts, model, data and training, that decides its result.
+"""The settings of a run: a YAML file with the keys model, data and training, which determine the result.
 
     model: {name: mult, sizes: {layers: 3}}
     data: {name: utd-mhad}
     training: {epochs: 20, lr: 0.001}
 
-Every part is a frozen dataclass; keys that are left out keep its defaults, unknown ones are refused.
+Every part is a frozen dataclass. Omitted keys keep their defaults; unknown keys are errors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from models.training.config import TrainingConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 FILE = "config.yaml"
-# What other libraries call our settings.
+# Names of these settings in other libraries, for suggestions in error messages.
 OTHER_NAMES = {
     "device": "accelerator",
     "learning_rate": "lr",
@@ -62,11 +62,12 @@ class RunConfig:
         return plain
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by its dotted name."""
+        """All settings by dotted name."""
         return dict(_flat(self.to_dict()))
 
     def changed(self, changes: Mapping[str, Any]) -> RunConfig:
-        """These settings with others by dotted names, see ``_set``. Raises ValueError for unknown names or values."""
+        """A copy with some settings changed, by dotted name (see ``_set``). Raises ValueError for unknown names or
+        values."""
         tree = self.to_dict()
         for name, value in changes.items():
             _set(tree, name, value)
@@ -89,7 +90,7 @@ def dump(config: RunConfig) -> str:
 
 
 def read(folder: Path) -> RunConfig:
-    """The settings of a run's folder. Raises FileNotFoundError, or ValueError for a file that is not one."""
+    """The settings in the folder of a run. Raises FileNotFoundError, or ValueError for an invalid file."""
     path = folder / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run: no such file: {path}")
@@ -101,9 +102,9 @@ def from_file(path: Path) -> RunConfig:
 
 
 def tree_of(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds, read by the safe loader."""
+    """The mapping in a YAML file, read by the safe loader."""
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; a YAML file is wanted, as {path / FILE}")
+        raise IsADirectoryError(f"{path} is a folder; a YAML file is needed, such as {path / FILE}")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
@@ -116,7 +117,7 @@ def tree_of(path: Path) -> dict[str, Any]:
 
 
 def _yaml_problem(error: Exception) -> str:
-    """What is wrong and in which line."""
+    """Describes a YAML error with its line."""
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or str(error).splitlines()[0]
     return what if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {what}"
@@ -138,7 +139,8 @@ def from_dict(tree: Mapping[str, Any]) -> RunConfig:
 
 
 def starting_point(model: str, data: str) -> RunConfig:
-    """configs/MODEL/DATA.yaml where it exists; otherwise the defaults, with the training of any model on that data."""
+    """The settings of configs/MODEL/DATA.yaml if it exists; otherwise the defaults, with the training settings of any
+    other model on that data."""
     entry(model)
     path = CONFIGS / model / f"{data}.yaml"
     if path.is_file():
@@ -147,17 +149,17 @@ def starting_point(model: str, data: str) -> RunConfig:
 
 
 def known_configs() -> list[str]:
-    """MODEL/DATA of every file under configs/."""
+    """The names MODEL/DATA of all files in configs/."""
     return sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("*/*.yaml"))
 
 
 def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
-    """["training.epochs=3"] as {"training.epochs": 3}; values are YAML. Raises ValueError without an "="."""
+    """Converts ["training.epochs=3"] to {"training.epochs": 3}; values are YAML. Raises ValueError without an "="."""
     changes = {}
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise ValueError(f"a setting is changed with NAME=VALUE, as training.epochs=3; got {text!r}")
+            raise ValueError(f"settings are changed with NAME=VALUE, such as training.epochs=3; got {text!r}")
         changes[name] = parse_value(value, name)
     return changes
 
@@ -186,7 +188,7 @@ def _check_keys(given: Iterable[Any], known: Sequence[str], prefix: str) -> None
 
 
 def _inside(key: str, known: Sequence[str]) -> list[str]:
-    """epochs -> training.epochs, where a setting was named without its part."""
+    """Completes names without a part: epochs -> training.epochs."""
     if "training" not in known:
         return []
     parts = (("training", TrainingConfig), ("data", DataConfig))
@@ -206,7 +208,8 @@ def _build(kind: Any, given: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
-    """``value`` as the type that a setting has; lists become tuples, whole numbers floats, 1e-3 (a YAML string) too."""
+    """Converts ``value`` to the type of a setting: lists to tuples, integers to floats, and 1e-3 (a string in YAML) to
+    a float."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _of_union(arguments, value, name)
@@ -282,7 +285,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]
 
 
 def _set(tree: dict[str, Any], name: str, value: Any) -> None:
-    """Changes one setting in place; a mapping changes those that it names, as training={epochs: 3, lr: 0.1}."""
+    """Changes one setting in place. A mapping changes several, as in training={epochs: 3, lr: 0.1}."""
     *path, last = name.split(".")
     place: Any = tree
     for depth, key in enumerate((*path, last)):

@@ -1,11 +1,11 @@
-"""A batch's work, shared out between the processes of a run.
+"""Splits the work on a batch between the processes of a run.
 
-Every rank holds the whole batch; what is split is the work on its rows. Inside ``sharing``, a method marked ``by_rows``
-computes this rank's rows and returns those of all ranks, so that everything around it is what one process computes. A
-loss of ``mi_kernels.distributed`` instead reads the rows that ``own_rows`` gives. Both ways the mean over the ranks of
-a loss is the loss of the batch, and the mean of its gradients is that loss's gradient.
+Every rank holds the whole batch; only the work on its rows is split. Inside ``sharing``, a method marked ``by_rows``
+computes the rows of its rank and returns the rows of all ranks, so the surrounding code computes the same as in one
+process. A loss of ``mi_kernels.distributed`` uses the rows from ``own_rows`` instead. In both cases the mean of a loss
+over the ranks is the loss of the batch, and the mean of its gradients is the gradient of that loss.
 
-Random numbers: those that are drawn for rows (dropout in encoders) differ between the ranks; all others agree.
+Random numbers for rows (dropout in encoders) differ between the ranks; all others agree.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from models.batch import Batch, Inputs
 
 @dataclass
 class Share:
-    """This process among ``size``; ``calls`` counts what it has shared, for seeds that every call has of its own."""
+    """This process among ``size`` processes. ``calls`` counts the shared calls, each of which has its own seed."""
 
     rank: int = 0
     size: int = 1
     calls: int = 0
 
     def sizes(self, rows: int) -> tuple[int, ...]:
-        """Rows of every rank: contiguous parts of the batch whose numbers differ by one at most."""
+        """The number of rows of every rank: contiguous parts of the batch whose sizes differ by at most one."""
         return tuple(rows * (r + 1) // self.size - rows * r // self.size for r in range(self.size))
 
     def part(self, rows: int) -> slice:
@@ -48,7 +48,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 @contextmanager
 def sharing(rank: int, size: int) -> Iterator[Share]:
-    """Work on rows is shared between ``size`` ranks inside; every rank must enter, with the same batch."""
+    """Context in which work on rows is split between ``size`` ranks. All ranks must enter it with the same batch."""
     share = Share(rank, size)
     token = _current.set(share)
     try:
@@ -58,11 +58,11 @@ def sharing(rank: int, size: int) -> Iterator[Share]:
 
 
 def by_rows(method: Method) -> Method:
-    """Marks a method whose results' row i hangs on row i of its arguments alone.
+    """Marks a method for which row i of the result depends only on row i of the arguments.
 
-    Tensors, Inputs and batches, also in lists and mappings, are cut to this rank's rows; numbers and names pass. What
-    it returns, tensors in any nesting, comes back with the rows of all ranks, and gradients travel back to their
-    owners. Fewer rows than ranks are computed by every rank.
+    Tensors, Inputs and batches, also in lists and mappings, are cut to this rank's rows; numbers and names are passed
+    unchanged. Returned tensors, in any nesting, are gathered from all ranks, and gradients return to the ranks that
+    computed the rows. If there are fewer rows than ranks, every rank computes all of them.
     """
 
     @wraps(method)
@@ -81,9 +81,9 @@ def by_rows(method: Method) -> Method:
 
 @contextmanager
 def own_rows(batch: Batch) -> Iterator[Batch]:
-    """This rank's rows of a batch, for a loss that meets the other ranks by itself; nothing is shared inside.
+    """This rank's rows of a batch, for a loss that communicates with the other ranks itself; inside, no work is split.
 
-    Raises ValueError for fewer rows than ranks.
+    Raises ValueError if there are fewer rows than ranks.
     """
     share = _current.get()
     if share.size == 1:
@@ -97,7 +97,8 @@ def own_rows(batch: Batch) -> Iterator[Batch]:
 
 @contextmanager
 def _apart(share: Share) -> Iterator[None]:
-    """Inside, work is not shared further and random numbers are the rank's own; afterwards all ranks draw alike."""
+    """Context in which work is not split further and every rank draws its own random numbers. Afterwards all ranks draw
+    the same numbers again."""
     share.calls += 1
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     token = _current.set(_ALONE)
@@ -110,7 +111,7 @@ def _apart(share: Share) -> Iterator[None]:
 
 
 def average(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The mean over the ranks of each tensor, in one collective a dtype; the tensors themselves for one process."""
+    """The mean of each tensor over the ranks, with one collective per dtype; the tensors themselves for one process."""
     size = _current.get().size
     found = list(tensors)
     for dtype in dict.fromkeys(t.dtype for t in tensors) if size > 1 else ():
@@ -124,7 +125,8 @@ def average(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replaces gradients by their mean over the ranks. A parameter that no rank has a gradient of stays without one."""
+    """Replaces gradients by their mean over the ranks. A parameter without a gradient on all ranks stays without
+    one."""
     if _current.get().size == 1:
         return
     learning = [p for p in parameters if p.requires_grad]
@@ -138,7 +140,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _rows(value: Any) -> int:
-    """Rows of the first tensor in ``value``. Raises ValueError where others have another number."""
+    """The number of rows of the tensors in ``value``. Raises ValueError if they differ."""
     found = {len(t) for t in _tensors(value)}
     if len(found) != 1:
         raise ValueError(f"arguments that are shared by rows must have the same number of rows, got {sorted(found)}")
@@ -165,7 +167,7 @@ def _together(value: Any, sizes: tuple[int, ...]) -> Any:
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with every tensor in it changed; anything else stays."""
+    """Applies ``change`` to every tensor in ``value``; everything else is unchanged."""
     if isinstance(value, Tensor):
         return change(value) if value.dim() else value
     if isinstance(value, Mapping):

@@ -110,7 +110,7 @@ SPARSE = {"finish_kernel": ("p_ds",)}
 FLOP: dict[str, Callable[[dict], float]] = {
     "stats_kernel": lambda g: _pairs(g, "n_own", "n_oth"),
     "pair_kernel": lambda g: _pairs(g, "n_row", "n_col"),
-    "grad_kernel": lambda g: _pairs(g, "n_own", "n_oth") * (1 + -(-g["D"] // g["BO"])),
+    "grad_kernel": lambda g: 2 * _pairs(g, "n_own", "n_oth"),
     "both_sides_kernel": lambda g: _pairs(g, "n_chunk", "n_col"),
     "dscores_kernel": lambda g: _pairs(g, "n_chunk", "n_col"),
     "slope_kernel": lambda g: _pairs(g, "n_chunk", "n_col"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 
 import pytest
 import torch
@@ -123,6 +124,57 @@ def test_a_command_that_hangs_is_stopped_and_keeps_its_output():
     found = stages.command([sys.executable, "-c", "print('so far', flush=True); import time; time.sleep(60)"], 3.0)
     assert found["timed_out"] and found["rc"] != 0 and found["seconds"] < 30
     assert "so far" in found["output"]
+
+
+def test_every_ended_job_of_the_tests_is_saved_and_all_share_one_deadline(monkeypatch):
+    left = []
+
+    def command(arguments, seconds):
+        left.append(seconds)
+        time.sleep(0.05)
+        return {"output": "== 3 passed in 1.0s ==", "rc": 0, "timed_out": False, "seconds": 0.05}
+
+    monkeypatch.setattr(stages, "command", lambda arguments, seconds, **where: command(arguments, seconds))
+    monkeypatch.setattr(stages.os, "cpu_count", lambda: 2)  # one job at a time
+    saved = []
+    found = stages.tests(CPU, 10.0, True, lambda part: saved.append(list(part)))
+    assert len(found) > 1 and all(row["counts"] == {"passed": 3} for row in found.values())
+    assert [len(names) for names in saved] == list(range(1, len(found) + 1))
+    assert left[-1] < left[0] - 0.04 * (len(found) - 1)
+
+
+def test_a_report_is_replaced_in_one_step(tmp_path):
+    runner.report(tmp_path, {"a": 1})
+    with pytest.raises(TypeError):
+        runner.report(tmp_path, {"a": object()})
+    assert runner.earlier(tmp_path) == {"a": 1}
+
+
+def test_a_device_that_fails_within_a_case_leaves_the_rows_before_it():
+    """After a fault of a kernel every later call on a CUDA device fails too."""
+
+    class Broken(FakeTimer):
+        def __init__(self):
+            self.runs = 0
+
+        def times(self, step, seconds):
+            self.runs += 1
+            if self.runs > 1:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            return super().times(step, seconds)
+
+    def make(device):
+        problem = square(device)
+        problem.contenders = {name: problem.contenders["good"] for name in ("first", "second", "third")}
+        return problem
+
+    parts = []
+    timer = Broken()
+    case = Case("g", "n", {"dtype": "float32"}, make)
+    found = run.run(case, CPU, timer, BEST, on_row=lambda part: parts.append(json.loads(json.dumps(part))))
+    assert [len(part["rows"]) for part in parts] == [1, 2, 3]
+    assert "milliseconds" in parts[-1]["rows"][0]
+    assert all("illegal memory access" in row["error"] for row in found["rows"][1:])
 
 
 def test_a_case_that_takes_its_process_down_costs_only_itself(monkeypatch):

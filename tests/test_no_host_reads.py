@@ -154,6 +154,28 @@ def test_estimates_within_labels_read_the_labels_alone(shape):
             bound(x, tensor(*shape, 9), tensor(*shape, dtype=torch.int64))
 
 
+class _Copies(TorchDispatchMode):
+    """Counts copies from the host to the absent device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function.__name__.startswith("_to_copy") and args[0].device != out.device:
+            self.count += 1
+        return out
+
+
+def test_estimates_within_labels_copy_positions_once_however_many_sizes_the_groups_have():
+    bound = mk.InfoNCE(mk.DotCritic(), condition="group")
+    labels = torch.tensor([0, 1, 1, 2, 2, 2, 3, 3, 3, 3])  # groups of four sizes
+    with absent_gpu(), _Copies() as copies:
+        bound(tensor(10, 9), tensor(10, 9), labels)
+    assert copies.count == 1
+
+
 def test_sup_con_around_a_ring_reads_no_labels(monkeypatch):
     class Arrived:
         def __init__(self, tensors):

@@ -1,13 +1,15 @@
 """What can be said about the Triton kernels without a GPU: `python -m tests.triton_checks [--update] [--compile]`.
 
-Numerics run in Triton's interpreter, in a subprocess. Every kernel is compiled to a cubin for sm_80 and sm_90
-with the settings that a launch uses; a register spill fails, and so does a difference from
-tests/triton_resources.json where that holds a record of the installed version of triton. The supported range of
-versions has two ends: the newest is what pip installs, the oldest is checked by
+Numerics run in Triton's interpreter, in a subprocess. Every kernel that changed since tests/triton_resources.json was
+written (with --all: every kernel) is compiled to a cubin for sm_80 and sm_90 with the settings that a launch uses. A
+register spill fails, a headline kernel that does not use wgmma on sm_90 fails, and so does a difference from that
+record where it knows the installed version of triton. The supported range of versions has two ends: the newest is what
+pip installs, the oldest is checked by
 `pip install --no-deps --target FOLDER triton==3.6.0` and `PYTHONPATH=FOLDER python -m tests.triton_checks --compile`.
 """
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
@@ -32,6 +35,15 @@ CASES += ("tests.ops.dot_critic.triton_loss_cases",)
 VARIANTS = tuple(
     f"tests.ops.{op}.triton_variants" for op in ("mlp_critic", "club", "rbf", "dot_critic", "cross_attention")
 )
+
+# Kernels that most of a step's products go through; on Hopper they must use its matrix instructions.
+HEADLINES = (
+    "stats/infonce/bfloat16/D512", "both/clip/bfloat16/D512", "dscores/clip/bfloat16/D512", "grad/clip/bfloat16/D128",
+    "loss slope/infonce/bfloat16/512", "loss slope/siglip/bfloat16/512", "loss slope/infonce/tf32/512",
+    "mlp scores/forward/relu/bfloat16/512", "mlp first/two_layers/relu/bfloat16/512",
+    "mlp product/all/relu/bfloat16/512", "rbf mmd/fused/float32/64", "rbf hsic_grad/fused/float32/64",
+    *(f"attention {kernel}/softmax dropout/bfloat16/256/256/1" for kernel in ("forward", "query", "key")),
+)  # fmt: skip
 
 # Which optional inputs a loss passes and which constants it sets; the sides are exchanged by SWAP.
 STATS_VARIANTS = {
@@ -115,7 +127,7 @@ def optional(name: str, want: tuple[str, ...]) -> bool:
     return all(need in want for need, names in needs.items() if name in names)
 
 
-def source(kind: str, variant: str, dtype: str, tf32: bool, D: int):
+def source(kind: str, variant: str, dtype: str, tf32: bool, D: int, arch: int):
     """The kernel as a launch with features of width D specialises it, with its compile options."""
     import torch
     from triton.compiler import ASTSource
@@ -128,7 +140,10 @@ def source(kind: str, variant: str, dtype: str, tf32: bool, D: int):
         "dscores": (triton_dscores.dscores_kernel, triton_dscores.chunk_tiling),
         "both": (triton_tiles.both_sides_kernel, triton_tiles.tiling),
     }[kind]
-    t, chosen = tiling(getattr(torch, dtype), D, tf32), KINDS[kind][variant]
+    chosen = KINDS[kind][variant]
+    # Heavier variants leave no registers for the larger tiles of Hopper.
+    wide = {"wide": arch >= 90 and variant != "everything"} if kind == "dscores" else {}
+    t = tiling(getattr(torch, dtype), D, tf32, **wide)
     constants = {k: v for k, v in chosen.items() if k != "want"}
     constants |= {"PRECISION": "tf32" if tf32 else "ieee", "BM": t.BM, "BN": t.BN, "BK": t.BK, "BO": t.BO}
     constants |= {"WHOLE_D": t.BK >= D, "GROUP": triton_common.GROUP, "SHARE": {"own_g", "oth_g"} <= {*chosen["want"]}}
@@ -166,7 +181,7 @@ def prepared(job: tuple) -> tuple:
     """A job's name, kernel, compile options and architecture."""
     *what, arch = job
     if what[0] not in VARIANTS:
-        return name_of(job), *source(*what), arch
+        return name_of(job), *source(*what, arch), arch
     make = import_module(what[0]).source
     by_architecture = "arch" in signature(make).parameters
     return name_of(job), *make(what[1], **({"arch": arch} if by_architecture else {})), arch
@@ -193,13 +208,22 @@ def resources(job: tuple) -> tuple[str, dict]:
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
         text = subprocess.run([tool, "-res-usage", f.name], capture_output=True, text=True, check=True).stdout
     used = {k: int(v) for k, v in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    return name, {
+    found = {
         "registers": used["REG"],
         "stack": used["STACK"],
         "local": used["LOCAL"],
         "spill_bytes": spilled(compiled.asm["ptx"], arch) if used["STACK"] or used["LOCAL"] else 0,
         "shared": compiled.metadata.shared,
     }
+    if arch == 90 and name.removesuffix("/sm_90") in HEADLINES:
+        found["products"] = products(compiled.asm["ptx"])
+    return name, found
+
+
+def products(ptx: str) -> str:
+    """The instructions that multiply tiles: "wgmma" of Hopper, "mma" of Ampere, else "none"."""
+    kinds = {"wgmma": r"\bwgmma\.mma_async", "mma": r"(?<!wg)\bmma\.sync"}
+    return "+".join(kind for kind, pattern in kinds.items() if re.search(pattern, ptx)) or "none"
 
 
 def spilled(ptx: str, arch: int) -> int:
@@ -216,9 +240,29 @@ def spilled(ptx: str, arch: int) -> int:
     return sum(int(n) for n in re.findall(r"(\d+) bytes spill", done.stdout + done.stderr))
 
 
-def compile_all() -> dict[str, dict]:
+def fingerprints(jobs: list[tuple]) -> dict[str, str]:
+    """Name of a kernel -> a hash of its source and of what it calls, its constants and its compile options. The hash of
+    Triton also has the lines where functions start; they are set to 0 here, so compile in another process."""
+    from triton.runtime.jit import JITFunction
+
+    for job in jobs:
+        prepared(job)  # imports every kernel
+    for found in gc.get_objects():
+        if issubclass(type(found), JITFunction):
+            found.starting_line_number, found.hash = 0, None
+    texts = {name: f"{src.hash()} {sorted(options.items())}" for name, src, options, _ in map(prepared, jobs)}
+    return {name: sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
+
+
+def compile_all(known: dict[str, dict]) -> dict[str, dict]:
+    """Resources of every kernel; those that are known with the same fingerprint are not compiled again."""
+    jobs = {name_of(job): job for job in distinct()}
+    now = fingerprints(list(jobs.values()))
+    rows = {name: known[name] for name in jobs if known.get(name, {}).get("source") == now[name]}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        return dict(sorted(pool.map(resources, distinct())))
+        compiled = dict(pool.map(resources, [job for name, job in jobs.items() if name not in rows]))
+    print(f"triton checks: {len(compiled)} kernels compiled, {len(rows)} are those of the record")
+    return dict(sorted((rows | {name: row | {"source": now[name]} for name, row in compiled.items()}).items()))
 
 
 def complaints(rows: dict[str, dict]) -> list[str]:
@@ -229,6 +273,8 @@ def complaints(rows: dict[str, dict]) -> list[str]:
             found.append(f"{name}: spills {r['spill_bytes']} bytes, stack {r['stack']}, local {r['local']}")
         if r["shared"] > limit:
             found.append(f"{name}: {r['shared']} bytes of shared memory, the limit is {limit}")
+        if r.get("products", "wgmma") != "wgmma":
+            found.append(f"{name}: multiplies tiles with {r['products']}, not with wgmma")
     return found
 
 
@@ -264,6 +310,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--update", action="store_true", help="record the resources")
     parser.add_argument("--compile", action="store_true", help="compile alone, without the interpreter's cases")
+    parser.add_argument("--all", action="store_true", help="compile kernels also that did not change since the record")
     args = parser.parse_args()
     if find_spec("triton") is None:
         print("triton checks: skipped, triton is not installed")
@@ -272,7 +319,7 @@ def main() -> int:
 
     os.environ.pop("TRITON_INTERPRET", None)
     running = [] if args.compile else interpreted()
-    rows = compile_all()
+    rows = compile_all({} if args.all else recorded().get(triton.__version__, {}))
     for name, r in rows.items():
         print(f"{name:48} registers {r['registers']:3}  shared {r['shared']:6}  spill {r['spill_bytes']}")
     found = complaints(rows)

@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,11 @@ NOTE = (
 
 
 def report(out: Path, found: dict[str, Any]) -> None:
+    """Replaces the report in one step: a run that is stopped while it writes leaves the last one."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
+    new = out / "gpu.json.new"
+    new.write_text(json.dumps(found, indent=1) + "\n")
+    new.replace(out / "gpu.json")
 
 
 def earlier(out: Path) -> dict[str, Any]:
@@ -90,14 +94,14 @@ def main(argv: list[str] | None = None) -> int:
     found = {**earlier(arguments.out), "environment": stages.environment(device), "note": NOTE}
     report(arguments.out, found)
 
-    def save(part: dict[str, Any]) -> None:
-        report(arguments.out, {**found, "bench": part})
+    def save(step: str) -> Callable[[dict[str, Any]], None]:
+        return lambda part: report(arguments.out, {**found, step: part})
 
     run = {
         "build": lambda s: stages.build(device, s),
-        "tests": lambda s: stages.tests(device, s, arguments.quick),
+        "tests": lambda s: stages.tests(device, s, arguments.quick, save("tests")),
         "sanitize": lambda s: stages.sanitize(device, s),
-        "bench": lambda s: stages.bench(device, s, arguments.quick, len(plan(arguments.quick)), save),
+        "bench": lambda s: stages.bench(device, s, arguments.quick, len(plan(arguments.quick)), save("bench")),
     }
     saved, failed = 0.0, []
     for name in (s for s in SECONDS if s in steps):

@@ -138,8 +138,10 @@ def _counts(output: str) -> dict[str, int]:
     return {kind: len(re.findall(rf"\b{word}\b", output)) for kind, word in words.items()}
 
 
-def tests(device: torch.device, seconds: float, quick: bool) -> Result:
-    """tests/gpu on the device, and the kernel cases compiled for it, side by side."""
+def tests(
+    device: torch.device, seconds: float, quick: bool, save: Callable[[Result], None] = lambda found: None
+) -> Result:
+    """tests/gpu on the device, and the kernel cases compiled for it, side by side; saved as each ends."""
     if find_spec("pytest") is None:
         return {"error": "pytest is not installed: pip install pytest"}
     files = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests/gpu").glob("test_*.py"))
@@ -149,12 +151,13 @@ def tests(device: torch.device, seconds: float, quick: bool) -> Result:
     elif quick:
         jobs = [(f, [*a, "-k", "quick"]) for f, a in jobs]
     where = {"MI_KERNELS_TEST_DEVICE": str(device), "TRITON_INTERPRET": "0"}
-    with ThreadPoolExecutor(max(1, min(len(jobs), (os.cpu_count() or 2) // 2))) as pool:
-        ran = list(pool.map(lambda job: command(job[1], seconds, **where), jobs))
-    found: Result = {}
-    for (name, _), result in zip(jobs, ran, strict=True):
+    end, found, lock = time.perf_counter() + seconds, Result(), threading.Lock()
+
+    def run(job: tuple[str, list[str]]) -> None:
+        name, arguments = job
+        result = command(arguments, end - time.perf_counter(), **where)
         failures = [line for line in result["output"].splitlines() if re.search(r"FAILED|ERROR|error |differ", line)]
-        found[name] = {
+        row = {
             "rc": result["rc"],
             "timed_out": result["timed_out"],
             "seconds": result["seconds"],
@@ -162,7 +165,13 @@ def tests(device: torch.device, seconds: float, quick: bool) -> Result:
             "failures": failures[:50],
             "tail": result["output"][-600:],
         }
-    return found
+        with lock:
+            found[name] = row
+            save(found)
+
+    with ThreadPoolExecutor(max(1, min(len(jobs), (os.cpu_count() or 2) // 2))) as pool:
+        list(pool.map(run, jobs))
+    return {name: found[name] for name, _ in jobs}
 
 
 def _sanitizer() -> str | None:

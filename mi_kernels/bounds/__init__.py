@@ -1,11 +1,12 @@
-"""Bounds on the mutual information between batches, in nats: a few lines over a critic's statistics.
+"""Bounds on mutual information, in nats, computed from statistics of a critic's scores.
 
-`bound(x, y)` is the estimate, [*]; `bound.learning_loss(x, y)` is what the critic minimises. Both are differentiable
-in x, y and the critic. Scores are never materialised; the cost is that of the critic's `statistics`.
+`bound(x, y)` returns the value, [*]. `bound.learning_loss(x, y)` returns the loss that trains the critic. Both are
+differentiable in x, y and the critic. The score matrix is never materialised; the cost is that of the critic's
+`statistics`.
 
-Every bound declares its name, its kind (lower, upper or neither), its ceiling and the critics that it takes to
-`registry`; `python -m mi_kernels bounds` prints them. Every module of this folder is imported here, so that a bound in
-a new file is declared, and its class is an attribute of this package, without a line in this one.
+Every bound registers its name, kind (lower, upper or neither), ceiling and supported critics in `registry`;
+`python -m mi_kernels bounds` prints them. This file imports every module of the folder, so a bound in a new file is
+registered, and its class becomes an attribute of this package, without a change here.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What the bounds share: checks, means over the product of the marginals, random draws of their own."""
+"""Shared by the bounds: argument checks, log-mean-exponentials, private random generators and gradient penalties."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ANCHORS = ("x", "y")
 
 
 def check_paired(x: Tensor, y: Tensor, least: int = 1) -> None:
-    """x [*, B, Dx] and y [*, B, Dy] with B >= least, or ValueError; the critic checks the widths."""
+    """Raises ValueError unless x is [*, B, Dx] and y is [*, B, Dy] with B >= least. The critic checks Dx and Dy."""
     check_samples("x", x)
     check_samples("y", y)
     if x.shape[:-1] != y.shape[:-1]:
         raise ValueError(f"y must have the batch dimensions of x, {tuple(x.shape[:-1])}, got {tuple(y.shape[:-1])}")
     if x.shape[-2] < least:
         raise ValueError(
-            f"x must hold at least {least} samples, as every sample's negatives are the others, got {tuple(x.shape)}"
+            f"x must hold at least {least} samples, because the other samples are the negatives, got {tuple(x.shape)}"
         )
 
 
@@ -31,23 +31,26 @@ def check_anchor(anchor: str) -> None:
 
 
 def log_mean_exp(log_sums: Tensor, pairs: int) -> Tensor:
-    """log of the mean of exp S over `pairs` pairs, [*], from the log-sums of rows or columns [*, B]."""
+    """log of the mean of exp S over `pairs` pairs, [*], from the log-sum-exps of rows or columns [*, B]."""
     return log_sums.logsumexp(-1) - math.log(pairs)
 
 
 def bounded_exp(t: Tensor) -> Tensor:
-    """exp t; past 80 (700 in fp64), short of overflow, its tangent, so that value and gradient stay finite."""
+    """exp t, continued by its tangent above 80 (700 in fp64), so that value and gradient do not overflow."""
     limit = 700.0 if t.dtype == torch.float64 else 80.0
     return t.clamp(max=limit).exp() * (1 + (t - limit).clamp(min=0))
 
 
 def with_gradient_of(value: Tensor, objective: Tensor) -> Tensor:
-    """`value`, with the gradient of `objective`."""
+    """Returns `value` with the gradient of `objective`."""
     return value.detach() + (objective - objective.detach())
 
 
 class CriticBound(nn.Module):
-    """A bound over the statistics of one critic."""
+    """Base class of bounds that are computed from the statistics of one critic.
+
+    critic: an object with the method `statistics` of `Critic`. Raises TypeError otherwise.
+    """
 
     def __init__(self, critic: Critic):
         super().__init__()
@@ -56,7 +59,7 @@ class CriticBound(nn.Module):
         self.critic = critic
 
     def off_diagonal(self, x: Tensor, y: Tensor, *stats: str, clip: float | None = None) -> list[Tensor]:
-        """The statistics named, over pairs i != j; at least two samples."""
+        """Returns the named statistics over pairs i != j. Raises ValueError for fewer than two samples."""
         check_paired(x, y, least=2)
         options = {} if clip is None else {"clip": clip}
         found = self.critic.statistics(x, y, stats=stats, pairs="off_diagonal", **options)._asdict()
@@ -64,9 +67,9 @@ class CriticBound(nn.Module):
 
 
 class Draws(nn.Module):
-    """Random draws that leave torch's global generators alone; the state is in the checkpoint.
+    """A private random generator whose state is part of the checkpoint.
 
-    So a penalty of weight 0 leaves training bit for bit what it was without it.
+    It leaves torch's global generators unchanged, so a penalty of weight 0 does not change training in any bit.
     """
 
     def __init__(self, seed: int):
@@ -80,8 +83,8 @@ class Draws(nn.Module):
         return torch.rand(shape, generator=self.generator, dtype=torch.float64).to(like.device, like.dtype)
 
     def product_indices(self, batch: int, modalities: int) -> list[Tensor]:
-        """One index [batch] per modality: row i of all of them together is a uniformly random tuple of distinct
-        samples, and every sample appears once in each. No two of the permutations agree anywhere."""
+        """One permutation [batch] per modality. Together, row i of all permutations is a uniformly random tuple of
+        distinct samples; no two permutations agree at any position."""
         order = self.permutation(batch)
         shifts = [0, *(self.permutation(batch - 1)[: modalities - 1] + 1).tolist()]
         indices = []
@@ -107,7 +110,10 @@ class Draws(nn.Module):
 
 
 class GradientPenalty(nn.Module):
-    """What a bound needs to keep a critic's gradient near length 1: its weight, draws, and the lengths last met."""
+    """Base class of bounds with a penalty that keeps the norm of the critic's gradient near 1 (Gulrajani et al. 2017).
+
+    Holds the weight of the penalty, a private random generator and the gradient norms of the last step.
+    """
 
     penalty: float
     gradient_norm_mean: Tensor
@@ -124,7 +130,7 @@ class GradientPenalty(nn.Module):
             self.register_buffer(name, torch.tensor(math.nan), persistent=False)
 
     def penalised(self, value: Tensor, norm: Tensor) -> Tensor:
-        """penalty mean((norm - 1)^2) - value, [*], from norms [*, B]; without a penalty they are recorded only."""
+        """penalty mean((norm - 1)^2) - value, [*], from norms [*, B]. With penalty 0 the norms are only recorded."""
         self.gradient_norm_mean, self.gradient_norm_max = norm.detach().mean(-1), norm.detach().amax(-1)
         return self.penalty * (norm - 1).square().mean(-1) - value if self.penalty else -value
 
@@ -136,12 +142,12 @@ class GradientPenalty(nn.Module):
 
 
 def gradient_norm(scores: Tensor, points: list[Tensor], differentiable: bool) -> Tensor:
-    """The length of the gradient of score i in point i, all inputs together: [*, B] from scores [*, B]."""
+    """Norm of the gradient of score i with respect to point i (all inputs concatenated): [*, B] from scores [*, B]."""
     gradients = torch.autograd.grad(scores.sum(), points, create_graph=differentiable)
     return torch.linalg.vector_norm(torch.cat(gradients, -1), dim=-1)
 
 
 def interpolate(joint: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    """Points on the segments between detached rows, as leaves: share [*, B]."""
+    """Points between the detached rows of both arguments, at position share [*, B]; leaves that require gradients."""
     between = torch.lerp(other.detach(), joint.detach(), share.unsqueeze(-1))
     return between.requires_grad_()

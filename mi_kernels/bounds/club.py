@@ -1,11 +1,11 @@
 """CLUB and its variants: upper bounds mean_i log q(y_i | x_i) - mean_ij log q(y_j | x_i) (Cheng et al. 2020).
 
-`bound(x, y)` is the estimate in nats, [*]; `bound.learning_loss(x, y)` fits q(y | x). With the true conditional the
-expectation is I + KL(p(x) p(y) || p(x, y)); with a learned one it is an upper bound once q is nearer to p(x, y) than to
-p(x) p(y), and may be negative before that. No pair is formed: every variant is O(B D).
+`bound(x, y)` returns the value in nats, [*]; `bound.learning_loss(x, y)` is the loss that fits q(y | x). With the true
+conditional the expectation is I + KL(p(x) p(y) || p(x, y)). With a learned q it is an upper bound if q is closer to
+p(x, y) than to p(x) p(y); before that it may be negative. Every variant costs O(B D), because no pairs are formed.
 
-`negatives="all"` averages over all j, as the paper's sums and its public code do; j = i contributes nothing, so the
-expectation is (B - 1) / B of the bound. "others" leaves j = i out, which removes that factor.
+`negatives="all"` averages over all j, as in the paper's sums and public code. The terms j = i are zero, so the
+expectation is (B - 1) / B times the bound. "others" excludes j = i, which removes that factor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .registry import declare
 
 def _check_two(x: Tensor) -> None:
     if x.shape[-2] < 2:
-        raise ValueError(f"negatives='others' needs a batch of two or more, got x {tuple(x.shape)}")
+        raise ValueError(f"negatives='others' needs at least two samples, got x {tuple(x.shape)}")
 
 
 @declare(
@@ -36,10 +36,11 @@ def _check_two(x: Tensor) -> None:
     critics=("density",),
 )
 class CLUB(GaussianConditional):
-    """vCLUB, exact: the mean over all pairs in closed form (Cheng et al. 2020, arXiv 2006.12013).
+    """vCLUB with a Gaussian q: the exact mean over all pairs in closed form (Cheng et al. 2020, arXiv 2006.12013).
 
-    Beyond the networks about 15 B y_dim FLOP forward and 30 backward, one pass over memory each; the public code forms
-    B x B x y_dim numbers for the same value. See GaussianConditional for the architecture and where it differs.
+    Cost in addition to the networks: about 15 B y_dim FLOP forward and 30 B y_dim backward, each in one pass over
+    memory. The public code stores B x B x y_dim numbers for the same value. `GaussianConditional` describes the
+    arguments, the networks and their differences from the public code.
     """
 
     def __init__(
@@ -68,14 +69,14 @@ class CLUB(GaussianConditional):
 
 
 def _partners(shape: torch.Size, negatives: str, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """For every i of [*, B] the index of its negative; an independent draw in every group."""
-    if generator is None:  # torch.compile does not take generator=None beside a symbolic shape
+    """The index of the negative of every sample, [*, B], drawn independently in every group."""
+    if generator is None:  # torch.compile does not accept generator=None together with a symbolic shape
         order = torch.rand(shape, device=device).argsort(-1)
     else:
         order = torch.rand(shape, device=generator.device, generator=generator).argsort(-1).to(device)
     if negatives == "all":
         return order
-    # order_k -> order_k+1 is a single random cycle: nobody is its own partner, and every other index is equally likely
+    # order_k -> order_k+1 is one random cycle: no sample is its own negative, and all other indices are equally likely
     return torch.empty_like(order).scatter_(-1, order, order.roll(-1, -1))
 
 
@@ -87,11 +88,12 @@ def _partners(shape: torch.Size, negatives: str, device: torch.device, generator
     critics=("density",),
 )
 class CLUBSample(CLUB):
-    """vCLUB-S: one negative y per x instead of all (Cheng et al. 2020). The expectation of CLUB with more variance.
+    """vCLUB-S: one negative y per x instead of all (Cheng et al. 2020). Same expectation as CLUB, more variance.
 
-    The negatives are a random permutation of the batch, which may pair a sample with itself, as in the public code
-    (`negatives="all"`); with "others" a random cyclic derangement, which never does. `generator` makes the draw
-    repeatable. CLUB costs the same here; this variant remains for comparisons with published results.
+    With `negatives="all"` the negatives are a random permutation of the batch, which may pair a sample with itself, as
+    in the public code. With "others" they are a random cyclic shift of a random order, which never does. Pass
+    `generator` for repeatable draws. `CLUB` costs the same in this package; this variant exists for comparisons with
+    published results.
     """
 
     def forward(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -103,7 +105,7 @@ class CLUBSample(CLUB):
         y = widened(y)
         partner = _partners(x.shape[:-1], self.negatives, x.device, generator)
         other = y.gather(-2, partner.unsqueeze(-1).expand_as(y))
-        # (other - mu)^2 - (y - mu)^2, without the difference of two large squares
+        # equals (other - mu)^2 - (y - mu)^2, but avoids the difference of two large squares
         terms = (other - y) * ((other - mu) + (y - mu)) * (-logvar).exp()
         return 0.5 * terms.sum(-1).mean(-1)
 
@@ -116,10 +118,11 @@ class CLUBSample(CLUB):
     critics=("density",),
 )
 class CLUBMean(GaussianConditional):
-    """CLUB with unit variances: q(y | x) = N(mu(x), I). Less flexible, more stable to train, by its authors' account.
+    """CLUB with unit variances, q(y | x) = N(mu(x), I). According to its authors it is less flexible and trains more
+    stably.
 
-    mu is one linear map without `hidden_dim` and Linear-ReLU-Linear with it, as in the public code. `loglikeli` is the
-    log-likelihood; the public code's lacks the factor 1/2 and the constant.
+    mu is Linear-ReLU-Linear, or one linear map if `hidden_dim` is None, as in the public code. `loglikeli` is the
+    complete log-likelihood; the public code omits the factor 1/2 and the constant.
     """
 
     def __init__(
@@ -140,7 +143,7 @@ class CLUBMean(GaussianConditional):
         self.p_mu = network(x_dim, hidden_dim, y_dim, groups)
 
     def get_mu_logvar(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Means of q(y | x), [*, B, y_dim], and zeros."""
+        """Returns the means of q(y | x), [*, B, y_dim], and log-variances, which are all zero."""
         check_samples("x", x, self.x_dim)
         mu = self.p_mu(x)
         return mu, torch.zeros_like(mu)
@@ -168,11 +171,12 @@ class CLUBMean(GaussianConditional):
     critics=("density",),
 )
 class CLUBCategorical(nn.Module):
-    """CLUB for a discrete y: q(y | x) = softmax of a linear map, or of Linear-ReLU-Linear with `hidden_dim`.
+    """CLUB for a discrete y: q(y | x) is the softmax of a linear map, or of Linear-ReLU-Linear if `hidden_dim` is
+    given.
 
-    x [*, B, x_dim], labels [*, B] integers below `num_classes`. With z the logits and p the frequencies of the labels
-    the value is mean_i z_i,label(i) - mean_i sum_c p_c z_ic: softmax's normaliser cancels, and B num_classes numbers
-    are formed where the public code repeats the logits to B x B x num_classes.
+    x [*, B, x_dim], labels [*, B] integers in [0, num_classes). With logits z and label frequencies p the value is
+    mean_i z_i,label(i) - mean_i sum_c p_c z_ic, because the normaliser of the softmax cancels. This takes B num_classes
+    numbers of memory; the public code repeats the logits to B x B x num_classes.
     """
 
     def __init__(
@@ -191,7 +195,7 @@ class CLUBCategorical(nn.Module):
         self.variational_net = network(x_dim, hidden_dim, num_classes, groups)
 
     def _logits(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [*, B, C] and labels as indices [*, B, 1], checked."""
+        """Checks the inputs; returns logits [*, B, C] and labels as indices [*, B, 1]."""
         check_samples("x", x, self.x_dim)
         check_tensor("labels", labels)
         if labels.is_floating_point() or labels.is_complex() or labels.shape != x.shape[:-1]:
@@ -225,7 +229,7 @@ class CLUBCategorical(nn.Module):
         return logits.log_softmax(-1).gather(-1, index).squeeze(-1).mean(-1)
 
     def learning_loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        """What fits q: the cross-entropy, [*]."""
+        """The loss that fits q: the cross-entropy, [*]."""
         return -self.loglikeli(x, labels)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Estimates within the groups of equal labels: every group is a problem of its own, and nothing is padded."""
+"""Bounds conditional on labels: each group of samples with equal labels is a separate problem, without padding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Terms = Callable[[StatisticsOf, Tensor, Tensor], Tensor]
 
 
 class _AsForward(nn.Module):
-    """A critic's `statistics` as a forward, for `functional_call`."""
+    """Exposes a critic's `statistics` as `forward`, which `functional_call` needs."""
 
     def __init__(self, critic: Critic):
         super().__init__()
@@ -29,15 +29,15 @@ class _AsForward(nn.Module):
 
 
 def _of_group(critic: Critic, group: int) -> StatisticsOf:
-    """The statistics of one of the independent critics that `critic` holds."""
+    """The `statistics` method of a single one of the independent critics in a grouped critic."""
     module = _AsForward(critic)
     parameters = {name: p[group] for name, p in module.named_parameters()}
     return lambda *args, **options: torch.func.functional_call(module, parameters, args, options)
 
 
 def _cells(labels: Tensor) -> Iterator[Tensor]:
-    """Positions of the samples of one label, for all labels of one size together: [cells, size] each; labels [n], on
-    the CPU."""
+    """Yields the positions of the samples of each label, [cells, size], for all labels with the same number of samples
+    at once. labels [n] on the CPU."""
     _, cell, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
     order = cell.argsort(stable=True)
     starts = sizes.cumsum(0) - sizes
@@ -47,22 +47,22 @@ def _cells(labels: Tensor) -> Iterator[Tensor]:
 
 
 def _checked(labels: Tensor, x: Tensor) -> Tensor:
-    """Labels as [groups, B]."""
+    """Checks the labels and returns them on the CPU, [groups, B]."""
     check_tensor("condition", labels)
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"condition must hold integer labels when it groups the samples, got {labels.dtype}")
     lead = x.shape[:-1]
     if labels.shape != lead and labels.shape != (*lead, 1):
         raise ValueError(f"condition must be {tuple(lead)} labels, one a sample, got {tuple(labels.shape)}")
-    # How many groups there are, and how large, decides on shapes: one copy to the host, none for labels that are there.
+    # The number and sizes of the label groups decide how many launches follow and on which shapes, so labels on a GPU
+    # are copied to the host, once a call. Labels that are on the host already cost nothing.
     return labels.reshape(-1, lead[-1]).cpu()
 
 
 def within_labels(critic: Critic, terms: Terms, x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
-    """The mean over samples of terms(statistics, x', y') [cells, n], x' and y' being the n samples of one label.
+    """The mean over samples of terms(statistics, x', y') [cells, n], where x' and y' are the n samples of one label.
 
-    x [*, B, Dx], y [*, B, Dy], labels [*, B] -> [*]. A GPU waits for labels once if they are on it, and never if they
-    are on the CPU.
+    x [*, B, Dx], y [*, B, Dy], labels [*, B] -> [*]. Labels on a GPU cause one synchronisation, labels on the CPU none.
     """
     labels = _checked(labels, x)
     groups, batch = labels.shape
@@ -75,15 +75,18 @@ def within_labels(critic: Critic, terms: Terms, x: Tensor, y: Tensor, labels: Te
 
 
 def _mean(statistics: StatisticsOf, terms: Terms, x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
-    """[groups] from samples [groups B, .] and labels [groups, B]."""
+    """The mean of every group, [groups], from samples [groups B, .] and labels [groups, B]."""
     groups, batch = labels.shape
     _, codes = torch.unique(labels, return_inverse=True)
     codes = codes + torch.arange(groups)[:, None] * (codes.max() + 1)
     total: Tensor | None = None
-    for positions in _cells(codes.flatten()):
-        positions, group = (t.to(x.device, non_blocking=True) for t in (positions, positions[:, 0] // batch))
+    shapes, order = zip(*((p.shape, p.flatten()) for p in _cells(codes.flatten())), strict=True)
+    # One copy to the device for cells of all sizes.
+    there = torch.cat(order).to(x.device, non_blocking=True).split([shape.numel() for shape in shapes])
+    for shape, flat in zip(shapes, there, strict=True):
+        positions = flat.view(shape)
         sums = terms(statistics, x[positions], y[positions]).sum(-1)
         total = sums.new_zeros(groups) if total is None else total
-        total = total + sums_of(groups, group, sums)
+        total = total + sums_of(groups, positions[:, 0] // batch, sums)
     assert total is not None
     return total / batch

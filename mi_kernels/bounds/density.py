@@ -1,7 +1,8 @@
-"""Bounds through a learned conditional density q(y | x): the density itself, and the bounds that need its value.
+"""A learned conditional density q(y | x), and bounds that use it.
 
-`bound(x, y)` is the estimate in nats, [*]; `bound.learning_loss(x, y)` is what the conditional minimises, its negative
-log-likelihood. An upper bound holds only as far as q fits: alternate both losses, on estimates take held-out samples.
+`bound(x, y)` returns the value in nats, [*]; `bound.learning_loss(x, y)` is the negative log-likelihood, which trains
+q. The upper bounds hold only if q fits. Alternate training steps of q with steps on the bound, and use held-out samples
+for estimates.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ LOGVAR_BOUND = 6.0
 
 
 def check_samples(name: str, t: Tensor, width: int) -> None:
-    """A floating-point tensor [*, batch, width] that is not empty; TypeError or ValueError naming it otherwise."""
+    """Raises TypeError or ValueError unless t is a non-empty floating-point tensor [*, batch, width]."""
     if isinstance(t, Tensor) and (t.dim() < 2 or t.shape[-1] != width or t.numel() == 0):
         raise ValueError(f"{name} must be [*, batch, {width}] and not empty, got {tuple(t.shape)}")
     checks.check_samples(name, t)
@@ -36,7 +37,7 @@ def check_widths(**widths: int | None) -> None:
 
 
 def network(in_dim: int, hidden_dim: int | None, out_dim: int, groups: int | None) -> nn.Module:
-    """Linear-ReLU-Linear, or one linear map without `hidden_dim`; `groups` of them side by side if given."""
+    """Linear-ReLU-Linear, or one linear map if `hidden_dim` is None; `groups` independent copies if given."""
 
     def linear(i: int, o: int) -> nn.Module:
         return nn.Linear(i, o) if groups is None else GroupedLinear(groups, i, o)
@@ -47,15 +48,16 @@ def network(in_dim: int, hidden_dim: int | None, out_dim: int, groups: int | Non
 
 
 class GaussianConditional(nn.Module):
-    """q(y | x) = N(mu(x), diag exp logvar(x)), both networks Linear-ReLU-Linear of width `hidden_dim`.
+    """q(y | x) = N(mu(x), diag exp logvar(x)); both networks are Linear-ReLU-Linear of width `hidden_dim`.
 
-    The log-variance is b tanh(raw / b) with b = `logvar_bound`: inside the bound it is nearly the network's output, so
-    variances reach e^-6 .. e^6 by default, which suffices up to 3 nats a dimension. CLUB's public code has b = 1, whose
-    smallest variance 1/e keeps q from fitting beyond half a nat a dimension (`logvar_bound=1` gives that; None bounds
-    nothing). That code also halves the hidden width that it is given; here `hidden_dim` is the width.
+    x_dim, y_dim: widths of x [*, B, x_dim] and y [*, B, y_dim].
+    hidden_dim: the hidden width. CLUB's public code uses half of the width that it is given.
+    logvar_bound: b in logvar = b tanh(raw / b), or None for no bound. The default allows variances from e^-6 to e^6,
+        enough for 3 nats per dimension. CLUB's public code has b = 1; its smallest variance 1/e limits q to half a nat
+        per dimension.
+    groups: if given, G independent networks; parameters get a leading dimension G, and inputs are [G, B, .].
 
-    x [*, B, x_dim], y [*, B, y_dim]. With `groups=G` every parameter has a leading dimension G and inputs are
-    [G, B, .]. The networks cost 4 B (x_dim + y_dim) hidden_dim FLOP forward and twice that backward.
+    The networks cost 4 B (x_dim + y_dim) hidden_dim FLOP forward and twice that backward.
     """
 
     def __init__(
@@ -91,12 +93,12 @@ class GaussianConditional(nn.Module):
         return -0.5 * terms.sum(-1)
 
     def loglikeli(self, x: Tensor, y: Tensor) -> Tensor:
-        """Mean log q(y_i | x_i), [*], in nats. The public code leaves out the factor 1/2 and the constant: its value is
-        2 loglikeli + y_dim log 2 pi, so the same learning rate takes half the step here under plain SGD."""
+        """Mean log q(y_i | x_i), [*], in nats. The public code omits the factor 1/2 and the constant: its value is
+        2 loglikeli + y_dim log 2 pi. With plain SGD, the same learning rate therefore gives half the step here."""
         return self.log_density(x, y).mean(-1)
 
     def learning_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """What fits q: the negative log-likelihood, [*]."""
+        """The loss that fits q: the negative log-likelihood, [*]."""
         return -self.loglikeli(x, y)
 
     def _check(self, x: Tensor, y: Tensor) -> None:
@@ -119,16 +121,17 @@ class GaussianConditional(nn.Module):
     critics=("density",),
 )
 class LeaveOneOut(GaussianConditional):
-    """Upper bound: mean_i [log q(y_i | x_i) - log mean_{j != i} q(y_i | x_j)] (Poole et al. 2019, section 2, with a
-    learned conditional as in Cheng et al. 2020). Never above CLUB over the same pairs, by Jensen's inequality.
+    """Upper bound mean_i [log q(y_i | x_i) - log mean_{j != i} q(y_i | x_j)] (Poole et al. 2019, section 2, with a
+    learned conditional as in Cheng et al. 2020). By Jensen's inequality it is never above CLUB over the same pairs.
 
     CLUB's public `L1OutUB` computes something else: its mask of shape [B, B, 1] broadcasts the [B, B] densities to
-    [B, B, B], and the log-sum-exp over it collapses to a plain mean, so that it returns CLUB's value. Here the
-    diagonal is left out of a log-sum-exp over j.
+    [B, B, B], and the log-sum-exp becomes a plain mean, so it returns CLUB's value. Here the log-sum-exp over j
+    excludes the diagonal.
 
-    The densities of all pairs are inner products of 2 D features and never stored: 8 B^2 D FLOP forward, 24 B^2 D
-    backward, O(B D) memory. Both sides are centred on the mean of y first; the error is that of an fp32 product of
-    size sum_d (mu^2 + y^2) / variance. Under matmul precision "medium" the products are bf16 and the value rough.
+    The log densities of all pairs are inner products of 2 D features and are not stored: 8 B^2 D FLOP forward, 24 B^2 D
+    backward, O(B D) memory. Both sides are centred on the mean of y first; the rounding error is that of an fp32
+    product of size sum_d (mu^2 + y^2) / variance. With matmul precision "medium" the products are bf16 and the value is
+    imprecise.
     """
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -136,7 +139,7 @@ class LeaveOneOut(GaussianConditional):
         self._check(x, y)
         batch = x.shape[-2]
         if batch < 2:
-            raise ValueError(f"leaving one out needs a batch of two or more, got x {tuple(x.shape)}")
+            raise ValueError(f"x must hold at least 2 samples for leave-one-out, got x {tuple(x.shape)}")
         mu, logvar = self.get_mu_logvar(x)
         mu, logvar, y = widened(mu), widened(logvar), widened(y)
         centre = y.mean(-2, keepdim=True).detach()
@@ -162,10 +165,11 @@ class LeaveOneOut(GaussianConditional):
     critics=("density",),
 )
 class VariationalUpperBound(GaussianConditional):
-    """Upper bound: mean_i KL(q(y | x_i) || N(0, I)) (Alemi et al. 2017: the rate of the information bottleneck).
+    """Upper bound mean_i KL(q(y | x_i) || N(0, I)) (Alemi et al. 2017: the rate of the information bottleneck).
 
-    The KL sums over dimensions. CLUB's public `VarUB` takes their mean, which is the KL over y_dim and bounds nothing
-    for y_dim > 1. The value does not depend on y; `forward` takes it so that all bounds are called alike.
+    The KL divergence is summed over dimensions. CLUB's public `VarUB` averages over them, which divides the KL by
+    y_dim, so for y_dim > 1 it is not an upper bound. The value does not depend on y; `forward` accepts y for a uniform
+    interface.
     """
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -177,10 +181,11 @@ class VariationalUpperBound(GaussianConditional):
 
 @outside_autocast  # the determinant has no 16-bit form
 def gaussian_entropy(y: Tensor) -> Tensor:
-    """Entropy in nats, [*], of Gaussian samples y [*, B, D], B > D: unbiased if they are Gaussian.
+    """Entropy in nats, [*], of samples y [*, B, D] under a Gaussian model; unbiased if y is Gaussian.
 
-    1/2 log det(2 pi e S) with the sample covariance S, less the expectation of log det S / det Sigma under Wishart's
-    distribution, sum_k digamma((B - 1 - k) / 2) + D log(2 / (B - 1)) over k < D. Raises ValueError where B <= D.
+    This is 1/2 log det(2 pi e S) with the sample covariance S, minus half the expectation of log(det S / det Sigma)
+    under the Wishart distribution, sum_{k < D} digamma((B - 1 - k) / 2) + D log(2 / (B - 1)). Raises ValueError if B <=
+    D.
     """
     batch, depth = y.shape[-2:]
     if batch <= depth:
@@ -201,11 +206,12 @@ def gaussian_entropy(y: Tensor) -> Tensor:
     critics=("density",),
 )
 class BarberAgakov(GaussianConditional):
-    """Lower bound: mean_i log q(y_i | x_i) + H(y) (Barber and Agakov 2003).
+    """Lower bound mean_i log q(y_i | x_i) + H(y) (Barber and Agakov 2003).
 
-    H(y) in nats is the caller's: a number, a tensor [*], or a callable y -> [*]. Without it H is estimated as if y were
-    Gaussian (`gaussian_entropy`). A Gaussian has the largest entropy of its covariance, so for other y that estimate
-    may lift the value above I(x; y), and it is a bound only with the true entropy or less. Fitting q does not need H.
+    `entropy` is H(y) in nats: a number, a tensor [*], or a callable y -> [*]. If it is None, H is estimated as if y
+    were Gaussian (`gaussian_entropy`). A Gaussian has the largest entropy for a given covariance, so for other
+    distributions the value may then exceed I(x; y). It is a lower bound only if H is at most the true entropy. Fitting
+    q does not need H.
     """
 
     def forward(

@@ -1,4 +1,4 @@
-"""InfoNCE, and NCE-CLUB on it: negatives are all pairs of the batch, the diagonal included."""
+"""InfoNCE and NCE-CLUB. Both average over all pairs of the batch, including the diagonal."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def _with_condition(x: Tensor, y: Tensor, condition: Tensor) -> tuple[Tensor, Te
 
 
 class _Contrastive(CriticBound):
-    """`anchor="x"` contrasts every x_i with all y_j, as the papers write it; `anchor="y"` contrasts every y_j with all
-    x_i, which is what FactorCL's public code computes. `condition` says what the third argument of a call does."""
+    """`anchor="x"` compares every x_i with all y_j, as in the papers; `anchor="y"` compares every y_j with all x_i, as
+    in FactorCL's public code. `condition` defines how the third argument of a call is used."""
 
     def __init__(self, critic: Critic, anchor: str = "x", condition: str = "concat"):
         super().__init__(critic)
@@ -40,7 +40,7 @@ class _Contrastive(CriticBound):
         self.condition = condition
 
     def _mean(self, terms: Any, x: Tensor, y: Tensor, condition: Tensor | None) -> Tensor:
-        """The mean of terms(statistics, x, y) [*, B] over the batch, conditioned."""
+        """The mean over the batch of terms(statistics, x, y) [*, B], given the condition."""
         check_paired(x, y)
         if condition is not None and self.condition == "group":
             return within_labels(self.critic, terms, x, y, condition)
@@ -60,11 +60,11 @@ class _Contrastive(CriticBound):
 
 
 class SymmetricInfoNCE(CriticBound):
-    """The mean of InfoNCE with x and with y as the anchor: at most log B, one pass over the scores. What `estimate_mi`
-    fits by default."""
+    """The mean of InfoNCE with x and with y as the anchor, in one pass over the scores. At most log B nats. This is the
+    default objective of `estimate_mi`."""
 
     def contributions(self, x: Tensor, y: Tensor) -> Tensor:
-        """One per sample, [*, B], whose mean is the value."""
+        """One contribution per sample, [*, B]; their mean is the value."""
         found = self.critic.statistics(x, y, stats=("positive", "row_lse", "col_lse"))
         assert found.positive is not None and found.row_lse is not None and found.col_lse is not None
         gap: Tensor = found.positive - (found.row_lse + found.col_lse) / 2
@@ -89,22 +89,23 @@ class SymmetricInfoNCE(CriticBound):
     estimator=SymmetricInfoNCE,
 )
 class InfoNCE(_Contrastive):
-    """Lower bound: mean_i S[i, i] - mean_i log sum_j exp S[i, j] + log B  (van den Oord et al. 2018;
-    FactorCL, arXiv 2306.05268, eq. 10). At most log B.
+    """Lower bound mean_i S[i, i] - mean_i log sum_j exp S[i, j] + log B (van den Oord et al. 2018; FactorCL, arXiv
+    2306.05268, eq. 10). At most log B nats.
 
-    `anchor="x"` contrasts every x_i with all y_j, as the papers write it; `anchor="y"` contrasts every y_j
-    with all x_i, which is what FactorCL's public code computes.
+    critic: scores S[i, j] of x_i and y_j.
+    anchor: "x" compares every x_i with all y_j, as in the papers; "y" compares every y_j with all x_i, as in FactorCL's
+        public code.
+    condition: how the optional third argument of a call is used, "concat" or "group".
 
-    Conditional on C, with `condition="concat"`: the condition [*, B, C] is concatenated to both sides, so the critic
-    must take x_dim + C and y_dim + C. The negatives stay unconditional, as in FactorCL's code: the estimate is of
-    I((X, C); (Y, C)) = H(C) + I(X; Y | C) for a discrete C, not of I(X; Y | C) itself.
+    With `condition="concat"` the condition [*, B, C] is concatenated to x and to y, so the critic must accept x_dim + C
+    and y_dim + C. Negatives come from the whole batch, as in FactorCL's code. For a discrete C this estimates
+    I((X, C); (Y, C)) = H(C) + I(X; Y | C), not I(X; Y | C) itself.
 
-    With `condition="group"` the condition holds integer labels, [*, B] or [*, B, 1], and the negatives of a sample are
-    the samples of its own label: the estimate is of I(X; Y | C) (eq. 13), each label weighing as often as it occurs,
-    and at most the mean log size of the groups. Exact: the groups of one size go through the critic in one call, so
-    the cost is that of sum_c n_c^2 pairs instead of B^2. The host has to know those sizes: a GPU is waited for, and a
-    CUDA graph cannot hold it. The critic sees x and y alone; append the label to x to give every label a critic of its
-    own.
+    With `condition="group"` the condition holds integer labels, [*, B] or [*, B, 1], and negatives come from the
+    samples with the same label. This estimates I(X; Y | C) (eq. 13) and is at most the mean log size of the groups. All
+    groups of the same size share one call of the critic, so the cost is that of sum_c n_c^2 pairs instead of B^2.
+    Reading the group sizes synchronises with a GPU and cannot be captured in a CUDA graph. The critic sees only x and
+    y; append the label to x if the critic should depend on it.
     """
 
     def forward(self, x: Tensor, y: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -124,14 +125,13 @@ class InfoNCE(_Contrastive):
     trained_by="infonce",
 )
 class NCECLUB(_Contrastive):
-    """Upper bound: mean_i S[i, i] - mean_{i, j} S[i, j], with a critic fitted by InfoNCE (FactorCL, arXiv
-    2306.05268, eq. 11 and Theorem 2). The second mean is over all pairs, the diagonal included, as in
-    FactorCL's public code.
+    """Upper bound mean_i S[i, i] - mean_{i, j} S[i, j] with a critic that is trained by InfoNCE (FactorCL, arXiv
+    2306.05268, eq. 11 and Theorem 2). The second mean includes the diagonal, as in FactorCL's public code.
 
-    It bounds I from above at the optimal critic; with the exact log density ratio its expectation is (B - 1)
-    / B (I + KL(p(x) p(y) || p(x, y))). `anchor` chooses the direction of the InfoNCE that fits the critic.
-    `condition` as in `InfoNCE` (within labels: eq. 14). The value needs no exponentials; an inner-product critic gives
-    it in O(B D).
+    It is an upper bound only for the optimal critic. With the exact log density ratio its expectation is
+    (B - 1) / B (I + KL(p(x) p(y) || p(x, y))). `anchor` is the direction of the InfoNCE loss that trains the critic.
+    `condition` is as in `InfoNCE` (eq. 14 for "group"). The value needs no exponentials; with an inner-product critic
+    it costs O(B D).
     """
 
     def forward(self, x: Tensor, y: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -144,5 +144,5 @@ class NCECLUB(_Contrastive):
         return gap
 
     def learning_loss(self, x: Tensor, y: Tensor, condition: Tensor | None = None) -> Tensor:
-        """What the critic minimises: the negative InfoNCE bound, [*]."""
+        """The loss that trains the critic: the negative InfoNCE bound, [*]."""
         return -self._mean(self._info_nce, x, y, condition)

@@ -1,11 +1,11 @@
-"""The one list of bounds: a bound declares itself beside its class, and everything else reads the list.
+"""The registry of bounds. A decorator on its class registers a bound, and all other code reads the registry.
 
     @declare("nwj", kind="lower", value="E_P[T] - E_Q[exp(T - 1)]", negatives="off the diagonal")
     class NWJ(CriticBound): ...
 
 Importing `mi_kernels.bounds` imports every module of that folder, so a declaration in a new file is enough for
-`estimate_mi(estimator="nwj")`, for `python -m mi_kernels estimate --estimator nwj`, for the tests of
-tests/bounds/test_registry.py, for bench/staircase.py and for the table of docs/bounds.md.
+`estimate_mi(estimator="nwj")`, `python -m mi_kernels estimate --estimator nwj`, the tests in
+tests/bounds/test_registry.py, bench/staircase.py and the table in docs/bounds.md.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 from torch import nn
 
 KINDS = ("lower", "upper", "neither")
-# Critics of a pair: an inner product of features of x and y, or a network on x and y side by side. Other critics: a
-# network on the concatenated rows of all modalities, or the bound's own density q(y | x).
+# Critics of a pair (x, y): an inner product of features, or a network on the concatenated pair. The other kinds are a
+# network on the concatenated rows of all modalities ("joint") and the bound's own density q(y | x) ("density").
 PAIR_CRITICS = ("inner product", "concat")
 CRITICS = (*PAIR_CRITICS, "joint", "density")
 MUTUAL_INFORMATION = "mutual information"
@@ -28,7 +28,7 @@ Bound = TypeVar("Bound", bound=type[nn.Module])
 
 
 class Ceiling(NamedTuple):
-    """The largest value that n candidates allow: as text for tables, and as a function of n, in nats."""
+    """The largest possible value with n candidates, in nats: as text for tables and as a function of n."""
 
     formula: str
     of: Callable[[int], float]
@@ -36,13 +36,14 @@ class Ceiling(NamedTuple):
 
 @dataclass(frozen=True)
 class Declaration:
-    """What the rest of the package knows of a bound.
+    """The registry entry of a bound.
 
-    `name` is what `estimate_mi` and the command line call it. `kind` says on which side of `quantity` the value lies
-    at every critic ("lower"), at the critic that fits best ("upper"), or on neither. `value` is its formula, for
-    tables. `ceiling` is None where n candidates allow any value.
-    `trained_by` names the bound whose `learning_loss` it shares. `estimator` builds what `estimate_mi` fits, where
-    that is not the bound with its defaults.
+    name: its name in `estimate_mi` and on the command line.
+    kind: "lower" (below `quantity` for every critic), "upper" (above it for the optimal critic) or "neither".
+    value: its formula, for tables.
+    ceiling: the largest value with n candidates, or None if there is no limit.
+    trained_by: the name of the bound whose `learning_loss` it shares.
+    estimator: builds the objective that `estimate_mi` fits, if that is not the bound with its defaults.
     """
 
     name: str
@@ -58,11 +59,11 @@ class Declaration:
 
     @property
     def estimates(self) -> bool:
-        """Whether `estimate_mi` takes it: it scores pairs, and its value is mutual information in nats."""
+        """Whether `estimate_mi` accepts it: it scores pairs, and its value is mutual information in nats."""
         return self.quantity == MUTUAL_INFORMATION and set(self.critics) <= set(PAIR_CRITICS)
 
     def highest(self, candidates: int) -> float:
-        """The largest value of a batch of `candidates` samples; infinite without a ceiling."""
+        """The largest possible value with a batch of `candidates` samples; infinite without a ceiling."""
         return math.inf if self.ceiling is None else self.ceiling.of(candidates)
 
 
@@ -81,9 +82,9 @@ def declare(
     trained_by: str | None = None,
     estimator: Callable[[Any], nn.Module] | None = None,
 ) -> Callable[[Bound], Bound]:
-    """Class decorator that enters a bound in the list; see `Declaration`.
+    """Class decorator that registers a bound; `Declaration` describes the arguments.
 
-    Raises ValueError for a name that another class has and for an unknown kind or critic.
+    Raises ValueError for a name that another class uses, an unknown kind or an unknown critic.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -93,7 +94,7 @@ def declare(
     def enter(bound: Bound) -> Bound:
         known = _declared.get(name)
         if known is not None and known.bound.__qualname__ != bound.__qualname__:
-            raise ValueError(f"name must be new, {name!r} is {known.bound.__qualname__}, got {bound.__qualname__}")
+            raise ValueError(f"name must be new: {name!r} is the name of {known.bound.__qualname__}")
         _declared[name] = Declaration(
             name, bound, kind, value, negatives, ceiling, critics, quantity, trained_by or name, estimator or bound
         )
@@ -103,24 +104,24 @@ def declare(
 
 
 def declarations() -> tuple[Declaration, ...]:
-    """Every bound, by name."""
+    """All declarations, sorted by name."""
     return tuple(_declared[name] for name in sorted(_declared))
 
 
 def estimators() -> tuple[str, ...]:
-    """Names that `estimate_mi` takes, its default first."""
+    """Names that `estimate_mi` accepts, the default first."""
     return tuple(sorted((d.name for d in declarations() if d.estimates), key=lambda name: (name != "infonce", name)))
 
 
 def find(name: str) -> Declaration:
-    """The declaration of one bound. Raises ValueError for other names."""
+    """The declaration of the bound with this name. Raises ValueError for unknown names."""
     if not isinstance(name, str) or name not in _declared:
         raise ValueError(f"name must be one of {', '.join(sorted(_declared))}, got {name!r}")
     return _declared[name]
 
 
 def table() -> list[str]:
-    """A Markdown table of every bound, line by line."""
+    """The lines of a Markdown table of all bounds."""
     lines = ["| name | class | kind | value | negatives | at most, of n candidates | critics |", "|" + "---|" * 7]
     for d in declarations():
         kind = d.kind if d.quantity == MUTUAL_INFORMATION else f"{d.kind}, of {d.quantity}"

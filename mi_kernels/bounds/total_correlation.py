@@ -1,4 +1,5 @@
-"""Dependence of two or more modalities: the joint against the product of all marginals, drawn by shuffling."""
+"""Dependence of two or more modalities: the joint distribution compared with the product of all marginals (by
+shuffling)."""
 
 from __future__ import annotations
 
@@ -16,9 +17,12 @@ SHUFFLES = ("independent", "together")
 
 
 class JointCritic(nn.Module):
-    """An MLP that scores rows: [*, B, dim] -> [*, B].
+    """An MLP that scores rows, [*, B, dim] -> [*, B].
 
-    `hidden_dims` between `dim` and 1, `activation` as in `ConcatCritic`. Raises ValueError for other widths.
+    dim: width of a row, the sum of the widths of all modalities.
+    hidden_dims, activation: as in `ConcatCritic`.
+
+    Raises ValueError for inputs of another width.
     """
 
     def __init__(self, dim: int, hidden_dims: Sequence[int] = (256, 256), activation: str = "leaky_relu"):
@@ -44,25 +48,30 @@ class JointCritic(nn.Module):
     critics=("joint",),
 )
 class TotalCorrelation(GradientPenalty):
-    """KL(P || Q) of the joint P of all modalities and the product Q of their marginals (MDM, Colombo et al. 2021).
+    """Lower bound of the total correlation KL(P || Q), where P is the joint distribution of all modalities and Q the
+    product of their marginals (MDM, Colombo et al. 2021).
 
-    For two modalities the mutual information; for three I(a; v) + I(a, v; l). T scores concatenated rows, t_i the
-    batch's own, s_i rows whose modalities come from different samples:
+    For two modalities this is the mutual information; for three it is I(a; v) + I(a, v; l). The critic T scores
+    concatenated rows. With scores t_i of the rows of the batch and s_i of shuffled rows, whose modalities come from
+    different samples:
 
         measure "kl"            mean t - log mean exp s     Donsker-Varadhan
         measure "f"             mean t - mean exp(s - 1)    NWJ
-        measure "wasserstein"   mean t - mean s             W_1 for a T of Lipschitz constant 1, see `penalty`
+        measure "wasserstein"   mean t - mean s             W_1 if T has Lipschitz constant 1, see `penalty`
 
-    "kl" and "f" are in nats, W_1 in the units of the modalities. "kl" is not to be trusted above log B.
+    "kl" and "f" are in nats, W_1 is in the units of the modalities. "kl" is not reliable above log B.
 
-    `critic` maps [*, B, D_1 + ... + D_M] to scores [*, B] or [*, B, 1]: a `JointCritic`, or a fusion with a scorer
-    behind it; the measure is then at most the one of the modalities. `shuffle="independent"` moves every modality by a
-    permutation of its own, no two of which agree on any sample, so that a row of Q holds no pair of true partners and
-    is a uniformly random tuple of distinct samples. `shuffle="together"` moves all by one permutation: a control that
-    must find nothing. The permutations come from a generator of their own (seeded by `seed`, kept in the checkpoint),
-    so that a penalty of weight 0 leaves training bit for bit unchanged. All group dimensions share them.
+    critic: maps [*, B, D_1 + ... + D_M] to scores [*, B] or [*, B, 1]: a `JointCritic`, or a fusion network followed by
+        a scorer. The measure is then at most that of the modalities themselves.
+    shuffle: "independent" permutes every modality separately. No two permutations agree on any sample, so a shuffled
+        row is a uniformly random tuple of distinct samples. "together" permutes all modalities alike, a control without
+        dependence to find.
+    penalty: weight of the gradient penalty of "wasserstein".
+    seed: of the private generator that draws the permutations. Its state is in the checkpoint, so a penalty of weight 0
+        does not change training in any bit. All group dimensions share the permutations.
 
-    Cost: two evaluations of B rows, O(B) memory; the gradient penalty adds one with its double backward.
+    Cost: two evaluations of the critic on B rows, O(B) memory; the gradient penalty adds one evaluation with a double
+        backward.
     """
 
     def __init__(
@@ -85,14 +94,14 @@ class TotalCorrelation(GradientPenalty):
         self.set_penalty(penalty, seed)
 
     def forward(self, *modalities: Tensor) -> Tensor:
-        """Two or more modalities [*, B, D_m] with one batch of at least as many samples as modalities -> [*].
-        Raises ValueError for anything else."""
+        """Two or more modalities [*, B, D_m] with B at least the number of modalities -> [*]. Raises ValueError
+        otherwise."""
         joint, product = self._rows(modalities)
         return self.estimate(self._scores(joint), self._scores(product))
 
     def learning_loss(self, *modalities: Tensor) -> Tensor:
-        """The negative measure, [*]; for W_1 plus penalty mean((|grad T| - 1)^2) at random points between a row of P
-        and one of Q, which reaches the critic alone."""
+        """The negative measure, [*]. For "wasserstein" it adds penalty mean((|grad T| - 1)^2) at random points between
+        a row of P and a row of Q; the penalty has gradients only in the critic."""
         joint, product = self._rows(modalities)
         value = self.estimate(self._scores(joint), self._scores(product))
         if self.measure != "wasserstein":
@@ -100,7 +109,7 @@ class TotalCorrelation(GradientPenalty):
         return self.penalised(value, self._gradient_norm(joint, product))
 
     def estimate(self, joint: Tensor, product: Tensor) -> Tensor:
-        """The measure from scores of samples of P [*, n] and of Q [*, m]: [*]."""
+        """The measure, [*], from scores of samples of P [*, n] and of Q [*, m]."""
         if self.measure == "kl":
             return joint.mean(-1) - log_mean_exp(product, product.shape[-1])
         if self.measure == "f":
@@ -108,7 +117,7 @@ class TotalCorrelation(GradientPenalty):
         return joint.mean(-1) - product.mean(-1)
 
     def _rows(self, modalities: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Concatenated rows as they are, and shuffled."""
+        """The concatenated rows of the batch, and the shuffled rows."""
         if len(modalities) < 2:
             raise ValueError(f"modalities must be at least two tensors, got {len(modalities)}")
         lead = modalities[0].shape[:-1]
@@ -138,7 +147,8 @@ class TotalCorrelation(GradientPenalty):
         differentiable = torch.is_grad_enabled()
         share = self.draws.uniform(joint.shape[:-1], joint)
         with torch.enable_grad():
-            # Row i of Q holds sample i of the first modality: another row of P makes the two ends independent.
+            # Row i of Q contains sample i of the first modality. A permuted row of P makes the two end points
+            # independent.
             other = self.draws.permutation(joint.shape[-2]).to(joint.device)
             points = interpolate(joint[..., other, :], product, share)
             return gradient_norm(self._scores(points), [points], differentiable)

@@ -1,8 +1,8 @@
-"""Variational bounds whose negatives are the pairs off the diagonal: P is the joint, Q the product of the marginals.
+"""Variational bounds on the KL divergence between the joint distribution P and the product of the marginals Q.
 
-E_P averages over the B pairs (x_i, y_i), E_Q over the B (B - 1) pairs (x_i, y_j) with i != j, so that no true pair is
-in Q. All log-mean-exponentials stay in log space: scores of several hundred give finite values and gradients, an
-exponential that the value itself contains (NWJ, TUBA, JS) being continued along its tangent past e^80 (e^700 in fp64).
+E_P averages over the B pairs (x_i, y_i), and E_Q over the B (B - 1) pairs (x_i, y_j) with i != j. Log-mean-exponentials
+are computed in log space, so scores of several hundred give finite values and gradients. Where the value itself
+contains an exponential (NWJ, TUBA, JS), it is continued by its tangent above e^80 (e^700 in fp64).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def check_baseline(baseline: Baseline | None) -> None:
 
 
 def _log_baseline(baseline: Baseline | None, t: Tensor, like: Tensor) -> Tensor:
-    """log a(t) [*, B], 0 without a baseline."""
+    """log a(t), [*, B]; zeros if there is no baseline."""
     if baseline is None:
         return torch.zeros_like(like)
     value = baseline(t)
@@ -42,10 +42,11 @@ def _log_baseline(baseline: Baseline | None, t: Tensor, like: Tensor) -> Tensor:
 
 @declare("tuba", kind="lower", value="1 + E_P[T - log a] - E_Q[exp(T) / a]", negatives="off the diagonal")
 class TUBA(CriticBound):
-    """Lower bound 1 + E_P[T - log a] - E_Q[exp(T) / a]  (Poole et al. 2019, I_TUBA), tight at T = log(dP / dQ) + log a.
+    """Lower bound 1 + E_P[T - log a] - E_Q[exp(T) / a] (Poole et al. 2019, I_TUBA), tight at T = log(dP / dQ) + log a.
 
-    `baseline` maps y [*, B, Dy] to log a(y), [*, B], [*, B, 1] or one number; a module is trained along. Without it
-    a = 1. With `anchor="x"` it is a function of x.
+    baseline: maps y [*, B, Dy] to log a(y), [*, B], [*, B, 1] or one number; a module is trained together with the
+        critic. None means a = 1.
+    anchor: "y", or "x" for a baseline that is a function of x.
     """
 
     def __init__(self, critic: Critic, baseline: Baseline | None = None, anchor: str = "y"):
@@ -90,9 +91,9 @@ class NWJ(CriticBound):
 
 @declare("dv", kind="lower", value="E_P[T] - log E_Q[exp T], in the limit of large n", negatives="off the diagonal")
 class DonskerVaradhan(CriticBound):
-    """E_P[T] - log E_Q[exp T]  (Donsker and Varadhan 1983; MINE, Belghazi et al. 2018), tight at T = log(dP / dQ) +
-    any constant. The logarithm of a batch's mean makes it biased upwards: a bound in the limit of large B only,
-    and not to be trusted above about log(B (B - 1))."""
+    """E_P[T] - log E_Q[exp T] (Donsker and Varadhan 1983; MINE, Belghazi et al. 2018), tight at T = log(dP / dQ) plus
+    any constant. The logarithm of a batch mean biases the value upwards, so it is a lower bound only in the limit of
+    large B. Do not rely on values above about log(B (B - 1))."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x [*, B, Dx], y [*, B, Dy] with B >= 2 -> nats [*]. Raises ValueError for other shapes."""
@@ -109,15 +110,15 @@ class DonskerVaradhan(CriticBound):
 class MINE(CriticBound):
     """Donsker-Varadhan whose gradient divides by a moving average (Belghazi et al. 2018, section 3.2).
 
-    The gradient of log E_Q[exp T] has the batch's own mean as its denominator and is biased. In training mode it is
-    grad E_Q[exp T] / A instead, A being an exponential moving average of E_Q[exp T] with factor `decay`, the batch
-    included, starting at the first batch's. Every call in training mode updates A, as batch normalisation does; in
-    evaluation mode value and gradient are Donsker-Varadhan's. `decay=0` is Donsker-Varadhan.
+    The gradient of log E_Q[exp T] divides by the mean of the batch, which biases it. In training mode this class uses
+    grad E_Q[exp T] / A instead. A is an exponential moving average of E_Q[exp T] with factor `decay`, which includes
+    the current batch and starts with the first batch. Every call in training mode updates A, as in batch normalisation.
+    In evaluation mode, and with `decay=0`, value and gradient equal those of Donsker-Varadhan.
 
-    log A is the buffer `log_average` ([*], NaN before the first batch): it is in the checkpoint, and large scores do
-    not overflow it. A batch counts at most 1 / (1 - decay) times A, so that A at most doubles in a step: one outlier
-    would otherwise silence the denominator until A has decayed, and the scores would grow without end. A batch whose
-    mean is not finite leaves A as it was.
+    The buffer `log_average` holds log A ([*], NaN before the first batch). It is part of the checkpoint, and large
+    scores do not overflow it. A batch contributes at most A / (1 - decay), so A at most doubles in one step. Otherwise
+    a single outlier would suppress the gradient of the denominator until A has decayed, and scores would grow without
+    limit. A batch whose mean is not finite leaves A unchanged.
     """
 
     log_average: Tensor
@@ -131,8 +132,8 @@ class MINE(CriticBound):
         self.register_buffer("log_average", torch.tensor(math.nan))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x [*, B, Dx], y [*, B, Dy] with B >= 2 -> nats [*]. Raises ValueError for other shapes, and for other
-        group dimensions than those that the moving average was started with."""
+        """x [*, B, Dx], y [*, B, Dy] with B >= 2 -> nats [*]. Raises ValueError for other shapes, and if the group
+        dimensions differ from those of the moving average."""
         positive, row_lse = self.off_diagonal(x, y, "positive", "row_lse")
         batch = x.shape[-2]
         log_mean = log_mean_exp(row_lse, batch * (batch - 1))
@@ -143,7 +144,7 @@ class MINE(CriticBound):
         return with_gradient_of(value, positive.mean(-1) - weight * (log_mean - log_mean.detach()).exp())
 
     def _weight(self, log_mean: Tensor) -> Tensor:
-        """The batch's mean over the moving average, which takes it in."""
+        """Updates the moving average with the batch and returns the batch mean divided by it."""
         average = self.log_average.to(log_mean)
         if average.dim() == 0:
             average = average.expand(log_mean.shape)
@@ -186,13 +187,14 @@ def _js_objective(positive: Tensor, row_softplus: Tensor) -> Tensor:
 
 @declare("js", kind="lower", value="NWJ at T + 1, T trained by Jensen-Shannon", negatives="off the diagonal")
 class JensenShannon(CriticBound):
-    """A critic trained by the Jensen-Shannon objective, valued by NWJ (Hjelm et al. 2019; Poole et al. 2019, I_JS).
+    """A critic trained by the Jensen-Shannon objective and evaluated by NWJ (Hjelm et al. 2019; Poole et al. 2019,
+    I_JS).
 
-    E_P[-softplus(-T)] - E_Q[softplus(T)] is the f-GAN dual of the Jensen-Shannon divergence; its optimum is T =
-    log(dP / dQ). `learning_loss` is its negative, `divergence` the divergence that it estimates, and `forward` the
-    mutual information at that critic: 1 + E_P[T] - E_Q[exp T], which is NWJ at T + 1 and a lower bound, with the
-    gradient of the Jensen-Shannon objective. The public `js_lower_bound` takes NWJ at T itself, whose optimum lies one
-    higher: at T = log(dP / dQ) that is 1 / e too low.
+    The objective E_P[-softplus(-T)] - E_Q[softplus(T)] is the f-GAN dual of the Jensen-Shannon divergence; its optimum
+    is T = log(dP / dQ). `learning_loss` is its negative, and `divergence` is the divergence that it estimates.
+    `forward` returns the lower bound 1 + E_P[T] - E_Q[exp T] of mutual information, which is NWJ at T + 1, with the
+    gradient of the Jensen-Shannon objective. The public `js_lower_bound` evaluates NWJ at T instead of T + 1; at the
+    optimal critic its value is 1 / e too low.
     """
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -203,8 +205,8 @@ class JensenShannon(CriticBound):
         return with_gradient_of(value, _js_objective(positive, row_softplus))
 
     def learning_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The negative Jensen-Shannon objective, [*]: the binary cross-entropy of telling P from Q, summed over
-        both; 2 log 2 for a critic that is zero."""
+        """The negative Jensen-Shannon objective, [*]: the sum of the binary cross-entropies on P and on Q; 2 log 2 for
+        a critic that is zero."""
         return -_js_objective(*self.off_diagonal(x, y, "positive", "row_softplus"))
 
     def divergence(self, x: Tensor, y: Tensor) -> Tensor:
@@ -220,13 +222,12 @@ class JensenShannon(CriticBound):
     trained_by="js",
 )
 class SMILE(CriticBound):
-    """Donsker-Varadhan with a clipped partition term, at a critic trained by Jensen-Shannon (Song and Ermon 2020):
-    E_P[T] - log E_Q[exp clamp(T, -clip, clip)].
+    """Donsker-Varadhan with a clipped partition function, for a critic trained by the Jensen-Shannon objective (Song
+    and Ermon 2020): E_P[T] - log E_Q[exp clamp(T, -clip, clip)].
 
-    As in the authors' code the value is that expression (E_P[T] is not clipped) and the gradient, of `forward` as of
-    `learning_loss`, is the Jensen-Shannon objective's. Not a lower bound: it buys a bounded variance with
-    a bias. `clip=math.inf` gives the Donsker-Varadhan value. Costs one more pass of scores for critics of inner
-    products.
+    As in the authors' code, E_P[T] is not clipped, and the gradient of both `forward` and `learning_loss` is that of
+    the Jensen-Shannon objective. SMILE is not a lower bound: clipping limits the variance and adds a bias.
+    `clip=math.inf` gives the Donsker-Varadhan value. With inner-product critics it costs one more pass over the scores.
     """
 
     def __init__(self, critic: Critic, clip: float = 5.0):
@@ -259,17 +260,22 @@ class SMILE(CriticBound):
     ceiling=Ceiling("1 + log(2 (n - 1))", lambda n: 1 + math.log(2 * (n - 1))),
 )
 class InterpolatedBound(CriticBound):
-    """I_alpha: between TUBA (alpha = 0) and InfoNCE (alpha = 1)  (Poole et al. 2019, I_alpha).
+    """Lower bound that interpolates between TUBA (alpha = 0) and InfoNCE (alpha = 1) (Poole et al. 2019, I_alpha):
 
-    1 + E[T(x_1, y) - log(alpha m + (1 - alpha) a(y))] - E[exp(T(x_1, y)) / (alpha m + (1 - alpha) a(y))], where m is
-    the mean of exp T(., y) over n candidates that include x_1, a true partner of y in the first expectation and a
-    stranger in the second. A batch gives each y_i n = B - 1 strangers. They are the second term's candidates, and
-    summed over x_1 it needs their mean alone: M / (alpha M + (1 - alpha) a) with M = mean_{j != i} exp T(x_j, y_i). In
-    the first term the partner replaces one stranger; averaging over which one inside the logarithm, which by Jensen
-    lowers the bound, leaves m = (exp T(x_i, y_i) + (n - 1) M) / n. So the log-sums of the columns suffice; the
-    published notebook averages outside and needs every score. At most 1 + log((B - 1) / alpha).
+        1 + E[T(x_1, y) - log(alpha m + (1 - alpha) a(y))] - E[exp(T(x_1, y)) / (alpha m + (1 - alpha) a(y))]
 
-    `baseline` as in `TUBA`; `anchor="x"` exchanges the roles of x and y.
+    m is the mean of exp T(., y) over n candidates that include x_1. In the first expectation x_1 is the positive of y,
+    in the second it is a negative. At most 1 + log((B - 1) / alpha) nats.
+
+    Each y_i has n = B - 1 negatives in the batch. The second term uses them as candidates; summed over x_1 it depends
+    only on their mean M = mean_{j != i} exp T(x_j, y_i) and equals M / (alpha M + (1 - alpha) a). In the first term the
+    positive replaces one negative. We average over the replaced negative inside the logarithm, which gives
+    m = (exp T(x_i, y_i) + (n - 1) M) / n and by Jensen's inequality a lower value. The log-sum-exps of the columns are
+    then sufficient. The published notebook averages outside the logarithm and needs all scores.
+
+    alpha: in [0, 1].
+    baseline: as in `TUBA`.
+    anchor: "x" exchanges the roles of x and y.
     """
 
     def __init__(self, critic: Critic, alpha: float = 0.5, baseline: Baseline | None = None, anchor: str = "y"):

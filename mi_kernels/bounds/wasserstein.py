@@ -1,4 +1,4 @@
-"""The Wasserstein dependency measure, and what keeps its critic Lipschitz."""
+"""The Wasserstein dependency measure, with two ways to keep its critic Lipschitz continuous."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .registry import declare
 
 
 class SpectralNorm(nn.Module):
-    """A weight [*, out, in] over its largest singular value, found by one step of power iteration a use in training
-    (Miyato et al. 2018); matrices of a group are normalised each by their own."""
+    """Divides a weight [*, out, in] by its largest singular value, which one step of power iteration per training call
+    estimates (Miyato et al. 2018). Each matrix of a group is normalised separately."""
 
     v: Tensor
 
@@ -40,7 +40,7 @@ class SpectralNorm(nn.Module):
 
 
 def apply_spectral_norm(critic: nn.Module) -> None:
-    """Normalises every matrix named `weight` of the critic, in place. Raises ValueError where there is none."""
+    """Normalises every matrix named `weight` of the critic in place. Raises ValueError if there is none."""
     found = [(m, m._parameters.get("weight")) for m in critic.modules()]
     matrices = [(module, weight.detach()) for module, weight in found if weight is not None and weight.dim() > 1]
     if not matrices:
@@ -57,18 +57,19 @@ def apply_spectral_norm(critic: nn.Module) -> None:
     negatives="off the diagonal",
 )
 class WassersteinDependency(CriticBound, GradientPenalty):
-    """E_P[T] - E_Q[T]: at the best critic of Lipschitz constant 1 the Wasserstein-1 distance, in the Euclidean metric
-    of [x, y], between the joint and the product of the marginals (Ozair et al. 2019), in the units of x and y and not
-    nats.
+    """E_P[T] - E_Q[T] (Ozair et al. 2019). For the optimal critic T with Lipschitz constant 1 this is the Wasserstein-1
+    distance between the joint distribution and the product of the marginals, in the Euclidean metric of [x, y]. Its
+    unit is that of x and y, not nats.
 
-    Two ways to keep the critic Lipschitz. `penalty` > 0 adds penalty mean((|grad T| - 1)^2) to `learning_loss`, the
-    gradient in (x, y) taken at a uniformly random point between a true pair and a pair (x_i, y_j) of different samples
-    (Gulrajani et al. 2017); it reaches the distance, but a gradient longer than 1 overstates it. `spectral_norm`
-    normalises the critic's weight matrices, in place; the value is then a lower bound, and a loose one. The gradient
-    norms met in the last `learning_loss` are `gradient_norm_mean` and `gradient_norm_max` [*], and are printed.
+    penalty: if positive, `learning_loss` adds penalty mean((|grad T| - 1)^2). The gradient with respect to (x, y) is
+        taken at uniformly random points between a positive pair and a pair (x_i, y_j) of different samples (Gulrajani
+        et al. 2017). The value can reach the distance, but exceeds it if gradient norms exceed 1.
+    spectral_norm: normalise the critic's weight matrices in place. The value is then a lower bound, but a loose one.
+    seed: of the private random generator.
 
-    The measure grows with the scale of x and y: bound representations that are trained on it. Cost beyond the
-    critic's sums: one evaluation of B pairs and its double backward. Draws come from a generator of its own.
+    `gradient_norm_mean` and `gradient_norm_max` [*] hold the gradient norms of the last `learning_loss`; printing the
+    module shows them. The measure grows with the scale of x and y, so limit the scale of representations that maximise
+    it. Cost in addition to the critic's statistics: one evaluation of B pairs and its double backward.
     """
 
     def __init__(self, critic: Critic, penalty: float = 10.0, *, spectral_norm: bool = False, seed: int = 0):
@@ -85,11 +86,11 @@ class WassersteinDependency(CriticBound, GradientPenalty):
         return positive.mean(-1) - row_sum.mean(-1) / (x.shape[-2] - 1)
 
     def learning_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The negative distance plus the gradient penalty, which reaches the critic alone: [*]."""
+        """The negative distance plus the gradient penalty, [*]. The penalty has gradients only in the critic."""
         return self.penalised(self.forward(x, y), self.gradient_norm(x, y))
 
     def gradient_norm(self, x: Tensor, y: Tensor) -> Tensor:
-        """|grad T| at random points between pairs of P and of Q, [*, B]; differentiable in the critic."""
+        """|grad T| at random points between pairs of P and pairs of Q, [*, B]; differentiable in the critic."""
         check_paired(x, y, least=2)
         batch = x.shape[-2]
         first = self.draws.permutation(batch)

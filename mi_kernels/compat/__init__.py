@@ -1,8 +1,10 @@
-"""Drop-in replacements: the names, signatures and results of the libraries in use, without a stored score matrix.
+"""Drop-in replacements for contrastive-loss libraries: same names, signatures and results, without a stored score
+matrix.
 
     from mi_kernels.compat.open_clip import ClipLoss        # was: from open_clip import ClipLoss
 
-One module per library; each says where it differs from the original and why. Modules are imported when first used.
+There is one module per library. Its docstring lists every difference from the original. Modules are imported on first
+use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Cross-entropy of captions from hidden states, without the logits of all tokens: open_clip's GenLIP losses."""
+"""open_clip's GenLIP losses: the cross-entropy of captions from hidden states, without storing the logits of all
+tokens."""
 
 from __future__ import annotations
 
@@ -24,13 +25,17 @@ def fused_linear_cross_entropy(
     chunk_size: int = 1024,
     reduction: str = "mean",
 ) -> Tensor:
-    """cross_entropy(hidden @ weight^T + bias, target), chunk_size tokens at a time, in nats.
+    """cross_entropy(hidden @ weight^T + bias, target) in nats, computed for chunk_size tokens at a time.
 
-    hidden [N, D], weight [V, D], bias [V], target [N] integers; tokens whose target is ignore_index do not count.
-    reduction "mean" over the tokens that count (0 without any) or "sum". Gradients are computed with the value: 6 N V D
-    FLOP, where recomputing the logits costs 8; memory is one chunk of logits, chunk_size x V, and the gradients.
-    Logits are formed in the type of hidden (autocast's where it is on) and reduced in fp32, as in the original.
-    Differentiable twice. Raises ValueError or TypeError naming the argument.
+    hidden: [N, D].
+    weight, bias: [V, D] and [V].
+    target: integers [N]; tokens with target ignore_index are skipped.
+    reduction: "mean" over the tokens that count (0 if there are none) or "sum".
+
+    Gradients are computed together with the value: 6 N V D FLOP, compared with 8 N V D if logits were recomputed.
+    Memory is one chunk of logits, chunk_size x V, plus the gradients. Logits have the dtype of hidden (or of autocast)
+    and are reduced in fp32, as in the original. Twice differentiable. Raises ValueError or TypeError that names the
+    argument.
     """
     _check(hidden, weight, target, bias, chunk_size, reduction)
     device = hidden.device.type
@@ -137,7 +142,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class GenLipLoss(nn.Module):
-    """Cross-entropy of logits [..., V] against labels [...], without ignore_index: the captions' loss of GenLIP."""
+    """GenLIP's caption loss: cross-entropy of logits [..., V] and labels [...]; tokens with ignore_index are
+    skipped."""
 
     def __init__(self, ignore_index: int = -100):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The student's scores under the teacher's softmaxes, for DistillClipLoss; no score matrix is kept."""
+"""The student's expected scores under the teacher's softmax, for DistillClipLoss, without storing a score matrix."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def expected_score(
     *,
     both: bool,
 ) -> Tensor:
-    """1/B sum_ij P_ij <row_i, column_j>, with P_ij the teacher's softmax over j of row i; with `both`, the average of
-    that and its softmax over i of column j (as many rows as columns).
+    """1/B sum_ij P_ij <row_i, column_j>, where P_ij is the teacher's softmax of row i over columns j. With `both`, P is
+    the average of this and the softmax of column j over rows i; rows and columns then have the same number.
 
-    Student [B, D], [N, D]; teacher [B, D'], [N, D']. The gradients are P @ columns and P^T @ rows, which need no
-    student scores: 3 x 2 B N D and 1 or 2 x 2 B N D' FLOP, O((B + N) D) memory besides a panel of 16 MiB. A teacher
-    that requires a gradient has its scores materialised.
+    Student features are [B, D] and [N, D], teacher features [B, D'] and [N, D']. The gradients P @ columns and P^T @
+    rows need no student scores. Cost: 3 x 2 B N D FLOP and 1 or 2 x 2 B N D' FLOP; O((B + N) D) memory plus a panel of
+    16 MiB. If the teacher requires a gradient, its scores are materialised.
     """
     wide = accumulate_dtype(rows.dtype)
     learnt = any(isinstance(t, Tensor) and t.requires_grad for t in (teacher_rows, teacher_columns, teacher_scale))
@@ -49,7 +49,7 @@ def from_scores(
     teacher_columns: Tensor,
     teacher_scale: Tensor | float,
 ) -> Any:
-    """(contrastive loss, distillation loss) of a square batch with all scores held: both directions, their mean."""
+    """(contrastive loss, distillation loss) of a square batch from stored scores, averaged over both directions."""
     wide = accumulate_dtype(rows.dtype)
     scores = scale * rows.to(wide) @ columns.to(wide).mT
     weights = _weights(teacher_rows.to(wide), teacher_columns.to(wide), teacher_scale, True)
@@ -97,7 +97,7 @@ def _contract(
     by_row, by_column = torch.empty_like(rows), torch.zeros_like(columns)
     kept = teacher_rows @ teacher_columns.mT if len(parts) == 1 else None
     down = None
-    if both:  # the columns' softmaxes need all rows first
+    if both:  # the softmaxes over columns need all rows first
         panels = (teacher_rows[part] @ teacher_columns.mT for part in parts) if kept is None else (kept,)
         down = torch.stack([panel.logsumexp(0) for panel in panels]).logsumexp(0)
     for part in parts:

@@ -1,4 +1,4 @@
-"""The multi-layer perceptrons of the replaced libraries, with their state-dict names."""
+"""MLPs of the replaced libraries, with the originals' state-dict names."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..ops.common.precision import autocast_on
 from ..ops.common.statistics import Statistics
 from ..ops.mlp_critic import api as mlp_critic
 
-_FEW = 32 * 32  # so few pairs cost less joined than with the first layer split
-_FEWEST = 16 * 16  # and so few, through one hidden layer, less than the operators' fixed part
+_FEW = 32 * 32  # up to this many pairs, concatenation is faster than splitting the first layer
+_FEWEST = 16 * 16  # up to this many pairs, a one-layer network on stored pairs is faster than the operators
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 def mlp(dim: int, hidden_dim: int, output_dim: int, layers: int, activation: str) -> nn.Sequential:
-    """Linear and activation, `layers` times more of hidden_dim, and a last Linear: layers + 2 Linears in all."""
+    """An MLP with layers + 1 hidden layers of width hidden_dim, that is, layers + 2 Linear modules."""
     if activation not in _ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
     modules: list[nn.Module] = [nn.Linear(dim, hidden_dim), _ACTIVATIONS[activation]()]
@@ -49,7 +49,7 @@ def _joined_scores(network: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _is_small(network: nn.Sequential, x: Tensor, y: Tensor) -> bool:
-    """Whether the scores of one hidden layer cost less than the fixed part of the operators."""
+    """Whether evaluating a one-layer network on stored pairs is faster than the fixed cost of the operators."""
     shallow = len(network) == 3 and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
     return shallow and _few(x, y, _FEWEST) and not autocast_on("cpu")
 
@@ -96,7 +96,8 @@ def first_layer(network: nn.Module) -> nn.Linear:
 
 
 def _everyday(x: Tensor, y: Tensor, network: nn.Module, joint: bool) -> bool:
-    """Whether both are what nearly every call passes; what is told apart afterwards would cost a small batch 2 %."""
+    """A quick test for valid arguments of the usual kind; the detailed checks would cost 2 % of the time of a small
+    batch."""
     weight = network._modules.get("0", network)._parameters.get("weight")  # type: ignore[union-attr]
     if weight is None or not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.is_nested or y.is_nested:
         return False
@@ -116,9 +117,9 @@ def check_pair(
     joint: bool = False,
     more_dimensions: bool = False,
 ) -> None:
-    """Raises TypeError or ValueError unless both are floating point, [B, features] with one B >= 1; with
-    more_dimensions [B, *, features] too, alike in all but the features. `network` takes x, or with `joint` x and y side
-    by side: they must have its dtype, device and width."""
+    """Raises TypeError or ValueError unless both are floating-point [B, features] with equal B >= 1, or with
+    more_dimensions [B, *, features] that differ only in the features. `network` is applied to x, or with `joint` to the
+    concatenated x and y, which must match its dtype, device and width."""
     if network is not None and _everyday(x_samples, y_samples, network, joint):
         return
     for name, t in (("x_samples", x_samples), ("y_samples", y_samples)):
@@ -129,7 +130,7 @@ def check_pair(
     if x_samples.shape[:-1] != y_samples.shape[:-1]:
         raise ValueError(
             f"x_samples {tuple(x_samples.shape)} and y_samples {tuple(y_samples.shape)} must agree in all dimensions "
-            "but the last, their features"
+            "except the last (features)"
         )
     check_same_device("y_samples", y_samples, "x_samples", x_samples)
     check_one_dtype("y_samples", y_samples, "x_samples", x_samples)
@@ -150,12 +151,13 @@ def check_pair(
 
 
 def star_modules(*names: str) -> list[str]:
-    """The modules that `from ... import *` of the original brings to its own scripts: np only where it is installed."""
+    """Names of modules that `from ... import *` of the original exports and its scripts rely on; np only if
+    installed."""
     return [name for name in names if name != "np" or importlib.util.find_spec("numpy") is not None]
 
 
 def numpy_when_used(module: str, name: str) -> ModuleType:
-    """The `__getattr__` of a module whose np is imported only by those who ask for it."""
+    """A module-level `__getattr__` that imports NumPy as `np` only when it is used."""
     if name == "np":
         return importlib.import_module("numpy")
     raise AttributeError(f"module {module!r} has no attribute {name!r}")

@@ -1,4 +1,5 @@
-"""open_clip's exchanges of features between neighbouring ranks, for code that calls them; our losses gather."""
+"""open_clip's exchanges of features between neighbouring ranks, for code that calls them. Our losses do not use
+them."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ def _exchange(sends: list[tuple[Tensor, int]], receives: list[tuple[Tensor, int]
 
 
 def neighbour_exchange(from_rank: int, to_rank: int, tensor: Tensor, group: Any = None) -> Tensor:
-    """Sends tensor to to_rank and returns what from_rank sent; one shape and dtype on all ranks. No gradient."""
+    """Sends tensor to to_rank and returns the tensor of from_rank. Shapes and dtypes must be equal. No gradient."""
     received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     _exchange([(tensor, to_rank)], [(received, from_rank)], group)
     return received
@@ -29,14 +30,14 @@ def neighbour_exchange_bidir(
     """Sends one tensor to each neighbour; returns (from the right, from the left). No gradient."""
     from_left = torch.empty_like(tensor_to_right, memory_format=torch.contiguous_format)
     from_right = torch.empty_like(tensor_to_left, memory_format=torch.contiguous_format)
-    # With two ranks both neighbours are one: sends and receives pair up in this order, right first.
+    # With two ranks both neighbours are the same rank, so the order of sends and receives matters: right first.
     _exchange([(tensor_to_right, right_rank), (tensor_to_left, left_rank)],
               [(from_left, left_rank), (from_right, right_rank)], group)  # fmt: skip
     return from_right, from_left
 
 
 class NeighbourExchange(torch.autograd.Function):
-    """`neighbour_exchange` whose gradient travels the other way."""
+    """`neighbour_exchange` with a gradient, which is sent in the opposite direction."""
 
     @staticmethod
     def forward(ctx: Any, from_rank: int, to_rank: int, group: Any, tensor: Any) -> Any:
@@ -50,7 +51,7 @@ class NeighbourExchange(torch.autograd.Function):
 
 
 class NeighbourExchangeBidir(torch.autograd.Function):
-    """`neighbour_exchange_bidir` whose gradients travel the other way."""
+    """`neighbour_exchange_bidir` with gradients, which are sent in the opposite directions."""
 
     @staticmethod
     def forward(
@@ -61,7 +62,7 @@ class NeighbourExchangeBidir(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, from_right: Any, from_left: Any) -> Any:
-        # What came from the right was the right neighbour's tensor_to_left: its gradient goes back to the right.
+        # The tensor from the right was the right neighbour's tensor_to_left, so its gradient goes back to the right.
         left_rank, right_rank = ctx.ranks
         exchanged = NeighbourExchangeBidir.apply(left_rank, right_rank, ctx.group, from_left, from_right)
         to_right, to_left = exchanged

@@ -1,16 +1,20 @@
 """Replaces CLUB's `mi_estimators.py`: `from mi_kernels.compat.club import CLUB, CLUBSample, MINE, ...`.
 
-forward(x [B, x_dim], y [B, y_dim]) is the estimate in nats, learning_loss(x, y) what the networks minimise; state-dict
-names, values and random draws are the original's. Differences:
-* CLUB and CLUBMean are exact in O(B D); the original stores B x B x D numbers; CLUBForCategorical stores B x C;
-* L1OutUB runs on any device and leaves the anchor out; the original's mask has a dimension too many, so that its value
-  is another bound's (0.0900 instead of -0.0798 in one example);
-* MINE takes the logarithm of a mean stably; the original is -inf from scores of about 88.
-* NWJ and InfoNCE store no scores beyond 256 pairs. Bad shapes, dtypes and integers raise ValueError or TypeError;
-* log_sum_exp works without a dim too.
-As in the original, all but NWJ, InfoNCE and CLUBForCategorical also take [B, *, features]: pairs are within a position,
-the value is the mean over the positions (and loglikeli sums over the first of them).
-VarUB keeps the original's mean over dimensions: y_dim times it is the bound E KL(q(y|x) || N(0, I)).
+forward(x [B, x_dim], y [B, y_dim]) returns the estimate in nats, and learning_loss(x, y) the loss that trains the
+networks. State-dict names, values and random draws are those of the original. Differences:
+* CLUB and CLUBMean are exact and cost O(B D); the original stores B x B x D numbers. CLUBForCategorical stores B x C.
+* L1OutUB runs on any device and excludes the anchor. The mask of the original has an extra dimension, so it computes
+  another
+  bound (0.0900 instead of -0.0798 in one example).
+* MINE computes the logarithm of a mean stably; the original returns -inf for scores above about 88.
+* NWJ and InfoNCE store no scores for more than 256 pairs. Wrong shapes, dtypes and integers raise ValueError or
+  TypeError.
+* log_sum_exp also works without a dim.
+
+As in the original, all classes except NWJ, InfoNCE and CLUBForCategorical also accept [B, *, features]. Each position
+is then a separate problem, and the value is the mean over the positions (loglikeli sums over the first of these
+dimensions). VarUB keeps the original's mean over dimensions; multiplied by y_dim it is the bound E KL(q(y|x) || N(0,
+I)).
 """
 
 from __future__ import annotations
@@ -50,14 +54,14 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def log_sum_exp(value: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
-    """log sum exp of value over dim, over everything without one; an all -inf slice gives -inf."""
+    """log-sum-exp of value over dim, or over all entries if dim is None; a slice of -inf gives -inf."""
     if dim is None:
         return value.flatten().logsumexp(0)
     return value.logsumexp(dim, keepdim)
 
 
 def _by_position(t: Tensor) -> Tensor:
-    """[B, *, features] -> [*, B, features]: a problem for each position."""
+    """[B, *, features] -> [*, B, features]: a separate problem for each position."""
     return t if t.dim() == 2 else t.movedim(0, -2)
 
 
@@ -70,12 +74,12 @@ def _network(inputs: int, hidden: int, outputs: int, *last: nn.Module) -> nn.Seq
 
 
 class _Gaussian(nn.Module):
-    """q(y | x) = N(p_mu(x), diag exp p_logvar(x)); log-variances are within (-1, 1)."""
+    """q(y | x) = N(p_mu(x), diag exp p_logvar(x)), with log-variances in (-1, 1)."""
 
     def __init__(self, x_dim: int, y_dim: int, hidden_size: int):
         super().__init__()
         if hidden_size < 2:
-            raise ValueError(f"hidden_size must be at least 2, half of it is the layer's width, got {hidden_size}")
+            raise ValueError(f"hidden_size must be at least 2 (the hidden width is half of it), got {hidden_size}")
         self.y_dim = y_dim
         self.p_mu = _network(x_dim, hidden_size // 2, y_dim)
         self.p_logvar = _network(x_dim, hidden_size // 2, y_dim, nn.Tanh())
@@ -109,7 +113,7 @@ class CLUB(_Gaussian):
 
 
 class CLUBSample(_Gaussian):
-    """CLUB with one negative an anchor, from a permutation of the batch (which may leave y_i in place)."""
+    """CLUB with one negative per anchor, drawn by a permutation of the batch (which may leave y_i in place)."""
 
     def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
         self._check(x_samples, y_samples)
@@ -120,7 +124,7 @@ class CLUBSample(_Gaussian):
 
 
 class CLUBMean(nn.Module):
-    """CLUB with unit variances; p_mu is linear without a hidden_size."""
+    """CLUB with unit variances; p_mu is linear if hidden_size is None."""
 
     def __init__(self, x_dim: int, y_dim: int, hidden_size: int | None = None):
         super().__init__()
@@ -143,7 +147,8 @@ class CLUBMean(nn.Module):
 
 
 class CLUBForCategorical(nn.Module):
-    """CLUB for labels: mean_i log q(c_i | x_i) - mean_ij log q(c_j | x_i), O(B C) through the labels' frequencies."""
+    """CLUB for labels: mean_i log q(c_i | x_i) - mean_ij log q(c_j | x_i), computed from label frequencies in O(B
+    C)."""
 
     def __init__(self, input_dim: int, label_num: int, hidden_size: int | None = None):
         super().__init__()
@@ -192,7 +197,8 @@ class CLUBForCategorical(nn.Module):
 
 
 class MINE(nn.Module):
-    """Donsker-Varadhan with y shuffled with replacement as the product of the marginals (Belghazi et al. 2018)."""
+    """Donsker-Varadhan; y drawn with replacement from the batch represents the product of the marginals (Belghazi et
+    al. 2018)."""
 
     def __init__(self, x_dim: int, y_dim: int, hidden_size: int):
         super().__init__()
@@ -248,10 +254,10 @@ class InfoNCE(nn.Module):
 
 
 class L1OutUB(_Gaussian):
-    """mean_i [log q(y_i | x_i) - log mean_{j != i} q(y_i | x_j)] (Poole et al. 2019, eq. 13); B of two or more.
+    """mean_i [log q(y_i | x_i) - log mean_{j != i} q(y_i | x_j)] (Poole et al. 2019, eq. 13), for B of at least 2.
 
-    log q(y_j | x_i) is an inner product of [y^2, y] and [-1 / (2 var), mu / var] plus a term of x_i, so no pair is
-    stored: 8 B^2 D FLOP forward, O(B D) memory.
+    log q(y_j | x_i) is an inner product of [y^2, y] and [-1 / (2 var), mu / var] plus a term of x_i, so pairs need not
+    be stored: 8 B^2 D FLOP forward, O(B D) memory.
     """
 
     def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
@@ -263,7 +269,7 @@ class L1OutUB(_Gaussian):
         wide = accumulate_dtype(mu.dtype)
         mu, logvar, y = (_by_position(t.to(wide)) for t in (mu, logvar, y_samples))
         positive = (-((mu - y) ** 2) / logvar.exp() - logvar).sum(-1) / 2
-        # Only differences count; large common offsets would cancel badly between y^2, mu y and mu^2.
+        # The value depends only on differences. Large common offsets in y^2, mu y and mu^2 would lose precision.
         centre = y.mean(-2, keepdim=True).detach()
         mu, y = mu - centre, y - centre
         precision = (-logvar).exp()
@@ -284,5 +290,6 @@ class VarUB(_Gaussian):
     def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
         self._check(x_samples, y_samples)
         mu, logvar = self.get_mu_logvar(x_samples)
-        # Few and quick operations, beside two small networks: a product instead of a power, 1 taken off the mean.
+        # Few operations, because the two networks are small: a product instead of a power, and 1 subtracted from the
+        # mean.
         return (mu * mu + logvar.exp() - logvar).mean() / 2 - 0.5

@@ -1,9 +1,10 @@
 """Replaces FactorCL's `critic_objectives.py` (commit 0f9f740): `from mi_kernels.compat.factorcl import InfoNCECritic`.
 
-Critics score all pairs without the B x B x 512 activations; values, input orders ([x, y] in InfoNCECritic, [y, x] in
-CLUBInfoNCECritic) and state-dict names are the original's. Differences: `temperature=` divides the scores (the original
-accepts and ignores it; 1, its models' default, changes nothing); SupConLoss is finite without positives and for
-features that are not normalised; probabilistic_classifier_eval clamps the logit instead of the rounded probability.
+Critics score all pairs without storing B x B x 512 activations. Values, the order of the concatenated inputs ([x, y] in
+InfoNCECritic, [y, x] in CLUBInfoNCECritic) and state-dict names are those of the original. Differences:
+* `temperature=` divides the scores. The original accepts and ignores it; with its models' default of 1 nothing changes.
+* SupConLoss is finite for anchors without positives and for features that are not normalised.
+* probabilistic_classifier_eval clamps the logit instead of the rounded probability.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class SeparableCritic(nn.Module):
         return self._h(y) @ self._g(x).mT
 
     def pointwise_mi(self, x: Tensor, y: Tensor, estimator: str) -> Tensor:
-        """Point-wise mutual information of each pair, [B], from a critic fitted by the probabilistic classifier."""
+        """Pointwise mutual information of each pair, [B], from a critic that was trained as a probabilistic
+        classifier."""
         if estimator != "probabilistic_classifier":
             raise NotImplementedError(f"estimator must be 'probabilistic_classifier', got {estimator!r}")
         check_pair(x, y)
@@ -114,9 +116,9 @@ class _ConcatBound(nn.Module):
 
 
 class InfoNCECritic(_ConcatBound):
-    """forward(x [B, A_dim], y [B, B_dim]) -> minus the InfoNCE bound (arXiv 2306.05268, eq. 10), a loss.
+    """forward(x [B, A_dim], y [B, B_dim]) returns the negative InfoNCE bound (arXiv 2306.05268, eq. 10), a loss.
 
-    Every y_i is contrasted with all x_j. Memory O(B), cost as `mk.ConcatCritic`.
+    Every y_i is compared with all x_j. O(B) memory, cost as `mk.ConcatCritic`.
     """
 
     def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:

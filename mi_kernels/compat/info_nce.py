@@ -1,9 +1,11 @@
 """Replaces `info_nce` (info-nce-pytorch 0.1.4): `from mi_kernels.compat.info_nce import InfoNCE, info_nce`.
 
-Results are the original's, the helpers `normalize` and `transpose` included. Differences: a temperature that is not
-positive, an unknown negative_mode or reduction, and empty batches raise ValueError (the original returns NaN or fails
-later); a temperature is one number (the original broadcasts a tensor over the logits); 16-bit inputs give an fp32 loss,
-and a row of zeros is finite in fp16 too.
+Results are those of the original, including the helpers `normalize` and `transpose`. Differences:
+* A temperature that is not positive, an unknown negative_mode or reduction, and empty batches raise ValueError. The
+  original
+  returns NaN or fails later.
+* The temperature is one number. The original broadcasts a tensor over the logits.
+* 16-bit inputs give an fp32 loss, and a row of zeros is finite in fp16 too.
 """
 
 from __future__ import annotations
@@ -43,12 +45,14 @@ def info_nce(
     reduction: str = "mean",
     negative_mode: str = "unpaired",
 ) -> Tensor:
-    """InfoNCE of normalised query, positive_key [N, D], in one direction (van den Oord et al. 2018, eq. 4).
+    """InfoNCE in one direction (van den Oord et al. 2018, eq. 4), in nats. Features are normalised here.
 
-    Without negative_keys the other positives are the negatives; with them, [M, D] ("unpaired") or [N, M, D]
-    ("paired"), only they are. temperature: a number or a tensor of one element, which may be learnable. reduction
-    "none" [N], "mean" or "sum". 3 N FLOP with N = 2 B^2 D, O(B D) memory. Raises ValueError or TypeError naming the
-    argument.
+    query, positive_key: [B, D]; row i of both is a positive pair.
+    negative_keys: [M, D] ("unpaired") or [B, M, D] ("paired"). They replace the in-batch negatives.
+    temperature: a number or a tensor with one element; may be learnable.
+    reduction: "mean", "sum" or "none" for one loss per query, [B].
+
+    Cost: 3N with N = 2 B^2 D FLOP, O(B D) memory. Raises ValueError or TypeError that names the argument.
     """
     check_choice("negative_mode", negative_mode, ("unpaired", "paired"))
     _dimensions("query", query, 2)
@@ -73,7 +77,7 @@ def info_nce(
 
 
 class InfoNCE(nn.Module):
-    """The module form of `info_nce`; without parameters or state."""
+    """Module form of `info_nce`, without parameters or state."""
 
     def __init__(self, temperature: float | Tensor = 0.1, reduction: str = "mean", negative_mode: str = "unpaired"):
         super().__init__()

@@ -1,10 +1,13 @@
 """Replaces lightly's contrastive losses: `from mi_kernels.compat.lightly import NTXentLoss, MemoryBankModule, DCLLoss`.
 
-Results are the original's, and the memory bank starts with the same random unit rows. Differences: the bank's contents,
-pointer and fill are saved (a checkpoint of lightly, which has none of them, still loads); 16-bit outputs give an fp32
-loss, and a row of zeros is finite in fp16 too; DCLLoss without a negative and DCLLoss with a temperature of 0 raise
-ValueError (the original returns NaN). Two options of MemoryBankModule mend what the original does with the first
-batches: start="empty" has no random negatives, wrap=True loses no row at the end of the bank.
+Results are those of the original, and the memory bank starts with the same random unit rows. Differences:
+* Contents, pointer and fill of the bank are saved. Checkpoints of lightly, which have none of them, can still be
+  loaded.
+* 16-bit outputs give an fp32 loss, and a row of zeros is finite in fp16 too.
+* DCLLoss without a negative, and with a temperature of 0, raises ValueError; the original returns NaN.
+* MemoryBankModule has two additional options: start="empty" avoids random negatives, and wrap=True keeps all rows of a
+  batch
+  that passes the end of the bank.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ def _check_settings(temperature: float, gather_distributed: bool) -> None:
     check_number("temperature", temperature)
     check_bool(gather_distributed=gather_distributed)
     if not abs(temperature) >= 1e-8:
-        raise ValueError(f"Illegal temperature: abs({temperature}) < 1e-8, it divides the scores")
+        raise ValueError(f"Illegal temperature: abs({temperature}) < 1e-8, but it divides the scores")
     if gather_distributed and not dist.is_available():
         raise ValueError("gather_distributed must be False: this torch was built without torch.distributed")
 
@@ -47,17 +50,16 @@ def _check_outputs(out0: Tensor, out1: Tensor) -> None:
 
 
 class MemoryBankModule(nn.Module):
-    """Earlier outputs as negatives: forward(output [B, ...], update=...) -> (output, negatives or None).
+    """A bank of earlier outputs as negatives: forward(output [B, ...], update=...) -> (output, negatives or None).
 
-    size: (rows, *dims); 0 turns the bank off; one number takes the dims from the first output. Negatives are a copy of
-    the rows stored before this call, (rows, *dims), or, with feature_dim_first, with the first and the last dimension
-    exchanged. labels are ignored.
+    size: (rows, *dims). 0 disables the bank; with a single number the first output determines the dims.
+    feature_dim_first: exchange the first and the last dimension of the negatives.
+    start: "random" fills the bank with random unit vectors, as in lightly; "empty" returns only stored rows.
+    wrap: if True, a batch that reaches the end of the bank continues at its beginning (of a batch larger than the bank,
+        the last rows remain). If False, the rest of the batch is dropped, as in lightly.
 
-    start: "random" fills the bank with random vectors of unit length, as lightly does; "empty" returns only what was
-    stored. wrap: a batch that reaches the end of the bank goes on at its beginning (a batch larger than the bank leaves
-    its last rows); without it, as in lightly, the rest of the batch is dropped. For NTXentLoss, assign such a bank:
-    `loss.memory_bank = MemoryBankModule((4096, 128), start="empty", wrap=True)`.
-
+    The negatives are a copy of the rows that were stored before the call, (rows, *dims). labels are ignored. To use
+    such a bank with NTXentLoss: `loss.memory_bank = MemoryBankModule((4096, 128), start="empty", wrap=True)`.
     Subclasses may call `_init_memory_bank(size)` and `_dequeue_and_enqueue(batch)`, as with the original.
     """
 
@@ -122,7 +124,7 @@ class MemoryBankModule(nn.Module):
     @torch.no_grad()
     def _init_memory_bank(self, size: tuple[int, ...]) -> None:
         if self.start == "random":
-            # Drawn on the CPU in fp32, so that one seed gives the rows that lightly has.
+            # Drawn on the CPU in fp32, so that a seed gives the same rows as in lightly.
             self.bank = F.normalize(torch.randn(size).type_as(self.bank), dim=-1)
         else:
             self.bank = self.bank.new_zeros(size)
@@ -151,15 +153,16 @@ class MemoryBankModule(nn.Module):
             self.bank = self.bank.new_zeros(stored.shape)
         found: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, found, *rest)
-        # lightly saves no bank: such a state leaves it as it is.
+        # Checkpoints of lightly contain no bank; loading one leaves the bank unchanged.
         missing.extend(found if stored is not None else [])
 
 
 class NTXentLoss(nn.Module):
     """SimCLR's NT-Xent over both views, or, with a memory bank, MoCo's loss of out0 against out1 and the bank.
 
-    out0, out1 [N, D] are normalised here; temperature divides, may be negative, not 0. The bank takes out1 when out0
-    requires a gradient. gather_distributed takes the negatives of all ranks. 3N FLOP (N = 8 B^2 D), O(B D) memory.
+    out0, out1 [B, D] are normalised here. temperature divides the scores; it may be negative, but not 0. The bank
+    stores out1 if out0 requires a gradient. gather_distributed uses the negatives of all ranks. Cost: 3N with N = 8 B^2
+    D FLOP, O(B D) memory.
     """
 
     def __init__(
@@ -193,10 +196,10 @@ def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5
 
 
 class DCLLoss(nn.Module):
-    """Decoupled contrastive learning (Yeh et al. 2022, eq. 6): NT-Xent whose denominator leaves the positive out.
+    """Decoupled contrastive learning (Yeh et al. 2022, eq. 6): NT-Xent without the positive in the denominator.
 
-    out0, out1 [N, D], N >= 2, are normalised here. weight_fn(out0, out1) -> [N] weighs the positive scores.
-    4N FLOP (N = 8 B^2 D), O(B D) memory.
+    out0, out1 [B, D], B >= 2, are normalised here. weight_fn(out0, out1) -> [B] gives weights of the positive scores.
+    Cost: 4N with N = 8 B^2 D FLOP, O(B D) memory.
     """
 
     def __init__(
@@ -213,7 +216,7 @@ class DCLLoss(nn.Module):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         _check_outputs(out0, out1)
-        short = out0.dtype  # what the kernels take; what leaves a positive is kept in the accumulation type
+        short = out0.dtype  # dtype for the kernels; the terms with positives are kept in the accumulation type
         out0, out1 = unit_rows(out0), unit_rows(out1)
         rank, views0, views1 = 0, out0, out1
         if self.gather_distributed:
@@ -241,5 +244,5 @@ class DCLWLoss(DCLLoss):
     """DCLLoss weighted by `negative_mises_fisher_weights`."""
 
     def __init__(self, temperature: float = 0.1, sigma: float = 0.5, gather_distributed: bool = False):
-        # A partial, not a closure: it can be pickled.
+        # A partial instead of a closure, because it can be pickled.
         super().__init__(temperature, partial(negative_mises_fisher_weights, sigma=sigma), gather_distributed)

@@ -1,12 +1,16 @@
 """Replaces open_clip's losses: `from mi_kernels.compat.open_clip import ClipLoss`, and SigLipLoss, CoCaLoss,
 DistillClipLoss, GenLipLoss, gather_features, fused_linear_cross_entropy, neighbour_exchange and its variants.
 
-Takes the keywords of 3.3.0 and of the main branch: chunk_size is accepted and not needed, memory is O(B D) anyway;
-use_horovod=True raises. Features are normalised by the caller and logit_scale multiplies, as in the original.
-Differences: the loss comes out in fp32 for 16-bit features; batches of different sizes, an unknown dist_impl and a
-world_size that is not the process group's raise ValueError; logit_bias takes part, so DistributedDataParallel does not
-find it unused. All of SigLipLoss's dist_impl give one result; here each gathers the texts once. Features are gathered
-by mk.distributed.gather: the original's private `_all_gather_with_grad` and `dist_fcol` do not exist.
+Accepts the keywords of version 3.3.0 and of the main branch. As in the original, the caller normalises the features,
+and logit_scale multiplies the scores. Differences:
+* chunk_size is accepted but has no effect, because memory is O(B D) in any case. use_horovod=True raises ValueError.
+* 16-bit features give an fp32 loss.
+* Batches of different sizes, an unknown dist_impl, and a world_size that differs from the process group's raise
+  ValueError.
+* logit_bias is connected to the graph, so DistributedDataParallel does not report it as unused.
+* All values of SigLipLoss's dist_impl gather the texts once; their results are equal in the original too.
+* Features are gathered by mk.distributed.gather. The private names `_all_gather_with_grad` and `dist_fcol` do not
+  exist.
 """
 
 from __future__ import annotations
@@ -51,19 +55,20 @@ __all__ = [
 ]
 
 
-_HELD = 256 * 256  # scores of SigLipLoss and DistillClipLoss
-_FEW = 32 * 32  # scores of ClipLoss, whose operator has less to prepare
+_HELD = 256 * 256  # SigLipLoss and DistillClipLoss store up to this many scores
+_FEW = 32 * 32  # ClipLoss stores up to this many scores; its operator has a lower fixed cost
 
 
 def _held(rows: Tensor, columns: Tensor, limit: int = _HELD) -> bool:
-    """Whether all scores are held: on a CPU, up to 256 KiB of them cost less than the fixed part of the operators."""
+    """Whether to store all scores: on a CPU, up to 256 KiB of scores cost less than the fixed cost of the operators."""
     return rows.device.type == "cpu" and rows.dim() == columns.dim() == 2 and rows.shape[0] * columns.shape[0] <= limit
 
 
 def _check_inputs(
     images: Tensor, texts: Tensor, scale: float | Tensor, bias: float | Tensor | None = None
 ) -> None:
-    """Raises TypeError or ValueError naming the argument. For stored scores: the operators check for themselves."""
+    """Raises TypeError or ValueError that names the argument. Used with stored scores; the operators have their own
+    checks."""
     check_samples("image_features", images)
     check_samples("text_features", texts)
     check_same_device("text_features", texts, "image_features", images)
@@ -81,7 +86,7 @@ def _check_inputs(
 
 
 def _number(value: Any) -> Any:
-    """Integers as floats: torch takes none beyond 64 bits."""
+    """Converts integers to floats, because torch does not accept integers of more than 64 bits."""
     return float(value) if type(value) is int else value
 
 
@@ -115,8 +120,8 @@ def gather_features(
 ) -> tuple[Tensor, Tensor]:
     """Image and text features of all ranks, [W B, D] each.
 
-    gather_with_grad: gradients return to the rank that owns the row. Without it only this rank's rows carry one, and
-    with local_loss none does: the gradient is then not that of the loss, as in the original.
+    With gather_with_grad, gradients return to the rank that owns a row. Without it only this rank's rows have
+    gradients, and with local_loss no row has. The result is then not the gradient of the loss, as in the original.
     """
     _check_world(rank, world_size, use_horovod)
     keep_own = not local_loss
@@ -127,10 +132,11 @@ def gather_features(
 
 
 class ClipLoss(nn.Module):
-    """CLIP's symmetric cross-entropy, 4N FLOP (N = 2 B^2 D), O(B D) memory; see `mk.clip_loss`.
+    """CLIP's symmetric cross-entropy, see `mk.clip_loss`. Cost: 4N with N = 2 B^2 D FLOP, O(B D) memory.
 
-    world_size > 1: local_loss scores this rank's rows against all columns (6 N W FLOP), else all against all
-    (4 N W^2); with gather_with_grad both give the gradients of a single process after the ranks' average.
+    With world_size > 1, local_loss scores this rank's rows against all columns (6 N W FLOP); otherwise every rank
+    scores all rows against all columns (4 N W^2). With gather_with_grad both give the gradients of a single process
+    after averaging over ranks.
     """
 
     def __init__(
@@ -174,7 +180,7 @@ class ClipLoss(nn.Module):
         logit_scale: float | Tensor,
         logit_bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Logits per image and per text, materialised, for looking at; the loss never calls this."""
+        """Materialised logits per image and per text, for inspection; the loss does not use them."""
         images, texts = image_features, text_features
         if self.world_size > 1:
             images, texts = self._gathered(image_features, text_features)
@@ -222,7 +228,8 @@ class ClipLoss(nn.Module):
 
 
 class CoCaLoss(ClipLoss):
-    """ClipLoss and the caption's cross-entropy without pad_id (Yu et al. 2022, eq. 4): (clip_loss, caption_loss)."""
+    """ClipLoss and the cross-entropy of the captions, ignoring pad_id (Yu et al. 2022, eq. 4): (clip_loss,
+    caption_loss)."""
 
     def __init__(
         self,
@@ -262,21 +269,21 @@ class CoCaLoss(ClipLoss):
 
 
 class DistillClipLoss(ClipLoss):
-    """ClipLoss and the cross-entropy from a teacher's softmaxes: (contrastive_loss, distill_loss).
+    """ClipLoss and the cross-entropy to a teacher's softmax: (contrastive_loss, distill_loss).
 
-    Both need the same log-sums of the student's scores, so the second loss is the first one, plus the mean positive
-    score, minus the mean score under the teacher's softmaxes. 7N FLOP and 1 or 2 times the teacher's 2 B^2 D', O(B D)
-    memory.
+    Both need the same log-sum-exps of the student's scores. The second loss therefore equals the first, plus the mean
+    positive score, minus the mean score under the teacher's softmax. Cost: 7N FLOP and 1 or 2 times the teacher's 2 B^2
+    D'; O(B D) memory.
     """
 
     def dist_loss(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        """The original's formula over stored logits [B, N]."""
+        """The formula of the original on stored logits [B, N]."""
         return -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1)).sum(dim=1).mean(dim=0)
 
     def _expected(
         self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], teacher_scale: Tensor | float
     ) -> Tensor:
-        """The mean over both directions of the student's score (without its scale) under the teacher's softmaxes."""
+        """The expected student score (without its scale) under the teacher's softmax, averaged over both directions."""
         if self.world_size == 1:
             return expected_score(*student, *teacher, teacher_scale, both=True)
         every, taught = self._gathered(*student), self._gathered(*teacher)
@@ -287,10 +294,10 @@ class DistillClipLoss(ClipLoss):
         return (forth + back) / 2
 
     def _positive(self, student: tuple[Tensor, Tensor]) -> Tensor:
-        """The mean inner product of the pairs that the contrastive loss is over."""
+        """The mean inner product of the positive pairs of the contrastive loss."""
         images, texts = student if self.world_size == 1 or self.local_loss else self._gathered(*student)
         if self.world_size > 1 and self.local_loss and not self.gather_with_grad:
-            # The columns are the gathered features, without a gradient: each direction moves its rows alone.
+            # The columns are gathered features without a gradient, so each direction has gradients in its rows only.
             return ((images * texts.detach()).sum() + (images.detach() * texts).sum()) / (2 * images.shape[0])
         return (images * texts).sum() / images.shape[0]
 
@@ -304,7 +311,7 @@ class DistillClipLoss(ClipLoss):
         dist_logit_scale: float | Tensor,
         output_dict: bool = False,
     ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
-        """The dist_ arguments are the teacher's: features [B, D'] of any width."""
+        """The dist_ arguments are the teacher's features [B, D'] and scale; D' may differ from D."""
         common.check_same_shape("image_features", image_features, "text_features", text_features)
         names = ("dist_image_features", "dist_text_features")
         common.check_same_shape(names[0], dist_image_features, names[1], dist_text_features)
@@ -312,7 +319,7 @@ class DistillClipLoss(ClipLoss):
             raise ValueError(
                 f"dist_image_features must hold {image_features.shape[0]} rows, got {tuple(dist_image_features.shape)}"
             )
-        # Widened once: the gradients of the three terms below cancel where the student has learnt the teacher.
+        # Widened first: if the student matches the teacher, the gradients of the three terms below cancel.
         student = widened(image_features), widened(text_features)
         teacher = (dist_image_features, dist_text_features)
         if self.world_size == 1 and _held(*student):
@@ -361,7 +368,7 @@ class SigLipLoss(nn.Module):
         logit_scale: float | Tensor,
         logit_bias: Tensor | float | None = None,
     ) -> Tensor:
-        """Materialised logits, for looking at; the loss never calls this."""
+        """Materialised logits, for inspection; the loss does not use them."""
         logits = logit_scale * image_features @ text_features.mT
         return logits if logit_bias is None else logits + logit_bias
 
@@ -373,8 +380,8 @@ class SigLipLoss(nn.Module):
         logit_bias: Tensor | float | None = None,
         negative_only: bool = False,
     ) -> Tensor:
-        """The loss of this process's images [B, D] against texts [N, D], over B; with negative_only no pair is
-        positive."""
+        """The loss of this rank's images [B, D] against texts [N, D], divided by B. With negative_only all pairs are
+        negatives."""
         check_tensor("image_features", image_features)
         check_tensor("text_features", text_features)
         if image_features.shape == text_features.shape:
@@ -397,11 +404,12 @@ class SigLipLoss(nn.Module):
     def _rectangular(
         self, images: Tensor, texts: Tensor, scale: Tensor | float, bias: Tensor | float | None, negative_only: bool
     ) -> Tensor:
-        """Every pair as a negative, softplus(S); a positive one then lacks -S, for softplus(-S) = softplus(S) - S."""
+        """Computes all pairs as negatives, softplus(S), and subtracts S for positives: softplus(-S) = softplus(S) -
+        S."""
         if images.dim() != 2 or texts.dim() != 2 or images.shape[1] != texts.shape[1] or not self.chunk_size > 0:
             raise ValueError(
                 f"image_features {tuple(images.shape)} and text_features {tuple(texts.shape)} must have one shape, or "
-                "one width with a chunk_size"
+                "equal widths with a chunk_size"
             )
         prepared = api.prepare(images, texts, scale, row_bias=common.bias_rows(bias, images))
         loss = api.loss(prepared, w_soft=1.0 / images.shape[0])

@@ -1,11 +1,14 @@
 """Replaces smile-mi-estimator's `estimators.py` and `utils.py`: `from mi_kernels.compat.smile import *`.
 
-Bounds are functions of a score matrix [B, B] that the caller stores, in nats, to be maximised. Differences:
-everything stays on the device of its input (the original moves it to CUDA; `device` is accepted and ignored);
-estimate_mutual_information with this module's ConcatCritic stores neither scores nor activations;
-tuba_lower_bound leaves its input alone (the original subtracts the baseline in place); mine_lower_bound works in logs,
-so scores of 500 stay finite; an unknown estimator raises ValueError. The module forms that store no scores are
-mk.InfoNCE, mk.NWJ, mk.SMILE and so on.
+Bounds are functions of a score matrix [B, B] that the caller stores. They are in nats and are to be maximised.
+Differences:
+* Results stay on the device of the input. The original moves them to CUDA; `device` is accepted and ignored.
+* estimate_mutual_information with this module's ConcatCritic stores neither scores nor activations.
+* tuba_lower_bound does not change its input. The original subtracts the baseline in place.
+* mine_lower_bound computes in log space, so scores of 500 stay finite.
+* An unknown estimator raises ValueError.
+
+mk.InfoNCE, mk.NWJ, mk.SMILE and the other bounds of the package store no scores.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ __all__ = [
     "smile_lower_bound",
     "tuba_lower_bound",
 ]
-__all__ += star_modules("F", "nn", "np", "torch")  # the original's two files bring them with their stars
+__all__ += star_modules("F", "nn", "np", "torch")  # `import *` of the original's two files exports these
 
 
 def __getattr__(name: str) -> ModuleType:
@@ -65,7 +68,7 @@ def logmeanexp_diag(x: Tensor, device: Any = None) -> Tensor:
 
 
 def logmeanexp_nodiag(x: Tensor, dim: int | tuple[int, ...] | None = None, device: Any = None) -> Tensor:
-    """log mean exp of x [B, B] over `dim` (both unless named) without the diagonal."""
+    """log mean exp of x [B, B] over `dim` (both by default), excluding the diagonal."""
     size = _size(x, 2)
     dims = (0, 1) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     count = size - 1 if len(dims) == 1 else size * (size - 1)
@@ -87,12 +90,12 @@ def nwj_lower_bound(scores: Tensor) -> Tensor:
 
 
 def infonce_lower_bound(scores: Tensor) -> Tensor:
-    """log B + mean_i (f_ii - logsumexp_j f_ij), the diagonal in the sum; at most log B."""
+    """log B + mean_i (f_ii - logsumexp_j f_ij), where the sum includes the diagonal; at most log B."""
     return math.log(_size(scores)) + (scores.diagonal() - scores.logsumexp(1)).mean()
 
 
 def js_fgan_lower_bound(f: Tensor) -> Tensor:
-    """E_p[-softplus(-f)] - E_pp[softplus(f)] (Nowozin et al. 2016), off-diagonal pairs as the product of marginals."""
+    """E_p[-softplus(-f)] - E_pp[softplus(f)] (Nowozin et al. 2016); E_pp averages over off-diagonal pairs."""
     size = _size(f, 2)
     negative = _without_diagonal(F.softplus(f), 0).sum() / (size * (size - 1))
     return -F.softplus(-f.diagonal()).mean() - negative
@@ -105,22 +108,23 @@ def js_lower_bound(f: Tensor) -> Tensor:
 
 
 def dv_upper_lower_bound(f: Tensor) -> Tensor:
-    """E_p[f] - log E_pp[exp f] (Donsker-Varadhan), neither bound once the log is of a batch mean."""
+    """E_p[f] - log E_pp[exp f] (Donsker-Varadhan). With the log of a batch mean it is neither a lower nor an upper
+    bound."""
     return f.diagonal().mean() - logmeanexp_nodiag(f)
 
 
 def mine_lower_bound(f: Tensor, buffer: Tensor | None = None, momentum: float = 0.9) -> tuple[Tensor, Tensor]:
-    """DV's value with MINE's gradient (Belghazi et al. 2018, section 3.2), and E_pp[exp f], which the caller averages.
+    """Donsker-Varadhan value with MINE's gradient (Belghazi et al. 2018, section 3.2), and the updated running mean.
 
-    buffer: the running mean of E_pp[exp f], 1 at first. The gradient of the partition term is divided by the updated
-    mean instead of the batch's. The returned update is at most the largest finite number of its type.
+    buffer: the running mean of E_pp[exp f], initially 1. The gradient of the partition function is divided by the
+    updated mean instead of the batch mean. The returned mean is at most the largest finite number of its dtype.
     """
     log_update = logmeanexp_nodiag(f)
     largest = torch.finfo(log_update.dtype).max
     update = log_update.exp().clamp(max=largest)
     old = torch.ones_like(log_update) if buffer is None else buffer.detach().to(log_update)
     with torch.no_grad():
-        # The largest number again where the old mean is infinite; its logarithm is finite.
+        # An infinite old mean is replaced by the largest finite number, whose logarithm is finite.
         log_old = old.clamp(max=largest).log() + _log(momentum)
         log_new = torch.logaddexp(log_old, log_update + _log(1 - momentum)).clamp(min=math.log(1e-4))
     ratio = (log_update - log_new).exp()
@@ -134,7 +138,8 @@ def _log(value: float) -> float:
 
 
 def smile_lower_bound(f: Tensor, clip: float | None = None) -> Tensor:
-    """DV with the scores clipped to +-clip in the partition term only (Song & Ermon 2020, eq. 9), JS's gradient."""
+    """Donsker-Varadhan with scores clipped to +-clip in the partition function only, and the gradient of
+    js_fgan_lower_bound (Song and Ermon 2020, eq. 9)."""
     partition = logmeanexp_nodiag(f if clip is None else f.clamp(-clip, clip))
     js = js_fgan_lower_bound(f)
     return js + (f.diagonal().mean() - partition - js).detach()
@@ -173,7 +178,7 @@ def estimate_mutual_information(
 
 
 def _without_scores(estimator: str, x: Tensor, y: Tensor, critic: ConcatCritic) -> Tensor:
-    """The bounds that read log-sums alone, from the statistics of a critic whose scores are not stored."""
+    """The bounds that need only log-sum-exps, computed from a critic's statistics without storing scores."""
     check_pair(x, y)
     size = x.shape[0]
     if estimator == "infonce":
@@ -215,21 +220,22 @@ class ConcatCritic(nn.Module):
 def sample_correlated_gaussian(
     rho: float = 0.5, dim: int = 20, batch_size: int = 128, cubic: bool | None = None
 ) -> tuple[Tensor, Tensor]:
-    """x, y [batch_size, dim] with correlation rho in each dimension; y^3 if cubic (False is no, unlike originally)."""
+    """x, y [batch_size, dim] with correlation rho in each dimension; y^3 if cubic. cubic=False works, unlike in the
+    original."""
     x, noise = torch.randn(batch_size, 2 * dim).chunk(2, dim=1)
     y = rho * x + torch.tensor(1 - rho**2, dtype=x.dtype).sqrt() * noise
     return x, y**3 if cubic else y
 
 
 def rho_to_mi(dim: int, rho: Any) -> Any:
-    """-dim / 2 log(1 - rho^2), nats; a number or an array."""
+    """-dim / 2 log(1 - rho^2) in nats, for a number or an array."""
     import numpy as np
 
     return -0.5 * np.log(1 - rho**2) * dim
 
 
 def mi_to_rho(dim: int, mi: Any) -> Any:
-    """sqrt(1 - exp(-2 mi / dim)); a number or an array."""
+    """sqrt(1 - exp(-2 mi / dim)), for a number or an array."""
     import numpy as np
 
     return np.sqrt(1 - np.exp(-2.0 / dim * mi))

@@ -1,8 +1,12 @@
 """Replaces SupContrast's `losses.py`: `from mi_kernels.compat.supcontrast import SupConLoss`.
 
-Differences: features that are not normalised, or a single large one, give a finite loss (the original shifts by the
-anchor's score with itself, everything else underflows and the loss is NaN); an anchor without a positive contributes 0
-and counts in the mean, as in the current original (older copies give NaN); 16-bit features give an fp32 loss.
+Differences:
+* Features that are not normalised, or have one large entry, give a finite loss. The original subtracts the anchor's
+  score with
+  itself, all other exponentials underflow, and the loss is NaN.
+* An anchor without a positive contributes 0 and counts in the mean, as in the current original. Older copies return
+  NaN.
+* 16-bit features give an fp32 loss.
 """
 
 from __future__ import annotations
@@ -22,11 +26,14 @@ _HELD = 256 * 256
 class SupConLoss(nn.Module):
     """Supervised contrastive loss, L_out of Khosla et al. 2020 (eq. 2), times temperature / base_temperature.
 
-    features [B, V, ...]: V views, flattened, normalised by the caller. labels [B] or mask [B, B] (may be asymmetric and
-    weighted) say what is positive; without both, SimCLR. The mean is over all B V anchors ("all") or the B first views
-    ("one"). No score is stored for a mask either: positives enter through mask @ features (2 B^2 D FLOP), the rest
-    costs 3N with N = 2 (B V)^2 D, or 4N where an anchor has no positive. On a CPU up to 256 x 256 scores are held: they
-    cost less than the operator's fixed part. Raises ValueError naming the argument.
+    features: [B, V, ...], V views of B items. Further dimensions are flattened; the caller normalises.
+    labels: [B]; items with equal labels are positives. Or mask: [B, B], weights of the positives, possibly asymmetric.
+        Without both, the loss is SimCLR's.
+
+    The mean is over all B V anchors (contrast_mode="all") or over the B first views ("one"). Cost: 3N with N = 2 (B
+    V)^2 D FLOP, or 4N if an anchor has no positive, without stored scores. A mask adds 2 B^2 D FLOP for mask @
+    features. On a CPU up to 256 x 256 scores are stored, because this is faster than the fixed cost of the operator.
+    Raises ValueError that names the argument.
     """
 
     def __init__(self, temperature: float = 0.07, contrast_mode: str = "all", base_temperature: float = 0.07):
@@ -63,7 +70,7 @@ class SupConLoss(nn.Module):
 
 
 def _mask(labels: Tensor | None, mask: Tensor | None, like: Tensor, items: int) -> Tensor:
-    """Which items are positive for which, [B, B], in the accumulation type."""
+    """The weights of items as positives of each other, [B, B], in the accumulation type."""
     wide = accumulate_dtype(like.dtype)
     if mask is not None:
         return mask.to(like.device, wide)
@@ -74,11 +81,11 @@ def _mask(labels: Tensor | None, mask: Tensor | None, like: Tensor, items: int) 
 
 
 def _from_scores(anchors: Tensor, contrast: Tensor, mask: Tensor, views: int, scale: float | Tensor) -> Tensor:
-    """The mean over the anchors with all scores held; anchor i is column i."""
+    """The mean loss over the anchors from stored scores; anchor i is column i."""
     scores = anchors.to(mask.dtype) @ contrast.to(mask.dtype).mT * scale
     own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
     positive = mask.detach().repeat(scores.shape[0] // mask.shape[0], views).masked_fill(own, 0)
     weight = positive.sum(1, keepdim=True)
     target = positive.div_(torch.where(weight > supcon.NONE, weight, torch.inf))  # no positive: a row of zeros
-    # Finite, because 0 times -inf is NaN.
+    # A finite minimum, because 0 times -inf is NaN.
     return F.cross_entropy(scores.masked_fill(own, -1e30), target)

@@ -1,11 +1,11 @@
-"""InfoNCE as PyTorch's proposal spells it (pytorch/pytorch pull request 195380, open): `torch.nn.functional.
-info_nce_loss` and `torch.nn.InfoNCELoss`.
+"""InfoNCE with the interface of an open proposal to PyTorch (pytorch/pytorch pull request 195380):
+`torch.nn.functional.info_nce_loss` and `torch.nn.InfoNCELoss`.
 
     from mi_kernels.compat.torch_nn import InfoNCELoss, info_nce_loss
 
-One direction, embeddings normalised inside, negatives in the batch or one shared set. The proposal forms all logits;
-here none are kept. Its module's examples use a temperature of 0.07, which is the default here. A pair-wise set of
-negatives, ids and both directions are in `mk.info_nce`.
+The loss has one direction, normalises the embeddings, and uses in-batch negatives or one shared set of negatives.
+Unlike the proposal it stores no logits. The default temperature is 0.07, as in the examples of the proposal.
+`mk.info_nce` also supports a set of negatives per query, ids and both directions.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ def info_nce_loss(
 ) -> Tensor:
     """-log softmax of the positive among the candidates, in nats (van den Oord et al. 2018, eq. 4).
 
-    query, positive_key [N, D]: positive_key[i] belongs to query[i]. Candidates are all positive keys, or the own one
-    and negative_keys [M, D]. reduction "none" [N], "mean" or "sum". Cost and errors as `mk.info_nce`.
+    query, positive_key: [N, D]; positive_key[i] is the positive of query[i].
+    negative_keys: [M, D]. If given, they are the negatives of every query; otherwise the other positive keys are.
+    reduction: "mean", "sum" or "none" for one loss per query, [N].
+
+    Cost and errors are those of `mk.info_nce`.
     """
     return _library.info_nce(query, positive_key, negative_keys, temperature, reduction)
 
 
 class InfoNCELoss(nn.Module):
-    """The module form of `info_nce_loss`; without parameters or state."""
+    """Module form of `info_nce_loss`, without parameters or state."""
 
     def __init__(self, temperature: float | Tensor = 0.07, reduction: str = "mean"):
         super().__init__()

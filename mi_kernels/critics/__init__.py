@@ -1,4 +1,4 @@
-"""Critics: modules that score every pair of a batch, and give a bound the statistics of those scores."""
+"""Critics: modules that score all pairs of a batch and return statistics of the score matrix to the bounds."""
 
 from .base import Critic
 from .concat import ConcatCritic

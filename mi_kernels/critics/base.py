@@ -1,7 +1,7 @@
-"""The critic protocol: what a bound asks of a critic, and the checks that critics share.
+"""The critic protocol that bounds use, and argument checks that critics share.
 
-`critic(x, y)` returns the scores S[i, j] = f(x_i, y_j), [*, B, N], materialised, for looking at. Bounds call
-`critic.statistics(x, y, ...)`, which never holds them.
+`critic(x, y)` returns the materialised scores S[i, j] = f(x_i, y_j), [*, B, N], for inspection. Bounds call
+`critic.statistics(x, y, ...)`, which never stores the score matrix.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ..ops.mlp_critic.activations import ACTIVATIONS
 
 
 class Critic(nn.Module):
-    """What a bound needs of a critic: `statistics`; `forward` for the scores themselves."""
+    """Base class of critics. Bounds need `statistics`; `forward` returns the scores themselves."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Scores S[i, j] = f(x_i, y_j): x [*, B, Dx], y [*, N, Dy] -> [*, B, N], materialised."""
+        """The score matrix S[i, j] = f(x_i, y_j): x [*, B, Dx], y [*, N, Dy] -> [*, B, N]."""
         raise NotImplementedError
 
     def statistics(
@@ -32,9 +32,12 @@ class Critic(nn.Module):
         *,
         clip: float | None = None,
     ) -> Statistics:
-        """`positive` [*, B], `row_lse` [*, B], `col_lse` [*, N], `row_sum` [*, B], `row_softplus` [*, B] and
-        `clipped_row_lse` [*, B] (of scores clamped to [-clip, clip]; no gradient) of the scores; None if not in
-        `stats`. `pairs` is "all" or "off_diagonal"."""
+        """Returns the statistics of the scores that `stats` names; the others are None.
+
+        They are `positive` [*, B] (the diagonal), the log-sum-exps `row_lse` [*, B] and `col_lse` [*, N], `row_sum` [*,
+        B], `row_softplus` [*, B], and `clipped_row_lse` [*, B] of scores clamped to [-clip, clip], which has no
+        gradient. `pairs` is "all" or "off_diagonal".
+        """
         raise NotImplementedError
 
 
@@ -57,7 +60,7 @@ def check_positive(**values: int) -> None:
 
 
 def check_hidden(hidden_dims: Sequence[int], least: int = 0) -> None:
-    """A sequence of at least `least` positive widths."""
+    """Raises TypeError or ValueError unless hidden_dims is a sequence of at least `least` positive widths."""
     if isinstance(hidden_dims, str) or not isinstance(hidden_dims, Sequence):
         raise TypeError(f"hidden_dims must be a sequence of widths, got {type(hidden_dims).__name__}")
     if len(hidden_dims) < least:

@@ -1,4 +1,4 @@
-"""The concat critic: a multilayer perceptron on the concatenated pair."""
+"""The concat critic: an MLP on the concatenated pair."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from .layers import GroupedLinear
 class ConcatCritic(Critic):
     """f(x, y) = MLP([x, y]), one score per pair (Poole et al. 2019, section 3; FactorCL, Liang et al. 2023).
 
-    x [*, B, x_dim], y [*, N, y_dim]. `layers` are `nn.Linear` with their default initialisation, the first
-    taking x and y in this order, the last giving the score. `activation` (relu, leaky_relu, tanh, sigmoid, elu,
-    gelu, silu) follows every layer but the last, `output` ("identity" or "softplus") follows the last. With `groups=G`
-    there are G independent critics, every parameter has a leading dimension G, and inputs are [G, B, .].
+    x_dim, y_dim: widths of x [*, B, x_dim] and y [*, N, y_dim].
+    hidden_dims: widths of the hidden layers. The default follows the public code of FactorCL, which has two hidden
+        layers of 512; the paper says one.
+    activation: of the hidden layers: relu, leaky_relu, tanh, sigmoid, elu, gelu or silu.
+    output: "identity" or "softplus", applied to the score.
+    groups: if given, G independent critics; parameters get a leading dimension G, and inputs are [G, B, .].
+    memory_budget: bytes that saved activations may take (64 MiB). With ReLU and the compiled backend one bit per pair
+        and unit is saved.
 
-    Cost with M = 2 B N sum_l H_l H_{l+1} over the hidden layers: M FLOPs forward, 2 M backward where what is kept
-    (with ReLU in the compiled backend, a bit per pair and unit) fits `memory_budget` bytes (64 MiB), 3 M where it
-    does not; O(B + N) memory beyond that budget. The first layer is applied to x and y apart, which is exact and
-    costs O((B + N) D H).
-
-    The public FactorCL code has two hidden layers of 512 where the paper says one; the default follows the
-    code. Raises ValueError for inputs of other widths, empty batches, mixed devices or dtypes and unknown names,
-    TypeError for what is no tensor or no integer.
+    `layers` are `nn.Linear` modules with default initialisation. Cost, with M = 2 B N sum_l H_l H_{l+1} FLOP over the
+    hidden layers: M forward, 2 M backward if the saved activations fit memory_budget and 3 M otherwise; O(B + N) memory
+    besides the budget. The first layer is applied to x and y separately, which is exact and costs O((B + N) D H).
+    Raises ValueError for inputs of other widths, empty batches, mixed devices or dtypes and unknown names, and
+    TypeError for wrong types.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Critics whose score is an inner product of features: cosine, bilinear and separable."""
+"""Critics whose score is an inner product of features: dot-product (cosine), bilinear and separable critics."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from .layers import MLP
 
 
 class InnerProductCritic(Critic):
-    """S[i, j] = scale <a_i, b_j>: subclasses say what a, b and the scale are.
+    """S[i, j] = scale <a_i, b_j>. Subclasses define a, b and the scale in `features(x, y) -> (a, b, scale)`.
 
-    `rows_of_input_dtype`: a and b may be wider than x and y, but hold values that the dtype of x and y holds exactly.
+    `rows_of_input_dtype` means that a and b may have a wider dtype than x and y, but that the dtype of x and y
+    represents their values exactly.
     """
 
     rows_of_input_dtype = False
@@ -58,13 +59,14 @@ class InnerProductCritic(Critic):
         *,
         clip: float | None = None,
     ) -> Statistics:
-        """As `Critic.statistics`. The log-sums and softplus sums cost 2 B N D FLOPs and O(B + N) memory beyond the
-        features, `clipped_row_lse` as much again; `positive` and `row_sum` are exact in O((B + N) D)."""
+        """As `Critic.statistics`. The log-sum-exps and softplus sums cost 2 B N D FLOP and O(B + N) memory besides the
+        features; `clipped_row_lse` costs the same again. `positive` and `row_sum` cost only O((B + N) D)."""
         check_request(stats, pairs, clip)
         a, b, scale = self._checked_features(x, y)
         off_diagonal = pairs == "off_diagonal"
         check_pairing(stats, pairs, a.shape[-2], b.shape[-2])
-        # Positives and log-sums meet in fp32: in 16 bits their gradients would be rounded before they cancel.
+        # Positives and log-sum-exps are computed in fp32: gradients that were rounded to 16 bits first would not
+        # cancel.
         tiles, dtype = x.dtype if self.rows_of_input_dtype else a.dtype, accumulate_dtype(a.dtype)
         a, b = a.to(dtype), b.to(dtype)
         factor = scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.dim() else scale
@@ -89,10 +91,12 @@ class InnerProductCritic(Critic):
 
 
 class DotCritic(InnerProductCritic):
-    """f(x, y) = <x, y> / temperature; the cosine when `normalize`.
+    """f(x, y) = <x, y> / temperature for x [*, B, D] and y [*, N, D].
 
-    x [*, B, D], y [*, N, D]. `temperature` is a positive float, or a 0-d tensor (a Parameter is registered
-    and learned). 2 B N D FLOPs.
+    temperature: a positive number or a 0-d tensor; a Parameter is registered and learned.
+    normalize: whether to use unit-length rows, which makes the inner product a cosine.
+
+    Cost: 2 B N D FLOP.
     """
 
     rows_of_input_dtype = True
@@ -119,9 +123,9 @@ class DotCritic(InnerProductCritic):
 
 
 class BilinearCritic(InnerProductCritic):
-    """f(x, y) = x^T W y (CPC, van den Oord et al. 2018, eq. 3), W [x_dim, y_dim].
+    """f(x, y) = x^T W y with W [x_dim, y_dim] (CPC, van den Oord et al. 2018, eq. 3).
 
-    2 B Dx Dy + 2 B N Dy FLOPs. Raises ValueError for inputs of other widths.
+    Cost: 2 B Dx Dy + 2 B N Dy FLOP. Raises ValueError for inputs of other widths.
     """
 
     def __init__(self, x_dim: int, y_dim: int):
@@ -141,10 +145,14 @@ class BilinearCritic(InnerProductCritic):
 
 
 class SeparableCritic(InnerProductCritic):
-    """f(x, y) = <g(x), h(y)> with two MLPs (Poole et al. 2019, section 3).
+    """f(x, y) = <g(x), h(y)> with two MLPs g and h (Poole et al. 2019, section 3).
 
-    x [*, B, x_dim], y [*, N, y_dim]; both MLPs have `hidden_dims` and end in `embed_dim`. Two MLP passes plus
-    2 B N embed_dim FLOPs. Raises ValueError for inputs of other widths and unknown activations.
+    x_dim, y_dim: widths of x [*, B, x_dim] and y [*, N, y_dim].
+    hidden_dims, activation: of both MLPs.
+    embed_dim: width of g(x) and h(y).
+
+    Cost: two MLP passes plus 2 B N embed_dim FLOP. Raises ValueError for inputs of other widths and unknown
+        activations.
     """
 
     def __init__(

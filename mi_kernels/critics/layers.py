@@ -1,4 +1,4 @@
-"""Layers that critics and conditional densities are built from."""
+"""Layers for critics and conditional densities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..ops.mlp_critic.activations import ACTIVATIONS
 
 
 class MLP(nn.Module):
-    """`nn.Linear` layers of these widths, with `activation` after every layer but the last."""
+    """`nn.Linear` layers with the given widths, with `activation` after every layer except the last."""
 
     def __init__(self, widths: Sequence[int], activation: str):
         super().__init__()
@@ -27,8 +27,8 @@ class MLP(nn.Module):
 
 
 class GroupedLinear(nn.Module):
-    """G independent `nn.Linear` in one module: x [G, B, in] -> [G, B, out], weight [G, out, in], bias [G, out]. Each is
-    initialised as `nn.Linear` is."""
+    """G independent `nn.Linear` layers in one module: x [G, B, in] -> [G, B, out], weight [G, out, in], bias [G, out].
+    Each is initialised like `nn.Linear`."""
 
     def __init__(self, groups: int, in_features: int, out_features: int):
         super().__init__()

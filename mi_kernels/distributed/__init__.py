@@ -1,22 +1,25 @@
 """The contrastive losses with negatives from every rank.
 
-Each rank holds B pairs and scores its own anchors against the candidates of all W ranks: B x WB scores per rank, never
-stored. Features travel, scores do not. Ranks may hold different numbers of rows, none included: shapes are exchanged
-once per loss, and where dtype or width differ every rank raises the same ValueError.
+Each rank holds B pairs and scores its own anchors against the candidates of all W ranks: B x WB scores per rank, which
+are never stored. Features are communicated, scores are not. Ranks may hold different numbers of rows, including zero.
+Shapes are exchanged once per loss; if dtypes or widths differ, every rank raises the same ValueError.
 
-The value is W / N times the sum over this rank's anchors, N anchors on all ranks (the mean over its anchors where all
-ranks hold as many). Its mean over the ranks is the loss of one process that holds all pairs, and so is, after
-DistributedDataParallel's averaging, every gradient, the temperature's included. That needs gradients to travel back to
-the owners of the features; libraries that stop them train on another objective.
+The value on a rank is W / N times the sum over its anchors, where N is the number of anchors on all ranks. If all ranks
+hold the same number, this is the mean over its anchors. The mean of the values over the ranks equals the loss of one
+process that holds all pairs. The same is true of every gradient, including that of the temperature, after
+DistributedDataParallel has averaged the gradients. For this, gradients flow back to the ranks that own the features;
+libraries that block this flow optimise a different objective.
 
-Two schedules have one value and one gradient:
-* "gather" (default): every rank holds the features of all ranks, O(W B D). One collective each way; differentiable
-  twice.
-* "ring": features are passed around, each transfer while the rank computes with what it has; O(B D) memory whatever W
-  is. Differentiable once; the gradient with respect to a scale is right in the mean over the ranks.
+There are two schedules with equal values and gradients:
+* "gather" (default): every rank holds the features of all ranks, O(W B D). One collective in forward and one in
+  backward; twice
+  differentiable.
+* "ring": features travel from rank to rank, and each transfer overlaps with the computation on the features at hand;
+  O(B D)
+  memory for any W. Once differentiable; the gradient of a scale is correct after averaging over the ranks.
 
-Every rank must call with the same options, forward and backward. Without an initialised process group these are the
-plain losses.
+All ranks must call the loss with the same options, in forward and in backward. Without an initialised process group
+these are the plain losses.
 """
 
 from .exchange import gather, rank_and_size

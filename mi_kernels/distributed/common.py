@@ -1,4 +1,4 @@
-"""What the distributed losses share."""
+"""Checks and reductions shared by the distributed losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .exchange import Ranks, meet
 
 
 def met(features: Tensor, name: str, schedule: str, group: Any, dim: int = -2) -> Ranks:
-    """The rows of every rank, after the checks that need no exchange."""
+    """Checks the features and returns the number of rows on every rank."""
     check_choice("schedule", schedule, ("gather", "ring"))
     check_floats(name, features)
     if features.dim() < 2:
@@ -22,15 +22,15 @@ def met(features: Tensor, name: str, schedule: str, group: Any, dim: int = -2) -
 
 
 def check_pair(name: str, a: Tensor, other: str, b: Tensor) -> None:
-    """The checks of the plain losses; a rank may have no rows."""
+    """The checks of the plain losses, except that a rank may have no rows."""
     if all(isinstance(t, Tensor) and t.dim() > 1 and t.shape[-2] == 0 for t in (a, b)):
         a, b = (t.new_zeros(*t.shape[:-2], 1, t.shape[-1]) for t in (a, b))
     common.check_same_shape(name, a, other, b)
 
 
 def idle(*used: Any) -> Tensor:
-    """0 for a rank without rows. It keeps the graph of what a loss uses: this rank must take part in the collectives of
-    the backward, and its temperature needs a gradient as those of the other ranks."""
+    """Returns 0 for a rank without rows, connected to the graph of all inputs. The rank must take part in the
+    collectives of the backward pass, and its temperature needs a gradient like that of the other ranks."""
     return sum(t.reshape(-1)[:0].sum().to(accumulate_dtype(t.dtype)) for t in used if isinstance(t, Tensor))  # type: ignore[return-value]
 
 
@@ -42,5 +42,5 @@ def pair_scores(x: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:
 
 
 def mean_over_ranks(rows: Tensor, ranks: Ranks) -> Tensor:
-    """The sum of losses [*, B], weighted so that its mean over the ranks is the mean over the rows of all ranks."""
+    """Weighted sum of losses [*, B]; its mean over the ranks is the mean over the rows of all ranks."""
     return rows.sum() * (ranks.weight / max(1, rows.shape[:-1].numel()))

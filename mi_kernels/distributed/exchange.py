@@ -1,4 +1,4 @@
-"""Who takes part, how many rows each rank holds, and the differentiable gathering of rows."""
+"""The ranks of a group, their numbers of rows, and a differentiable gather of rows."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _MAX_DIMS = 8
 
 
 class Ranks(NamedTuple):
-    """This process among the ranks of a group."""
+    """The position of this process in a group, and the number of rows of every rank."""
 
     rank: int
     sizes: tuple[int, ...]  # rows of every rank
 
     @property
     def first(self) -> int:
-        """Where this rank's rows begin among the rows of all ranks."""
+        """The index of this rank's first row among the rows of all ranks."""
         return sum(self.sizes[: self.rank])
 
     @property
@@ -41,7 +41,7 @@ class Ranks(NamedTuple):
 
     @property
     def weight(self) -> float:
-        """What a row counts: the ranks' mean of sums with this weight is the mean over all rows."""
+        """The weight of a row. The mean over ranks of sums with this weight is the mean over all rows."""
         return len(self.sizes) / self.total
 
 
@@ -53,16 +53,16 @@ def rank_and_size(group: Any = None) -> tuple[int, int]:
 
 
 def _described(t: Tensor, dim: int) -> list[int]:
-    """dtype, number of dimensions, rows, and the other dimensions of t, as numbers that ranks can compare."""
+    """Encodes dtype, number of dimensions, rows and other dimensions of t as numbers, to compare them between ranks."""
     others = [n for d, n in enumerate(t.shape) if d != dim % t.dim()]
     return [_DTYPES.index(t.dtype), t.dim(), t.shape[dim], *others, *[0] * (_MAX_DIMS - t.dim())]
 
 
 def meet(t: Tensor, *, dim: int = 0, group: Any = None, name: str = "t") -> Ranks:
-    """Exchanges shapes: the rows (along `dim`) of every rank.
+    """Exchanges the shapes of t and returns the number of rows (along `dim`) of every rank.
 
-    All ranks raise the same ValueError where dtype, number of dimensions or another dimension differ. One collective of
-    a few bytes, which the host waits for.
+    If dtype, number of dimensions or another dimension differ, all ranks raise the same ValueError. One collective of a
+    few bytes, for which the host waits.
     """
     rank, size = rank_and_size(group)
     if t.dtype not in _DTYPES:
@@ -89,7 +89,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, t: Tensor, ranks: Ranks, group: Any) -> Tensor:
         ctx.settings = (ranks, group)
         longest = max(ranks.sizes)
-        # Collectives move equal shards: shorter ones are padded, and the padding is cut off again.
+        # Collectives need shards of equal size, so shorter shards are padded and the padding is removed afterwards.
         padded = t if t.shape[0] == longest else torch.cat([t, t.new_zeros(longest - t.shape[0], *t.shape[1:])])
         shards = [torch.empty_like(padded) for _ in ranks.sizes]
         dist.all_gather(shards, padded.contiguous(), group=group)
@@ -101,7 +101,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _SumOwnShard(torch.autograd.Function):
-    """The transpose of gathering: sum over the ranks, then this rank's rows."""
+    """The transpose of gather: sums over the ranks and returns this rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, ranks: Ranks, group: Any) -> Tensor:
@@ -121,19 +121,23 @@ class _SumOwnShard(torch.autograd.Function):
 
 
 def gather_rows(t: Tensor, ranks: Ranks, *, dim: int = 0, group: Any = None) -> Tensor:
-    """`gather` of a tensor whose rows on every rank are known: no shapes are exchanged."""
+    """`gather` with known numbers of rows, without an exchange of shapes."""
     if len(ranks.sizes) == 1:
         return t
     return _Gather.apply(t.movedim(dim, 0).contiguous(), ranks, group).movedim(0, dim)
 
 
 def gather(t: Tensor, *, dim: int = 0, group: Any = None, sizes: Sequence[int] | None = None) -> Tensor:
-    """The tensors of all ranks along `dim`, in the order of the ranks: [B, ...] -> [sum of the ranks' B, ...].
+    """Concatenates the tensors of all ranks along `dim`, in the order of the ranks: [B, ...] -> [sum of all B, ...].
 
-    Ranks may hold different numbers of rows, none included; dtype and the other dimensions must agree, otherwise every
-    rank raises the same ValueError. sizes: the rows of every rank, where the caller knows them; they are exchanged
-    otherwise, which the host waits for. The gradient is summed over the ranks and returns to the owner; it may be
-    differentiated again. Moves (W - 1) times the longest shard each way.
+    t: the tensor of this rank. Ranks may hold different numbers of rows, including zero. If dtypes or other dimensions
+        differ, every rank raises the same ValueError.
+    dim: the dimension of the rows.
+    group: a torch process group; by default the global one.
+    sizes: the number of rows of every rank, if known. Otherwise they are exchanged, and the host waits for that.
+
+    Gradients are summed over the ranks and return to the owner of a row; they can be differentiated again. Sends (W -
+    1) times the longest shard in each direction.
     """
     if not isinstance(t, Tensor):
         raise TypeError(f"t must be a tensor, got {type(t).__name__}")
@@ -148,7 +152,7 @@ def gather(t: Tensor, *, dim: int = 0, group: Any = None, sizes: Sequence[int] |
 
 
 def known(sizes: Sequence[int], rank: int, size: int, rows: int) -> Ranks:
-    """Ranks from the caller's sizes."""
+    """Checks the caller's sizes and returns them as Ranks."""
     found = tuple(sizes)
     if len(found) != size or any(not isinstance(n, int) or n < 0 for n in found) or found[rank] != rows:
         raise ValueError(f"sizes must hold the rows of each of {size} ranks, {rows} on rank {rank}, got {sizes!r}")

@@ -1,4 +1,4 @@
-"""The losses of pairs: one value, by gathering the features of all ranks or by passing them around a ring."""
+"""The distributed losses of pairs, with the schedules "gather" and "ring"."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def cross_entropy_rows(
     weight: float | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """weight (default: 1 / B) times the sum over the rows [*, B, D] of -log softmax at column (i + positive_shift) mod
-    N, averaged over the groups. 3N FLOP, O((B + N) D)."""
+    """weight (default 1 / B) times the sum over rows [*, B, D] of -log softmax at column (i + positive_shift) mod N,
+    averaged over the groups. 3N FLOP, O((B + N) D) memory."""
     check_bool(normalize=normalize)
     if not rows.shape[-2]:
         return idle(rows, columns, scale, row_bias)
@@ -64,10 +64,11 @@ def info_nce(
     group: Any = None,
     backend: str | None = None,
 ) -> Tensor:
-    """mk.info_nce whose negatives are the keys of all ranks: query, positive_key [*, B, D] of this rank.
+    """`mk.info_nce` with the keys of all ranks as negatives. query, positive_key [*, B, D] are the pairs of this rank.
 
-    Ids [*, B] mean the same on every rank. A rank's FLOP, N = 2 B^2 D: 3 N W, twice that symmetric; as a ring 4 N W
-    both ways. Raises as mk.info_nce.
+    The arguments are those of `mk.info_nce`; ids [*, B] must have the same meaning on every rank. schedule is "gather"
+    or "ring", group a torch process group. FLOP per rank, with N = 2 B^2 D: 3 N W, or 6 N W if symmetric; with the ring
+    4 N W in both cases. Raises the errors of `mk.info_nce`.
     """
     check_pair("query", query, "positive_key", positive_key)
     check_bool(normalize=normalize, symmetric=symmetric)
@@ -116,7 +117,8 @@ def clip_loss(
     group: Any = None,
     backend: str | None = None,
 ) -> Tensor:
-    """mk.clip_loss over the pairs of all ranks. 6 N W FLOP a rank and O(W B D) memory; as a ring 4 N W and O(B D)."""
+    """`mk.clip_loss` over the pairs of all ranks. "gather": 6 N W FLOP per rank and O(W B D) memory; "ring": 4 N W FLOP
+    and O(B D) memory."""
     check_pair("image_features", image_features, "text_features", text_features)
     bias = common.bias_rows(logit_bias, image_features)
     ranks = met(image_features, "image_features", schedule, group)
@@ -147,8 +149,8 @@ def siglip_loss(
     group: Any = None,
     backend: str | None = None,
 ) -> Tensor:
-    """mk.siglip_loss of this rank's images against the texts of all ranks, over B. 3 N W FLOP and O(W B D) memory; as a
-    ring 4 N W and O(B D)."""
+    """`mk.siglip_loss` of this rank's images against the texts of all ranks, divided by B. "gather": 3 N W FLOP per
+    rank and O(W B D) memory; "ring": 4 N W FLOP and O(B D) memory."""
     check_pair("image_features", image_features, "text_features", text_features)
     bias = common.bias_rows(logit_bias, image_features)
     ranks = met(image_features, "image_features", schedule, group)
@@ -175,8 +177,8 @@ def nt_xent(
     group: Any = None,
     backend: str | None = None,
 ) -> Tensor:
-    """mk.nt_xent over the views of all ranks: this rank's 2 B views are its anchors. 12 N W FLOP a rank; as a ring
-    16 N W."""
+    """`mk.nt_xent` over the views of all ranks; the 2 B views of this rank are its anchors. "gather": 12 N W FLOP per
+    rank; "ring": 16 N W FLOP."""
     scale = common.inverse_temperature(temperature)
     return nt_xent_scaled(out0, out1, scale, schedule=schedule, group=group, backend=backend)
 
@@ -190,7 +192,7 @@ def nt_xent_scaled(
     group: Any = None,
     backend: str | None = None,
 ) -> Tensor:
-    """nt_xent whose scale, 1 / temperature, may have either sign."""
+    """nt_xent with a scale (1 / temperature) of either sign."""
     check_pair("out0", out0, "out1", out1)
     ranks = met(out0, "out0", schedule, group)
     if len(ranks.sizes) == 1:
@@ -205,7 +207,7 @@ def nt_xent_scaled(
         pairs = pair_scores(views[..., :items, :], views[..., items:, :], scale)
         return mean_over_ranks(found.row_lse - torch.cat([pairs, pairs], dim=-1), both)
     all0, all1 = (gather_rows(t, ranks, dim=-2, group=group) for t in (out0, out1))
-    # The anchor itself is left out by its id; the other view's columns get ids that no row has.
+    # Equal ids exclude the anchor itself; the columns of the other view get ids that no row has.
     ids = torch.arange(ranks.total, device=out0.device)
     own = ids[ranks.first : ranks.first + out0.shape[-2]]
     total = out0.new_zeros((), dtype=accumulate_dtype(out0.dtype))

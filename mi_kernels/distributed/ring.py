@@ -1,11 +1,11 @@
-"""Statistics of the scores against the columns of all ranks, with the columns passed around a ring.
+"""Statistics of the scores against the columns of all ranks, which travel around a ring.
 
-Each rank keeps its rows x [G, B, D] and starts with its own columns y. In W steps the columns visit every rank: while a
-rank computes with the columns it holds, they are already on their way to the next rank, so that transfer and compute
-overlap. What columns collect (their LSE forward, their gradient backward) travels with them, one step behind, and ends
-at the owner. A rank holds three shards at a time whatever W is; `gather` holds W.
+Each rank keeps its rows x [G, B, D] and starts with its own columns y. In W steps every block of columns visits every
+rank. While a rank computes with a block, it already sends the block to the next rank, so transfer and computation
+overlap. The accumulated results of a block (its column LSEs in forward, its gradient in backward) follow one step
+behind and end at the owner. A rank holds three shards at a time for any W; `gather` holds W shards.
 
-Per rank and step of the ring, forward: 2 B^2 D FLOP against B D numbers sent; backward: 6 B^2 D FLOP against 2 B D.
+Per rank and ring step, forward: 2 B^2 D FLOP and B D numbers sent; backward: 6 B^2 D FLOP and 2 B D numbers sent.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ __all__ = ["COL_LSE", "Columns", "Found", "ROW_LSE", "SOFTPLUS", "statistics"]
 
 
 class Columns(NamedTuple):
-    """What is the same in the forward and in the backward pass."""
+    """Settings shared by the forward and the backward pass."""
 
     ranks: Ranks
     group: Any
     stats: int  # ROW_LSE | COL_LSE | SOFTPLUS
-    off_diagonal: bool  # row i is column i of this rank: no row is scored against itself
+    off_diagonal: bool  # row i equals column i of this rank, and no row is scored against itself
     backend: str
-    dtype: torch.dtype  # in which columns travel: that of the caller's features, which loses nothing
+    dtype: torch.dtype  # dtype of the transferred columns: that of the caller's features, so nothing is rounded
 
     def pairs(self, owner: int, ids: bool) -> tuple[int, int, int]:
-        """pairs, positive_shift and stats of the operators for the columns of a rank."""
+        """The arguments pairs, positive_shift and stats of the operators for the columns of rank `owner`."""
         own = owner == self.ranks.rank
         if self.off_diagonal:
             return OFF_DIAGONAL if own else ALL, -1, self.stats
         if self.stats & SOFTPLUS:
             return ALL, 0 if own else -1, self.stats | (SIGNED if own else 0)
-        if ids:  # equal ids are not scored, but for the own pair
+        if ids:  # pairs with equal ids are excluded, except the positive pair
             return UNEQUAL_IDS_OR_POSITIVE if own else UNEQUAL_IDS, 0 if own else -1, self.stats
         return ALL, -1, self.stats
 
 
 class _Neighbours:
-    """Sends to the next rank and receives from the one before, in the order of the ranks, around."""
+    """Sends to the next rank and receives from the previous rank of the ring."""
 
     def __init__(self, columns: Columns):
         rank, self.sizes = columns.ranks
@@ -72,7 +72,8 @@ class _Neighbours:
         self.next, self.previous = peer((rank + 1) % len(self.sizes)), peer((rank - 1) % len(self.sizes))
 
     def pass_on(self, tensors: Sequence[Tensor], owner: int, tag: int) -> _Transfer:
-        """Starts to send tensors [G, rows, ...] of one rank's columns and to receive those of the rank before it."""
+        """Starts to send tensors [G, rows, ...] of the columns of `owner` and to receive those of the rank before
+        it."""
         rows = self.sizes[(owner - 1) % len(self.sizes)]
         coming = [t.new_empty(t.shape[0], rows, *t.shape[2:]) for t in tensors]
         moves = []
@@ -84,7 +85,7 @@ class _Neighbours:
         return _Transfer(dist.batch_isend_irecv(moves) if moves else [], moves, coming)
 
     def visits(self, tensors: Sequence[Tensor]) -> Iterator[tuple[int, Sequence[Tensor]]]:
-        """The columns of every rank as they come by, with their owner: the own ones first."""
+        """Yields the owner and the columns of every rank as they arrive, starting with this rank's own columns."""
         owner = self.rank
         for step in range(len(self.sizes)):
             last = step == len(self.sizes) - 1
@@ -95,7 +96,7 @@ class _Neighbours:
 
 
 class _Transfer:
-    """Sends and receives under way. `moves` keeps what is sent alive until it has left."""
+    """Pending sends and receives. `moves` keeps references to the sent tensors until they have left."""
 
     def __init__(self, works: list[Any], moves: list[Any], coming: list[Tensor]):
         self.works, self.moves, self.coming = works, moves, coming
@@ -106,18 +107,19 @@ class _Transfer:
         return self.coming
 
 
-_COLLECTED = 8  # the first tag of what columns collect; the columns themselves take those before it
+_COLLECTED = 8  # first message tag of accumulated results; smaller tags are for the columns
 
 
 class _Collected:
-    """Tensors that travel one step behind the columns, to which every rank adds, and that end at the owner."""
+    """Accumulated results that travel one step behind the columns. Every rank adds to them, and they end at the
+    owner."""
 
     def __init__(self, neighbours: _Neighbours, start: list[Tensor]):
         self.neighbours, self.arrived = neighbours, start
         self.transfer: _Transfer | None = None
 
     def here(self) -> list[Tensor]:
-        """What the columns now at this rank have collected so far."""
+        """The results accumulated so far for the columns that are now at this rank."""
         return self.arrived if self.transfer is None else self.transfer.received()
 
     def leave(self, tensors: list[Tensor], owner: int) -> None:
@@ -125,18 +127,18 @@ class _Collected:
 
 
 class Found(NamedTuple):
-    """What `statistics` returns; None where it was not asked for."""
+    """The result of `statistics`; fields that were not requested are None."""
 
     row_lse: Tensor | None  # [*, A]
     col_lse: Tensor | None  # [*, B]
     row_softplus: Tensor | None  # [*, A]
-    class_sums: Tensor | None  # [classes + 1, D]; the last of both is of columns outside of all classes
+    class_sums: Tensor | None  # [classes + 1, D]; the last entry of both is for columns that belong to no class
     class_counts: Tensor | None  # [classes + 1]
 
 
 def class_of(classes: Tensor, labels: Tensor) -> Tensor:
-    """The first position of each label in the sorted `classes`, their number where it is none of them. How many are
-    members is never read on the host."""
+    """The first position of each label in the sorted `classes`, or len(classes) if it is not one of them. Needs no
+    value on the host."""
     position = torch.searchsorted(classes, labels).clamp(max=classes.shape[0] - 1)
     return torch.where(classes[position] == labels, position, classes.shape[0])
 
@@ -194,7 +196,7 @@ class _Around(torch.autograd.Function):
         columns: Columns = ctx.columns
         needs = NEED_X | NEED_Y | (NEED_SCALE if ctx.needs_input_grad[2] else 0)
         needs |= NEED_ROW_BIAS if ctx.needs_input_grad[3] else 0
-        # of x, scale and bias: what stays on this rank
+        # gradients of x, scale and bias, which stay on this rank
         at_home = {NEED_X: torch.zeros_like(x), NEED_SCALE: torch.zeros_like(scale)}
         at_home[NEED_ROW_BIAS] = x.new_zeros(x.shape[:2])
         g_row = g_row.contiguous() if columns.stats & ROW_LSE else None
@@ -242,13 +244,17 @@ def statistics(
 ) -> Found:
     """Statistics of this rank's rows x [*, A, D] against the columns y [*, B, D] of all ranks, both fp32 or fp64.
 
-    Row LSEs over the columns of all ranks, column LSEs over the rows of all ranks, row sums of softplus whose own pair
-    (i, i) has its sign turned: those of columns.stats. scale: a number, a 0-d tensor or [*]; row_bias [*, A]. row_ids
-    [*, A] and col_ids [*, B]: pairs of equal ids are left out, but for the own pair. classes [C], sorted, repeated or
-    not, with col_ids that are labels and no row_ids: the sum and the number of the columns of each class, at its first
-    position. Differentiable once in x, y,
-    scale and row_bias; gradients are the sum over the ranks' losses. W - 1 transfers of B D numbers forward, 2 W - 1
-    backward; O((A + B) D) memory.
+    columns.stats selects row LSEs over the columns of all ranks, column LSEs over the rows of all ranks, and row sums
+    of softplus in which the positive pair (i, i) has the opposite sign.
+
+    scale: a number, a 0-d tensor or [*].
+    row_bias: [*, A].
+    row_ids, col_ids: [*, A] and [*, B]. Pairs with equal ids are excluded, except the positive pair.
+    classes: [C], sorted, possibly with repetitions; needs labels as col_ids and no row_ids. Requests the sum and the
+        number of the columns of each class, stored at the first position of the class.
+
+    Once differentiable in x, y, scale and row_bias; gradients are those of the sum of the ranks' losses. W - 1
+    transfers of B D numbers in forward, 2 W - 1 in backward; O((A + B) D) memory.
     """
     groups = x.shape[:-2]
     if not isinstance(scale, Tensor):

@@ -28,11 +28,11 @@ def sup_con(
     group: Any = None,
     backend: str | None = None,
 ) -> Tensor:
-    """mk.sup_con with the views and labels of all ranks: features [B, V, D], labels [B] of this rank.
+    """`mk.sup_con` with the views and labels of all ranks. features [B, V, D] and labels [B] are those of this rank.
 
-    mask [B, N] says instead which of the N items of all ranks, in the order of ranks, are positives of this rank's
-    items, as mk.sup_con's does; every rank gives one or none does, and the schedule is "gather". The mean counts the
-    anchors of all ranks that have a positive.
+    The arguments are those of `mk.sup_con`, except that mask is [B, N]: the weights of the N items of all ranks, in the
+    order of the ranks, as positives of this rank's items. Either all ranks give a mask or none does; it needs
+    schedule="gather". The mean is over the anchors of all ranks that have a positive.
     """
     if mask is not None and labels is not None:
         raise ValueError("labels and mask cannot both be given: both say which items are positives")
@@ -51,7 +51,7 @@ def sup_con(
     if labels is None:
         mine = torch.arange(ranks.first, ranks.first + items, device=features.device)
     else:
-        # one dtype on every rank
+        # the same dtype on every rank
         mine = labels.reshape(-1).to(features.device, torch.float64 if labels.is_floating_point() else torch.long)
     anchored = views if contrast_mode == "all" else 1
     scale = common.inverse_temperature(temperature)
@@ -90,7 +90,7 @@ def _sup_con_ring(
     items, views = features.shape[:2]
     contrast = widened(features).transpose(0, 1).flatten(0, 1)
     anchors = contrast[: anchored * items]
-    classes = labels.sort().values  # a class stands at its first position: how many there are is never read on the host
+    classes = labels.sort().values  # a class is stored at its first position, so the host need not know their number
     own = torch.searchsorted(classes, labels).clamp(max=max(items - 1, 0))
     found = ring.statistics(anchors, contrast, scale, columns, col_ids=labels.repeat(views), classes=classes)
     assert found.row_lse is not None and found.class_sums is not None and found.class_counts is not None

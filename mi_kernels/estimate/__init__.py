@@ -1,4 +1,4 @@
-"""A number with its uncertainty: mutual information estimated on held-out samples."""
+"""Mutual information with a confidence interval, estimated on held-out samples."""
 
 from .api import estimate_mi
 from .result import MIEstimate

@@ -1,4 +1,4 @@
-"""`estimate_mi`: from two arrays to a number with its uncertainty."""
+"""`estimate_mi`: estimates the mutual information of two arrays, with a confidence interval."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from .result import MIEstimate
 from .training import Fit, fit
 
 CRITICS = ("hybrid", "concat", "separable", "bilinear")
-# Samples that are each other's negatives in one evaluation: bounded by time, as memory is O(B) either way.
+# The largest number of candidates in one evaluation. Time limits it; memory is O(B) in any case.
 LARGEST_BLOCK, LARGEST_SCALAR_BLOCK, LARGEST_CONCAT_BLOCK = 8192, 4096, 1000
-# Of the learning rates: two layers of 32 units take larger steps than two networks of 96.
+# Default learning rates. The scalar critic (two layers of 32 units) allows larger steps than networks of width 96.
 HYBRID_RATE, SCALAR_RATE, OTHER_RATE = 3e-3, 1e-2, 1e-3
-SCALAR_SHARE = 2  # half of a batch has a quarter of its pairs, each of which passes that network
+SCALAR_SHARE = 2  # divides the batch size of the scalar critic, which evaluates a network on every pair of the batch
 LARGEST_VALIDATION = 2000
 SPLIT = ("train", "validation", "held_out")
-# The log density ratio of a weak dependence of I nats has mean I and variance 2 I: the mean of n stands out by one
-# deviation from I = 2 / n on. The validation samples, which stop the fit, see nothing weaker.
+# The log density ratio of a weak dependence of I nats has mean I and variance 2 I, so the mean of n samples exceeds one
+# standard deviation only if I > 2 / n. The validation samples, which stop the fit, cannot detect a weaker dependence.
 LEAST_SIGNAL = 2.0
 
 Pair = tuple[Tensor, Tensor]
@@ -40,7 +40,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass
 class _Problem:
-    """The three parts of the samples and how a fit runs."""
+    """The three parts of the samples, and the settings of a fit."""
 
     train: Part
     validation: Part
@@ -51,7 +51,8 @@ class _Problem:
     device: torch.device
 
     def fit(self, name: str, critic: Critic, train: Pair, validation: Pair, rate: float, share: int = 1) -> Fit:
-        """`rate` is what the learning rate is where the caller named none; batches are batch_size / `share`."""
+        """Fits one critic. `rate` is the learning rate if the caller gave none; the batch size is batch_size /
+        `share`."""
         report, close = self.progress.member(name)
         try:
             made = registry.find(self.estimator).estimator(critic).to(self.device, torch.float32)
@@ -70,9 +71,12 @@ class _Fitted:
 
 
 def _fit_hybrid(problem: _Problem) -> _Fitted:
-    """Networks on top of a Gaussian, if the validation samples see one, that see little; networks alone that see
-    every coordinate; then the better of the two and of their mean, by the validation samples. For one coordinate on
-    either side a network on both stands in for the networks alone."""
+    """Fits two critics and returns the best of the first, the second and their mean on the validation samples.
+
+    The first is a Gaussian critic with networks on few features on top, if the validation samples support a Gaussian
+    part. The second consists of networks on all coordinates. If x and y are scalars, a network on the pair replaces the
+    second.
+    """
     pairs, _ = choose_pairs(problem.train, problem.validation)
     count = pairs.correlations.numel()
     train, validation = pairs.inputs(*problem.train), pairs.inputs(*problem.validation)
@@ -119,7 +123,7 @@ def _fit_given(problem: _Problem, critic: Critic | str) -> _Fitted:
 
 
 def _prepare(samples: Samples, fraction: float, generator: torch.Generator) -> list[Part]:
-    """The parts as the critics see them; what is odd about the samples is added to their notes."""
+    """Splits and preprocesses the samples, and adds warnings about them to their notes."""
     parts = [index.to(samples.x.device) for index in split(samples.x.shape[0], fraction, generator)]
     inside = torch.cat(parts[:2])
     of_x, of_y = Preprocessing(samples.x[inside]), Preprocessing(samples.y[inside])
@@ -134,7 +138,7 @@ def _warnings(
 ) -> list[str]:
     found = []
     if not math.isfinite(value):
-        found.append("not finite: the estimator diverged on some of the samples")
+        found.append("not finite: the estimator diverged on some samples")
     if value > ceiling - 1:
         found.append(
             f"at the ceiling: the estimate cannot exceed {ceiling:.2f} nats for its {candidates} candidates; the truth "
@@ -142,7 +146,7 @@ def _warnings(
         )
     elif math.isfinite(ceiling) and value > math.log(settings["batch_size"]) - 0.5:
         found.append(
-            f"near log(batch_size) = {math.log(settings['batch_size']):.2f} nats: larger batches train it better"
+            f"near log(batch_size) = {math.log(settings['batch_size']):.2f} nats: a larger batch_size trains it better"
         )
     if not all(m.converged for m in fitted.members):
         found.append(f"not converged: still improving after max_steps = {settings['max_steps']}")
@@ -167,32 +171,35 @@ def estimate_mi(
     held_out: float = 0.5,
     learning_rate: float | None = None,
 ) -> MIEstimate:
-    """Mutual information of x and y in nats, from the value of a fit on samples that no part of it has seen and on
-    those that it was made with.
+    """Estimates the mutual information of x and y in nats, with a standard error.
 
-    x [N, Dx] and y [N, Dy] (or [N]): numpy arrays, tensors or nested lists of real numbers, one joint sample per row,
-    N >= 50, rows independent of each other. Scale and units do not matter: what the critic sees is made of ranks,
-    asinh of standardised coordinates and radii, fitted on the training samples.
+    A critic is fitted on a part of the samples; a bound with this critic is evaluated on training and on held-out
+    samples.
 
-    `estimator`: "infonce" (both anchors; at most log of the candidates), "nwj", "tuba", "dv", "mine", "js", "smile",
-    "interpolated", "nce_club" (an upper bound), and every further bound on pairs that `python -m mi_kernels bounds`
-    lists. `critic`: "hybrid" (Gaussian log density ratio plus networks; the default, and with "infonce" what the
-    figures of the README are measured with), "separable", "concat" (every pair through an MLP: slow on a CPU),
-    "bilinear", or a `Critic` of yours, of which a copy is trained; it sees the Dx and Dy coordinates as normal
-    quantiles of their ranks.
+    x, y: [N, Dx] and [N, Dy] (or [N]); NumPy arrays, tensors or nested lists of real numbers. One joint sample per row,
+        N >= 50, rows independent of each other. Scale and units do not matter: the critic sees ranks, asinh of
+        standardised coordinates and radii, all fitted on the training samples.
+    estimator: "infonce" (default, both anchors; at most the log of the number of candidates), "nwj", "tuba", "dv",
+        "mine", "js", "smile", "interpolated", "nce_club" (an upper bound), or another bound on pairs that
+        `python -m mi_kernels bounds` lists.
+    critic: "hybrid" (default: a Gaussian log density ratio plus networks), "separable", "concat" (an MLP on every pair,
+        slow on a CPU), "bilinear", or a `Critic` of your own. A copy of your critic is trained; it sees the Dx and Dy
+        coordinates as normal quantiles of their ranks.
+    held_out: fraction of the samples that the fit does not see. A fifth of the others decides when the fit stops.
+    max_steps, batch_size, learning_rate: of the fit.
+    seed: equal seeds give equal results on one machine.
 
-    A random `held_out` fraction is kept from the fit, which a fifth of the rest stops; `MIEstimate` says how value and
-    standard error come from both. `warnings` names copied rows, which are left out, outliers, rows that follow each
-    other as in a time series, and a fit that did not converge, overfitted or reached its ceiling.
+    Returns an `MIEstimate`, which explains how value and standard error are computed. Its `warnings` name duplicated
+    rows (which are left out), outliers, serially correlated rows, and a fit that did not converge, overfitted or
+    reached its ceiling. The caller's random state, gradient mode and default dtype are not changed.
 
-    Equal seeds give equal results on one machine. Random state, gradient mode and default dtype of the caller stay as
-    they are. Cost of the default: about max_steps steps of two networks on batches, 2 E batch_size^2 FLOPs each for
-    the scores, then 2 E M^2 with M = min(held-out samples, 8192) and E = 26 + canonical pairs; for two scalars
-    2 H^2 (batch_size / 2)^2 and 2 H^2 M^2 with H = 32 beside that; O(N) memory.
+    Cost of the default: about max_steps steps of two networks with 2 E batch_size^2 FLOP each for the scores, then 2 E
+    M^2 with M = min(held-out samples, 8192) and E = 26 + the number of canonical pairs. Two scalars add 2 H^2
+    (batch_size / 2)^2 per step and 2 H^2 M^2 with H = 32. O(N) memory.
 
-    Raises ValueError, naming the argument, for anything but real numbers, NaN, infinite, constant, masked or sparse
-    input, fewer than 50 samples, differing N, and settings out of range. Sources: van den Oord et al. 2018 (InfoNCE),
-    Poole et al. 2019 (critics, bounds), Czyż et al. 2023 (held-out protocol).
+    Raises ValueError that names the argument for input that is not real, finite, dense and non-constant, for fewer than
+    50 samples, for different N, and for settings out of range. Sources: van den Oord et al. 2018 (InfoNCE), Poole et
+    al. 2019 (critics and bounds), Czyż et al. 2023 (held-out protocol).
     """
     start = time.perf_counter()
     check_settings(
@@ -212,7 +219,7 @@ def estimate_mi(
     cuda = [where] if where.type == "cuda" else []
     mode = torch.autocast(where.type, enabled=False)
     with torch.random.fork_rng(devices=cuda), torch.inference_mode(False), torch.enable_grad(), mode:
-        # Not torch.manual_seed, which would seed devices that are not forked.
+        # Not torch.manual_seed: it would also seed devices whose state is not restored afterwards.
         torch.default_generator.manual_seed(int(seed))
         settings: dict[str, Any] = {"max_steps": int(max_steps), "batch_size": int(batch_size)}
         if learning_rate is not None:
@@ -221,22 +228,22 @@ def estimate_mi(
 
 
 def _evaluate(fitted: _Fitted, train: Part, outside: Part) -> tuple[evaluation.Value, float]:
-    """The value on the held-out samples, and on as many of the training samples."""
+    """The value on the held-out samples, and on the same number of training samples."""
     critic = fitted.objective.critic
     block = LARGEST_BLOCK if isinstance(critic, InnerProductCritic) else LARGEST_CONCAT_BLOCK
     if isinstance(critic, ScalarCritic):
         block = LARGEST_SCALAR_BLOCK
     held = evaluation.evaluate(fitted.objective, *fitted.inputs(*outside), block)
     x, y = (t[: outside[0].features.shape[0]] for t in fitted.inputs(*train))
-    # The same number of candidates: the value of InfoNCE depends on it.
+    # Both use the same number of candidates, because the value of InfoNCE depends on it.
     return held, evaluation.evaluate(fitted.objective, x, y, held.candidates, error=False).mean
 
 
 def _middle(held: evaluation.Value, train_value: float, counts: dict[str, int]) -> tuple[float, float, float]:
-    """The value, its sampling error and its fit error: see `MIEstimate`."""
+    """The value, its sampling error and its fit error, see `MIEstimate`."""
     seen = min(counts["train"], counts["held_out"])
     sampling_error = held.sampling_error * math.sqrt(1 + counts["held_out"] / seen) / 2
-    # Half of the drop has that very sampling error too: a drop that came out small by chance is no proof of a good fit.
+    # Half of the drop has a sampling error of its own: a drop that is small by chance does not prove a good fit.
     fit_error = max(train_value - held.mean, 0.0) / 2 + sampling_error
     return (held.mean + train_value) / 2, sampling_error, max(fit_error, LEAST_SIGNAL / counts["validation"])
 

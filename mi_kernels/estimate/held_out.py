@@ -1,4 +1,4 @@
-"""The value of a fitted estimator on samples that it has not seen, and its sampling error."""
+"""The value of a fitted objective on given samples, with its sampling error."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-GROUPS = 10  # of the jackknife
+GROUPS = 10  # number of groups of the jackknife
 
 
 class Value(NamedTuple):
     mean: float
     sampling_error: float
-    candidates: int  # samples of a block, which are each other's negatives
+    candidates: int  # number of samples per block
 
 
 def _blocks(n: int, block: int) -> list[slice]:
-    """Equal blocks, as few as hold at most `block` samples; up to count - 1 samples at the end are left out."""
+    """Splits n samples into the fewest equal blocks of at most `block`; up to count - 1 samples at the end are left
+    out."""
     count = math.ceil(n / block)
     size = n // count
     return [slice(k * size, (k + 1) * size) for k in range(count)]
@@ -33,9 +34,9 @@ def _mean(objective: nn.Module, x: Tensor, y: Tensor, block: int) -> float:
 def evaluate(objective: nn.Module, x: Tensor, y: Tensor, block: int, *, error: bool = True) -> Value:
     """The mean value over blocks of at most `block` samples.
 
-    The sampling error comes from the contributions of single samples where the objective has them (InfoNCE: the
-    first-order terms of its Hájek projection at a calibrated critic), from a jackknife over groups of samples
-    otherwise, which also serves values that are no means over samples. Costs 1 or 1 + GROUPS evaluations.
+    If the objective has `contributions` of single samples, their spread gives the sampling error (InfoNCE: the
+    first-order terms of its Hájek projection at a calibrated critic). Otherwise a jackknife over groups of samples
+    does, which also works for values that are not means over samples. Costs 1 or 1 + GROUPS evaluations.
     """
     objective.eval()
     n, size = x.shape[0], _blocks(x.shape[0], block)[0].stop

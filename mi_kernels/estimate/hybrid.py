@@ -1,13 +1,13 @@
-"""The hybrid critic: the log density ratio of a Gaussian, plus what two small networks add to it.
+"""The hybrid critic: the log density ratio of a Gaussian plus the scores of two small networks.
 
-For canonical variates u_k, v_k with correlations r_k a Gaussian's log density ratio is, up to a constant,
+For canonical variates u_k, v_k with correlations r_k the log density ratio of a Gaussian is, up to a constant,
 
-    sum_k  r_k u_k v_k / (1 - r_k^2)  -  r_k^2 (u_k^2 + v_k^2) / (2 (1 - r_k^2)),
+    sum_k  r_k u_k v_k / (1 - r_k^2)  -  r_k^2 (u_k^2 + v_k^2) / (2 (1 - r_k^2)).
 
-an inner product of functions of x and of y, as is the networks' <g(x), h(y)> + p(x) + q(y): the sum is again an inner
-product, so that every bound over it costs one fused pass of 2 B N (E + K + 2) FLOPs and O(B) memory. How many
-canonical pairs are used is decided by the InfoNCE bound on validation samples, which is what keeps fifty dimensions
-with one common factor from being fitted as fifty.
+This is an inner product of functions of x and of y, and so are the scores of the networks, <g(x), h(y)> + p(x) + q(y).
+The sum is again an inner product, so every bound with this critic costs one fused pass of 2 B N (E + K + 2) FLOP and
+O(B) memory. The InfoNCE bound on validation samples decides how many canonical pairs are used; for example, fifty
+dimensions with one common factor then need only one pair.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RIDGE = 1e-4
 LARGEST_CORRELATION = 0.9999
 HIDDEN, EMBEDDING = 96, 24
 SCALAR_HIDDEN = 32
-# A further canonical pair must raise the bound on the validation samples by this many nats.
+# An additional canonical pair must raise the bound on the validation samples by at least this many nats.
 LEAST_GAIN = 2e-3
 PATIENCE = 3
 
@@ -37,7 +37,7 @@ Part = tuple[Coordinates, Coordinates]
 
 @dataclass
 class CanonicalPairs:
-    """Directions of both sides, strongest correlation first, fitted on the training samples."""
+    """Canonical directions of x and y, strongest correlation first, fitted on the training samples."""
 
     turned: bool
     x_mean: Tensor
@@ -45,7 +45,7 @@ class CanonicalPairs:
     x_directions: Tensor  # [Dx, K]
     y_directions: Tensor  # [Dy, K]
     correlations: Tensor  # [K]
-    other: CanonicalPairs | None = None  # of the other kind of coordinates, which networks see beside these
+    other: CanonicalPairs | None = None  # pairs of the other kind of coordinates, also an input of the networks
 
     @classmethod
     def fit(cls, x: Coordinates, y: Coordinates, turned: bool) -> CanonicalPairs:
@@ -72,8 +72,8 @@ class CanonicalPairs:
         return u, v
 
     def inputs(self, x: Coordinates, y: Coordinates) -> tuple[Tensor, Tensor]:
-        """What `HybridCritic` takes: per sample the K weighted variates, the quadratic term, what the networks on top
-        of the Gaussian see and what networks alone see."""
+        """The inputs of `HybridCritic`, per sample: the K weighted variates, the quadratic term, the inputs of networks
+        that are added to the Gaussian, and the inputs of networks without a Gaussian."""
         r = self.correlations
         u, v = self.variates(x, y)
         weight, quadratic = r / (1 - r * r), -0.5 * r * r / (1 - r * r)
@@ -83,8 +83,8 @@ class CanonicalPairs:
         return left, torch.cat([v.float(), of_y.float(), y_seen, y.features], -1)
 
     def _seen_on_top(self, x: Coordinates, y: Coordinates) -> list[Tensor]:
-        """The variates that carry the linear dependence, and the radii: a few columns in place of all coordinates, of
-        which networks would mostly learn noise. A side of one coordinate keeps its features."""
+        """The variates with linear dependence, and the radii. With all coordinates the networks would mostly fit noise.
+        If x or y has one coordinate, its features are used instead."""
         kinds = [self.variates(x, y)] + ([self.other.variates(x, y)] if self.other else [])
         variates = [torch.cat(side, -1).float() for side in zip(*kinds, strict=True)]
         return [
@@ -93,7 +93,7 @@ class CanonicalPairs:
         ]
 
     def widths(self, x: Coordinates, y: Coordinates) -> list[tuple[int, int]]:
-        """Of x and of y: columns that the networks on top of the Gaussian see, and that networks alone see."""
+        """For x and y: the numbers of input columns of networks added to a Gaussian, and of networks without one."""
         seen = self._seen_on_top(*(Coordinates(*(t[:1] for t in side)) for side in (x, y)))
         return [(own.shape[-1], side.features.shape[-1]) for own, side in zip(seen, (x, y), strict=True)]
 
@@ -108,7 +108,7 @@ def _root(v: Tensor) -> Tensor:
 
 
 def choose_pairs(train: Part, validation: Part) -> tuple[CanonicalPairs, float]:
-    """The canonical pairs, perhaps none, whose Gaussian has the highest InfoNCE on the validation samples."""
+    """The canonical pairs (possibly none) whose Gaussian critic has the highest InfoNCE on the validation samples."""
     turned = (False, True) if train[0].turned.shape != train[0].normal.shape else (False,)
     found = [_best_pairs(CanonicalPairs.fit(*train, turned=t), validation) for t in turned]
     if len(found) == 1:
@@ -133,14 +133,15 @@ def _best_pairs(pairs: CanonicalPairs, validation: Part) -> tuple[CanonicalPairs
 
 
 class GaussianCritic(InnerProductCritic):
-    """The Gaussian's log density ratio alone: inputs [*, B, K + 1] as `CanonicalPairs.inputs` begins them."""
+    """Only the Gaussian log density ratio; uses the first K + 1 columns of `CanonicalPairs.inputs`, [*, B, K + 1]."""
 
     def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         return _with_terms([x[..., :-1]], x[..., -1:]), _with_terms([y[..., :-1]], y[..., -1:], last=True), 1.0
 
 
 def _with_terms(factors: Sequence[Tensor], own: Tensor, last: bool = False) -> Tensor:
-    """Factors, then the side's own term beside a one: x as (own, 1), y as (1, own)."""
+    """Appends an additive term to the factors: (own, 1) for x and (1, own) for y, so that the inner product adds
+    both."""
     one = torch.ones_like(own)
     return torch.cat([*factors, one, own] if last else [*factors, own, one], -1)
 
@@ -151,7 +152,7 @@ class _Network(nn.Module):
         self.first, self.second = nn.Linear(width, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
         self.last = nn.Linear(HIDDEN, EMBEDDING + 1)
         nn.init.zeros_(self.last.bias)
-        # <g, h> and both own terms start at zero, while g still has a gradient through h's.
+        # <g, h>, p and q start at zero. Only one side is zero in <g, h>, so the gradient is not.
         nn.init.zeros_(self.last.weight if silent else self.last.weight[EMBEDDING:])
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,8 +163,8 @@ class _Network(nn.Module):
 class HybridCritic(InnerProductCritic):
     """Gaussian log density ratio with learned gates, plus <g(x), h(y)> + p(x) + q(y).
 
-    x [*, B, .], y [*, B, .]: `CanonicalPairs.inputs`; `x_widths` and `y_widths`: `CanonicalPairs.widths`. With
-    `gaussian=False` the networks learn everything, from the features of the last columns.
+    x and y are `CanonicalPairs.inputs`, [*, B, .]; `x_widths` and `y_widths` are `CanonicalPairs.widths`. With
+    `gaussian=False` there is no Gaussian part, and the networks read the features in the last columns.
     """
 
     def __init__(self, pairs: int, x_widths: tuple[int, int], y_widths: tuple[int, int], gaussian: bool = True):
@@ -191,11 +192,12 @@ class HybridCritic(InnerProductCritic):
 
 
 class ScalarCritic(Critic):
-    """A small network on x and y side by side, for one coordinate on either side.
+    """A small network on the concatenated pair, for scalar x and y.
 
-    Edges of the support, as of a uniform noise, run along lines of both coordinates: a few units draw them where an
-    inner product of smooth functions of x and of y cannot. Cheap in spite of a network per pair, as both are narrow.
-    x [*, B, .], y [*, B, .]: `CanonicalPairs.inputs`, whose last columns it sees.
+    The support of the density may have edges along lines in the (x, y) plane, for example with uniform noise. A few
+    units of such a network can represent them; an inner product of smooth functions of x and y cannot. The network is
+    small enough to evaluate on every pair. x and y are `CanonicalPairs.inputs`, [*, B, .], of which it reads the last
+    columns.
     """
 
     def __init__(self, x_width: int, y_width: int):
@@ -219,7 +221,7 @@ class ScalarCritic(Critic):
 
 
 class MeanCritic(InnerProductCritic):
-    """The mean of several critics' scores: their features side by side."""
+    """The mean of the scores of several critics, computed from their concatenated features."""
 
     def __init__(self, critics: Sequence[InnerProductCritic]):
         super().__init__()

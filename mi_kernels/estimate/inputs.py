@@ -1,4 +1,4 @@
-"""Checks of `estimate_mi`'s arguments, and the split of its samples. Every error is one sentence that names one."""
+"""Checks the arguments of `estimate_mi` and splits the samples. Every error message names the argument."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGEST_SEED = 2**63 - 1
 class Samples(NamedTuple):
     x: Tensor  # [N, Dx] float64
     y: Tensor
-    rows: Tensor  # [N], their numbers in what was given
+    rows: Tensor  # [N], row numbers in the given arrays
     notes: list[str]
 
 
@@ -30,7 +30,7 @@ class Split(NamedTuple):
 
 
 def _tensor(name: str, value: Any) -> Tensor:
-    """A dense tensor of real numbers; of lists and arrays a float64 one."""
+    """Converts to a dense tensor of real numbers; lists and arrays become float64."""
     if isinstance(value, Tensor):
         return _dense(name, value)
     if isinstance(value, list | tuple):
@@ -40,7 +40,7 @@ def _tensor(name: str, value: Any) -> Tensor:
             raise ValueError(f"{name} must be nested lists of real numbers: {error}") from None
     if not hasattr(value, "__array__"):
         raise ValueError(f"{name} must be an array, a tensor or nested lists of numbers, got {type(value).__name__}")
-    import numpy as np  # whatever has __array__ is of a library that needs it
+    import numpy as np  # objects with __array__ come from a library that depends on NumPy
 
     if np.ma.is_masked(value):
         raise ValueError(f"{name} must not be masked: leave the masked rows out")
@@ -80,9 +80,9 @@ def _side(name: str, value: Any, device: torch.device | None) -> tuple[Tensor, l
 
 
 def _moderate(v: Tensor) -> Tensor:
-    """Columns times powers of two that bring them near 1: nothing is rounded, and no later square overflows."""
+    """Scales columns by powers of two to values near 1. This rounds nothing and prevents overflow of later squares."""
     _, exponents = torch.frexp(v.abs().amax(0))
-    # In two steps, as 2 ** 1074 is infinite.
+    # In two steps, because 2 ** 1074 is infinite.
     first = exponents // 2
     for part in (first, exponents - first):
         v = v * torch.tensor([2.0**-e for e in part.tolist()], dtype=v.dtype, device=v.device)
@@ -90,7 +90,7 @@ def _moderate(v: Tensor) -> Tensor:
 
 
 def check_device(device: Any) -> torch.device | None:
-    """None, or a device that can hold the samples. Raises ValueError."""
+    """Returns the device, or None. Raises ValueError unless the device is present and supports float64."""
     if device is None:
         return None
     try:
@@ -99,12 +99,13 @@ def check_device(device: Any) -> torch.device | None:
     except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError):
         usable = False
     if not usable:
-        raise ValueError(f"device must be one that torch finds here and that has float64, got {device!r}")
+        raise ValueError(f"device must be present on this machine and support float64, got {device!r}")
     return found
 
 
 def check_samples(x: Any, y: Any, device: Any) -> Samples:
-    """Both sides as float64 [N, D] without constant columns and copies. Raises ValueError that names the argument."""
+    """x and y as float64 [N, D] without constant columns and duplicated rows. Raises ValueError that names the
+    argument."""
     where = check_device(device)
     x, x_notes = _side("x", x, where)
     y, y_notes = _side("y", y, where or x.device)
@@ -136,7 +137,7 @@ def check_settings(
     learning_rate: Any,
     progress: Any,
 ) -> None:
-    """Every argument of `estimate_mi` but the samples and the device. Raises ValueError that names the argument."""
+    """Checks all arguments of `estimate_mi` except samples and device. Raises ValueError that names the argument."""
     if not isinstance(estimator, str) or estimator not in registry.estimators():
         raise ValueError(f"estimator must be one of {', '.join(registry.estimators())}, got {estimator!r}")
     if not isinstance(critic, Critic) and not (isinstance(critic, str) and critic in critics):
@@ -153,7 +154,7 @@ def check_settings(
 
 
 def split(n: int, held_out: float, generator: torch.Generator) -> Split:
-    """A random part is held out; of the rest a fifth validates."""
+    """A random split: a fraction is held out, and a fifth of the rest is for validation."""
     order = torch.randperm(n, generator=generator)
     outside = round(n * held_out)
     inside = n - outside

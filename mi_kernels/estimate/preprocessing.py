@@ -1,9 +1,10 @@
-"""What a critic sees of a sample: maps of x alone and of y alone, fitted on the samples that train the critic.
+"""Features of x and of y for the critics, fitted on the training samples.
 
-Mutual information does not change under injective maps of either side, and any function of x is a valid feature of a
-critic. Ranks sent to normal quantiles make every marginal Gaussian, so that a Gaussian copula becomes a Gaussian and
-heavy tails stay bounded. Ranks alone would lose the geometry that the raw coordinates share, so their asinh and two
-radii come along: the radius carries dependence through a common scale (Student) and rotations by the radius.
+Mutual information does not change under injective maps of x and of y, and any function of x is a valid feature of a
+critic. Mapping ranks to normal quantiles makes every marginal Gaussian: a Gaussian copula becomes a Gaussian, and heavy
+tails stay bounded. Ranks alone would lose the joint geometry of the raw coordinates, so the features also include their
+asinh and two radii. The radius shows dependence through a common scale (Student distribution) and rotations by an angle
+that depends on it.
 """
 
 from __future__ import annotations
@@ -15,24 +16,25 @@ import torch
 from torch import Tensor
 
 FREQUENCIES = 8
-# In spreads from the median. Farther out, coordinates tell no more than their ranks; Cauchy draws reach N.
+# The largest distance from the median, in units of the spread. Beyond it coordinates say no more than their ranks do.
+# (The largest of N Cauchy samples is of order N.)
 FARTHEST = 1e8
 
 
 class Coordinates(NamedTuple):
-    """One side of the samples as the critics take it, float32."""
+    """The features of x or of y, float32."""
 
     normal: Tensor  # [n, d], every coordinate standard normal
-    turned: Tensor  # [n, 2 d], these and their products with the standardised radius; [n, d] where d = 1
-    radii: Tensor  # [n, 2], standardised; [n, 0] where d = 1
-    features: Tensor  # [n, F], what networks see that learn everything
+    turned: Tensor  # [n, 2 d], `normal` and its products with the standardised radius; [n, d] if d = 1
+    radii: Tensor  # [n, 2], standardised; [n, 0] if d = 1
+    features: Tensor  # [n, F], the inputs of networks without a Gaussian part
 
 
 class RankNormal:
-    """Coordinate by coordinate, ranks among the fitted samples sent to standard normal quantiles.
+    """Maps every coordinate to the standard normal quantile of its rank among the fitted samples.
 
-    Between two fitted values ranks are interpolated, ties take their middle rank, values outside the fitted range take
-    the outermost. O(n log n) for n samples.
+    Ranks between two fitted values are interpolated, ties get their mean rank, and values outside the fitted range get
+    the lowest or highest rank. O(n log n) for n samples.
     """
 
     def __init__(self, fitted: Tensor):
@@ -51,24 +53,25 @@ class RankNormal:
 
 
 class Preprocessing:
-    """Coordinates of one side. v [n, d] float64, at least two samples, no constant column."""
+    """Computes the `Coordinates` of x or of y. v [n, d] is float64, with at least two samples and no constant
+    column."""
 
     def __init__(self, fitted: Tensor):
         self.dim = fitted.shape[-1]
         quartiles = torch.stack([_quantile(fitted, q) for q in (0.25, 0.5, 0.75)])
         spread = (quartiles[2] - quartiles[0]) / 1.349
-        # Half of the values of a mostly discrete column may be equal.
+        # The spread is 0 if half of the values of a mostly discrete column are equal.
         spread = torch.where(spread > 0, spread, fitted.std(0))
         self.centre, self.spread = quartiles[1], torch.where(spread > 0, spread, torch.ones_like(spread))
         self.rank = RankNormal(fitted)
         self.radius_rank = RankNormal(self._radii(fitted))
 
     def distance(self, v: Tensor) -> Tensor:
-        """From the median, in spreads, coordinate by coordinate: [n, d]."""
+        """The signed distance of every coordinate from the median, in units of the spread: [n, d]."""
         return ((v - self.centre) / self.spread).abs()
 
     def _radii(self, v: Tensor) -> Tensor:
-        # 1e150: squares of farther points would overflow, and NaN ranks follow.
+        # Squares of values beyond 1e150 would overflow and give NaN ranks.
         raw = self.distance(v).clamp(max=1e150).square().sum(-1)
         return torch.stack([raw, self.rank(v).square().sum(-1)], -1)
 
@@ -76,8 +79,8 @@ class Preprocessing:
         normal = self.rank(v)
         raw = torch.asinh(((v - self.centre) / self.spread).clamp(-FARTHEST, FARTHEST))
         if self.dim == 1:
-            # Waves over the ranks let a smooth network draw sharp edges, as of a uniform noise; in more dimensions
-            # they only overfit.
+            # Cosines of the ranks let a smooth network represent sharp edges, such as those of uniform noise. In more
+            # dimensions they only overfit.
             phase = math.pi * torch.arange(1, FREQUENCIES + 1, device=v.device) * torch.special.ndtr(normal)
             extra, turned, radii = phase.cos(), normal, normal[:, :0]
         else:
@@ -88,5 +91,5 @@ class Preprocessing:
 
 
 def _quantile(v: Tensor, q: float) -> Tensor:
-    # torch.quantile refuses more than 16 million values.
+    # torch.quantile does not support more than 16 million values.
     return v.kthvalue(min(v.shape[0], 1 + int(q * v.shape[0])), dim=0).values

@@ -1,4 +1,4 @@
-"""A progress bar: tqdm's where it is installed, a line now and then on standard error where not."""
+"""A progress bar: tqdm's if it is installed, otherwise an occasional line on standard error."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 
 class Progress:
-    """`report(step, score)` of one fit after another; silent when `shown` is False."""
+    """Shows the progress of consecutive fits; silent if `shown` is False."""
 
     def __init__(self, shown: bool, max_steps: int):
         self.shown, self.max_steps = shown, max_steps
 
     def member(self, name: str) -> tuple[Callable[[int, float], None], Callable[[], None]]:
-        """What reports a step, and what ends the bar."""
+        """Returns a function that reports (step, score) of one fit, and a function that closes the bar."""
         if not self.shown:
             return lambda step, score: None, lambda: None
         try:

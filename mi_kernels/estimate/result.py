@@ -1,4 +1,4 @@
-"""What `estimate_mi` returns."""
+"""The result of `estimate_mi`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ _NORMAL_95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class MIEstimate:
-    """Mutual information in nats. Never clipped: a negative value is reported as it is.
+    """An estimate of mutual information in nats. Negative values are not clipped.
 
-    A fitted critic gains on the samples that it was fitted to and loses on others. For a model of many weak directions,
-    n samples and every direction shrunk by c, the gain is sum(c) / n minus what it loses, and the loss at the best c
-    is half of their sum. Stopping by validation samples aims at that c. So `value` is the middle of `train_value` and
-    `held_out_value`, and rests on both sets of samples; `held_out_value` alone lies below the truth by that loss, and
-    is what a lower bound holds for.
+    `value` is the mean of `train_value` and `held_out_value`. A fitted critic overestimates on its training samples and
+    underestimates on other samples. In a model with many weak directions that are shrunk optimally, which early
+    stopping on validation samples approximates, the two errors are equal, and their mean is unbiased. `held_out_value`
+    alone is a lower bound in expectation and lies below the truth by half of the difference.
 
-    `standard_error` joins two parts. `sampling_error` is that of the middle of both sets. `fit_error` is half of the
-    drop from `train_value` to `held_out_value`, plus the sampling error that this half has itself: stopping may have
-    been early or late. It is at least what the validation samples can see, 2 over their number. A dependence that the
-    critic cannot express shows in neither.
+    `standard_error` combines two parts. `sampling_error` is the sampling error of the mean of both values. `fit_error`
+    is half of the drop from `train_value` to `held_out_value` plus the sampling error of that half, because the fit may
+    have stopped too early or too late. It is at least 2 over the number of validation samples, the weakest dependence
+    that they can detect. Neither part covers a dependence that the critic cannot represent.
     """
 
     value: float
@@ -31,26 +30,26 @@ class MIEstimate:
     fit_error: float
     held_out_value: float
     train_value: float
-    ceiling: float  # log of the number of candidates for InfoNCE, else infinite
+    ceiling: float  # the largest possible value: log of the number of candidates for InfoNCE, infinite without one
     warnings: tuple[str, ...]
-    history: tuple[dict[str, float], ...]  # step, train and validation objective of the fit, member by member
+    history: tuple[dict[str, float], ...]  # member (number of the fitted critic), step, train and validation objective
     estimator: str
     critic: str
     samples: dict[str, int]  # train, validation, held_out
     seconds: float
 
     def interval(self) -> tuple[float, float]:
-        """Ends of the 95 % interval, value ± 1.96 standard errors."""
+        """The two ends of the 95 % interval, value ± 1.96 standard errors."""
         half = _NORMAL_95 * self.standard_error
         return self.value - half, self.value + half
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: every field and the interval; None for what is not finite."""
+        """All fields and the interval, for JSON; numbers that are not finite become None."""
         found = asdict(self) | {"interval_95": list(self.interval())}
         return {name: _json(value) for name, value in found.items()}
 
     def plot(self, axes: Any = None) -> Any:
-        """Draws the fit and the held-out value with its interval; returns the matplotlib axes. Needs matplotlib."""
+        """Plots the fit and the value with its interval; returns the matplotlib axes. Needs matplotlib."""
         if axes is None:
             from matplotlib.figure import Figure
 

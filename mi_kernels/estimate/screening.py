@@ -1,7 +1,7 @@
-"""What in the samples themselves would mislead an estimate: copied rows, rows that follow each other, far outliers.
+"""Detects samples that would mislead an estimate: duplicated rows, serially correlated rows and extreme outliers.
 
-Samples are split at random, which is only a test of the fit where rows are independent. A copy of a training row among
-the held-out ones is recognised, and looks like mutual information; so are the neighbours of a slow time series.
+The random split tests the fit only if rows are independent. A critic recognises a held-out row that is a copy of a
+training row, and this looks like mutual information. The same holds for neighbouring rows of a slow time series.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from torch import Tensor
 from .preprocessing import Preprocessing, RankNormal
 
 LEAST_DISTINCT = 50
-# A row that makes up more of the samples than this is a mass point (a sensor at its limit), not a row that was copied.
+# A row with a larger share of the samples is a mass point (such as a sensor at its limit), not a duplicated row.
 LARGEST_SHARE = 0.02
-LARGEST_GAP = 100.0  # between outliers and the rest, as a factor; the largest of 10,000 Cauchy draws has it in 1 of 100
-OUTLIERS = 0.01  # share of the samples that may be called so
+LARGEST_GAP = 100.0  # ratio of outliers to other values; that of 10,000 Cauchy samples exceeds it in 1 % of cases
+OUTLIERS = 0.01  # largest share of the samples that may be outliers
 SERIAL_COLUMNS = 32
-LEAST_SERIAL = 0.05  # product of both sides' correlations that widens a true interval by 5 %
+LEAST_SERIAL = 0.05  # product of the correlations in x and in y at which the true interval is 5 % wider
 
 
 class Copies(NamedTuple):
-    kept: Tensor  # rows, in order, one of every group of copies
+    kept: Tensor  # row numbers in order, one of every group of copies
     notes: list[str]
 
 
 def _hash(v: Tensor) -> Tensor:
-    """A 64-bit number per row, [N], equal for equal rows: integers wrap around, so no order of summation matters."""
+    """A 64-bit hash per row, [N], equal for equal rows. Integer sums wrap around, so the order of summation does not
+    matter."""
     bits = (v + 0.0).view(torch.int64)  # -0.0 becomes 0.0
     draw = torch.Generator().manual_seed(0)
     odd = torch.randint(-(2**62), 2**62, (v.shape[1],), generator=draw).to(v.device) * 2 + 1
@@ -36,7 +37,7 @@ def _hash(v: Tensor) -> Tensor:
 
 
 def _mixed(bits: Tensor) -> Tensor:
-    """Spreads the high bits of a float's pattern over all of them."""
+    """Mixes the high bits of a float's bit pattern into all bits."""
     bits = (bits ^ (bits >> 32)) * 0x45D9F3B3335B369
     bits = (bits ^ (bits >> 29)) * 0x3335B36945D9F3B
     return bits ^ (bits >> 32)
@@ -47,10 +48,11 @@ def _may_be_discrete(v: Tensor) -> bool:
 
 
 def without_copies(x: Tensor, y: Tensor) -> Copies:
-    """One of every group of equal rows (x, y), where the rows look like copies; x [N, Dx], y [N, Dy].
+    """Keeps one of every group of equal rows (x, y) if they look like copies; x [N, Dx], y [N, Dy].
 
-    Discrete variables repeat rows too. Rows are taken for copies where a side that is no column of integers tells
-    nearly all distinct rows apart. Mass points, and samples of fewer than 50 distinct rows, are left alone.
+    Rows of discrete variables repeat too. Equal rows count as copies only if x or y has non-integer values and
+    distinguishes nearly all distinct rows. Mass points, and samples with fewer than 50 distinct rows, are left
+    unchanged.
     """
     n = x.shape[0]
     everything = torch.arange(n, device=x.device)
@@ -67,17 +69,17 @@ def without_copies(x: Tensor, y: Tensor) -> Copies:
     kept = everything[~copied[group] | (first[group] == everything)]
     largest = int(torch.where(copied, sizes, 0).argmax())
     note = (
-        f"copies: {n - kept.numel()} of {n} rows of x and y equal an earlier row (row {int(first[largest])} stands "
-        f"there {int(sizes[largest])} times) and were left out: copies on both sides of the split look like dependence"
+        f"copies: {n - kept.numel()} of {n} rows of x and y equal an earlier row (row {int(first[largest])} occurs "
+        f"{int(sizes[largest])} times) and were left out: copies on both sides of the split look like dependence"
     )
     return Copies(kept, [note])
 
 
 def outliers(name: str, fitted: Preprocessing, v: Tensor, rows: Tensor) -> list[str]:
-    """Names the few samples that lie 100 times farther out than all others do; v [N, D], `rows` its row numbers.
+    """Warns about a few samples that lie 100 times farther out than all others; v [N, D], `rows` its row numbers.
 
-    The far tail of a heavy-tailed distribution has no such gap. Ranks bound what an outlier does to a critic of the
-    package, but a wrong unit or a placeholder is worth knowing.
+    Heavy-tailed distributions do not have such a gap. The critics use ranks, which limits the effect of an outlier, but
+    it may come from a wrong unit or a placeholder value.
     """
     most = max(1, int(OUTLIERS * v.shape[0]))
     sizes, order = fitted.distance(v).topk(min(most + 1, v.shape[0]), dim=0)  # [most + 1, D]
@@ -95,7 +97,7 @@ def outliers(name: str, fitted: Preprocessing, v: Tensor, rows: Tensor) -> list[
 
 
 def _serial(v: Tensor) -> float:
-    """The largest correlation of a column's ranks with those of the next row; at most 32 columns are looked at."""
+    """The largest correlation, over at most 32 columns, between the ranks of consecutive rows."""
     step = -(-v.shape[1] // SERIAL_COLUMNS)
     ranks = v[:, ::step]
     normal = RankNormal(ranks)(ranks)
@@ -104,16 +106,16 @@ def _serial(v: Tensor) -> float:
 
 
 def follows(x: Tensor, y: Tensor) -> list[str]:
-    """Warns where neighbouring rows resemble each other in both sides; x [N, Dx], y [N, Dy] in the order given.
+    """Warns if neighbouring rows are correlated both in x and in y; x [N, Dx], y [N, Dy] in the given order.
 
-    One side alone does no harm: the sum of products of independent rows with anything has the variance that
-    independent rows give it.
+    Serial correlation in only one of them does no harm: if the rows of x are independent, sums of products of x and y
+    have the same variance as for independent rows.
     """
     of_x, of_y = _serial(x), _serial(y)
     if min(of_x, of_y) <= 5 / x.shape[0] ** 0.5 or of_x * of_y <= LEAST_SERIAL:
         return []
     return [
         f"serial: neighbouring rows are correlated, by {of_x:.2f} in x and {of_y:.2f} in y. In a time series the value "
-        "may then be far too high and the interval too narrow: take rows that are far apart. Rows that were merely "
-        "sorted do no harm"
+        "may then be far too high and the interval too narrow: use rows that are far apart. If the rows were only "
+        "sorted, ignore this warning"
     ]

@@ -1,4 +1,4 @@
-"""Fits a critic: AdamW, averaged weights, and the weights of the step that was best on the validation samples."""
+"""Fits a critic with AdamW and averaged weights, and keeps the weights that were best on the validation samples."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-EVERY = 50  # steps between two looks at the validation samples
-PATIENCE = 8  # looks without progress that end the fit
+EVERY = 50  # steps between two validations
+PATIENCE = 8  # the fit ends after this many validations without progress
 AVERAGE = 0.99
 WARM_UP = 50
 WEIGHT_DECAY = 0.1
@@ -22,7 +22,7 @@ Report = Callable[[int, float], None]
 
 @dataclass
 class Fit:
-    """`objective` holds the best weights; `score` is minus its learning loss on the validation samples."""
+    """A fitted objective with the best weights. `score` is the negative learning loss on the validation samples."""
 
     objective: nn.Module
     score: float
@@ -39,7 +39,7 @@ def _optimizer(objective: nn.Module, learning_rate: float) -> torch.optim.Optimi
 
 
 def _rate(step: int, max_steps: int) -> float:
-    """Linear warm-up, then half a cosine down to a twentieth."""
+    """Learning-rate factor: linear warm-up, then cosine decay to 1/20."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / max_steps))
     return min(1.0, step / WARM_UP) * (0.05 + 0.95 * cosine)
 
@@ -55,7 +55,7 @@ def fit(
     generator: torch.Generator,
     report: Report,
 ) -> Fit:
-    """Minimises `objective.learning_loss` on batches drawn with replacement; see `Fit`. In place."""
+    """Minimises `objective.learning_loss` in place, on batches drawn with replacement. Returns a `Fit`."""
     averaged = copy.deepcopy(objective).eval()
     best_state, best, best_step = copy.deepcopy(averaged.state_dict()), _score(averaged, validation), 0
     history: list[dict[str, float]] = [{"step": 0, "train": math.nan, "validation": best}]

@@ -1,4 +1,4 @@
-"""Losses as functions: contrastive ones over dot-product scores, and distances between distributions."""
+"""Losses as functions: contrastive losses on dot-product scores, and kernel distances between distributions."""
 
 from .contrastive import clip_loss, info_nce, nt_xent, siglip_loss
 from .divergences import gaussian_mmd, hsic, mmd

@@ -1,4 +1,4 @@
-"""What the contrastive losses share with their distributed twins and with compat/: temperatures, biases, checks."""
+"""Temperatures, biases and checks shared by the contrastive losses, their distributed versions and compat/."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from ..ops.dot_critic import api
 def inverse_temperature(
     value: float | Tensor, groups: torch.Size | None = None, dtype: torch.dtype = torch.float32
 ) -> float | Tensor:
-    """1 / temperature: a number, one element, or one a group. Its values are checked on a CPU; a GPU would stall.
+    """Returns 1 / temperature for a number, a 0-d tensor or one value per group.
 
-    `dtype`: of the features, whose accumulation type must hold the result.
+    The values of CPU tensors are checked; reading a GPU tensor would stall the GPU. The accumulation type of the
+    features' `dtype` must be able to hold the result.
     """
     if isinstance(value, Tensor):
         check_tensor("temperature", value)
@@ -35,13 +36,13 @@ def inverse_temperature(
             )
         wide = widened(value)
         positive_values("temperature", wide, least=1.0 / LIMITS[wide.dtype])
-        return wide.reciprocal()  # in fp16 the inverse of 1e-5 is infinite
+        return wide.reciprocal()  # widened first: in fp16 the inverse of 1e-5 is infinite
     check_temperature("temperature", value, accumulate_dtype(dtype))
     return 1.0 / value
 
 
 def over_groups(losses: Tensor) -> Tensor:
-    """One number from the losses of the groups, [*]."""
+    """Sums the losses of the groups, [*], to one number."""
     return losses.sum() if losses.dim() else losses
 
 
@@ -54,7 +55,7 @@ def check_same_shape(name: str, a: Tensor, other: str, b: Tensor) -> None:
 
 
 def bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
-    """A logit bias, one number or one a group [*], for every row [*, B]."""
+    """Expands a logit bias, one number or one per group [*], to all rows [*, B]."""
     if bias is None:
         return None
     dtype = accumulate_dtype(features.dtype)
@@ -65,7 +66,7 @@ def bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
         if bias.is_meta != features.is_meta:
             check_same_device("logit_bias", bias, "the features", features)
         rows = bias.to(features.device, dtype)
-    else:  # filled on the device: a copy from the host would make a GPU wait
+    else:  # filled on the device, because copying from the host would stall a GPU
         check_number("logit_bias", bias, dtype=dtype)
         bias = float(bias) if type(bias) is int else bias
         rows = torch.full((), bias, dtype=dtype, device=features.device)
@@ -77,7 +78,7 @@ def bias_rows(bias: Tensor | float | None, features: Tensor) -> Tensor | None:
 
 
 def nt_xent_scaled(out0: Tensor, out1: Tensor, scale: float | Tensor, backend: str | None = None) -> Tensor:
-    """nt_xent whose scale, 1 / temperature, may have either sign."""
+    """nt_xent with a scale (1 / temperature) of either sign."""
     check_same_shape("out0", out0, "out1", out1)
     check_samples("out0", out0)
     check_samples("out1", out1)

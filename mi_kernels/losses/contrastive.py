@@ -1,7 +1,7 @@
-"""Contrastive losses as functions. Each is a few lines over the statistics of a dot critic; no B x B tensor exists.
+"""Contrastive losses as functions, computed from log-sum-exps of dot-product scores without a B x B tensor.
 
-Every loss is minimised, returns nats in fp32 (fp64 for fp64 inputs), and is differentiable twice in its features and
-scales. N below is 2 B^2 D FLOP; forward and backward together cost 3N one-sided and 4N symmetric.
+All losses are to be minimised. They return nats in fp32 (fp64 for fp64 inputs) and are twice differentiable in features
+and scales. N stands for 2 B^2 D FLOP; forward and backward together cost 3N for one-sided and 4N for symmetric losses.
 """
 
 from __future__ import annotations
@@ -33,19 +33,25 @@ def info_nce(
     memory_budget: int = 0,
     backend: str | None = None,
 ) -> Tensor:
-    """InfoNCE: -log softmax of the positive pair among the candidates (van den Oord et al. 2018, eq. 4).
+    """InfoNCE: mean of -log softmax of the positive pair among all candidates (van den Oord et al. 2018, eq. 4), in
+    nats.
 
-    query, positive_key [*, B, D]; pairs on the diagonal are positive, the other keys of the batch negative.
-    negative_keys [*, M, D] ("unpaired", shared) or [*, B, M, D] ("paired") replace the batch's own negatives, or with
-    in_batch join them (hard negatives; candidates beyond the batch). negative_mask [*, B, M] names the paired ones that
-    exist, where queries have different numbers.
-    temperature: number, 0-d tensor or [*], may be learnable. query_ids, key_ids [*, B]: equal ids are not negatives of
-    each other (key_ids defaults to query_ids). symmetric averages both directions, as CLIP does. reduction: "none"
-    [*, B], "mean" or "sum". memory_budget bytes may hold scores: the symmetric loss then costs 3N instead of 4N
-    (on a CPU 16 MiB always may).
+    query, positive_key: [*, B, D]. Row i of both is a positive pair; the other keys of the batch are its negatives.
+    negative_keys: optional negatives, [*, M, D] shared by all queries ("unpaired") or [*, B, M, D], one set per query
+        ("paired"). They replace the in-batch negatives, or are added to them with in_batch=True (hard negatives).
+    temperature: a number, a 0-d tensor or one value per group [*]; may be learnable.
+    reduction: "mean", "sum" or "none" for one loss per query, [*, B].
+    negative_mode: "unpaired" or "paired", the layout of negative_keys.
+    normalize: scale all rows to unit length, so that scores are cosines over the temperature.
+    symmetric: average the losses of both directions, as CLIP does.
+    query_ids, key_ids: integers [*, B]. Pairs with equal ids are not negatives; key_ids defaults to query_ids.
+    negative_mask: boolean [*, B, M] for "paired" negatives; False marks entries that do not exist.
+    memory_budget: bytes that stored scores may take. If they fit, the symmetric loss costs 3N instead of 4N; on a CPU
+        16 MiB are always allowed.
+    backend: name of a backend, see `mk.backends()`; by default chosen from the device.
 
-    Cost 3N one-sided, 4N symmetric or with reduction="none" (N = 2 B^2 D FLOP; 3N with scores kept), O(B D) memory.
-    Raises ValueError or TypeError naming the argument; RuntimeError if a named backend cannot run.
+    Cost: 3N one-sided, 4N symmetric or with reduction="none" (N = 2 B^2 D FLOP); O(B D) memory. Raises ValueError or
+    TypeError that names the argument, and RuntimeError if a named backend cannot run.
     """
     check_choice("reduction", reduction, ("none", "mean", "sum"))
     check_choice("negative_mode", negative_mode, ("unpaired", "paired"))
@@ -113,11 +119,17 @@ def clip_loss(
     memory_budget: int = 0,
     backend: str | None = None,
 ) -> Tensor:
-    """CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3): the mean of both directions.
+    """CLIP loss: the mean of the cross-entropies image-to-text and text-to-image (Radford et al. 2021, figure 3), in
+    nats.
 
-    Features [*, B, D], normalised by the caller as open_clip has it; logit_scale multiplies the scores (it is the
-    exponentiated one); logit_bias cancels in both softmaxes and is accepted for its signature. Cost 4N, or 3N where
-    memory_budget bytes hold the scores; O(B D) memory otherwise. Raises ValueError naming the argument.
+    image_features, text_features: [*, B, D], normalised by the caller, as in open_clip.
+    logit_scale: factor of the scores, after exponentiation; a number, a 0-d tensor or one value per group [*].
+    logit_bias: accepted for compatibility; it cancels in both softmaxes.
+    memory_budget: bytes that stored scores may take, see `info_nce`.
+    backend: name of a backend; by default chosen from the device.
+
+    Cost: 4N (N = 2 B^2 D FLOP), or 3N if the scores fit memory_budget; O(B D) memory. Raises ValueError or TypeError
+    that names the argument.
     """
     common.check_same_shape(PAIR[0], image_features, PAIR[1], text_features)
     bias = common.bias_rows(logit_bias, image_features)
@@ -145,10 +157,16 @@ def siglip_loss(
     negative_only: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Sigmoid loss: -1/B sum_ij log sigmoid(z_ij S_ij), z = 1 on the diagonal, -1 elsewhere (Zhai et al. 2023, eq. 1).
+    """SigLIP loss: -1/B sum_ij log sigmoid(z_ij S_ij) with z = 1 on the diagonal and -1 elsewhere (Zhai et al. 2023,
+    eq. 1).
 
-    Features [*, B, D], normalised by the caller; logit_scale multiplies and logit_bias is added. negative_only treats
-    every pair as negative (open_clip's use for features of another rank). Cost 3N, O(B D) memory.
+    image_features, text_features: [*, B, D], normalised by the caller.
+    logit_scale, logit_bias: S_ij = logit_scale <image_i, text_j> + logit_bias; numbers, 0-d tensors or one per group
+        [*].
+    negative_only: treat every pair as a negative, as open_clip does for features of another rank.
+    backend: name of a backend; by default chosen from the device.
+
+    Cost: 3N (N = 2 B^2 D FLOP), O(B D) memory. Raises ValueError or TypeError that names the argument.
     """
     common.check_same_shape(PAIR[0], image_features, PAIR[1], text_features)
     check_bool(negative_only=negative_only)
@@ -163,10 +181,14 @@ def siglip_loss(
 
 
 def nt_xent(out0: Tensor, out1: Tensor, temperature: float | Tensor = 0.5, *, backend: str | None = None) -> Tensor:
-    """SimCLR's NT-Xent (Chen et al. 2020, eq. 1): 2B normalised views, each against the 2B - 1 others.
+    """SimCLR's NT-Xent (Chen et al. 2020, eq. 1), in nats: each of the 2B views is scored against the 2B - 1 others.
 
-    out0, out1 [*, B, D], two views of the same items; normalised here. Mean over the 2B anchors. Cost 3N with
-    N = 8 B^2 D, O(B D) memory.
+    out0, out1: [*, B, D], two views of the same items. The loss normalises them.
+    temperature: a number, a 0-d tensor or one value per group [*]; may be learnable.
+    backend: name of a backend; by default chosen from the device.
+
+    Returns the mean over the 2B anchors. Cost: 3N with N = 8 B^2 D FLOP, O(B D) memory. Raises ValueError or TypeError
+    that names the argument.
     """
     common.check_same_shape("out0", out0, "out1", out1)
     scale = common.inverse_temperature(temperature, out0.shape[:-2], out0.dtype)

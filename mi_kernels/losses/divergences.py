@@ -1,11 +1,11 @@
-"""Distances between distributions by a Gaussian kernel: squared MMD, MMD to a standard normal, and HSIC.
+"""Kernel distances between distributions: squared MMD, squared MMD to a standard normal, and HSIC.
 
-The kernel is k(a, b) = exp(-|a - b|^2 / (2 s^2)) with bandwidth s. All three sum k - 1, because the ones cancel: near
-their null the values stay accurate in fp32. No B x B tensor is stored.
+The kernel is k(a, b) = exp(-|a - b|^2 / (2 s^2)) with bandwidth s. All three sum k - 1 instead of k, because the ones
+cancel; values near 0 therefore stay accurate in fp32. No B x B tensor is stored.
 
-Distances come from inner products about the common mean, in units of the bandwidth. Where samples spread so far that
-products lose the distance between two near rows (an outlier, clusters far apart), tiles that hold such pairs take it
-from differences of the rows: a far row changes the time, not the accuracy.
+Squared distances are computed from inner products of centred rows, in units of the bandwidth. Inner products lose the
+small distance between two near rows if the sample also has an outlier or distant clusters. Tiles with such pairs
+compute distances from differences of rows instead: a distant row costs time, not accuracy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..ops.rbf import api, median
 Bandwidth = float | Tensor | Sequence[float | Tensor] | None
 ESTIMATORS = ("biased", "unbiased")
 _SAMPLE = 128
-_CONSTANT = 1e-20  # an own HSIC below this: every kernel within 1e-10 of 1
+_CONSTANT = 1e-20  # HSIC(x, x) below this means a constant sample: every kernel value is within 1e-10 of 1
 
 
 def _check(name: str, t: Tensor, like: Tensor | None = None, same_batch: bool = False) -> None:
@@ -46,7 +46,7 @@ def _flat(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _subsample(t: Tensor) -> Tensor:
-    """At most 128 rows, evenly spaced: the same ones every time."""
+    """At most 128 evenly spaced rows, always the same ones."""
     batch = t.shape[-2]
     if batch <= _SAMPLE:
         return t
@@ -54,10 +54,11 @@ def _subsample(t: Tensor) -> Tensor:
 
 
 def median_distance(*samples: Tensor) -> Tensor:
-    """The median heuristic, [G]: median distance between distinct rows of the pooled samples [G, ., D]; 1 if it is 0.
+    """The median heuristic, [G]: the median distance between different rows of the pooled samples [G, ., D], or 1 if it
+    is 0.
 
-    At most 128 evenly spaced rows of each sample take part: deterministic, at most 2^16 distances a group, and the same
-    whatever the order of the samples. A constant: no gradient flows through it.
+    At most 128 evenly spaced rows of each sample are used, which gives at most 2^16 distances per group. The result is
+    deterministic and does not depend on the order of the samples. No gradient flows through it.
     """
     return median.median_distance(torch.cat([_subsample(t.detach().to(accumulate_dtype(t.dtype))) for t in samples], 1))
 
@@ -67,7 +68,7 @@ def _is_sequence(bandwidth: Bandwidth) -> TypeGuard[Sequence[float | Tensor]]:
 
 
 def _bandwidths(given: Bandwidth, groups: torch.Size, like: Tensor) -> Tensor:
-    """Bandwidths [G, K] from one (number, 0-d tensor or [*]) or a sequence of K."""
+    """Bandwidths [G, K] from one bandwidth (a number, a 0-d tensor or [*]) or from a sequence of K bandwidths."""
     several = given if _is_sequence(given) else (given,)
     if len(several) == 0:
         raise ValueError("bandwidth must hold at least one number, got an empty sequence")
@@ -75,7 +76,8 @@ def _bandwidths(given: Bandwidth, groups: torch.Size, like: Tensor) -> Tensor:
 
 
 def _column(s: object, groups: torch.Size, like: Tensor) -> Tensor:
-    """One bandwidth as [G]. Numbers are filled in: a copy from the host would stall a GPU and break graph capture."""
+    """One bandwidth as [G]. Numbers are filled in on the device: a copy from the host would stall a GPU and break graph
+    capture."""
     if not isinstance(s, Tensor):
         check_number("bandwidth", s, positive=True)
         limits = torch.finfo(like.dtype)
@@ -101,15 +103,20 @@ def mmd(
 ) -> Tensor:
     """Squared maximum mean discrepancy between two samples, [*] (Gretton et al. 2012).
 
-    x [*, B, D], y [*, N, D]; kernel "rbf", exp(-|a - b|^2 / (2 s^2)). bandwidth s: a number, a 0-d tensor (learnable),
-    one a group [*], or a sequence, whose kernels are averaged; None is the median distance between rows of x and y
-    pooled (at most 128 evenly spaced rows of each). estimator "biased" (diagonals included, never negative beyond
-    rounding) or "unbiased" (may be negative; needs two rows of each).
+    x: [*, B, D].
+    y: [*, N, D].
+    kernel: "rbf", exp(-|a - b|^2 / (2 s^2)).
+    bandwidth: s, as a number, a 0-d tensor (may be learnable) or one value per group [*]; or a sequence of them, whose
+        kernels are averaged. None is the median distance between rows of x and y (at most 128 evenly spaced rows of
+        each).
+    estimator: "biased" includes the diagonals and is never negative except for rounding; "unbiased" may be negative and
+        needs two rows of each sample.
+    backend: name of a backend; by default chosen from the device.
 
-    fp32 out (fp64 for fp64), summed as k - 1 in fp64. Differentiable twice in x, y and a tensor bandwidth; the
-    gradients are computed with the value. Cost forward and backward, with M = 2 B N D FLOP and B = N: 6M compiled,
-    where the symmetric sums are halved, 7M in plain torch, and several times that for tiles that need differences of
-    rows; O((B + N) D) memory. Raises ValueError or TypeError naming the argument.
+    Returns fp32 (fp64 for fp64 inputs), summed in fp64. Twice differentiable in x, y and a tensor bandwidth; gradients
+    are computed together with the value. Cost of forward and backward, with M = 2 B N D FLOP and B = N: 6M in the
+    compiled extension, which halves the symmetric sums, 7M in plain torch, and several times as much for tiles that
+    need differences of rows; O((B + N) D) memory. Raises ValueError or TypeError that names the argument.
     """
     _check("x", x)
     _check("y", y, x)
@@ -139,16 +146,19 @@ def gaussian_mmd(
 ) -> Tensor:
     """Squared MMD between z and N(0, I), [*]: the regulariser of MFM (Tsai et al. 2019) without its sampling noise.
 
-    z [*, B, D]. The expectations over the prior are exact: with g, g' ~ N(0, I),
-    E k(g, g') = (1 + 2 / s^2)^(-D / 2) and E k(z, g) = (1 + 1 / s^2)^(-D / 2) exp(-|z|^2 / (2 (s^2 + 1))). bandwidth s
-    is D / sqrt 2 by default, MFM's kernel exp(-|a - b|^2 / D^2). The sum over pairs of z is biased, as in MFM.
+    z: [*, B, D].
+    bandwidth: s, by default D / sqrt 2, which is MFM's kernel exp(-|a - b|^2 / D^2).
+    prior_samples: [*, N, D]; if given, computes the published form mmd(z, prior_samples). Its expectation is larger by
+        (1 - E k(g, g')) / N, because the sum over prior samples includes its diagonal.
+    backend: name of a backend; by default chosen from the device.
 
-    prior_samples [*, N, D] gives the published form instead, mmd(z, prior_samples). Its expectation is larger by
-    (1 - E k(g, g')) / N, the diagonal of the prior's own sum.
+    Without prior_samples the expectations over the prior are exact: with g, g' ~ N(0, I),
+    E k(g, g') = (1 + 2 / s^2)^(-D / 2) and E k(z, g) = (1 + 1 / s^2)^(-D / 2) exp(-|z|^2 / (2 (s^2 + 1))). The sum over
+    pairs of z includes the diagonal (biased), as in MFM.
 
-    fp32 out (fp64 for fp64); no terms near 1 are subtracted, so that values of 1e-4 keep five digits. Differentiable
-    twice. Cost 2 B^2 D FLOP forward (half of it compiled), twice as much for the gradient; O(B D) memory. Raises
-    ValueError or TypeError naming the argument.
+    Returns fp32 (fp64 for fp64 inputs). No two numbers near 1 are subtracted, so values of 1e-4 keep five digits. Twice
+    differentiable. Cost: 2 B^2 D FLOP forward (half of that compiled), twice as much for the gradient; O(B D) memory.
+    Raises ValueError or TypeError that names the argument.
     """
     _check("z", z)
     depth, batch, groups = z.shape[-1], z.shape[-2], z.shape[:-2]
@@ -173,15 +183,20 @@ def hsic(
 ) -> Tensor:
     """Hilbert-Schmidt independence criterion, biased: tr(K H L H) / B^2, [*] (Gretton et al. 2005, with B for B - 1).
 
-    x [*, B, Dx], y [*, B, Dy]; Gaussian kernels. bandwidth: one for both (number, 0-d tensor or [*]), a pair (of x, of
-    y), or None for the median distance within each. normalized divides by sqrt(HSIC(x, x) HSIC(y, y)): in [0, 1], the
-    kernel CKA of Kornblith et al. 2019. A constant x or y gives 0, not 0 / 0, with gradient 0.
+    x: [*, B, Dx].
+    y: [*, B, Dy], rows paired with x.
+    bandwidth: of the Gaussian kernels. One for both (a number, a 0-d tensor or [*]), a pair (of x, of y), or None for
+        the median distance within each sample.
+    normalized: divide by sqrt(HSIC(x, x) HSIC(y, y)). The result lies in [0, 1] and is the kernel CKA of Kornblith et
+        al.
+        2019. A constant x or y gives 0 with gradient 0.
+    backend: name of a backend; by default chosen from the device.
 
-    The biased estimate is never negative beyond rounding; under independence it is of order 1 / B. fp32 out (fp64 for
-    fp64). Differentiable twice in x, y and a tensor bandwidth. Cost 2 B^2 (Dx + Dy) FLOP forward, twice that backward
-    in Triton, three times in plain torch, which holds at most 32 MiB of pairs at a time; compiled half of the first and
-    three times that half. O(B D) memory. Raises ValueError or TypeError naming the argument, RuntimeError if a backend
-    that was named cannot run.
+    The biased estimate is never negative except for rounding; for independent samples it is of order 1 / B. Returns
+    fp32 (fp64 for fp64 inputs). Twice differentiable in x, y and a tensor bandwidth. Cost forward: 2 B^2 (Dx + Dy)
+    FLOP, half of that in the compiled extension. Cost backward: three times the forward pass, twice in Triton. O(B D)
+    memory; plain torch holds at most 32 MiB of pairs at a time. Raises ValueError or TypeError that names the argument,
+    and RuntimeError if a named backend cannot run.
     """
     _check("x", x)
     _check("y", y, x, same_batch=True)

@@ -1,7 +1,7 @@
-"""Losses of queries against a positive and candidates given apart: a memory bank, mined negatives.
+"""InfoNCE with explicit negatives, such as a memory bank or mined hard negatives.
 
-Row i is -log softmax of the positive among itself and the candidates, softplus(lse_j(S_ij) - S_i,pos). Everything is
-relative to the positive score, so that a loss near zero keeps its digits.
+The loss of query i is -log softmax of its positive among the positive and the negatives, which equals
+softplus(lse_j(S_ij) - S_i,pos). All scores are taken relative to the positive score, so losses near zero stay precise.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ..ops.common.precision import autocast_on, joined, outside_autocast
 from ..ops.common.rows import unit_rows, widened
 from ..ops.dot_critic import api
 
-_SMALL = 1 << 16  # scores up to which plain torch is faster on a CPU: fixed costs dominate
-_PANEL = 1 << 22  # scores held at a time on a CPU: 16 MiB in fp32
-_NEVER = 40.0  # F.softplus returns its argument beyond a threshold; past 40 that is exact in fp64 too
+_SMALL = 1 << 16  # up to this many scores plain torch is faster on a CPU, because fixed costs dominate
+_PANEL = 1 << 22  # number of scores held at a time on a CPU: 16 MiB in fp32
+_NEVER = 40.0  # threshold of F.softplus, beyond which it returns its argument: above 40 this is exact even in fp64
 
 _Scale = float | Tensor
 
@@ -36,13 +36,15 @@ def shared_negatives(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Losses of rows [*, B] against negatives [*, M, D] that all queries share, reduced ("none", "mean", "sum").
+    """Losses of queries [*, B, D] against negatives [*, M, D] that all queries share; reduction "none", "mean" or
+    "sum".
 
-    Arguments are in the accumulation type: a negative may be as near as the positive, and in 16-bit tiles the gradients
-    of the two would be rounded before they cancel. On a CPU 3N FLOP with N = 2 B M D (4N for reduction "none" when the
-    negatives need a gradient), elsewhere 4N; O((B + M) D) memory besides a panel of at most 16 MiB of scores.
+    The arguments must be in the accumulation type. If a negative is as near as the positive, their gradients almost
+    cancel, and rounding them to 16 bits first would leave only noise. Cost: 3N FLOP on a CPU with N = 2 B M D (4N for
+    reduction "none" if the negatives need a gradient), 4N elsewhere; O((B + M) D) memory plus a panel of at most 16 MiB
+    of scores.
     """
-    if not negatives.shape[-2]:  # a memory bank before its first batch: the positive is the only candidate
+    if not negatives.shape[-2]:  # an empty memory bank: the positive is the only candidate
         return _reduced((query * positive_key).sum(-1) * 0, reduction)
     scores = query.shape[:-1].numel() * negatives.shape[-2]
     if query.device.type == "cpu" and backend is None and (scores <= _SMALL or transforms.active()):
@@ -72,7 +74,7 @@ def explicit_negatives(
     """Losses against negatives [*, M, D] ("unpaired", without in_batch) or [*, B, M, D] ("paired")."""
     check_negatives(query, positive_key, negative_keys, mode, mask)
     if mode == "unpaired" and normalize and query.shape[:-1].numel() * negative_keys.shape[-2] <= _SMALL:
-        # One autograd node normalises everything: at this size the number of nodes decides.
+        # One autograd node normalises all rows: at this size the number of nodes determines the time.
         sizes = [query.shape[-2], query.shape[-2], negative_keys.shape[-2]]
         q, k, n = unit_rows(joined([query, positive_key, negative_keys], -2)).split(sizes, -2)
         return shared_negatives(q, k, n, scale, reduction, backend=backend)
@@ -134,10 +136,14 @@ def paired_negatives(
     in_batch: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Losses of rows [*, B] against negatives [*, B, M, D], a set for each query, of which mask [*, B, M] names those
-    that exist; with in_batch also against the other positive keys. `normalize` divides the scores by the negatives'
-    lengths, so that no scaled copy of them is made. O(B M) scores besides the negatives, and with a mask one copy of
-    them: what does not exist is zeroed there, since 0 times NaN would reach the gradients."""
+    """Losses of queries [*, B, D] against negatives [*, B, M, D], one set per query, and with in_batch also against the
+    other positive keys.
+
+    The boolean mask [*, B, M] marks the negatives that exist. `normalize` divides the scores by the lengths of the
+    negatives, which avoids a normalised copy of them. Stores O(B M) scores and, with a mask, one copy of the negatives
+    in which the missing entries are zero: masking only the scores would let NaN entries reach the gradients as 0 times
+        NaN.
+    """
     if mask is not None:
         negatives = negatives.masked_fill(~mask[..., None], 0)
     scores = torch.matmul(negatives, query[..., None]).squeeze(-1)
@@ -147,7 +153,7 @@ def paired_negatives(
     positive = (query * positive_key).sum(-1, keepdim=True)
     relative = (scores - positive) * _beside(scale, 2)
     if mask is not None:
-        # Finite: a query without any negative has loss 0 and no NaN in its gradient.
+        # A finite minimum instead of -inf: a query without negatives then has loss 0 and no NaN in its gradient.
         relative = relative.masked_fill(~mask, torch.finfo(relative.dtype).min / 2)
     log_sum = relative.logsumexp(-1)
     if in_batch and query.shape[-2] > 1:
@@ -167,20 +173,20 @@ def _reduced(rows: Tensor, reduction: str) -> Tensor:
 
 
 def _beside(scale: _Scale, dims: int) -> _Scale:
-    """A scale [*] shaped to multiply [*, ...] with `dims` more dimensions."""
+    """Reshapes a scale [*] so that it multiplies tensors with `dims` more dimensions."""
     if isinstance(scale, Tensor) and scale.dim():
         return scale.reshape(*scale.shape, *(1,) * dims)
     return scale
 
 
 def _factor(scale: Tensor, like: Tensor) -> _Scale:
-    """A number where the scale is one, else [*, 1]."""
+    """A Python number for a 0-d scale, otherwise [*, 1]."""
     return scale.to(like.dtype)[..., None] if scale.dim() else scale.item()
 
 
 def _formula(query: Tensor, positive_key: Tensor, negatives: Tensor, scale: _Scale, reduction: str) -> Tensor:
-    """The definition, scores materialised."""
-    query = query * _beside(scale, 2)  # before the products: there are fewer numbers than scores
+    """The definition of the loss, with materialised scores."""
+    query = query * _beside(scale, 2)  # scales the queries, which are fewer numbers than the scores
     positive = (query * positive_key).sum(-1, keepdim=True)
     logits = joined([positive, query @ negatives.mT], -1)
     logits = logits.flatten(0, -2)
@@ -190,9 +196,12 @@ def _formula(query: Tensor, positive_key: Tensor, negatives: Tensor, scale: _Sca
 
 
 class _SharedNegatives(torch.autograd.Function):
-    """Panels of rows whose scores stay in cache. With r_i = lse_j(S_ij) - S_i,pos, p = softmax_j S_ij, s the scale:
-    d row_i / d q_i = sigmoid(r_i) s (sum_j p_ij n_j - k_i), d / d k_i = -sigmoid(r_i) s q_i,
-    d / d n_j = sum_i sigmoid(r_i) s p_ij q_i, d / d s = sigmoid(r_i) <q_i, sum_j p_ij n_j - k_i>."""
+    """Computes the losses in panels of rows whose scores stay in cache.
+
+    With r_i = lse_j(S_ij) - S_i,pos, p = softmax_j S_ij and the scale s, the gradients of the loss of query i are
+    d / d q_i = sigmoid(r_i) s (sum_j p_ij n_j - k_i), d / d k_i = -sigmoid(r_i) s q_i,
+    d / d n_j = sum_i sigmoid(r_i) s p_ij q_i and d / d s = sigmoid(r_i) <q_i, sum_j p_ij n_j - k_i>.
+    """
 
     @staticmethod
     def forward(
@@ -204,7 +213,7 @@ class _SharedNegatives(torch.autograd.Function):
         reduction: str,
         recording: bool,
     ) -> Any:
-        # needs_input_grad ignores no_grad, hence `recording`.
+        # needs_input_grad ignores no_grad, so `recording` says whether gradients are recorded.
         needs = ctx.needs_input_grad
         rows, slopes, away, by_negative = _panels(
             query,
@@ -257,8 +266,8 @@ def _panels(
     toward_negatives: bool,
     g: Tensor | None,
 ) -> Any:
-    """Rows [*, B]; sigmoid(r) [*, B] and sum_j p_ij n_j - k_i [*, B, D], where toward_query; sum_i g_i d row_i / d n_j
-    [*, M, D], where toward_negatives."""
+    """Returns the losses [*, B] and sigmoid(r) [*, B]; if toward_query, sum_j p_ij n_j - k_i [*, B, D]; if
+    toward_negatives, the gradient of the negatives sum_i g_i d loss_i / d n_j [*, M, D]."""
     with torch.no_grad():
         positive = (query * positive_key).sum(-1)
         groups, size, columns = query.shape[:-2], query.shape[-2], negatives.shape[-2]

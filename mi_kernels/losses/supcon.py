@@ -1,4 +1,4 @@
-"""Supervised contrastive losses: the several positives of an anchor enter through sums over classes."""
+"""Supervised contrastive losses. The positives of an anchor enter through sums of features over classes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..ops.common.rows import rows_at, sums_of, widened
 from ..ops.dot_critic import api
 from . import common
 
-_BLOCK = 1 << 22  # entries of a mask that are widened at a time: 16 MiB in fp32
-NONE = 1e-6  # a weight up to which an anchor has no positive
+_BLOCK = 1 << 22  # number of mask entries converted to floats at a time: 16 MiB in fp32
+NONE = 1e-6  # an anchor whose positives have at most this total weight counts as having none
 
 
 def check_views(
     features: Tensor, labels: Tensor | None, base_temperature: float, contrast_mode: str, *, any_labels: bool = False
 ) -> int:
-    """The number of items; raises ValueError or TypeError naming the argument. Labels must be integers unless
-    `any_labels`, as SupContrast takes them."""
+    """Returns the number of items. Raises ValueError or TypeError that names the argument. Labels must be integers
+    unless `any_labels` is set, because SupContrast accepts labels of any type."""
     check_tensor("features", features)
     if features.dim() < 3:
         raise ValueError(f"features must have shape [B, views, D], got {tuple(features.shape)}")
@@ -50,8 +50,8 @@ def check_views(
 
 
 def check_mask(mask: Tensor, items: int, every: int | None = None) -> None:
-    """ValueError or TypeError unless mask is [items, items] or, of `every` item of all ranks, [items, every], boolean
-    or of finite weights that are not negative."""
+    """Raises ValueError or TypeError unless mask is [items, items], or [items, every] if `every` counts the items of
+    all ranks, with boolean entries or finite non-negative weights."""
     shape = (items, items if every is None else every)
     check_tensor("mask", mask)
     if mask.dtype != torch.bool and mask.dtype not in FLOATS:
@@ -75,18 +75,22 @@ def sup_con(
     contrast_mode: str = "all",
     backend: str | None = None,
 ) -> Tensor:
-    """Supervised contrastive loss, L_out of Khosla et al. 2020 (eq. 2); without labels, SimCLR's.
+    """Supervised contrastive loss, L_out of Khosla et al. 2020 (eq. 2), in nats; without labels and mask, SimCLR's
+    loss.
 
-    features [B, V, D] (V views; the caller normalises, as SupContrast has it), labels [B] integers. Or mask [B, B] says
-    which items are positives of which: boolean, as for items of several labels, or weights of at least 0, by which an
-    anchor's positive scores are averaged. All views of item j are positives of item i with weight mask[i, j], but never
-    the anchor itself; mask may be asymmetric, and no gradient flows to it. contrast_mode "all" takes every view as an
-    anchor, "one" only the first. Scaled by temperature / base_temperature. An anchor without any positive makes the
-    original 0/0; here it contributes nothing and does not count in the mean (0 if none is left).
+    features: [B, V, D], V views of B items, normalised by the caller as in SupContrast.
+    labels: integers [B]. Items with equal labels are positives of each other.
+    mask: [B, B], an alternative to labels. mask[i, j] is the weight of all views of item j as positives of item i:
+        boolean, or weights of at least 0 by which the scores of the positives are averaged. It may be asymmetric and
+        receives no gradient. An anchor is never its own positive.
+    temperature, base_temperature: scores are divided by temperature, and the loss is multiplied by
+        temperature / base_temperature.
+    contrast_mode: "all" uses every view as an anchor, "one" only the first view.
+    backend: name of a backend; by default chosen from the device.
 
-    Cost 4N with N = 2 (B V)^2 D, on a CPU 3N where every anchor has a positive; O(B V D) memory: the positives enter
-    through sums over classes. A mask adds 2 B^2 D FLOP each way and at most 16 MiB beside itself. Raises ValueError or
-    TypeError naming the argument.
+    Anchors without a positive are left out of the mean, which is 0 if no anchor is left; the original code returns NaN
+    for them. Cost: 4N with N = 2 (B V)^2 D FLOP, or 3N on a CPU if every anchor has a positive; O(B V D) memory. A mask
+    adds 2 B^2 D FLOP in each pass and at most 16 MiB. Raises ValueError or TypeError that names the argument.
     """
     items = check_views(features, labels, base_temperature, contrast_mode)
     scale = common.inverse_temperature(temperature, torch.Size(()), features.dtype)
@@ -104,7 +108,7 @@ def sup_con(
         towards, weight = masked_positives(features, mask.to(features.device), anchors.shape[0] // items)
         loss = weighted_mean(anchors, contrast, towards, weight, every=False, scale=scale, backend=backend)
         return temperature / base_temperature * loss
-    if labels is None and contrast_mode == "all" and views == 2:  # one positive an anchor: a single autograd node
+    if labels is None and contrast_mode == "all" and views == 2:  # one positive per anchor: one autograd node is enough
         loss = pair_mean(contrast, scale=scale, backend=backend)
         return temperature / base_temperature * loss
     device = features.device
@@ -131,10 +135,11 @@ def class_rows(
     scale: float | Tensor,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """log sum of all candidates but the own one, minus the mean score of the same class: [A], and which exist.
+    """The loss of each anchor, [A], and whether the anchor has a positive, [A].
 
-    anchors [A, D], contrast [C, D]; classes count from 0; own [A] is the column that is the anchor itself, `aligned`
-    says that own_i is i. A row without a positive is 0 and False.
+    The loss is the log-sum-exp over all candidates except the anchor itself, minus the mean score of the candidates of
+    the same class. anchors [A, D], contrast [C, D]; classes are numbered from 0; own [A] is the column of the anchor
+    itself, and `aligned` means own_i = i. An anchor without a positive has loss 0.
     """
     x, y = _widened(anchors, contrast)
     towards, weight = _of_classes(x, y, row_class, col_class, own, aligned)
@@ -151,7 +156,8 @@ def class_mean(
     scale: float | Tensor,
     backend: str | None = None,
 ) -> Tensor:
-    """The mean of class_rows over the rows that exist, or over `every` row; column i is anchor i itself."""
+    """The mean of class_rows over the anchors that have a positive, or over `every` anchor; column i is anchor i
+    itself."""
     own = torch.arange(anchors.shape[0], device=anchors.device)
     x, y = _widened(anchors, contrast)
     towards, weight = _of_classes(x, y, row_class, col_class, own, True)
@@ -171,7 +177,7 @@ def weighted_mean(
     """class_mean from towards_i = sum_p m_ip contrast_p [A, D] and weight_i = sum_p m_ip [A]; column i is anchor i."""
     x, y = _widened(anchors, contrast)
     if readable(weight) and bool((weight > NONE).all()):
-        # Where all rows count alike, their gradients can be computed with the value: 3N instead of 4N.
+        # If all rows have the same weight, gradients can be computed together with the value: 3N instead of 4N.
         prepared = api.prepare(x, y, scale, pairs="off_diagonal")
         mean = api.loss(prepared, w_row=1 / anchors.shape[0], backend=backend)
         return mean - _positive(x, towards, scale, weight).mean()
@@ -184,12 +190,12 @@ def weighted_mean(
 def masked_positives(
     features: Tensor, mask: Tensor, anchored: int, every: Tensor | None = None, first: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Of the anchors [anchored B], the first views of all items first: the mean of an anchor's positives [A, D], and 1
-    where it has any, 0 where not [A].
+    """The weighted mean of each anchor's positives, [A, D], and 1 or 0 for anchors with and without positives, [A].
 
-    features [B, V, D], mask [B, B]. Or the items are rows first, first + 1, ... of `every` [N, V, D], the views of all
-    ranks, and mask is [B, N]. The anchor itself is left out before the sums: taken off afterwards, a large weight of an
-    item with itself would round off the others.
+    Anchors are ordered by view: first the first views of all items. features [B, V, D], mask [B, B]. In the distributed
+    loss the items are the rows first, first + 1, ... of `every` [N, V, D], the views of all ranks, and mask is [B, N].
+    The anchor itself is excluded before summing: if it were subtracted afterwards, a large weight of an item with
+    itself would round away the other terms.
     """
     wide = widened(features)
     views, dtype = wide.shape[1], wide.dtype
@@ -197,7 +203,7 @@ def masked_positives(
     items = wide.sum(1)
     others, weight = _sums_of_others(mask.detach(), items if every is None else widened(every).sum(1), first)
     sums = others[:, None].expand(-1, anchored, -1)
-    if views > 1:  # the item's other views
+    if views > 1:  # adds the item's other views
         sums = sums + (items[:, None] - wide[:, :anchored]) * own[:, None, None]
     towards = sums.transpose(0, 1).flatten(0, 1)
     weight = (views * weight + (views - 1) * own).repeat(anchored)
@@ -206,7 +212,7 @@ def masked_positives(
 
 
 def _sums_of_others(mask: Tensor, rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """sum_j mask_ij rows_j [B, D] and sum_j mask_ij [B] over the j that are not first + i."""
+    """sum_j mask_ij rows_j [B, D] and sum_j mask_ij [B] over all j != first + i."""
     columns = torch.cat([rows, torch.ones_like(rows[:, :1])], -1)
     if torch.compiler.is_compiling() or transforms.active():
         own = torch.ones_like(mask, dtype=torch.bool).triu(first).tril(first)
@@ -217,8 +223,8 @@ def _sums_of_others(mask: Tensor, rows: Tensor, first: int) -> tuple[Tensor, Ten
 
 
 class _MaskedProduct(torch.autograd.Function):
-    """W @ t, or W^T @ t if `transposed`, W being the mask without its diagonal `offset`: widened a block of rows at a
-    time, so that neither pass holds a copy of the whole mask."""
+    """W @ t, or W^T @ t if `transposed`, where W is the mask without its diagonal `offset`. Converts one block of rows
+    of the mask at a time, so that neither pass holds a floating-point copy of the whole mask."""
 
     @staticmethod
     def forward(ctx: Any, mask: Tensor, t: Tensor, offset: int, transposed: bool) -> Tensor:
@@ -246,8 +252,8 @@ class _MaskedProduct(torch.autograd.Function):
 def _of_classes(
     anchors: Tensor, contrast: Tensor, row_class: Tensor, col_class: Tensor, own: Tensor | None, aligned: bool
 ) -> tuple[Tensor, Tensor]:
-    """The sum of an anchor's positives, [A, D], and their number, [A]."""
-    number = row_class.numel() + col_class.numel()  # not the largest class: reading it would wait for a GPU
+    """The sum of each anchor's positives, [A, D], and their number, [A]."""
+    number = row_class.numel() + col_class.numel()  # an upper limit: reading the largest class would wait for a GPU
     towards = rows_at(sums_of(number, col_class, contrast), row_class)
     weight = rows_at(sums_of(number, col_class, contrast.new_ones(col_class.shape)), row_class)
     if own is None:
@@ -257,31 +263,31 @@ def _of_classes(
 
 
 def pair_mean(views: Tensor, *, scale: float | Tensor, backend: str | None = None) -> Tensor:
-    """The mean over anchors i of views [2 B, D] whose only positive is the other view, i + B; the rest is negative."""
+    """The mean loss over the views [2 B, D]. The only positive of view i is the other view, i + B."""
     rows = views.shape[0]
     prepared = api.prepare(views, views, scale, pairs="off_diagonal", positive_shift=rows // 2)
     return api.loss(prepared, w_row=1 / rows, w_pos=1 / rows, backend=backend)
 
 
 def class_indices(labels: Tensor) -> Tensor:
-    """Labels numbered from 0, [n]: as torch.unique's inverse, with shapes that torch.export knows beforehand."""
+    """Renumbers labels [n] from 0, like the inverse of torch.unique, but with shapes that torch.export can infer."""
     ordered, order = labels.reshape(-1).sort(stable=True)
     new = torch.cat([ordered.new_zeros(1, dtype=torch.long), (ordered[1:] != ordered[:-1]).long()])
     return torch.empty_like(order).scatter(0, order, new.cumsum(0))
 
 
 def _widened(anchors: Tensor, contrast: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the accumulation type; one tensor stays one.
+    """Converts both to the accumulation type; if both are the same tensor, the results are the same tensor too.
 
-    Products are taken in it too. The positives enter apart from the softmax, whose entries would be rounded in 16-bit
-    tiles before they meet: near convergence nothing of the gradient would be left.
+    Products are computed in this type as well. The gradients of the positives and of the softmax are computed
+    separately and almost cancel near convergence; with the softmax rounded to 16 bits, only noise would remain.
     """
     x = widened(anchors)
     return x, x if contrast is anchors else widened(contrast)
 
 
 def _positive(anchors: Tensor, towards: Tensor, scale: float | Tensor, weight: Tensor) -> Tensor:
-    """The mean score of an anchor's positives, [A]."""
+    """The mean score of each anchor's positives, [A]."""
     return (anchors * towards).sum(-1) * scale / weight
 
 

@@ -1,9 +1,9 @@
 """SimCLR (across modalities), SupCon and Cross+Self with the encoders that FactorCL gets; all terms in nats.
 
-As in FactorCL's public code each modality has one head and the probe reads the encoders. Unlike there, features are
-normalised, as in the original SimCLR and SupCon: without that the losses start in the tens. With more than two
-modalities SimCLR sums over their pairs and SupCon takes each modality as a view. Rows that lack a modality take no part
-in a loss.
+As in FactorCL's public code, each modality has one head, and probes use the encoder outputs. Unlike there, features are
+normalised, as in the original SimCLR and SupCon; otherwise the losses would start above 10. With more than two
+modalities SimCLR sums over their pairs, and SupCon treats each modality as a view. Losses ignore rows that lack a
+modality.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class _Contrastive(Model):
         return [Phase("main", list(self.parameters()), self.loss, usable=self.usable)]
 
     def representations(self, batch: Batch) -> dict[str, Tensor]:
-        """ "encoder": all encoders side by side."""
+        """ "encoder": the concatenated encoder outputs."""
         return {"encoder": torch.cat(self.encode(batch.inputs), 1)}
 
 
@@ -94,7 +94,7 @@ class SimCLR(_Contrastive):
 
 
 class SupCon(_Contrastive):
-    """Supervised contrastive loss; the modalities are the views. Rows without a label are left out."""
+    """Supervised contrastive loss with modalities as views. Rows without a label are ignored."""
 
     def usable(self, batch: Batch) -> Batch:
         return batch.complete_with_labels()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.baselines.supervised import Supervised, SupervisedSettings, outputs_of
 from models.batch import Inputs
 from models.data.dataset import Dataset
+from models.layers.dropout import Dropout
 from models.layers.ef_lstm import EFLSTM
 from models.layers.encoders import EncoderConfig, MLPEncoder, make_encoder, segment_statistics
 from models.layers.inlet import Inlet
@@ -25,7 +26,7 @@ from models.model import Model, needs_several
 
 @dataclass(frozen=True)
 class EarlyFusion(SupervisedSettings):
-    """One MLP on everything: vectors as they are, of sequences the mean and deviation of ``segments`` equal parts."""
+    """One MLP on all modalities: vectors unchanged, sequences as means and deviations of ``segments`` equal parts."""
 
     hidden: int = 256
     layers: int = 1
@@ -42,7 +43,7 @@ class LateFusion(SupervisedSettings):
 
 @dataclass(frozen=True)
 class Aligned(SupervisedSettings):
-    """Models that read all modalities step by step; see Inlet for ``stride`` and ``align``."""
+    """Settings of models for aligned modalities; see Inlet for ``stride`` and ``align``."""
 
     stride: int = 1
     align: int = 50
@@ -111,7 +112,7 @@ class _MLP(nn.Module):
     def __init__(self, dim: int, config: EarlyFusion, out: int):
         super().__init__()
         self.body = MLPEncoder(dim, config.hidden, config.hidden, config.layers, config.dropout)
-        self.out = nn.Sequential(nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(config.hidden, out))
+        self.out = nn.Sequential(nn.ReLU(), Dropout(config.dropout), nn.Linear(config.hidden, out))
 
     def features(self, x: Tensor) -> Tensor:
         return self.body(x)
@@ -139,7 +140,7 @@ class _Late(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(self.width, out) for _ in self.encoders])
 
     def features(self, *inputs: Inputs) -> Tensor:
-        """The encoders side by side and, in the last columns, which modalities a row has."""
+        """The concatenated encoder outputs and, in the last columns, indicators of the modalities that a row has."""
         encoded = [encoder(x) for encoder, x in zip(self.encoders, inputs, strict=True)]
         here = torch.stack([x.mask() for x in inputs], 1).to(encoded[0])
         masked = [e * here[:, m : m + 1] for m, e in enumerate(encoded)]

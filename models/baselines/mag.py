@@ -1,12 +1,12 @@
-"""MAG-BERT: a text encoder whose embedded words are shifted by the other modalities (Rahman et al., ACL 2020).
+"""MAG-BERT: a text encoder whose word embeddings are shifted by the other modalities (Rahman et al., ACL 2020).
 
-The gate stands between BERT's embeddings and its first layer; the pooled output is the fused representation z:
+The gate lies between BERT's embeddings and its first layer; the pooled output is the fused representation z:
 
     z = Pool(BERT(MAG(E(words), x_1 .. x_M))),   y = W Drop(z) + b
 
-A word sees the mean of the frames of its share of the time. The public code copies each word's aligned features to its
-pieces, which needs an alignment by word that few data sets carry. MAG-XLNet is not offered: the gate hooks into a
-module ``embeddings``, which XLNet does not have, and its place there is after the first layer.
+Each word is shifted by the mean of the frames in its share of the time. The public code copies the aligned features of
+each word to its word pieces, which needs an alignment by word that few data sets have. MAG-XLNet is not implemented:
+the gate hooks into a module ``embeddings``, which XLNet does not have, and in XLNet the gate follows the first layer.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from models.baselines.supervised import Supervised, SupervisedSettings, outputs_of
 from models.batch import Inputs
 from models.data.dataset import Dataset
+from models.layers.dropout import Dropout
 from models.layers.inlet import Inlet
 from models.layers.mag import AdaptationGate, beside
 from models.layers.sequence import check_positive
@@ -63,7 +64,7 @@ class _MAGBERT(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.gate = AdaptationGate(encoder.hidden, dims, config.beta, config.shift_dropout)
-        self.out = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(encoder.out_dim, out))
+        self.out = nn.Sequential(Dropout(config.dropout), nn.Linear(encoder.out_dim, out))
 
     def features(self, words: Inputs, *others: Inputs) -> Tensor:
         return self.encoder(words, lambda embedded: self.gate(embedded, *(beside(embedded, x) for x in others)))

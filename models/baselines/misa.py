@@ -1,12 +1,13 @@
 """MISA: modality-invariant and -specific representations (Hazarika et al., ACM MM 2020, arXiv 2005.03545).
 
-Every modality's utterance vector u_m is projected to h_m [B, D]; a shared encoder and one of its own make h^c_m, h^p_m:
+The utterance vector u_m of every modality is projected to h_m [B, D]; a shared and a private encoder compute h^c_m and
+h^p_m:
 
     L = L_task + similarity sum CMD(h^c_m, h^c_n) / pairs + difference sum L_diff + reconstruction mean_m MSE(u^_m, h_m)
 
 L_diff(A, B) = mean (A^T B)^2 of centred rows of norm 1 over all (h^c_m, h^p_m) and (h^p_m, h^p_n), u^_m = W_m (h^c_m +
-h^p_m) + b_m. One transformer layer over the 2 M vectors fuses them. We follow the public code: sigmoids in the
-encoders, CMD of five moments without a scale for the interval, norms held fixed.
+h^p_m) + b_m. One transformer layer over the 2 M vectors fuses them. As in the public code, the encoders have sigmoids,
+CMD uses five moments without scaling by the interval, and norms are treated as constants.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from models.baselines.supervised import UtteranceSettings, outputs_of
 from models.batch import Batch, Inputs
 from models.data.dataset import Dataset
+from models.layers.dropout import Dropout
 from models.layers.prediction import Scale
 from models.layers.sequence import check_positive
 from models.layers.text import TextConfig
@@ -80,7 +82,7 @@ class MISA(Model):
         self.fusion = nn.TransformerEncoderLayer(dim, config.heads, batch_first=True)
         self.head = nn.Sequential(
             nn.Linear(2 * count * dim, 3 * dim),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.ReLU(),
             nn.Linear(3 * dim, outputs_of(data.target)),
         )

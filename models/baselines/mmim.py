@@ -5,8 +5,8 @@ With z_m one vector per modality, z_1 the text's (or the first modality's) and F
     L = L_task + contrast sum_m CPC(z_m, F) - bound sum_{m > 1} I_BA(z_1; z_m)
 
 CPC is InfoNCE of z_m and W_m F with cosines as scores. I_BA is the Barber-Agakov bound: a learned q(z_m | z_1) and a
-Gaussian entropy of z_m. Where we differ from the public code: the entropy is that of a batch, not of classes with a
-history, and q has steps of its own after every main step instead of every other epoch.
+Gaussian entropy of z_m. Differences from the public code: the entropy is that of a batch instead of that of classes
+with a history, and q is trained after every main step instead of every other epoch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import mi_kernels as mk
 from models.baselines.supervised import UtteranceSettings, outputs_of
 from models.batch import Batch
 from models.data.dataset import Dataset
+from models.layers.dropout import Dropout
 from models.layers.prediction import Scale
 from models.layers.sequence import check_positive
 from models.layers.text import TextConfig
@@ -33,8 +34,9 @@ class MMIMSettings(UtteranceSettings):
     """hidden: of the LSTMs. dim: of z_m. contrast, bound: the public alpha and beta. bound_lr: of q's optimizer.
     A text encoder is read at its first state.
 
-    A batch of at most ``dim`` rows has no bound: its entropy estimate would be that of a flat Gaussian, minus infinity.
-    Its term is 0 then, so ``training.batch_size`` must be above ``dim`` for the bound to act.
+    For a batch of at most ``dim`` rows the entropy estimate would be that of a degenerate Gaussian, minus infinity, so
+    the bound is
+    0. ``training.batch_size`` must exceed ``dim`` for the bound to have an effect.
     """
 
     hidden: int = 32
@@ -77,7 +79,7 @@ class MMIM(Model):
         self.codes = nn.ModuleList([nn.Linear(width, config.dim) for width in self.utterances.dims])
         count = len(data.names)
         self.fusion = nn.Sequential(
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Linear(count * config.dim, config.fused),
             nn.Tanh(),
             nn.Linear(config.fused, config.fused),
@@ -111,7 +113,7 @@ class MMIM(Model):
         fused = self.fusion(torch.cat(codes, 1))
         keys = torch.stack([net(fused) for net in self.predictors])
         contrast = mk.info_nce(torch.stack(codes), keys, temperature=1.0, reduction="none").mean(-1).sum()
-        # The entropy of fewer rows than a code has features is that of a flat Gaussian: such a batch has no bound.
+        # With fewer rows than features the Gaussian entropy is minus infinity, so such a batch has no bound.
         bound = self.q(*self.sides(codes)).sum() if batch.size > self.config.dim else fused.new_zeros(())
         terms = {self.scale.name: self.scale.loss(self.head(fused), batch.target), "contrast": contrast, "bound": bound}
         return Loss.of(terms, {"contrast": self.config.contrast, "bound": -self.config.bound})

@@ -20,7 +20,7 @@ from models.shares import by_rows
 
 @dataclass(frozen=True)
 class SupervisedSettings:
-    """What all models with a head share.
+    """Settings of all models with a head.
 
     loss: of a regression target, "l1" (the field's choice for sentiment) or "mse"; classes have the cross entropy.
     embedding: of tokens without a table, the width of the trained embedding.
@@ -67,10 +67,10 @@ class Network(Protocol):
 
 
 class Supervised(Model):
-    """``inlet`` prepares the inputs of ``net``, whose head speaks for the model.
+    """A network ``net`` with a head; ``inlet`` prepares its inputs.
 
-    Terms: "cross_entropy" in nats, or "l1" / "mse" of the target in units of its deviation over the training rows; the
-    head predicts that standardised target, ``predict`` the target itself. The loss leaves out rows without a label.
+    Terms: "cross_entropy" in nats, or "l1" / "mse" of the target in units of its deviation over the training rows. The
+    head predicts the standardised target, ``predict`` returns the target itself. The loss ignores rows without a label.
     """
 
     headline = "head"
@@ -91,14 +91,15 @@ class Supervised(Model):
         return cast(Network, self.net).features(*self.inlet(inputs))
 
     def representations(self, batch: Batch) -> dict[str, Tensor]:
-        """ "fused": what the head reads."""
+        """ "fused": the input of the head."""
         return {"fused": self.features(batch.inputs)}
 
     def outputs(self, batch: Batch) -> Tensor:
         return cast(Network, self.net).head(self.features(batch.inputs))
 
     def parts(self, inputs: Mapping[str, Inputs]) -> tuple[Tensor, list[Tensor]] | None:
-        """``features``, and what the network knows of every modality before it met another; None where it has none."""
+        """``features``, and for every modality a vector that depends on no other modality; None if the network has
+        none."""
         parts = getattr(self.net, "parts", None)
         return None if parts is None else parts(*self.inlet(inputs))
 
@@ -110,7 +111,7 @@ class Supervised(Model):
         return self.loss_of(self.features(batch.inputs), batch)
 
     def loss_of(self, fused: Tensor, batch: Batch) -> Loss:
-        """The loss of what ``features`` gave for the batch's rows."""
+        """The loss for ``fused``, the result of ``features`` for the rows of the batch."""
         name, value = self.label_loss(cast(Network, self.net).head(fused), batch)
         return Loss.of({name: value})
 

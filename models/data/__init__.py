@@ -1,8 +1,8 @@
-"""Data sets by name, and files: both become a Dataset, standardised with the statistics of its training rows.
+"""Loads data sets by name, or files, as a Dataset that is standardised with the statistics of its training rows.
 
-A data set is one entry of SOURCES: a function of ``seed`` (for splits that are drawn) that returns a Dataset with raw
-values. It may also take ``target`` and ``split``, names of another label or split of the same data; ``load`` refuses
-settings that a source does not take. A file is read by ``read_file``, which has the same arguments after the path.
+A data set is an entry of SOURCES: a function of ``seed`` (for random splits) that returns a Dataset with raw values. It
+may also take ``target`` and ``split``, the names of alternative labels or splits. ``load`` raises an error for settings
+that a source does not take. ``read_file`` reads a file and takes the same arguments after the path.
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ from models.data.tokenizer import tokenised
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data, and what of it.
+    """Selects the data.
 
-    name: one of SOURCES, or the path of a file. modalities: their names, in order; empty for all of them.
-    target, split: names of another label or split, where the data has several. format: of a file, found out when empty.
-    threshold: turns a regression target into two classes, above it or not. standardise: see Dataset.standardised.
-    tokenizer: of all texts, a Hugging Face one by name; see ``models.data.tokenizer``. words: its most tokens a row.
-    labels: share of the training labels that is kept, drawn by the seed. unlabelled: False takes the rows without a
-        label out of training. limit: the most rows of every split, drawn by the seed; 0 for all.
+    name: one of SOURCES, or the path of a file.
+    modalities: names in order; empty for all.
+    target, split: names of an alternative label or split, if the data has several.
+    format: of a file; detected if empty.
+    threshold: converts a regression target to two classes, above the threshold or not.
+    standardise: see Dataset.standardised.
+    tokenizer: name of a Hugging Face tokenizer for all texts, see ``models.data.tokenizer``. words: largest number of
+        tokens per row.
+    labels: fraction of the training labels to keep, drawn by the seed. unlabelled: False removes rows without a label
+        from training.
+    limit: largest number of rows of every split, drawn by the seed; 0 for all.
     """
 
     name: str = "digits"
@@ -59,7 +64,7 @@ class DataConfig:
 
 
 def load(config: DataConfig, seed: int = 0) -> Dataset:
-    """The data set that ``config`` describes. Raises FileNotFoundError, or ValueError that names what does not fit."""
+    """Loads the data set that ``config`` describes. Raises FileNotFoundError, or ValueError that names the problem."""
     options = {"target": config.target, "split": config.split, "format": config.format}
     data = raw(config.name, seed, modalities=config.modalities, setting="data.", **options)
     if config.modalities:

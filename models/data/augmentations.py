@@ -1,8 +1,8 @@
 """Augmented views, vectorised over the batch (FactorCL, Definitions 3 and 4 and Table 5).
 
-An *independent* augmentation may change anything that the label does not need. A *unique* one, for the second
-modality, leaves alone what the first modality refers to. The public code has both for one data set only;
-these follow its transforms where it has them and Table 5 elsewhere.
+An *independent* augmentation may change everything that the label does not depend on. A *unique* augmentation of the
+second modality preserves what the first modality refers to. The public code has both for one data set only; we follow
+its transforms where they exist and Table 5 otherwise.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Augmentation:
 
 
 def noisy(inputs: Inputs, scale: float, generator: Generator) -> Inputs:
-    """Normal noise of deviation ``scale`` on every value but the padding; tokens have none."""
+    """Adds normal noise with deviation ``scale`` to every value except padding; tokens are unchanged."""
     values, lengths, present = inputs
     if not values.is_floating_point():
         return inputs
@@ -92,7 +92,7 @@ def time_warp(x: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
     """
     steps, last = torch.arange(x.shape[1], dtype=x.dtype), (lengths - 1).clamp(min=0)[:, None].to(x.dtype)
     draw = torch.rand(2, len(x), 1, generator=generator, dtype=x.dtype)
-    to = (0.35 + 0.3 * draw[0]) * last  # where the moved step comes to lie
+    to = (0.35 + 0.3 * draw[0]) * last  # new position of the moved step
     source = (to + (0.6 * draw[1] - 0.3) * last).clamp(min=0)
     before = steps * source / to.clamp(min=1e-6)
     after = source + (steps - to) * (last - source) / (last - to).clamp(min=1e-6)

@@ -1,4 +1,4 @@
-"""Any known format to the safe ``.npz``."""
+"""Converts any supported format to ``.npz`` without pickles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from models.data.formats.arrays import Arrays
 from models.data.formats.checks import printable
 from models.data.sources import utd_mhad
 
-# Folders of a data set's original files that are one row a file: the source knows how they belong together.
+# Folders of original files with one row per file, which the source of the data set can assemble.
 ORIGINALS = {"utd-mhad": utd_mhad.from_mat}
 
 
@@ -18,8 +18,7 @@ def convert(source: str | Path, out: str | Path, format: str | None = None) -> s
     """Writes ``source``, a file or folder in any known format, to ``out`` (``.npz``, without pickle); returns what was
     done.
 
-    format: one of ``formats.FORMATS`` or ORIGINALS; found out when None. What was repaired is kept in the file's
-    ``notes``.
+    format: one of ``formats.FORMATS`` or ORIGINALS; detected if None. Repairs are recorded in the file's ``notes``.
     Raises FileNotFoundError, or ValueError naming the file and the key, or ``out`` when it does not end in ``.npz``.
     """
     source, out = Path(source), Path(out)
@@ -28,14 +27,14 @@ def convert(source: str | Path, out: str | Path, format: str | None = None) -> s
     if not out.parent.is_dir():
         raise FileNotFoundError(f"no such folder: {out.parent}")
     if out.exists() and source.exists() and out.samefile(source):
-        raise ValueError(f"out must be another file than the one that is read, {source}")
+        raise ValueError(f"out must differ from the input file {source}")
     arrays = ORIGINALS[format](source) if format in ORIGINALS else formats.read(source, format)
     npz.write(arrays, out)
     return f"wrote {out}: {summary(arrays)}"
 
 
 def summary(arrays: Arrays) -> str:
-    """One line: rows, modalities, labels, and every repair."""
+    """One line with rows, modalities, labels and all repairs."""
     named = {
         "modalities": [*arrays.modalities, *arrays.optional],
         "texts": list(arrays.texts),

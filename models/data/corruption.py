@@ -1,7 +1,7 @@
-"""What batches lose: whole modalities, frames, or clean values. Everything hangs on (seed, epoch, row) alone.
+"""Corrupts batches: removes modalities or frames, adds noise, or sets values to zero.
 
-The random numbers are hashes of (seed, epoch, kind of damage, modality, row, position), so that they depend neither on
-the batch that a row is in, nor on its padding, nor on the other modalities.
+The random numbers are hashes of (seed, epoch, kind of corruption, modality, row, position). They do not depend on the
+batch that contains a row, on padding or on other modalities.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ SALTS = {kind: salt for salt, kind in enumerate((*KINDS, "angle", "spared"), 1)}
 
 @dataclass(frozen=True)
 class CorruptionConfig:
-    """Rates and deviations by modality name; "*" stands for every modality that is not named.
+    """Rates and deviations by modality name; "*" applies to all modalities that are not named.
 
-    drop: probability that a row loses the modality; a row keeps one of those that it has.
-    frames: probability that a frame or a token is lost: the sequence closes up, and keeps its first frame at least.
-    noise: deviation of normal noise on every value of vectors and frames (standardised inputs have deviation 1).
-    zeros: probability that a value of a vector or frame becomes zero, and a token 0.
+    drop: probability that a row loses the modality; every row keeps at least one.
+    frames: probability of removing a frame or token. The gap is closed, and at least one frame remains.
+    noise: standard deviation of normal noise on every value of vectors and frames (standardised inputs have deviation
+        1).
+    zeros: probability that a value of a vector or frame, or a token, becomes 0.
     """
 
     drop: dict[str, float] = field(default_factory=dict)
@@ -56,7 +57,7 @@ class CorruptionConfig:
         return any(value > 0 for kind in KINDS for value in getattr(self, kind).values())
 
     def check(self, data: Dataset) -> None:
-        """Raises ValueError for a modality that the data does not have, or that the damage would leave as it is."""
+        """Raises ValueError for a modality that the data does not have, or that the corruption would not change."""
         for kind in KINDS:
             for name in getattr(self, kind):
                 if name == ALL:
@@ -70,10 +71,9 @@ class CorruptionConfig:
 
 
 def corrupted(batch: Batch, config: CorruptionConfig, seed: int, epoch: int = 0, *, keep_one: bool = True) -> Batch:
-    """The batch with what ``config`` says done to its inputs; views are left alone.
+    """Returns the batch with corrupted inputs; views are unchanged.
 
-    ``keep_one``: a row never loses its last modality. Without it drop = 1 means that the modality is gone, whoever has
-    another.
+    With ``keep_one`` a row never loses its last modality. Without it, drop = 1 removes the modality from every row.
     """
     if not config.active:
         return batch
@@ -98,7 +98,7 @@ def without(x: Inputs, gone: Tensor) -> Inputs:
 
 
 class _Draws:
-    """Uniform numbers in (0, 1) for [B] rows and any positions."""
+    """Uniform numbers in (0, 1) for [B] rows and any number of positions."""
 
     def __init__(self, seed: int, epoch: int, modality: int, rows: Tensor):
         key = reduce(lambda k, part: _mixed(k ^ _mixed(torch.tensor(part))), (seed, epoch, modality), torch.tensor(17))
@@ -174,7 +174,7 @@ def _fewer_frames(x: Inputs, rate: float, draw: _Draws) -> Inputs:
 
 
 def _inside(x: Inputs) -> Tensor:
-    """1 where a value is no padding and its row has the modality, [B, 1 ...]."""
+    """1 for values that are not padding and whose row has the modality, otherwise 0: [B, 1 ...]."""
     trailing = [1] * (x.values.dim() - 1)
     mask = x.mask().reshape(-1, *trailing).to(x.values.dtype)
     if x.lengths is None or x.values.dim() == 1:

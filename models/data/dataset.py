@@ -1,7 +1,7 @@
 """Data in memory: any number of modalities, labels and a three-way split; batches are built by indexing, not per item.
 
-This is what a file format or a data set is turned into. A source builds Modalities and a Dataset with raw values and
-calls nothing else; ``models.data.load`` standardises and checks.
+File formats and data sets are converted to this form. A source only builds Modalities and a Dataset with raw values;
+``models.data.load`` standardises and checks them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ UNUSED = -1
 
 @dataclass(frozen=True)
 class Dataset:
-    """Aligned modalities of N rows, what is to be predicted, and who belongs to which split.
+    """Aligned modalities of N rows, their labels and their split.
 
     labels: int64 [N] class numbers from 0, or float [N] or [N, K] regression targets; None for Target.none().
-    labelled: [N] bool; None when every row has a label. Rows without one may hold any finite value.
+    labelled: [N] bool; None if every row has a label. Labels of other rows may have any finite value.
     split: int64 [N], 0 train, 1 valid, 2 test, -1 unused.
     ids: a name per row, for messages and tables. groups: int64 [N], the speaker, subject or video of a row.
-    Raises ValueError, naming what does not fit: row counts, names, codes, dtypes.
+    Raises ValueError for inconsistent row counts, names, codes or dtypes.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Dataset:
         return len(self.split)
 
     def __getitem__(self, name: str) -> Modality:
-        """The modality of that name. Raises KeyError that lists those there are."""
+        """The modality with this name. Raises KeyError that lists the existing ones."""
         for modality in self.modalities:
             if modality.name == name:
                 return modality
@@ -71,12 +71,12 @@ class Dataset:
         rows = torch.nonzero(self.split == _code(split)).flatten()
         if len(rows) == 0:
             raise ValueError(
-                f"data {self.name!r} has no {split} rows (a split that is drawn needs about five rows of every class)"
+                f"data {self.name!r} has no {split} rows (a random split needs about five rows of every class)"
             )
         return rows
 
     def labelled_rows(self, split: str) -> Tensor:
-        """Indices of one split's rows that have a label. Raises ValueError when there is none."""
+        """Indices of the labelled rows of one split. Raises ValueError if there are none."""
         rows = self.rows(split)
         if self.labels is None:
             raise ValueError(f"data {self.name!r} has no labels")
@@ -93,14 +93,14 @@ class Dataset:
         return Batch({m.name: m.take(rows) for m in self.modalities}, labels, labelled, rows)
 
     def choose(self, names: Sequence[str]) -> Dataset:
-        """The same rows with these modalities alone, in this order. Raises ValueError for unknown or repeated names."""
+        """The same rows with only these modalities, in this order. Raises ValueError for unknown or repeated names."""
         wrong = [name for name in names if name not in self.names]
         if wrong or len(set(names)) < len(names) or not names:
             raise ValueError(f"modalities must be different names out of {', '.join(self.names)}; got {list(names)}")
         return replace(self, modalities=tuple(self[name] for name in names))
 
     def select(self, rows: Tensor) -> Dataset:
-        """The given rows (indices) alone, in that order."""
+        """Only the given rows (indices), in that order."""
         labels, labelled, groups = (None if t is None else t[rows] for t in (self.labels, self.labelled, self.groups))
         return replace(
             self,
@@ -115,14 +115,14 @@ class Dataset:
     def standardised(self) -> Dataset:
         """Each feature centred and scaled with the statistics of the training rows that have it.
 
-        A feature whose deviation is below what its own numbers resolve in single precision (about 1e-7 of the largest
-        one) counts as constant and is only centred; its unit does not matter. Pictures and tokens stay as they are.
+        A feature whose deviation is below the resolution of its values in single precision (about 1e-7 of the largest
+        value) counts as constant and is only centred. Pictures and tokens are unchanged.
         """
         train = self.split == SPLITS["train"]
         return replace(self, modalities=tuple(m.standardised(train) for m in self.modalities))
 
     def digest(self) -> str:
-        """Hash of everything that a result depends on: values, labels and splits. Costs a pass over the data."""
+        """Hash of the values, labels and splits, which determine a result. Costs one pass over the data."""
         found = hashlib.sha256()
         for modality in self.modalities:
             found.update(repr((modality.name, tuple(modality.values.shape), modality.shape)).encode())
@@ -136,9 +136,9 @@ class Dataset:
     def loader(
         self, split: str, batch_size: int, *, seed: int | None = None, labelled: bool = False
     ) -> torch_data.DataLoader[Batch]:
-        """Batches of one split, in order; shuffled and without the incomplete last batch when a seed is given.
+        """Batches of one split in order. With a seed they are shuffled, and an incomplete last batch is dropped.
 
-        A permutation hangs on (seed, epoch) alone. ``labelled`` leaves out the rows without a label.
+        The permutation depends only on (seed, epoch). ``labelled`` excludes rows without a label.
         """
         rows = self.labelled_rows(split) if labelled else self.rows(split)
         if seed is None:
@@ -168,7 +168,7 @@ def _same(batch: Any) -> Any:
 
 
 class EpochSampler(torch_data.Sampler[int]):
-    """A permutation that depends on (seed, epoch) alone, so that a resumed run sees the same batches."""
+    """A permutation that depends only on (seed, epoch), so that a resumed run sees the same batches."""
 
     def __init__(self, size: int, seed: int):
         self.size, self.seed, self.epoch = size, seed, 0

@@ -1,1 +1,1 @@
-"""Scores of trained models: metrics, probes, robustness. Names no system."""
+"""Scores of trained models: metrics, probes and robustness. Independent of the systems."""

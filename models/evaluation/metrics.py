@@ -26,7 +26,7 @@ LOWER_IS_BETTER = ("mae",)
 
 
 def primary(target: Target) -> str:
-    """The metric that tables lead with and choices are made by."""
+    """The metric that tables show first and that choices are based on."""
     return "accuracy" if target.is_classes else "mae"
 
 
@@ -61,11 +61,11 @@ def _regression(found: Tensor, labels: Tensor, target: Target) -> dict[str, floa
 
 
 def _pearson(found: Tensor, labels: Tensor) -> float:
-    """NaN where a prediction or a target is constant: it correlates with nothing."""
+    """Pearson correlation; NaN if a prediction or a target is constant."""
     values = []
     for p, y in zip(found.unbind(1), labels.unbind(1), strict=True):
         constant = len(p) < 2 or bool((p == p[0]).all()) or bool((y == y[0]).all())
-        # Centred and scaled first: torchmetrics loses small deviations from a large mean.
+        # Centred and scaled first, because torchmetrics loses small deviations from a large mean.
         values.append(math.nan if constant else float(pearson_corrcoef(_normalised(p), _normalised(y))))
     return sum(values) / len(values)
 

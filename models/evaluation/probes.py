@@ -28,7 +28,8 @@ Parts = dict[str, np.ndarray]
 class Probe:
     """Logistic regression (classes) or ridge regression on standardised features, fitted on labelled training rows.
 
-    Its strength is the first of the best on the validation rows; ``valid`` is the primary metric there.
+    Its regularisation is the best on the validation rows (the first of equal ones); ``valid`` is the primary metric
+    there.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Probe:
             raise ValueError(f"data {data.name!r} has one class only in its train rows")
         for strength in strengths or (STRENGTHS if data.target.is_classes else RIDGES):
             model = _linear(data.target, strength, max_iter)
-            # These products are small: a second BLAS thread, waiting beside torch's, made them fifty times slower.
+            # These products are small, and BLAS threads that compete with torch's made them fifty times slower.
             with warnings.catch_warnings(), threadpool_limits(1):
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 model.fit(features[train.numpy()], labels[train].numpy())
@@ -86,10 +87,10 @@ def probe(features: np.ndarray, data: Dataset, split: str = "test") -> dict[str,
 
 
 def input_features(data: Dataset, segments: int = 4) -> Parts:
-    """What a linear model sees without an encoder, [N, *]: every modality by name, and all of them as "input".
+    """Inputs of linear models without an encoder, [N, *]: every modality by name, and their concatenation as "input".
 
-    Vectors as they are; of sequences (and of embedded tokens) the mean and deviation of each of ``segments`` equal
-    parts; of other tokens the share of each of the 2,000 most frequent ones. A missing modality is zero.
+    Vectors are unchanged. Sequences and embedded tokens give the mean and deviation of each of ``segments`` equal
+    parts. Other tokens give the frequencies of the 2,000 most frequent tokens. A missing modality is zero.
     """
     parts = {modality.name: _pooled(modality, segments) for modality in data.modalities}
     if len(parts) == 1:

@@ -1,4 +1,4 @@
-"""Scores of trained runs, each kept in its folder's results.json."""
+"""Scores of trained runs, stored in results.json of each folder."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from models.training.folder import RESULTS
 
 
 def evaluate_run(folder: Path, split: str = "test") -> dict[str, Any]:
-    """Scores the run in ``folder``; those of the test rows also go to its results.json.
+    """Scores the run in ``folder``. Scores on test rows are also written to its results.json.
 
-    scores: of its head and of probes on its representations, and of a probe on its untrained self. references: the
-    constant prediction and linear models of the inputs. robustness: scores of damaged inputs, by kind of damage.
+    scores: of its head, of probes on its representations, and of a probe on the untrained model. references: the
+    constant prediction and linear models of the inputs. robustness: scores on corrupted inputs, by kind of corruption.
     """
     config = read(folder)
     data = load_data(config)
@@ -52,7 +52,7 @@ def evaluate_run(folder: Path, split: str = "test") -> dict[str, Any]:
 
 
 def untrained(config: RunConfig, data: Dataset, found: Scored, split: str) -> dict[str, dict[str, Any]]:
-    """A probe on the same model before training: on what stands for it, or on what its head reads."""
+    """A probe on the same model before training: on its headline representation, or on the input of its head."""
     model = build(config.name, config.model, data, config.seed)
     parts = [part for part in found.scores if part != HEAD]
     part = headline(model, found.scores)
@@ -63,7 +63,7 @@ def untrained(config: RunConfig, data: Dataset, found: Scored, split: str) -> di
 def evaluate_damaged(
     folder: Path, corruption: CorruptionConfig, split: str = "test"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two results of one run, on clean and on damaged inputs; heads and probes are the same."""
+    """Two results of one run, on clean and on corrupted inputs, with the same heads and probes."""
     config = read(folder)
     data = load_data(config)
     corruption.check(data)
@@ -93,14 +93,14 @@ def find_runs(out: Path) -> list[Path]:
     return found
 
 
-# Settings that tell no two models apart: seeds are averaged over, and the rest changes no result.
+# Settings that do not distinguish models: seeds are averaged over, and the others do not change results.
 SAME_MODEL = ("training.seed", "training.devices", "training.threads", "data.name")
 
 
 def results_below(out: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Every run below ``out`` and its scores, computed where they are absent or older than the weights.
+    """All runs below ``out`` with their scores, which are computed if they are missing or older than the weights.
 
-    "label": the model's name, and with it the settings in which its runs differ, as "NAME lr=0.01, layers=2".
+    "label" is the name of the model and the settings in which its runs differ, such as "NAME lr=0.01, layers=2".
     """
     found = []
     for folder in find_runs(out):

@@ -1,4 +1,4 @@
-"""All scores of one model on one split: its head, probes on its representations, and the cost of damaged inputs."""
+"""All scores of one model on one split: its head, probes on its representations, and scores on corrupted inputs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Scored:
 
 
 def evaluate(model: Model, data: Dataset, split: str = "test", only: tuple[str, ...] = ()) -> Scored:
-    """ "head" where the model has one, and a probe per representation; ``only`` restricts what is scored."""
+    """Scores "head", if the model has one, and a probe per representation; ``only`` restricts the representations."""
     parts, predicted = outputs(model, data, torch.arange(len(data)))
     rows = data.labelled_rows(split)
     assert data.labels is not None
@@ -86,7 +86,7 @@ def _check_finite(name: str, features: np.ndarray) -> None:
 def damaged(
     model: Model, data: Dataset, found: Scored, corruption: CorruptionConfig, split: str = "test", seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Metrics per representation on a split whose inputs are damaged; heads and probes are those of clean data."""
+    """Metrics per representation on a split with corrupted inputs; heads and probes are those of clean data."""
     corruption.check(data)
     rows = data.labelled_rows(split)
     assert data.labels is not None
@@ -100,7 +100,7 @@ def damaged(
 
 
 def conditions(data: Dataset) -> dict[str, CorruptionConfig]:
-    """The damage that every run is tested with: each modality missing, and noise on all of them."""
+    """The corruptions with which every run is tested: each modality missing, and noise on all modalities."""
     found = {}
     if len(data.names) > 1:
         found = {f"missing {name}": CorruptionConfig(drop={name: 1.0}) for name in data.names}
@@ -110,7 +110,7 @@ def conditions(data: Dataset) -> dict[str, CorruptionConfig]:
 
 
 def headline(model: Model, parts: Mapping[str, Any]) -> str:
-    """What stands for the model in a table."""
+    """The name of the head or representation that tables show for the model."""
     return model.headline if model.headline in parts else next(iter(parts))
 
 
@@ -136,7 +136,7 @@ def validation_value(model: Model, data: Dataset) -> float:
 
 
 def references(data: Dataset, split: str = "test") -> dict[str, dict[str, Any]]:
-    """What needs no training: "constant" (majority or median) and "linear" models of the pooled inputs."""
+    """Baselines without training: "constant" (majority class or median) and "linear" models of the pooled inputs."""
     rows = data.labelled_rows(split)
     assert data.labels is not None
     best = constant(data.labels[data.labelled_rows("train")], data.target)

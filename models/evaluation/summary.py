@@ -67,7 +67,7 @@ def shown(value: float) -> str:
 
 
 def with_deviation(mean: float, deviation: float, number: int) -> str:
-    """A mean and its deviation; the mean alone where there is one value, of whose spread nothing is known."""
+    """A mean and its deviation; only the mean if there is a single value."""
     return f"{shown(mean)} ± {shown(deviation)}" if number > 1 and not math.isnan(mean) else shown(mean)
 
 
@@ -107,9 +107,9 @@ def table(summary: Sequence[dict[str, Any]]) -> str:
 
 
 def verdicts(summary: Sequence[dict[str, Any]], headlines: dict[str, str]) -> list[str]:
-    """What beat what beyond one deviation: each trained model against the references and the other models.
+    """Comparisons of each trained model with the references and the other models, by more than one deviation.
 
-    With one seed nothing beats anything: the lines say which score is better, and the last one why no more is said.
+    With one seed the lines only say which score is better, and the last line explains why.
     """
     sign = -1 if summary and summary[0]["metric"] in LOWER_IS_BETTER else 1
     rows = {(row["model"], row["representation"]): row for row in summary}
@@ -133,5 +133,5 @@ def verdicts(summary: Sequence[dict[str, Any]], headlines: dict[str, str]) -> li
         said = "; ".join(f"{verb} {', '.join(names)}" for verb, names in parts if names)
         lines.append(f"{model} ({row['representation']}) {said or 'stands alone'}.")
     if lines and single:
-        lines.append("One seed: how far these scores would move with another one is not known.")
+        lines.append("One seed: the variation of these scores between seeds is unknown.")
     return lines

@@ -1,4 +1,4 @@
-"""Settings of FactorCL: what a YAML file says (Settings), and the sizes and choices of the model (FactorCLConfig)."""
+"""Settings of FactorCL: those of a YAML file (Settings), and the sizes and choices of the model (FactorCLConfig)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAXIMISED = ("infonce_x1x2", "infonce_x1y", "infonce_x2y", "infonce_x1x2_cond")
 MINIMISED = ("club_x1x2_cond", "club_x1x2")
 TERMS = (*MAXIMISED, *MINIMISED)
 SAME_PAIR = {"club_x1x2": "infonce_x1x2", "club_x1x2_cond": "infonce_x1x2_cond"}
-# What an ablation keeps of the objective (the bounds of S, U1 and U2 are eq. 8-9).
+# The terms that each ablation keeps (the bounds of S, U1 and U2 are eq. 8-9).
 OBJECTIVES = {
     "all": TERMS,
     "S": ("infonce_x1x2", "club_x1x2_cond"),
@@ -31,21 +31,20 @@ HEADS = ("term", "factor")
 
 @dataclass(frozen=True)
 class Choices:
-    """What a YAML file chooses and the model reads unchanged: one place for Settings and FactorCLConfig.
+    """The settings that Settings and FactorCLConfig share.
 
-    club_critic: code and Algorithm 3 "own", each CLUB term has a critic of its own; "shared" takes that of the
-        InfoNCE term of the same pair (section 3's f* "for free"). Heads stay apart. A shared critic is stepped in
-        the inner loop alone, by InfoNCE on the heads of both terms.
-    critic: of every term, "concat" as published (an MLP of the pair), or an inner product of linear projections to
-        ``critic_dim``, over ``temperature``: "cosine" of unit vectors, "dot" of them as they are. critics: of single
-        terms, {term: critic}.
-    club_floor: an estimate of a CLUB term below it is not followed downward; None follows it, as published. Mutual
-        information is never negative, so that an upper bound below 0 says that its critic is not fitted.
-    club_weight: of the two CLUB terms in the objective.
-    objective: which terms there are, a key of OBJECTIVES; others than "all" are ablations. without: terms to leave
-        out of it.
-    heads: as published a head for every "term", or one for every "factor" S and U that all terms of that factor
-        read. With heads of its own a CLUB term can fall without changing what the other terms represent.
+    club_critic: "own" (the code and Algorithm 3) gives each CLUB term its own critic. "shared" uses the critic of the
+        InfoNCE term of the same pair (section 3's f* "for free"), with separate heads. A shared critic is trained only
+        in the inner loop, by InfoNCE on the heads of both terms.
+    critic: of every term: "concat" (published) is an MLP on the pair. "cosine" and "dot" are inner products of linear
+        projections to ``critic_dim``, divided by ``temperature``; "cosine" normalises the projections. critics: of
+        single terms, {term: critic}.
+    club_floor: CLUB estimates below it are not minimised further; None always minimises, as published. Mutual
+        information is never negative, so an upper bound below 0 means that its critic does not fit.
+    club_weight: weight of the two CLUB terms in the objective.
+    objective: the terms, a key of OBJECTIVES; all except "all" are ablations. without: terms to remove.
+    heads: "term" (published) gives every term its own head. "factor" gives each of the factors S and U one head for all
+        its terms. With its own head, a CLUB term can decrease without changing the representations of other terms.
     """
 
     critic: str = "concat"
@@ -70,22 +69,22 @@ class Choices:
         return self.critics.get(term, self.critic)
 
     def chosen(self) -> dict[str, Any]:
-        """Choices' own fields and their values."""
+        """The fields of Choices and their values."""
         return {f.name: getattr(self, f.name) for f in fields(Choices)}
 
 
 @dataclass(frozen=True)
 class FactorCLConfig(Choices):
-    """The choices on which the paper and its public code differ. The defaults have the public code's sizes.
+    """Choices on which the paper and its public code differ. The defaults have the sizes of the public code.
 
-    FactorCLConfig() reproduces the public synthetic model's parameter counts: 4,039,686 (SUP, 20 classes) and
-    4,411,398 (SSL). ``recommended()`` and ``paper()`` change what their docstrings say.
+    FactorCLConfig() reproduces the parameter counts of the public synthetic model: 4,039,686 (SUP, 20 classes) and
+    4,411,398 (SSL). The docstrings of ``recommended()`` and ``paper()`` say what they change.
 
     critic_hidden: code (512, 512); the paper says one hidden layer, (512,).
     head_layers: synthetic code 1, two hidden layers; paper and the code for real data 0, one hidden layer.
-    label: how y enters I(Xi;Y): code "scalar", the class number as one column; "one_hot" has no false order.
-    condition_sides: where the label enters I(X1;X2|Y): the synthetic code "first"; its other models and the
-        paper "both".
+    label: how y enters I(Xi;Y): "scalar" (code) is the class number as one column; "one_hot" does not impose an order.
+    condition_sides: which inputs of I(X1;X2|Y) the label is concatenated to: "first" (synthetic code) or "both" (other
+        models of the code, and the paper).
     ssl_club_condition: "augmented" (x' as in the paper, default); "repeated" is a defect of the synthetic
         code, which concatenates head(x) with itself.
     conditional_negatives: code "batch" (the condition is only concatenated); paper, eq. 13-14 "label",
@@ -124,11 +123,12 @@ class FactorCLConfig(Choices):
         super().__post_init__()
 
     def recommended(self) -> FactorCLConfig:
-        """The code's sizes with one-hot labels, on both sides of the condition."""
+        """The sizes of the code with one-hot labels, concatenated to both sides of the conditional terms."""
         return replace(self, label="one_hot", condition_sides="both")
 
     def paper(self) -> FactorCLConfig:
-        """The paper's text: shallow critics and heads, anchors of the first modality, negatives within the class."""
+        """The settings of the paper's text: one hidden layer, the first modality as the anchor, negatives within the
+        class."""
         return replace(
             self.recommended(),
             critic_hidden=self.critic_hidden[:1],
@@ -144,17 +144,18 @@ class FactorCLConfig(Choices):
 
 @dataclass(frozen=True)
 class Settings(Choices):
-    """What a YAML file says under ``model``; FactorCLConfig has the choices behind a preset.
+    """The keys under ``model`` in a YAML file. FactorCLConfig has the choices that a preset sets.
 
-    preset: "recommended" (one-hot labels on both sides of the condition), "public-code" or "paper".
-    head_layers: hidden layers - 1 of every head: the public synthetic code has 1, its code for real data 0.
+    preset: "recommended" (one-hot labels on both sides of the conditional terms), "public-code" or "paper".
+    head_layers: number of hidden layers of every head minus 1. The public synthetic code has 1, its code for real data
+        0.
     inner_steps: steps of the CLUB critics per batch.
-    inner_batch: they see the "same" batch as the outer step (most of the public code), or a "fresh" one drawn from the
-        training rows (Algorithm 3; the synthetic code draws it from all rows, which is not offered).
-    critic_lr: of the CLUB critics; None for the training's.
-    conditional_negatives: see FactorCLConfig; empty leaves what the preset says. The other fields: see Choices.
-    representation: what stands for the model in a table: "full", all heads side by side, or "encoder", the encoder
-        outputs, which is the paper's ablation without factorization ("OurCL").
+    inner_batch: the batch of the inner steps: "same" as the outer step (most of the public code), or "fresh" training
+        rows (Algorithm 3; the synthetic code draws from all rows, which is not offered).
+    critic_lr: learning rate of the CLUB critics; None uses the training settings.
+    conditional_negatives: see FactorCLConfig; empty uses the preset. For the other fields see Choices.
+    representation: the representation in summary tables: "full" is the concatenation of all heads; "encoder" is the
+        encoder outputs, the paper's ablation without factorization ("OurCL").
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -180,7 +181,7 @@ class Settings(Choices):
         if self.critic_lr is not None and not 0 < self.critic_lr < math.inf:
             raise ValueError(f"critic_lr must be positive and finite or none, got {self.critic_lr}")
         if self.club_critic == "shared" and self.inner_steps < 1:
-            raise ValueError("a shared club_critic learns in the inner steps alone: inner_steps must be at least 1")
+            raise ValueError("a shared club_critic is trained only in the inner steps: inner_steps must be at least 1")
 
     def architecture(self, num_classes: int) -> FactorCLConfig:
         found = FactorCLConfig(

@@ -1,4 +1,4 @@
-"""The critics of FactorCL's terms, and the estimates of many terms in one fused call."""
+"""The critics of FactorCL's terms, and fused calls that estimate several terms at once."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ Pair = tuple[Tensor, Tensor]
 
 
 class ProjectedCritic(InnerProductCritic):
-    """f(x, y) = <W x, V y> / temperature, of unit vectors when ``normalize``: B x B scores cost 2 B^2 dim FLOPs.
+    """f(x, y) = <W x, V y> / temperature; with ``normalize`` the projections have unit length. B x B scores cost 2 B^2
+    dim FLOP.
 
-    x [*, B, x_dim], y [*, N, y_dim]. A concat critic costs 2 B^2 H^2 and fits few samples badly; this one cannot
-    express every density ratio. Cosines bound the estimates: InfoNCE's scores lie in [-1, 1] / temperature.
+    x [*, B, x_dim], y [*, N, y_dim]. A concat critic costs 2 B^2 H^2 and fits badly with few samples. This critic
+    cannot represent every density ratio. With ``normalize`` scores lie in [-1, 1] / temperature, which limits the
+    estimates.
     """
 
     def __init__(self, x_dim: int, y_dim: int, dim: int, temperature: float, normalize: bool):
@@ -49,11 +51,11 @@ def make_critic(
 def grouped_concat(
     bounds: Mapping[str, mk.InfoNCE | mk.NCECLUB], pairs: Mapping[str, Pair], upper: bool
 ) -> dict[str, Tensor]:
-    """InfoNCE of every pair, or NCE-CLUB when ``upper``, in nats, by one pass over the scores of all concat critics.
+    """InfoNCE of every pair (NCE-CLUB if ``upper``), in nats, in one pass over the scores of all concat critics.
 
-    Inputs of different widths are padded with zeros, and so are the first layers: the scores are the same. The critics
-    must have the same hidden widths and activation, the bounds the same anchor. Saves launches: small batches gain
-    most; from B = 128 on the arithmetic of 2 B^2 H^2 FLOPs a critic decides.
+    Inputs of different widths and the first layers are padded with zeros, which does not change the scores. The critics
+    must have equal hidden widths and activations, and the bounds equal anchors. This saves launches, mostly for small
+    batches; from B = 128 on the 2 B^2 H^2 FLOP per critic dominate.
     """
     if not pairs:
         return {}
@@ -83,7 +85,7 @@ def grouped_concat(
 
 
 def grouped_info_nce(bounds: Mapping[str, mk.InfoNCE | mk.NCECLUB], pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
-    """InfoNCE of every pair, in nats, by one pass over the scores of all projected critics of one temperature.
+    """InfoNCE of every pair, in nats, in one pass over the scores of all projected critics with equal temperature.
 
     ``bounds[name].critic`` must be a ProjectedCritic, all with the same width, temperature and anchor.
     """

@@ -5,9 +5,9 @@ Six mutual-information terms on top of two encoders, each with its own heads and
     maximise  I(X1;X2) + I(X1;C1) + I(X2;C2) + I(X1;X2|C)   by InfoNCE        C = the label (SUP)
     minimise  I(X1;X2|C) + I(X1;X2)                         by NCE-CLUB       or augmented views (SSL)
 
-NCE-CLUB needs the critic that is optimal for InfoNCE: the phase "club" fits the two CLUB critics (Algorithm 3) on
-features that it holds fixed, and every other parameter follows the phase "main". All terms are in nats. Where the paper
-and its public code differ, FactorCLConfig says what is done.
+NCE-CLUB needs the critic that is optimal for InfoNCE. The phase "club" trains the two CLUB critics (Algorithm 3) on
+fixed features, and the phase "main" trains all other parameters. All terms are in nats. FactorCLConfig lists the
+choices on which the paper and its public code differ.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Pairs = dict[str, Pair]
 
 
 class Factors(NamedTuple):
-    """Shared and unique representations of each modality (spec: eq. 6-7)."""
+    """Shared and unique representations of each modality (eq. 6-7)."""
 
     s1: Tensor
     u1: Tensor
@@ -45,9 +45,9 @@ class Factors(NamedTuple):
 
 
 class _FactorCL(Model):
-    """What SUP and SSL share; they differ in how a term's pair of inputs is made.
+    """Base class of SUP and SSL, which differ in the inputs of the terms.
 
-    Rows that lack a modality take no part in a loss. inner_steps, fresh, inner_optimizer: of the phase "club".
+    Losses ignore rows that lack a modality. inner_steps, fresh and inner_optimizer are settings of the phase "club".
     """
 
     headline = "full"
@@ -89,11 +89,11 @@ class _FactorCL(Model):
             self.bounds[name] = bound(critic, anchor=anchor, condition="group" if within_labels else "concat")
 
     def key(self, term: str) -> str:
-        """Of the head that a term reads."""
+        """The key of the head that a term uses."""
         return term if self.config.heads == "term" else "S" if term in SHARED_PARTS else "U"
 
     def first(self, term: str, e1: Tensor) -> Tensor:
-        """The first modality as the term reads it, [B, d1]."""
+        """The features of the first modality for this term, [B, d1]."""
         return self.heads1[self.key(term)](e1)
 
     def second(self, term: str, e2: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class _FactorCL(Model):
         return self._factors(*self.encode(x1, x2))
 
     def _factors(self, e1: Tensor, e2: Tensor) -> Factors:
-        """A factor that no term of the objective has is [B, 0]."""
+        """Factors without a term in the objective are [B, 0]."""
 
         def part(heads: nn.ModuleDict, e: Tensor, names: tuple[str, ...]) -> Tensor:
             keys = dict.fromkeys(self.key(name) for name in names)
@@ -133,7 +133,7 @@ class _FactorCL(Model):
         )
 
     def representations(self, batch: Batch) -> dict[str, Tensor]:
-        """ "encoder": both encoders; "S": what is shared; "U1", "U2": what is unique; "full": all factors."""
+        """ "encoder": outputs of both encoders; "S": shared factor; "U1", "U2": unique factors; "full": all factors."""
         e1, e2 = self.encode(*_two(batch))
         s1, u1, s2, u2 = self._factors(e1, e2)
         parts = {
@@ -168,9 +168,10 @@ class _FactorCL(Model):
         return call(a, b, y) if self.bounds[name].condition == "group" else call(a, b)
 
     def _estimates(self, pairs: Pairs, y: Tensor | None, fitting: bool = False) -> dict[str, Tensor]:
-        """Every term's estimate, or what its critic minimises when ``fitting``.
+        """The estimate of every term, or the loss of its critic if ``fitting``.
 
-        Critics of one kind and one statistic go in one call; conditional terms within label groups go alone.
+        Critics of the same kind with the same statistic share a call; conditional terms within label groups are
+        separate calls.
         """
 
         def chosen(kind: type, upper: bool) -> Pairs:
@@ -193,7 +194,7 @@ class _FactorCL(Model):
         }
 
     def loss(self, batch: Batch) -> Loss:
-        """The objective of the encoders, heads and InfoNCE critics (theta), and the terms as they are estimated."""
+        """The objective of the encoders, heads and InfoNCE critics (theta), and the estimated terms."""
         config, terms = self.config, self.terms(batch)
         weights = {
             name: (-1.0 if name in MAXIMISED else config.club_weight)
@@ -208,14 +209,14 @@ class _FactorCL(Model):
         return Loss(Loss.of(followed, weights).total, {name: value.detach() for name, value in terms.items()})
 
     def inner_parameters(self) -> Iterator[nn.Parameter]:
-        """phi: the critics of the two CLUB terms, nothing else; shared ones serve InfoNCE terms as well."""
+        """phi: only the critics of the two CLUB terms; if they are shared, InfoNCE terms use them too."""
         for name in MINIMISED:
             if name in self.bounds:
                 yield from self.bounds[name].parameters()
 
     @torch.no_grad()
     def inner_pairs(self, batch: Batch) -> tuple[Pairs, Tensor | None]:
-        """What the critics of the CLUB terms read, which the phase "club" holds fixed, and the labels. No gradients."""
+        """The inputs of the CLUB critics, which are fixed in the phase "club", and the labels. No gradients."""
         shared = tuple(SAME_PAIR.values()) if self.config.club_critic == "shared" else ()
         names = tuple(name for name in (*MINIMISED, *shared) if name in self.bounds)
         return self._pairs(names, batch), batch.target
@@ -227,7 +228,7 @@ class _FactorCL(Model):
 
 
 class FactorCLSUP(_FactorCL):
-    """FactorCL with labels (eq. 94-96). ``batch.target`` holds class numbers [B]; rows without one are left out."""
+    """FactorCL with labels (eq. 94-96). ``batch.target`` holds class numbers [B]; rows without a label are ignored."""
 
     def usable(self, batch: Batch) -> Batch:
         return batch.complete_with_labels()
@@ -274,7 +275,7 @@ class FactorCLSSL(_FactorCL):
     def __init__(self, encoder1: nn.Module, encoder2: nn.Module, config: FactorCLConfig | None = None, **inner: Any):
         super().__init__(encoder1, encoder2, config, **inner)
         if self.config.conditional_negatives == "label":
-            raise ValueError('conditional_negatives="label" needs labels: it is for FactorCLSUP')
+            raise ValueError('conditional_negatives="label" needs labels, which only FactorCLSUP has')
 
     def _critic_widths(self) -> dict[str, tuple[int, int]]:
         d1, d2 = self.config.feature_dims
@@ -291,7 +292,7 @@ class FactorCLSSL(_FactorCL):
     def _pairs(self, names: tuple[str, ...], batch: Batch) -> Pairs:
         if not batch.views:
             raise ValueError("FactorCLSSL needs an augmented view in batch.views")
-        # Inputs and views go through an encoder together.
+        # Inputs and views pass through an encoder in one batch.
         both = [together(x, v) for x, v in zip(_two(batch), batch.views[0].values(), strict=True)]
         (e1, v1), (e2, v2) = (e.chunk(2) for e in self.encode(*both))
         pairs: Pairs = {}

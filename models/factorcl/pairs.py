@@ -1,6 +1,6 @@
 """FactorCL on more than two modalities: the six terms of every pair, on one encoder per modality.
 
-The paper treats two modalities; its sum over pairs is our reading. Each pair has its own heads and critics.
+The paper treats two modalities; the sum over pairs is our extension. Each pair has its own heads and critics.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from models.shares import by_rows
 
 
 class _Given(nn.Module):
-    """Stands for an encoder whose features are there already."""
+    """Replaces an encoder whose features have already been computed."""
 
     def forward(self, x: Inputs) -> Tensor:
         return x.values
@@ -62,7 +62,7 @@ class FactorCLPairs(Model):
         return {name: encoder(inputs[name]) for name, encoder in zip(self.names, self.encoders, strict=True)}
 
     def _batches(self, batch: Batch) -> list[Batch]:
-        """For every pair its batch with features for inputs; every encoder runs once."""
+        """One batch per pair with features as inputs; every encoder runs once."""
         inputs = dict(batch.inputs)
         if batch.views:
             inputs = {name: together(inputs[name], batch.views[0][name]) for name in self.names}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import mi_kernels as mk
 from models.batch import Inputs
-from models.layers.lengths import steps_within
+from models.layers.lengths import checked_lengths, steps_within
 from models.layers.sequence import LSTMDecoder, check_positive
 from models.layers.vocabulary import BLOCK, vocabulary_cross_entropy
 
@@ -60,9 +60,10 @@ def sequence_errors(found: Tensor, wanted: Inputs, *, padding: bool = False) -> 
     """
     if found.shape != wanted.values.shape:
         raise ValueError(f"found must have the shape of wanted, {tuple(wanted.values.shape)}, got {tuple(found.shape)}")
-    if wanted.lengths is None:
+    lengths = checked_lengths("wanted", wanted.lengths, wanted.values)
+    if lengths is None:
         return (found - wanted.values).square().mean()
-    within = steps_within(wanted.lengths.to(found.device), found.shape[1])[..., None]
+    within = steps_within(lengths.to(found.device), found.shape[1])[..., None]
     # Padding may hold NaN, whose gradient a mask after the square would not stop.
     errors = (found - wanted.values.masked_fill(~within, 0)).square()
     if padding:

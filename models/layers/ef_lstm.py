@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import Inputs
+from models.layers.dropout import Dropout
 from models.layers.lengths import same_steps, sequence
 from models.layers.sequence import LSTMEncoder, check_positive
 from models.layers.transformer import check_rate
@@ -32,7 +33,7 @@ class EFLSTM(nn.Module):
         check_rate("dropout", dropout)
         self.dims, self.out_dim = tuple(dims), out_dim
         self.encoder = LSTMEncoder(sum(dims), hidden, layers=layers)
-        self.out = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, out_dim))
+        self.out = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), Dropout(dropout), nn.Linear(hidden, out_dim))
 
     def features(self, *inputs: Inputs | Tensor) -> Tensor:
         if len(inputs) != len(self.dims):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.batch import Inputs
 from models.data.dataset import Modality
 from models.layers import sequence
+from models.layers.dropout import Dropout
 from models.layers.lengths import sequence as checked
 from models.layers.pictures import PictureEncoder
 from models.layers.sequence import check_choice
@@ -35,7 +36,7 @@ class MLPEncoder(nn.Module):
     def __init__(self, dim: int, hidden: int = 512, out_dim: int = 128, layers: int = 2, dropout: float = 0.0):
         super().__init__()
         self.out_dim = out_dim
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.net = mlp(dim, hidden, out_dim, layers)
 
     def forward(self, x: Inputs | Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class SegmentEncoder(nn.Module):
         self.out_dim, self.stride, self.segments = out_dim, stride, segments
         self.convolutions = nn.ModuleList([nn.Conv1d(width, hidden, 5, padding=2) for width in (dim, hidden)])
         width = 2 * segments * (dim + hidden)
-        self.out = nn.Sequential(nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, out_dim))
+        self.out = nn.Sequential(nn.LayerNorm(width), Dropout(dropout), nn.Linear(width, out_dim))
 
     def forward(self, x: Inputs | Tensor) -> Tensor:
         values, lengths = _frames(x, self.stride)

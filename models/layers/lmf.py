@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import Inputs
+from models.layers.dropout import Dropout
 from models.layers.lengths import mean_over_steps, sequence
 from models.layers.sequence import check_positive
 from models.layers.transformer import check_rate
@@ -66,7 +67,7 @@ class PooledEncoder(nn.Module):
         check_rate("dropout", dropout)
         self.dim, self.out_dim = dim, hidden
         layers = [part for k in range(3) for part in (nn.Linear(hidden if k else dim, hidden), nn.ReLU())]
-        self.net = nn.Sequential(nn.BatchNorm1d(dim), nn.Dropout(dropout), *layers)
+        self.net = nn.Sequential(nn.BatchNorm1d(dim), Dropout(dropout), *layers)
 
     def forward(self, x: Inputs | Tensor) -> Tensor:
         values = x.values if isinstance(x, Inputs) else x

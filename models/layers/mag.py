@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.batch import Inputs
+from models.layers.dropout import Dropout
 from models.layers.inlet import resampled
 from models.layers.lengths import same_steps, sequence, steps_within
 from models.layers.sequence import check_positive
@@ -40,7 +41,7 @@ class AdaptationGate(nn.Module):
         self.text_dim, self.dims, self.beta = text_dim, tuple(dims), beta
         self.gates = nn.ModuleList([nn.Linear(dim + text_dim, text_dim) for dim in dims])
         self.shifts = nn.ModuleList([nn.Linear(dim, text_dim) for dim in dims])
-        self.norm, self.dropout = nn.LayerNorm(text_dim), nn.Dropout(dropout)
+        self.norm, self.dropout = nn.LayerNorm(text_dim), Dropout(dropout)
 
     def forward(self, text: Inputs | Tensor, *others: Inputs | Tensor) -> Tensor:
         if len(others) != len(self.dims):

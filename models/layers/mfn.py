@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.batch import Inputs
+from models.layers.dropout import Dropout, mask
+from models.layers.gated_memory import GatedMemory, gated_memory
 from models.layers.lengths import last_step, same_steps, sequence
 from models.layers.sequence import LSTM, check_positive
 from models.layers.transformer import check_rate
@@ -91,31 +93,28 @@ class MemoryFusion(nn.Module):
     def _memory(self, attended: Tensor, proposals: Tensor, lengths: Tensor | None) -> Tensor:
         """u [B, memory] at each sequence's last step; attended [B, T, 2 H], proposals [B, T, memory]."""
         width, config = attended.shape[2], self.config
-        gates = (self.retain, self.update)
-        layers = [cast(nn.Linear, gate[0]) for gate in gates]
-        first = torch.cat([layer.weight for layer in layers])  # [both hidden, 2 H + memory]
-        hidden = F.linear(attended, first[:, :width], torch.cat([layer.bias for layer in layers]))
+        (retain, out_retain), (update, out_update) = (
+            (cast(nn.Linear, gate[0]), cast(nn.Linear, gate[3])) for gate in (self.retain, self.update)
+        )
+        first = torch.cat([retain.weight, update.weight])  # [both hidden, 2 H + memory]
+        hidden = (
+            F.linear(attended, first[:, :width], torch.cat([retain.bias, update.bias])).transpose(0, 1).contiguous()
+        )
         rates = (config.retain_dropout, config.update_dropout)
         kept = self._kept(hidden, rates) if self.training and max(rates) else None
-        from_memory, memory, found = first[:, width:].mT, proposals[:, 0] * 0, []
-        for step, fixed in enumerate(hidden.unbind(1)):
-            activations = torch.addmm(fixed, memory, from_memory).relu()
-            if kept is not None:
-                activations = activations * kept[step]
-            parts = activations.split((config.retain, config.update), 1)
-            keep, write = (gate[3](part).sigmoid() for gate, part in zip(gates, parts, strict=True))
-            memory = keep * memory + write * proposals[:, step]
-            found.append(memory)
-        return memory if lengths is None else last_step(torch.stack(found, 1), lengths)
+        weights = (out_retain.weight.mT, out_retain.bias, out_update.weight.mT, out_update.bias)
+        step_by_step = GatedMemory.apply if self.training and torch.is_grad_enabled() else gated_memory
+        found = step_by_step(hidden, proposals.transpose(0, 1), first[:, width:].mT, *weights, kept)
+        return found[-1] if lengths is None else last_step(found.transpose(0, 1), lengths)
 
     def _kept(self, hidden: Tensor, rates: tuple[float, float]) -> Tensor:
         """Dropout factors of both gates for all steps, [T, B, both hidden]."""
-        parts = hidden.transpose(0, 1).split((self.config.retain, self.config.update), 2)
-        return torch.cat([F.dropout(torch.ones_like(part), rate) for part, rate in zip(parts, rates, strict=True)], 2)
+        parts = hidden.split((self.config.retain, self.config.update), 2)
+        return torch.cat([mask(part, rate) for part, rate in zip(parts, rates, strict=True)], 2)
 
 
 def _two_layers(dim: int, hidden: int, out: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, out))
+    return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), Dropout(dropout), nn.Linear(hidden, out))
 
 
 class MFN(nn.Module):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from models.batch import Inputs
 from models.layers.attention import Visible
+from models.layers.dropout import dropout
 from models.layers.lengths import mean_over_steps, sequence, steps_within
 from models.layers.transformer import Dropouts, TransformerStack, check_heads, check_rate, run_together
 
@@ -171,7 +172,7 @@ class CrossModal(nn.Module):
         if self.config.padding == "public":
             x = Inputs(x.values if isinstance(x, Inputs) else x)
         values, lengths, _ = sequence(f"inputs[{modality}]", x, self.dims[modality])
-        values = F.dropout(values, self.config.of("input_dropout", modality), self.training)
+        values = dropout(values, self.config.of("input_dropout", modality), self.training)
         projection, kernel = self.projections[modality], self.config.kernel(modality)
         if isinstance(projection, nn.Identity):
             return Inputs(values, lengths)
@@ -209,5 +210,5 @@ class MulT(nn.Module):
 
     def head(self, h: Tensor) -> Tensor:
         """Features [B, M (M - 1) d] to predictions."""
-        hidden = F.dropout(self.hidden(h).relu(), self.features.config.output_dropout, self.training)
+        hidden = dropout(self.hidden(h).relu(), self.features.config.output_dropout, self.training)
         return self.out(h + self.residual(hidden))

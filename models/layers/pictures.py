@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import Inputs
+from models.layers.dropout import Dropout
 from models.layers.sequence import check_positive
 
 CHANNELS = (16, 32)
@@ -28,7 +29,7 @@ class PictureEncoder(nn.Module):
             nn.Conv2d(1, first, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(first, second, 3, stride=2, padding=1)
         )
         height, width = reduced(shape)
-        self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(second * height * width, out_dim))
+        self.out = nn.Sequential(Dropout(dropout), nn.Linear(second * height * width, out_dim))
 
     def forward(self, x: Inputs | Tensor) -> Tensor:
         values = (x.values if isinstance(x, Inputs) else x).flatten(1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import mi_kernels as mk
 from models.batch import Inputs
 from models.layers.attention import Visible
+from models.layers.dropout import Dropout
 from models.layers.lengths import last_step, mean_over_steps, sequence, steps_within
 from models.layers.transformer import Dropouts, TransformerStack, check_heads, check_rate, run_together
 
@@ -67,7 +68,7 @@ class LSTMEncoder(nn.Module):
         check_rate("dropout", dropout)
         self.dim, self.out_dim = dim, hidden if out_dim is None else out_dim
         self.lstms = nn.ModuleList([LSTM(hidden if layer else dim, hidden) for layer in range(layers)])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.out = nn.Identity() if out_dim is None else nn.Linear(hidden, out_dim)
 
     def forward(self, x: Inputs | Tensor) -> Tensor:
@@ -122,7 +123,7 @@ class GRUEncoder(nn.Module):
         between = dropout if layers > 1 else 0.0
         self.gru = nn.GRU(dim, hidden, layers, batch_first=True, dropout=between, bidirectional=bidirectional)
         self.directions = 1 + bidirectional
-        self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.directions * hidden, out_dim))
+        self.out = nn.Sequential(Dropout(dropout), nn.Linear(self.directions * hidden, out_dim))
 
     def forward(self, x: Inputs | Tensor) -> Tensor:
         values, lengths, _ = sequence("x", x, self.dim)

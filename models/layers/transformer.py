@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from models.batch import Inputs
 from models.layers.attention import Projected, Visible, attend
+from models.layers.dropout import dropout
 from models.layers.lengths import last_step
 
 
@@ -106,9 +107,9 @@ class TransformerLayer(nn.Module):
         """The residual sums of the attention [B, heads, Tq, E] and of the feed-forward part."""
         rates = self.dropouts
         x = self.out_proj(attended.transpose(1, 2).flatten(2))
-        x = target + F.dropout(x, rates.residual, self.training)
-        hidden = F.dropout(self.expand(self.norm_feedforward(x)).relu(), rates.relu, self.training)
-        return x + F.dropout(self.contract(hidden), rates.residual, self.training)
+        x = target + dropout(x, rates.residual, self.training)
+        hidden = dropout(self.expand(self.norm_feedforward(x)).relu(), rates.relu, self.training)
+        return x + dropout(self.contract(hidden), rates.residual, self.training)
 
 
 class TransformerStack(nn.Module):
@@ -157,7 +158,7 @@ def run_together(
             found = embed(x, stack.positions)
             embedded.append((x, stack.positions, found))
         rate = stack.dropouts.embed if stack.training else 0.0
-        return F.dropout(found, rate) if rate else found
+        return dropout(found, rate) if rate else found
 
     states, fixed = [], []
     for stack, target, source in zip(stacks, targets, sources, strict=True):

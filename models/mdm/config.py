@@ -11,26 +11,30 @@ from models.model import Nested
 
 @dataclass(frozen=True)
 class Settings:
-    """base: the model that is trained, by name or with its settings; it stays as it is.
+    """base: the model to train, by name or with its settings.
 
-    weight: lambda, of the measure that is maximised. 0 trains the base alone, bit for bit, and the critic beside it.
-    measure: "kl" (Donsker-Varadhan), "f" (NWJ) or "wasserstein" (with a gradient penalty of ``penalty``).
-    input: what the critic sees, the "fused" representation or the "triple" of unimodal parts, side by side.
-    representation: name of the fused representation, for bases that are no network with a head.
-    lengths: of shuffled sequences. "kept": a modality of another row is cut to the row's own length, or starts again
-        where it is too short, so that padding tells nothing. "moved": it brings its own length and padding along.
-    negatives: shuffled rows per row of the batch, at most 1, and two at least. They are what the penalty costs: a
-        quarter adds about a quarter to a step, 1 doubles it. "kl" is not to be trusted above the log of their number.
-    critic_steps: K. fresh: every one of them on a batch of its own; otherwise all on the codes of the main step.
-    critic_lr: of the critic's AdamW. hidden: widths of its layers. clamp: largest |score| of "kl" and "f", 0 for none.
-    bound: what the critic's input goes through: "norm" (LayerNorm without weights), "none", or "auto": "norm" for
-        "wasserstein", whose value grows with the scale of a representation, "none" for the other two.
-    balance: the penalty's gradient is cut to the length of the task's, in the "fused" representation (free) or in all
-        "parameters" (one more backward pass of the base); "none": never. A triple whose parts are not read off the
-        fused representation is compared in the parameters.
-    ramp: share of the training over which the weight rises from 0.
-    control: "same" moves all modalities by one permutation, "random" keeps an untrained critic: what is gained with
-        these is not due to dependence.
+    weight: lambda, the weight of the measure, which is maximised. With 0 the base trains as without the penalty, bit
+        for bit, and the critic is trained in addition.
+    measure: "kl" (Donsker-Varadhan), "f" (NWJ) or "wasserstein" (with weight ``penalty`` of the gradient penalty).
+    input: the input of the critic: the "fused" representation, or the "triple" of concatenated unimodal vectors.
+    representation: name of the fused representation, for bases that are not networks with a head.
+    lengths: of shuffled sequences. "kept": a modality from another row is cut to the length of the row, or repeated
+        from its start if it is too short, so that padding carries no information. "moved": it keeps its own length and
+        padding.
+    negatives: shuffled rows per row of the batch, at most 1, and at least two rows. They determine the cost of the
+        penalty: 1/4 adds about a quarter to a step, 1 doubles it. "kl" is not reliable above the log of their number.
+    critic_steps: number of critic steps per batch, K. fresh: draw a new batch for each of them instead of reusing the
+        codes of the main step.
+    critic_lr: of the critic's AdamW. hidden: widths of its layers. clamp: largest |score| of "kl" and "f", 0 for no
+        limit.
+    bound: normalisation of the critic's input: "norm" (LayerNorm without weights), "none", or "auto", which is "norm"
+        for "wasserstein", whose value grows with the scale of a representation, and "none" otherwise.
+    balance: limits the norm of the penalty's gradient to that of the task's gradient, in the "fused" representation (at
+        no cost) or in all "parameters" (one more backward pass of the base); "none" does not limit it. For a triple
+        whose vectors are not computed from the fused representation, the gradients of the parameters are compared.
+    ramp: fraction of the training over which the weight rises from 0.
+    control: "same" permutes all modalities alike, "random" keeps an untrained critic. Gains with these controls are not
+        due to dependence.
     """
 
     base: Nested = field(default_factory=lambda: Nested("mfn", MFNSettings()))

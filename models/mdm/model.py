@@ -1,13 +1,14 @@
 """The penalty around a base model: L = L_base - lambda I(z), I a dependency measure by a critic trained beside it.
 
-With z = M(x_1 .. x_M) the fused representation of a row, z' that of a row whose modalities come from different rows,
+Let z = M(x_1 .. x_M) be the fused representation of a row, and z' that of a shuffled row, whose modalities come from
+different rows:
 
     kl           I = mean T(z) - log mean exp T(z')
     f            I = mean T(z) - mean exp(T(z') - 1)
     wasserstein  I = mean T(z) - mean T(z')            |grad T| near 1 by a penalty in the critic's steps
 
-The base maximises I with the critic T held fixed, then T does with z and z' held fixed, K steps. The gradient reaches
-the base through z and through z'. Rows and shuffled rows go through the base as one batch.
+The base maximises I with a fixed critic T; then T maximises I with fixed z and z' for K steps. The gradient reaches the
+base through z and through z'. Rows and shuffled rows pass through the base in one batch.
 """
 
 from __future__ import annotations
@@ -32,23 +33,24 @@ from models.shares import average
 
 
 class Codes(NamedTuple):
-    """What the critic sees of rows and of shuffled rows, detached: [n, D] and [m, D]."""
+    """The detached critic inputs of rows [n, D] and of shuffled rows [m, D]."""
 
     joint: Tensor
     product: Tensor
 
 
 class MDM(Model):
-    """``base`` with the penalty; predictions and representations are the base's, validation rows see its loss alone.
+    """``base`` with the penalty. Predictions, representations and the validation loss are those of the base.
 
-    Terms: the base's, and "dependency", the measure on the training batch (nats for kl and f). Batches with fewer
-    complete rows than modalities, and at least 2, have no penalty. The permutations come from a generator of their own.
+    Terms: those of the base, and "dependency", the measure on the training batch (nats for kl and f). There is no
+    penalty for batches with fewer than two complete rows or fewer complete rows than modalities. The permutations come
+    from a private generator.
 
-    A base is any model whose ``representations`` name a fused vector per row. One that also has ``features(inputs)``
-    and ``loss_of(features, batch)``, as every network with a head has, goes through one forward pass of n + m rows;
-    others pay one more, of n + m rows. ``input: triple`` takes ``parts(inputs)``, the fused representation and one
-    vector per modality that no other has touched. Of a base without them the parts are its representation of one
-    modality at a time, all others missing: one more pass of n + m rows a modality.
+    A base is any model with a fused vector per row among its ``representations``. If it also has ``features(inputs)``
+    and ``loss_of(features, batch)``, as all networks with a head do, there is one forward pass of n + m rows; otherwise
+    one more pass of n + m rows is needed. ``input: triple`` uses ``parts(inputs)``, the fused representation and one
+    vector per modality that depends on no other modality. For a base without ``parts``, the vector of a modality is the
+    base's representation with all other modalities missing, which takes one more pass of n + m rows per modality.
     """
 
     def __init__(self, base: Model, data: Dataset, config: Settings):
@@ -77,7 +79,7 @@ class MDM(Model):
 
     @property
     def critic(self) -> torch.nn.Module:
-        """The statistics network T: rows of what it reads to scores."""
+        """The statistics network T, which maps rows to scores."""
         return self.measure.critic
 
     def phases(self) -> list[Phase]:
@@ -106,12 +108,13 @@ class MDM(Model):
         return self.base.predict(batch)
 
     def weight(self) -> float:
-        """lambda at this point of the training."""
+        """The current value of lambda."""
         ramp = self.config.ramp
         return self.config.weight * (min(1.0, self.progress / ramp) if ramp else 1.0)
 
     def loss(self, first: Phase, batch: Batch) -> Loss:
-        """The base's loss with the penalty; the base's alone in validation, at weight 0 and for too few rows."""
+        """The loss of the base with the penalty; without the penalty in validation, for weight 0 and for too few
+        rows."""
         self.base.progress, self.codes = self.progress, None
         weight, complete = self.weight(), batch.complete()
         if not self.training or weight == 0 or complete.size < self.least:
@@ -133,20 +136,20 @@ class MDM(Model):
 
     @property
     def least(self) -> int:
-        """Rows that a shuffle needs, with two shuffled rows at least."""
+        """The number of rows that a shuffle needs."""
         return max(2, self.modalities)
 
     def _penalised(self, task: Tensor, gain: Tensor, z: Tensor) -> Tensor:
-        """task - gain, whose gradient in the base is that of the task and the gain's, cut to the same length."""
+        """task - gain, where the norm of the gain's gradient in the base is limited to that of the task's gradient."""
         if self.config.balance == "none" or not gain.requires_grad:
             return task - gain
         options: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
         if self.config.balance == "fused":
             wanted, extra = (average(torch.autograd.grad(t, [z], **options)) for t in (task, gain))
             if not bool(wanted[0].any()):
-                return task - gain  # a base whose loss does not go through z has nothing to compare with
+                return task - gain  # the loss of the base does not depend on z, so there is no gradient to compare with
         if self.config.balance == "parameters" or not bool(extra[0].any()):
-            # Parts of a triple may have left the base before z: then z knows nothing of the gain.
+            # The vectors of a triple may not depend on z; then the gain has no gradient in z.
             places = [p for p in self.base.parameters() if p.requires_grad]
             wanted, extra = (average(torch.autograd.grad(t, places, **options)) for t in (task, gain))
         length, longest = (torch.stack([g.norm() for g in gradients]).norm() for gradients in (extra, wanted))
@@ -154,7 +157,7 @@ class MDM(Model):
 
     @torch.no_grad()
     def fixed(self, batch: Batch) -> Codes | None:
-        """Codes of the batch: those of the main step where it met the same rows."""
+        """Critic inputs of the batch: those of the main step if it used the same rows."""
         if self.codes is not None and torch.equal(self.codes[0], batch.rows):
             return self.codes[1]
         if batch.size < self.least:
@@ -164,7 +167,7 @@ class MDM(Model):
         return Codes(seen[: batch.size], seen[batch.size :])
 
     def critic_loss(self, codes: Codes) -> Loss:
-        """What the critic minimises: the negative measure, and for the Wasserstein distance the gradient penalty."""
+        """The loss of the critic: the negative measure, plus the gradient penalty for the Wasserstein distance."""
         value = self._measured(codes.joint, codes.product)
         if self.config.measure != "wasserstein":
             return Loss(-value, {"dependency": value.detach()})
@@ -179,11 +182,11 @@ class MDM(Model):
         return Loss(self.measure.penalised(value, norm), terms)
 
     def read(self, batch: Batch) -> Tensor:
-        """What the critic reads of the batch's rows, [n, D]."""
+        """The critic inputs of the rows of the batch, [n, D]."""
         return self._bounded(torch.cat(self._read(batch)[1], 1))
 
     def scores(self, seen: Tensor) -> Tensor:
-        """T of what ``read`` gives, [n]."""
+        """The scores T(seen), [n], of critic inputs from ``read``."""
         return self._clamped(self.critic(seen))
 
     def _measured(self, joint: Tensor, product: Tensor) -> Tensor:
@@ -195,14 +198,14 @@ class MDM(Model):
         return scores if self.config.measure == "wasserstein" or not limit else scores.clamp(-limit, limit)
 
     def _bounded(self, x: Tensor) -> Tensor:
-        """What the critic reads, parts side by side, each through a LayerNorm where the settings say so."""
+        """Concatenates the critic inputs, each after a LayerNorm if the settings say so."""
         bound = self.config.bound
         if bound == "norm" or (bound == "auto" and self.config.measure == "wasserstein"):
             return torch.cat([F.layer_norm(part, part.shape[1:]) for part in x.split(self.widths, 1)], 1)
         return x
 
     def _read(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The fused representation, and the parts that the critic reads."""
+        """The fused representation, and the critic inputs."""
         if self.config.input == "fused":
             z = self._represented(batch)
             return z, [z]
@@ -230,7 +233,7 @@ class MDM(Model):
         indices = self.measure.draws.product_indices(batch.size, len(batch.inputs))
         lengths = self.config.lengths
         if self.config.control == "same":
-            # Whole rows move, so their lengths do too: the shuffled rows are the batch's own.
+            # All modalities of a row move together, and so do their lengths: the shuffled rows are rows of the batch.
             indices, lengths = [indices[-1]] * len(indices), "moved"
         number = max(2, round(self.config.negatives * batch.size))
         return with_shuffled(batch, [index[:number] for index in indices], lengths)
@@ -244,7 +247,7 @@ def only(batch: Batch, name: str) -> Batch:
 
 @contextmanager
 def kept_stream() -> Iterator[None]:
-    """Numbers drawn inside are drawn again outside: an extra pass leaves the rest of a step as it was."""
+    """Restores the random state on exit, so that an additional pass does not change the rest of a step."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         yield

@@ -1,11 +1,11 @@
-"""Test rows that lose what one modality says, in three ways.
+"""Removes the information of one modality from test rows, in three ways.
 
-    zeros    all values are 0 in the units of the data, tokens the padding token 0
-    mean     all values are the mean of the training rows', tokens the most frequent training token
-    swap     the modality comes from another row of the same split: its marginal stays, its dependence on the rest goes
+    zeros    all values are 0 in the units of the data; tokens are the padding token 0
+    mean     all values are the training mean; tokens are the most frequent training token
+    swap     the modality comes from another row of the same split, which preserves its marginal but not its dependence
 
-A model that ignores a modality is perfectly robust to its loss: read these scores beside the undamaged one and beside
-a model of the other modalities alone.
+A model that ignores a modality is perfectly robust to losing it. Compare these scores with the undamaged score and with
+a model of the other modalities.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ KINDS = ("zeros", "mean", "swap")
 
 
 def damaged(data: Dataset, name: str, kind: str, split: str = "test", seed: int = 0) -> Dataset:
-    """``data``, not yet standardised, whose rows of one split have modality ``name`` damaged; other rows stay.
+    """Damages modality ``name`` in the rows of one split of ``data``, which must not be standardised yet.
 
-    The lengths of sequences stay with "zeros" and "mean" and come along with "swap". Standardise afterwards: the
-    statistics are those of the training rows and therefore unchanged. Raises ValueError for an unknown kind, modality
-    or split, and for "swap" in a split of one row.
+    Sequence lengths are unchanged with "zeros" and "mean", and move with the contents for "swap". Standardise
+    afterwards; the statistics are those of the training rows and are therefore unchanged. Raises ValueError for an
+    unknown kind, modality or split, and for "swap" in a split with one row.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -43,7 +43,7 @@ def damaged(data: Dataset, name: str, kind: str, split: str = "test", seed: int 
 
 
 def swapped(modality: Modality, rows: torch.Tensor, number: int, seed: int) -> Modality:
-    """The modality with the contents of ``rows`` moved on by one place of a random order: no row keeps its own."""
+    """Moves the contents of ``rows`` by one position in a random order, so that no row keeps its own."""
     if len(rows) < 2:
         raise ValueError(f"swap needs two rows or more, the split has {len(rows)}")
     generator = torch.Generator().manual_seed(seed)

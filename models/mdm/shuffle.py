@@ -13,8 +13,8 @@ from models.batch import Batch, Inputs
 def with_shuffled(batch: Batch, indices: Sequence[Tensor], lengths: str = "kept") -> Batch:
     """The rows of ``batch`` followed by m rows whose modality k is that of row indices[k][i].
 
-    lengths: "kept" gives row i of them the lengths of row i of the batch; "moved" those of the rows they come from.
-    The labels of the shuffled rows are those of the first m rows; no loss should read them.
+    lengths: "kept" gives shuffled row i the lengths of row i of the batch; "moved" those of the rows that the contents
+    come from. The labels of the shuffled rows are those of the first m rows; losses must not use them.
     """
     number = len(indices[0])
     rows = torch.arange(batch.size, device=batch.rows.device)
@@ -34,7 +34,8 @@ def with_shuffled(batch: Batch, indices: Sequence[Tensor], lengths: str = "kept"
 
 
 def fitted(x: Inputs, index: Tensor) -> Inputs:
-    """Row i has the contents of row index[i] in the length of row i: cut, or from its start again when too short."""
+    """Row i gets the contents of row index[i] in the length of row i: cut if too long, repeated from the start if too
+    short."""
     assert x.lengths is not None
     number, steps = len(index), x.values.shape[1]
     own, length = x.lengths[:number].to(index.device), x.lengths.to(index.device)[index]

@@ -1,4 +1,4 @@
-"""Settings of MFM, and what each of its ablations has."""
+"""Settings of MFM, and the components of each ablation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from models.layers.transformer import check_rate
 
 
 class Parts(NamedTuple):
-    """joint: an encoder of all modalities. private: generative codes of "each" modality, one "shared", or "none".
-    generative: reconstructs the inputs and regularises the codes. crossed: a modality's code is read from the others,
-    and the label passes no gradient: a purely generative baseline."""
+    """The components of a variant.
+
+    joint: whether there is an encoder of all modalities. private: generative codes of "each" modality, one "shared"
+        code, or "none".
+    generative: whether inputs are reconstructed and codes regularised. crossed: the code of a modality is computed from
+    the other modalities and the label passes no gradient, a purely generative baseline.
+    """
 
     joint: bool
     private: str
@@ -36,25 +40,26 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Settings(SupervisedSettings):
-    """What a YAML file says under ``model``.
+    """The keys under ``model`` in a YAML file.
 
-    variant: "full", one of the paper's ablations "M_A" to "M_E", or the baseline "seq2seq", which rebuilds every
+    variant: "full", one of the paper's ablations "M_A" to "M_E", or the baseline "seq2seq", which reconstructs every
         modality from the others without F_y.
-    encoder: of all modalities together, "mfn" (paper) or "lstm" on the modalities side by side, both aligned; or
-        "separate", an encoder of width ``hidden`` for each, which leaves every modality its own steps.
-    pictures: a modality of pictures is a sequence of one step ("sequence"), or is read and drawn by convolutions
-        ("convolution", with encoder "separate").
-    code, joint_code: widths of Z_m and Z_y. factor, joint_factor: of F_m and F_y. hidden: of MFN's LSTMs; memory,
-        networks: of MFN. code, factor and hidden are one number for all modalities or one for each, in their order.
-    dropout: in the maps from codes to factors and in the head; network_dropout in MFN's networks.
-    regulariser: "mmd", or "kl" of N(code, exp(logvar)) from N(0, I), whose code is never sampled (MFM-KL).
-    prior: the MMD's, "sampled" anew every step (published) or "analytic", the exact expectation over N(0, I).
+    encoder: "mfn" (paper) or "lstm" on the concatenated modalities, which must be aligned; or "separate", one encoder
+        of width ``hidden`` per modality, each with its own steps.
+    pictures: "sequence" treats a picture as a sequence of one step; "convolution" encodes and decodes it by
+        convolutions (needs encoder "separate").
+    code, joint_code: widths of Z_m and Z_y. factor, joint_factor: widths of F_m and F_y. hidden: width of MFN's LSTMs;
+        memory and networks: sizes of MFN. code, factor and hidden are one number for all modalities or one per
+            modality, in their order.
+    dropout: in the maps from codes to factors and in the head; network_dropout: in MFN's networks.
+    regulariser: "mmd", or "kl" of N(code, exp(logvar)) from N(0, I), where the code is not sampled (MFM-KL).
+    prior: of the MMD: "sampled" in every step (published), or "analytic", the exact expectation over N(0, I).
     reconstruction, prior_weight: weights of each modality's squared error and of each code's distance from the prior.
-    padding: counts padded steps in the squared errors, as the public code does.
-    surrogate: also learns the codes of a missing modality from the others; variant "full" alone.
-    detach: the surrogates' targets pass no gradient (the public code lets it pass).
-    public_slip: the last modality is reconstructed from the codes without the one before it, as the public code does,
-        instead of from those without itself.
+    padding: include padded steps in the squared errors, as the public code does.
+    surrogate: also learn the codes of a missing modality from the others; only for variant "full".
+    detach: block the gradient of the surrogates' targets (the public code does not).
+    public_slip: reconstruct the last modality from the codes without the previous modality, as the public code does,
+        instead of from the codes without itself.
     stride, align: see Inlet.
     """
 

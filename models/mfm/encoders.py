@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import Inputs
+from models.layers.dropout import Dropout
 from models.layers.mfn import MemoryFusion, MFNConfig
 from models.layers.pictures import PictureEncoder
 from models.layers.sequence import LSTMEncoder
@@ -66,5 +67,5 @@ class SeparateEncoder(nn.Module):
 
 def factor_map(code: int, factor: int, dropout: float) -> nn.Sequential:
     """G: ReLU(W_2 Drop(ReLU(W_1 z + b_1)) + b_2)."""
-    layers = (nn.Linear(code, factor), nn.ReLU(), nn.Dropout(dropout), nn.Linear(factor, factor), nn.ReLU())
+    layers = (nn.Linear(code, factor), nn.ReLU(), Dropout(dropout), nn.Linear(factor, factor), nn.ReLU())
     return nn.Sequential(*layers)

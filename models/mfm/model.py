@@ -3,7 +3,7 @@
     Z_m = E_m(x_m),  Z_y = E_y(x_1 .. x_M),  F = G(Z) for each of them,  y' = D(F_y),  x_m' = decoder_m([F_y; F_m])
     loss = label(y', y) + sum_m w |x_m' - x_m|^2 + v (sum_m MMD(Z_m, N(0, I)) + MMD(Z_y, N(0, I)))
 
-F_y alone predicts the label; F_m reaches nothing but its own modality. Codes are deterministic.
+Only F_y predicts the label, and F_m is used only for its own modality. Codes are deterministic.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from models.baselines.supervised import Supervised, outputs_of
 from models.batch import Batch, Inputs
 from models.data.dataset import Dataset
 from models.layers.decoders import decoded_states, sequence_errors
+from models.layers.dropout import Dropout
 from models.layers.inlet import Inlet
 from models.layers.named import Named
 from models.layers.pictures import PictureDecoder
@@ -63,7 +64,7 @@ class MFMNet(nn.Module):
             self.spreads.update({name: nn.Linear(code[name], code[name]) for name in blocks})
         self.maps = Named({n: factor_map(code[n], factor[n], settings.dropout) for n in blocks})
         width = factor[JOINT] if parts.joint else sum(factor.values())
-        hidden = (nn.Linear(width, width), nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(width, outputs))
+        hidden = (nn.Linear(width, width), nn.ReLU(), Dropout(settings.dropout), nn.Linear(width, outputs))
         self.out = nn.Sequential(*hidden)
         self.decoders = Named()
         if parts.generative:
@@ -89,7 +90,7 @@ class MFMNet(nn.Module):
         return self._together(self.read_by(name), code)
 
     def read_by(self, block: str) -> list[str]:
-        """The modalities that a block's code is read from."""
+        """The modalities from which the code of a block is computed."""
         if block in (JOINT, SHARED):
             return list(self.names)
         return [name for name in self.names if name != block] if self.parts.crossed else [block]
@@ -104,7 +105,7 @@ class MFMNet(nn.Module):
         return SeparateEncoder(dims, [self.shapes[p] for p in places], [hidden[p] for p in places], code)
 
     def sources(self, name: str) -> list[str]:
-        """The factors that a modality is decoded from."""
+        """The factors from which a modality is decoded."""
         private = {"each": [name], "shared": [SHARED], "none": []}[self.parts.private]
         return [JOINT, *private] if self.parts.joint else private
 
@@ -118,7 +119,7 @@ class MFMNet(nn.Module):
 
     @by_rows
     def surrogates(self, inputs: Sequence[Inputs], name: str) -> tuple[Tensor, Tensor]:
-        """Z of one modality and Z_y, from the other modalities alone."""
+        """Z of one modality and Z_y, computed only from the other modalities."""
         others = [x for n, x in zip(self.names, inputs, strict=True) if n != name]
         return self.surrogate_codes[name](others), self.surrogate_joint[name](others)
 
@@ -126,7 +127,7 @@ class MFMNet(nn.Module):
         return {name: self.maps[name](z) for name, z in codes.items()}
 
     def read(self, factors: Codes) -> Tensor:
-        """What the head reads: F_y, or all factors where there is none, without their gradient in "seq2seq"."""
+        """The input of the head: F_y, or all factors if there is no F_y; detached in "seq2seq"."""
         found = factors[JOINT] if self.parts.joint else torch.cat(list(factors.values()), 1)
         return found.detach() if self.parts.crossed else found
 
@@ -173,8 +174,8 @@ class MFM(Supervised):
     modalities' mean squared errors; "prior", see ``prior_distance``; with surrogates "surrogate" (squared errors of
     codes), "label_missing" and "reconstruction_missing", each a sum over the missing modality.
 
-    Trains on rows that have a label and all modalities. A row that misses modalities is predicted with surrogate codes
-    where they were learnt (the mean of those of its missing modalities), and with zeros as inputs otherwise.
+    Trains on rows that have a label and all modalities. For a row with missing modalities, predictions use surrogate
+    codes if they were learnt (the mean over its missing modalities), otherwise zeros as inputs.
     """
 
     net: MFMNet
@@ -184,7 +185,7 @@ class MFM(Supervised):
         self.settings = settings
 
     def codes(self, inputs: Mapping[str, Inputs]) -> Codes:
-        """Z by block; surrogates stand in for what a row misses."""
+        """Z by block; surrogates replace the codes of missing modalities."""
         sequences = self.inlet(inputs)
         found = self.net.codes(sequences)
         masks = {n: inputs[n].mask() for n in self.net.names if inputs[n].present is not None}
@@ -200,8 +201,9 @@ class MFM(Supervised):
         return found
 
     def rebuilt(self, inputs: Mapping[str, Inputs], name: str) -> tuple[Tensor, Inputs]:
-        """A modality decoded without having been seen, [B, T, d], and the true one: from the others in "seq2seq", from
-        surrogate codes where they were learnt, and otherwise from codes of inputs whose modality is zero."""
+        """A modality decoded without having been observed, [B, T, d], and the true one. It is decoded from the other
+        modalities in "seq2seq", from surrogate codes if they were learnt, and otherwise from codes of inputs in which
+        it is zero."""
         sequences = self.inlet(inputs)
         net, place = self.net, self.net.names.index(name)
         hidden = [x._replace(values=x.values * 0) if m == place else x for m, x in enumerate(sequences)]
@@ -228,7 +230,7 @@ class MFM(Supervised):
         if self.net.parts.generative:
             decoded = self.net.decode(factors, steps_of(self.net.names, sequences))
             terms["reconstruction"] = self._errors(decoded, sequences)
-            # Validation looks at the exact prior: a resumed run sees the same numbers.
+            # Validation uses the exact prior, so that a resumed run gets the same numbers.
             sampled = settings.prior == "sampled" and self.training
             terms["prior"] = prior_distance(codes, self.net.spreads, sampled=sampled)
         if settings.surrogate:
@@ -243,7 +245,7 @@ class MFM(Supervised):
         return torch.stack([sequence_errors(x, wanted[n], padding=padding) for n, x in decoded.items()]).sum()
 
     def _missing(self, sequences: Sequence[Inputs], codes: Codes, batch: Batch) -> dict[str, Tensor]:
-        """The surrogates' terms; only the reconstructions that they need are decoded."""
+        """The terms of the surrogates; decodes only the reconstructions that they need."""
         names, steps = self.net.names, steps_of(self.net.names, sequences)
         targets = {n: z.detach() for n, z in codes.items()} if self.settings.detach else codes
         rebuilt = {name: name for name in names}  # the modality that is decoded when a name is missing

@@ -16,40 +16,41 @@ QUIRKS = {
     "random_encoder": "the agnostic text encoder starts from random weights although text.name names a checkpoint",
     "text_padding": "the specific text encoder attends to padding",
     "token_padding": "the cross entropy of words counts padding",
-    "frame_padding": "LSTMs, the words' attention and the squared errors run on over padded frames",
-    "unbounded_mi": "CLUB is followed downward below 0",
-    "club_range": "log-variances of CLUB lie in (-1, 1)",
-    "bare_log": "the logarithms of the losses have no floor",
-    "fresh_codes": "every estimator step encodes anew, with dropout of its own",
+    "frame_padding": "LSTMs, word attention and squared errors include padded frames",
+    "unbounded_mi": "CLUB is minimised even below 0",
+    "club_range": "log-variances of CLUB are limited to (-1, 1)",
+    "bare_log": "the logarithms of the losses have no lower limit",
+    "fresh_codes": "every estimator step encodes the batch again, with new dropout",
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes are the public code's; what it does to padding, and other quirks, is off unless ``as_published`` names it.
+    """Sizes are those of the public code. Its treatment of padding and other quirks are off unless ``as_published``
+    names them.
 
-    agnostic: the encoder of all modalities at once. With text: BERT on words shifted by what they find in the other
-        modalities, by sparsemax ("wsa") or softmax ("wa") attention, or by neighbours in time ("mag"). Without: "mult"
-        (data of two modalities or more) or one "transformer" over all sequences joined. "auto": "wsa" where the data
-        has tokens, "mult" otherwise, "transformer" for one modality.
-    text: the text encoder, used twice with weights of its own each time. language: the specific encoder of text, that
-        ("bert") or an LSTM ("lstm"). text_modality: which tokens are the text, the first ones by default; other tokens
+    agnostic: the encoder of all modalities together. With text it is BERT on words that are shifted by the other
+        modalities, with sparsemax ("wsa") or softmax ("wa") attention, or by frames at the same time ("mag"). Without
+        text it is "mult" (two or more modalities) or one "transformer" over the concatenated sequences. "auto" is "wsa"
+        if the data has tokens, "transformer" for one modality, otherwise "mult".
+    text: the text encoder, used twice with separate weights. language: the specific encoder of text, "bert" (that
+        encoder) or "lstm". text_modality: the name of the tokens that are the text, by default the first; other tokens
         are embedded and treated as frames.
-    sizes: of "mult"; "transformer" takes its dim, heads, layers and dropouts.
-    dim: of every code z. embedding: of tokens that an LSTM reads. stride: averages this many neighbouring frames first;
-        decoders then give those averages.
-    dropout: before the linear layer to z of text encoders, in the shift, and in the head. beta: bound of the shift.
-    key_bias: keeps a bias of the shift's attention that cannot have an effect, to count the public code's parameters.
-    ladder: how much of the model is there. "agnostic" z_S of 2 dim and a head; "reconstruction" adds specific codes and
-        decoders, "mi" the CLUB terms, "unlabelled" the rows without a label.
-    loss: "log-sum", sum of log losses plus MI; or "weighted", prediction + sum of weighted reconstructions + MI.
-    prediction: of a regression target, "mse" (the paper's) or "l1".
-    reconstruction: weights by modality of "weighted", 1 where none is given.
-    mi_weight: of every CLUB term; mi_weights: factors of single ones, by "agnostic-NAME" and "NAME-NAME".
-    club_hidden: width of the estimators' networks (the public code halves its 32). inner_steps: of the estimators per
-        batch, with Adam at ``club_lr``.
-    log_floor: below it the logarithm of a loss goes on as its tangent, so that a loss of 0 is finite.
-    as_published: quirks of the public code that change numbers, by name; "all" for all of them.
+    sizes: of "mult"; "transformer" uses its dim, heads, layers and dropouts.
+    dim: width of every code z. embedding: width of token embeddings for an LSTM. stride: average this many neighbouring
+        frames first; decoders then reconstruct the averages.
+    dropout: before the linear layer to z of text encoders, in the shift and in the head. beta: bound of the shift.
+    key_bias: keep a bias in the shift's attention that has no effect, to match the parameter count of the public code.
+    ladder: how much of the model to use. "agnostic": z_S of width 2 dim and a head. "reconstruction" adds specific
+        codes and decoders, "mi" adds the CLUB terms, "unlabelled" adds rows without a label.
+    loss: "log-sum" is the sum of log losses plus MI; "weighted" is prediction + sum of weighted reconstructions + MI.
+    prediction: loss of a regression target, "mse" (the paper) or "l1".
+    reconstruction: weights by modality for "weighted", 1 by default.
+    mi_weight: of every CLUB term; mi_weights: factors of single terms, by "agnostic-NAME" and "NAME-NAME".
+    club_hidden: width of the estimators' networks (the public code halves its 32). inner_steps: steps of the estimators
+        per batch, with Adam and learning rate ``club_lr``.
+    log_floor: below it the logarithm of a loss is continued by its tangent, so that a loss of 0 is finite.
+    as_published: names of quirks of the public code to reproduce; "all" for all.
     """
 
     agnostic: str = "auto"
@@ -105,9 +106,9 @@ class Settings:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     def published(self, quirk: str) -> bool:
-        """Whether the public code's form of ``quirk`` is asked for."""
+        """Whether to reproduce this quirk of the public code."""
         return quirk in self.as_published or "all" in self.as_published
 
     def has(self, rung: str) -> bool:
-        """Whether the ladder reaches ``rung``."""
+        """Whether ``ladder`` includes ``rung``."""
         return LADDER.index(self.ladder) >= LADDER.index(rung)

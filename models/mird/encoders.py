@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.batch import Inputs
 from models.data.dataset import Dataset, Modality
 from models.layers.attention import Visible
+from models.layers.dropout import Dropout
 from models.layers.encoders import Embedding
 from models.layers.lengths import mean_over_steps, sequence, steps_within
 from models.layers.mag import AdaptationGate, beside
@@ -43,13 +44,13 @@ class ShiftedText(nn.Module):
         self.aligned = kind == "mag"
         self.shift: nn.Module
         if not dims:
-            self.shift = nn.Identity()  # text alone: there is nothing to shift by
+            self.shift = nn.Identity()  # without other modalities there is no shift
         elif self.aligned:
             self.shift = AdaptationGate(hidden, dims, config.beta, rate)
         else:
             normalizer = "sparsemax" if kind == "wsa" else "softmax"
             self.shift = WordShift(hidden, dims, config.beta, rate, normalizer=normalizer, key_bias=config.key_bias)
-        self.out = nn.Sequential(nn.Dropout(rate), nn.Linear(hidden, out_dim))
+        self.out = nn.Sequential(Dropout(rate), nn.Linear(hidden, out_dim))
 
     def forward(self, tokens: Inputs, others: Sequence[Inputs]) -> Tensor:
         if self.frame_padding:
@@ -109,12 +110,12 @@ class MulTCode(nn.Module):
 
 
 class SpecificText(nn.Module):
-    """A text encoder of its own for z_L: dropout and a linear layer on the pooled output."""
+    """The specific text encoder for z_L: dropout and a linear layer on the pooled output."""
 
     def __init__(self, text: Modality, config: Settings):
         super().__init__()
         self.text = TextEncoder(text, config.text, padding=config.published("text_padding"))
-        self.out = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(self.text.hidden, config.dim))
+        self.out = nn.Sequential(Dropout(config.dropout), nn.Linear(self.text.hidden, config.dim))
 
     def forward(self, x: Inputs) -> Tensor:
         return self.out(self.text(x))
@@ -135,7 +136,7 @@ class SpecificSequence(nn.Module):
 
 
 def text_of(data: Dataset, config: Settings) -> Modality | None:
-    """The modality that is the text, or None. Raises ValueError for a name that is no text of the data."""
+    """The text modality, or None. Raises ValueError for a name that is not a token modality of the data."""
     tokens = [modality for modality in data.modalities if modality.is_tokens]
     if config.text_modality:
         found = next((modality for modality in tokens if modality.name == config.text_modality), None)
@@ -149,7 +150,7 @@ def text_of(data: Dataset, config: Settings) -> Modality | None:
 
 
 def agnostic_encoder(data: Dataset, dims: Sequence[int], config: Settings, out_dim: int) -> tuple[nn.Module, bool]:
-    """The encoder of all modalities, and whether it reads the text's tokens apart from the others' sequences."""
+    """The agnostic encoder, and whether it takes the tokens of the text separately from the sequences of the others."""
     text = text_of(data, config)
     kind = config.agnostic
     if kind == "auto":

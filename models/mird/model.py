@@ -3,10 +3,10 @@
     z_S = agnostic(x_1 .. x_M),   z_m = specific_m(x_m),   x^_m = decoder_m([z_S; z_m]),   y^ = head([z_S; z_1 .. z_M])
     L = log L_pred + sum_m log L_m + sum_{m < n} I(z_m; z_n) + sum_m I(z_S; z_m)
 
-L_m is the mean squared error of frames, or the mean cross entropy of words; I is CLUB with an estimator q(z_b | z_a)
-per pair (a, b), fitted by ``inner_steps`` steps per batch on codes that are encoded once and without gradient. Rows
-without a label enter all terms but L_pred. We follow the released code; what of it is off by default is in
-``config.QUIRKS``.
+L_m is the mean squared error of frames, or the mean cross entropy of words. I is CLUB with an estimator q(z_b | z_a)
+per pair (a, b), which is trained for ``inner_steps`` steps per batch on codes that are encoded once without gradient.
+Rows without a label are used in all terms except L_pred. We follow the released code, except for the quirks in
+``config.QUIRKS``, which are off by default.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from models.baselines.supervised import outputs_of
 from models.batch import Batch, Inputs
 from models.data.dataset import Dataset
 from models.layers.decoders import decoded_states, sequence_errors, token_cross_entropy
+from models.layers.dropout import Dropout
 from models.layers.inlet import Inlet
 from models.layers.prediction import Scale
 from models.layers.sequence import LSTMDecoder
@@ -47,7 +48,7 @@ class MIRD(Model):
     Representations: "z_S" and "z_NAME" of every modality, [B, dim] each, and "fused", all of them side by side.
     Terms of the loss: "prediction" (cross entropy in nats, or the error of the standardised target),
     "reconstruction_NAME" (nats a word, or squared error), "mi_A_B" (CLUB, nats). Validation rows are scored with the
-    prediction alone, as the paper selects by it. Only rows that have every modality train.
+    prediction loss only, as in the paper's model selection. Training uses only rows that have every modality.
     """
 
     headline = "head"
@@ -61,7 +62,7 @@ class MIRD(Model):
         shifted = text is not None and config.agnostic in ("auto", "wsa", "wa", "mag")
         self.text = text.name if text is not None and shifted else ""
         self.seen = tuple(m.name for m in data.modalities if m.name != self.text)
-        # The words that BERT reads are embedded by BERT; an inlet of nothing would have no embedding to train either.
+        # BERT embeds its own words, so they need no inlet.
         self.inlet = Inlet([data[name] for name in self.seen], config.embedding, config.stride)
         dims = dict(zip(self.seen, self.inlet.dims, strict=True))
         self.agnostic, self.reads_text = agnostic_encoder(data, [dims.get(n, 0) for n in data.names], config, width)
@@ -76,7 +77,7 @@ class MIRD(Model):
             self._build_specific(data, config, dims)
         hidden = config.dim
         self.head = nn.Sequential(
-            nn.Linear(inside, hidden), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(hidden, outputs_of(data.target))
+            nn.Linear(inside, hidden), nn.ReLU(), Dropout(config.dropout), nn.Linear(hidden, outputs_of(data.target))
         )
         if config.has("mi"):
             self._build_pairs(config)
@@ -110,13 +111,13 @@ class MIRD(Model):
     mi_weights: Tensor
 
     def sequences(self, batch: Batch) -> dict[str, Inputs]:
-        """What every modality is for the encoders: tokens of the text, sequences of the others."""
+        """The encoder inputs of every modality: tokens for the text, sequences for the others."""
         found = dict(zip(self.seen, self.inlet(batch.inputs), strict=True))
         return {name: batch.inputs[name] if name == self.text else found[name] for name in self.names}
 
     @by_rows
     def encoded(self, batch: Batch, sequences: dict[str, Inputs]) -> list[Tensor]:
-        """z_S and, from the second rung of the ladder on, z_m in the data's order."""
+        """z_S and, unless ladder is "agnostic", z_m in the order of the data."""
         if self.reads_text:
             others = [sequences[name] for name in self.seen]
             agnostic = self.agnostic(sequences[self.text], others)
@@ -161,7 +162,7 @@ class MIRD(Model):
         return Pairs(first, second)
 
     def information(self, codes: Sequence[Tensor]) -> Tensor:
-        """CLUB of every pair, nats [P]; not followed below 0 unless the published form is asked for."""
+        """CLUB of every pair in nats, [P]; without a gradient below 0 unless ``unbounded_mi`` is set."""
         found = self.club(*self.sides(codes))
         return found if self.config.published("unbounded_mi") else found.clamp(min=0)
 
@@ -191,7 +192,7 @@ class MIRD(Model):
         return Loss.of(terms, weights).total
 
     def _prediction(self, batch: Batch, codes: Sequence[Tensor]) -> Tensor | None:
-        """L_pred over the rows that have a label; None where no row has one."""
+        """L_pred over the rows with a label; None if there are none."""
         if batch.target is None:
             return None
         fused, target = torch.cat(list(codes), 1), batch.target
@@ -202,11 +203,11 @@ class MIRD(Model):
         return self.scale.loss(self.head(fused), target)
 
     def learning_loss(self, pairs: Pairs) -> Loss:
-        """What fits the estimators: their negative log-likelihood, nats, summed over the pairs."""
+        """The loss of the estimators: their negative log-likelihood in nats, summed over the pairs."""
         return Loss.of({"club": self.club.learning_loss(*pairs).sum()})
 
     def fixed(self, batch: Batch) -> Pairs:
-        """The codes that the estimator steps share."""
+        """The codes that all estimator steps of a batch use."""
         return self.sides(self.codes(batch))
 
     def _encoding_anew(self, batch: Batch) -> Loss:
@@ -237,7 +238,7 @@ class MIRD(Model):
 
 
 def log_above(value: Tensor, floor: float) -> Tensor:
-    """log(value), and below ``floor`` its tangent there: value / floor - 1 + log(floor)."""
+    """log(value), continued below ``floor`` by its tangent value / floor - 1 + log(floor)."""
     if not floor:
         return value.log()
     return torch.where(value > floor, value.clamp(min=floor).log(), value / floor - 1 + math.log(floor))

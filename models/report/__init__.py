@@ -1,1 +1,1 @@
-"""One HTML page about a folder of runs. Names no system."""
+"""An HTML page about a folder of runs. Independent of the systems."""

@@ -1,4 +1,4 @@
-"""Figures as inline SVG: text stays text and takes the page's colour, so that they read in light and dark."""
+"""Figures as inline SVG. Text remains text and uses the colour of the page, for light and dark mode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from models.training.history import columns, history
 
 matplotlib.use("Agg")
 
-# Every line, tick and letter is drawn in this colour, which becomes the page's own.
+# Lines, ticks and text are drawn in this colour, which is then replaced by the page's text colour.
 INK = "#010203"
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -40,7 +40,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-# Told apart by eyes that miss red or green too, and visible on white and on black.
+# Distinguishable with colour-vision deficiency, and visible on white and on black.
 COLOURS = ("#3b82c4", "#e08a1e", "#2f9e73", "#c2529b", "#8a6fd1", "#b05a3c", "#5aa7a7", "#9a8a2f", "#d1495b", "#7f8794")
 
 
@@ -115,7 +115,7 @@ def projections(parts: Mapping[str, np.ndarray], labels: Tensor, target: Target,
             points = np.asarray(flattened(features[:limit]))
             figure = panel(4.2, 3.8)
             axis = figure.subplots()
-            axis.spines[:].set_visible(False)  # t-SNE has no axes that mean anything
+            axis.spines[:].set_visible(False)  # the axes of t-SNE have no meaning
             if target.is_classes:
                 colours = [colour(int(label), target.size) for label in y]
                 axis.scatter(points[:, 0], points[:, 1], c=colours, s=8, linewidths=0)

@@ -1,4 +1,4 @@
-"""The page's template: sections of HTML, one style for light and dark, nothing from outside."""
+"""The template of the page: HTML sections and one style for light and dark mode, without external resources."""
 
 from __future__ import annotations
 

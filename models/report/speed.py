@@ -12,7 +12,7 @@ from models.registry import build
 from models.settings import RunConfig
 from models.training.phases import Training, frozen
 
-# The last of them that is available is what runs when nobody names one on a CPU.
+# The last available one is the default on a CPU.
 BACKENDS = ("reference", "chunked", "cpu")
 
 

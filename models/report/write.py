@@ -94,14 +94,14 @@ def _page(
             "Mean and sample deviation over seeds on the test rows; the best row is marked"
             f"{' (lower is better)' if metric in LOWER_IS_BETTER else ''}. One result beats another "
             "here when their means differ by more than the larger deviation. Probes are linear models on standardised "
-            "representations, fitted on the training rows; their strength, like every other choice, was made on the "
-            "validation rows. “constant” is the most frequent class or the median, “linear” a linear model of "
+            "representations, fitted on the training rows; their regularisation, like every other choice, was chosen "
+            "on the validation rows. “constant” is the most frequent class or the median, “linear” a linear model of "
             "one pooled modality or of all (“input”), “untrained” a probe on the model before training.",
         ),
         page.section(
             "Training",
             page.figures([*figures.loss_curves(folders), *figures.term_curves(folders)]),
-            "One line a seed; the terms are those of the first seed.",
+            "One line per seed; the terms are those of the first seed.",
         ),
         page.section(
             f"Representations of {model}",
@@ -112,7 +112,7 @@ def _page(
         page.section(
             "Robustness",
             (page.figures([figures.robustness(curves, metric)]) if curves else "") + _missing(results, metric),
-            f"Test {metric} with damaged test inputs and everything else as above; the bands are one deviation.",
+            f"Test {metric} with corrupted test inputs and everything else as above; the bands are one deviation.",
         ),
         page.section(
             "Seconds per training step",
@@ -135,7 +135,7 @@ def _page(
 
 
 def _runs(folders: Mapping[str, Sequence[Path]], data: Dataset) -> str:
-    """What was trained: a row a label, with what its first run says of itself."""
+    """The trained models: one row per label, with the details of its first run."""
     rows = []
     for label, paths in folders.items():
         configs = [read(path) for path in paths]

@@ -1,1 +1,1 @@
-"""Training of any model: phases in order, atomic checkpoints, exact resuming. Names no system."""
+"""Training of any model: alternating phases, atomic checkpoints and exact resuming. Independent of the systems."""

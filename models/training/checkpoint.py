@@ -1,7 +1,8 @@
-"""Files that survive a kill: written beside, flushed to the disk, then renamed; and read without unpickling anything.
+"""Crash-safe checkpoints: written to a temporary file, flushed to disk and renamed; and read without unpickling
+anything.
 
-A run's folder holds ``last.ckpt`` (weights, optimisers, progress) and the one before it, ``previous.ckpt``; and
-``weights.safetensors``, the weights that are used afterwards. Each name is a whole file at any moment, or none.
+The folder of a run holds ``last.ckpt`` (weights, optimisers, progress), ``previous.ckpt`` (the checkpoint before it)
+and ``weights.safetensors`` (the final weights). At any time each file is either complete or absent.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ LAST, PREVIOUS, WEIGHTS = "last.ckpt", "previous.ckpt", "weights.safetensors"
 
 
 class AtomicCheckpoints(CheckpointIO):
-    """Lightning's way to disk, for its own resuming too: atomic, and with ``weights_only=True`` always."""
+    """Lightning's checkpoint plugin, also used when it resumes: atomic, and always with ``weights_only=True``."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
@@ -37,7 +38,8 @@ class AtomicCheckpoints(CheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Raises FileNotFoundError, or ValueError for a damaged file that says which one is left to go on from."""
+    """Reads a checkpoint. Raises FileNotFoundError, or ValueError for a damaged file that names the checkpoint to use
+    instead."""
     if not path.is_file():
         raise FileNotFoundError(f"cannot resume: no such file: {path}")
     try:
@@ -46,7 +48,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if broken is not None:
             raise zipfile.BadZipFile(f"{broken} does not match its checksum")
         found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes torch raise
+    except Exception as error:  # a damaged file can make torch raise any exception
         other = path.with_name(PREVIOUS)
         hint = f"; {other} is the one before it: --resume previous" if path.name == LAST and other.is_file() else ""
         raise ValueError(f"{path} is damaged ({str(error).splitlines()[0] or type(error).__name__}){hint}") from error
@@ -54,7 +56,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    # Parameters that modules share are one tensor, which safetensors refuses to store twice.
+    # safetensors does not store shared tensors twice, so shared parameters are cloned.
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
     replace_file(path, lambda beside: save_file(tensors, beside))
 
@@ -70,7 +72,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def misfit(path: Path, error: RuntimeError) -> ValueError:
-    """For a state that is another model's: torch's message lists every key, the first line of it is enough."""
+    """The error for the weights of another model. torch's message lists every key; only its first line is used."""
     first = (str(error).splitlines() or [""])[-1].strip().split(", ")[0].rstrip(". ")
     return ValueError(f"{path} does not fit the settings beside it, it is another model's ({first})")
 

@@ -1,4 +1,4 @@
-"""Settings of training: everything but the model and the data that decides a result."""
+"""Training settings: everything except the model and the data that determines a result."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "auto")
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One record for every model.
+    """The same settings for all models.
 
-    seed: weights, batches, dropout, noise and drawn splits. lr, weight_decay: AdamW's, where a phase names no others.
-    schedule: of all step sizes after ``warmup`` steps that rise linearly: "constant", or "cosine" / "linear" to zero.
-    clip: largest norm of a phase's gradient, 0 for none. precision: "16" scales its losses; see Lightning.
-    validate: epochs between two looks at the validation rows; 0 for about twenty a run, since a look can cost as much
-        as an epoch. patience: looks without a lower validation loss before training stops, 0 for no early stopping.
-    select: the weights that are kept, of the "last" epoch or of the "best" validation loss.
-    augmentation: "unique" views of all modalities but the first keep what the first refers to; "independent"; or
-        "mixing", independent with time warping and CutMix.
-    input_noise: deviation of normal noise on the inputs of every training batch.
-    corruption: modalities and frames that training batches lose; see CorruptionConfig.
-    accelerator: Lightning's. devices: processes that share the work of every batch, each on a device of its own; the
-        batch and the result stay those of one process, to rounding and the dropout of encoders.
-    threads: of torch in training, 0 for its own choice; the last digits of sums hang on it. deterministic: only
-        operators that repeat their results bit for bit.
+    epochs, batch_size: length of the run and rows per batch.
+    seed: of weights, batches, dropout, noise and random splits.
+    lr, weight_decay: of AdamW, unless a phase sets its own.
+    warmup: number of steps with linearly rising learning rates. schedule: of the learning rates afterwards: "constant",
+        or "cosine" or "linear" decay to zero.
+    clip: largest gradient norm of a phase, 0 for no clipping. precision: see Lightning; "16" uses loss scaling.
+    validate: epochs between validations; 0 means about twenty validations per run, because one can cost as much as an
+        epoch. patience: number of validations without a lower loss before training stops, 0 for no early stopping.
+    select: which weights to keep, those of the "last" epoch or of the "best" validation loss.
+    augmentation: "unique" (views of all modalities except the first preserve what the first refers to), "independent",
+        or "mixing" (independent, with time warping and CutMix).
+    input_noise: standard deviation of normal noise on the inputs of every training batch.
+    corruption: modalities and frames to remove from training batches, see CorruptionConfig.
+    accelerator: see Lightning. devices: number of processes that share the work of every batch, each on its own device.
+        Batches and results are those of one process, except for rounding and dropout in encoders.
+    threads: torch threads in training, 0 for torch's choice; they affect the last digits of sums. deterministic: use
+        only operators whose results are repeatable bit for bit.
     """
 
     epochs: int = 20
@@ -75,5 +78,5 @@ class TrainingConfig:
 
     @property
     def look_every(self) -> int:
-        """Epochs between two looks; a run shorter than ``validate`` looks at its end."""
+        """Epochs between validations; a run shorter than ``validate`` validates once at its end."""
         return min(self.validate, self.epochs) or max(1, self.epochs // 20)

@@ -1,7 +1,7 @@
-"""The processes of a run: started here for ``training.devices``, or found where torchrun or SLURM has started them.
+"""The processes of a run: started here for ``training.devices``, or already started by torchrun or SLURM.
 
-The trainer's strategy is Lightning's DDP without its wrapper: phases call parts of a model, and their gradients are
-averaged one phase at a time (models.shares).
+The strategy is Lightning's DDP without its module wrapper, because phases call parts of a model and average gradients
+phase by phase (models.shares).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STARTED = "MI_KERNELS_STARTED_RANKS"
 class Processes(NamedTuple):
     """devices: processes on this machine; nodes: machines. rank: this process among all of them.
 
-    environment: Lightning's view of what started them, None for nobody yet.
+    environment: Lightning's cluster environment, None if the processes have not been started.
     """
 
     devices: int = 1
@@ -46,7 +46,7 @@ class Processes(NamedTuple):
 
 
 class Unwrapped(DDPStrategy):
-    """Lightning's DDP that leaves the model and its gradients to the trainer; all ranks begin with rank 0's weights."""
+    """Lightning's DDP without wrapping the model or reducing gradients. All ranks start with the weights of rank 0."""
 
     def configure_ddp(self) -> None:
         assert self.model is not None
@@ -55,7 +55,8 @@ class Unwrapped(DDPStrategy):
 
 
 def processes_of(devices: int) -> Processes:
-    """Those of this run. Raises ValueError where ``devices`` is neither 1 nor what torchrun or SLURM has started."""
+    """The processes of this run. Raises ValueError if ``devices`` is neither 1 nor the number started by torchrun or
+    SLURM."""
     found = _started() or Processes(devices)
     if found.environment is not None and devices not in (1, found.devices):
         raise ValueError(
@@ -71,7 +72,7 @@ def _started() -> Processes | None:
     if TorchElasticEnvironment.detect():
         here = int(env["LOCAL_WORLD_SIZE"])
         return Processes(here, int(env["WORLD_SIZE"]) // here, int(env["RANK"]), TorchElasticEnvironment())
-    # Under sbatch or salloc alone one process runs; srun numbers those that it starts.
+    # sbatch and salloc run one process; srun numbers the processes that it starts.
     if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", 1)) > 1 and SLURMEnvironment.detect():
         nodes = int(env.get("SLURM_NNODES", 1))
         rank, environment = int(env["SLURM_PROCID"]), SLURMEnvironment(auto_requeue=False)
@@ -80,7 +81,7 @@ def _started() -> Processes | None:
 
 
 def trainer_options(found: Processes) -> dict[str, Any]:
-    """What Lightning's Trainer needs to know of them."""
+    """The options of Lightning's Trainer for these processes."""
     if found.number == 1:
         return {"devices": 1}
     assert found.environment is not None
@@ -92,7 +93,8 @@ def trainer_options(found: Processes) -> dict[str, Any]:
 
 
 def check_shares(found: Processes, config: TrainingConfig, model: nn.Module) -> None:
-    """Raises ValueError for a batch too small to share and for layers that look at the rows of their own process."""
+    """Raises ValueError for batches with fewer rows than processes, and for layers that use statistics of the rows of a
+    process."""
     if found.number == 1:
         return
     if config.batch_size < found.number:
@@ -104,9 +106,10 @@ def check_shares(found: Processes, config: TrainingConfig, model: nn.Module) -> 
 
 
 def launch(work: Callable[..., None], arguments: tuple[Any, ...], number: int) -> None:
-    """``work(*arguments)`` in ``number`` new processes that find each other; returns when all are done.
+    """Runs ``work(*arguments)`` in ``number`` new processes of one group and waits for them.
 
-    An exception of one of them ends the others and is raised here. They end with this process, however it ends.
+    If one process raises an exception, the others are stopped and the exception is raised here. All of them end with
+    this process.
     """
     context = torch.multiprocessing.get_context("spawn")
     port, failed = _free_port(), context.SimpleQueue()
@@ -136,7 +139,7 @@ def _raise_first(ranks: list[Any], failed: Any) -> None:
     for rank, process in enumerate(ranks):
         if process.exitcode is not None and process.exitcode < 0:
             name = signal.Signals(-process.exitcode).name
-            raise RuntimeError(f"process {rank} of {len(ranks)} was ended by {name}; go on with --resume")
+            raise RuntimeError(f"process {rank} of {len(ranks)} was ended by {name}; continue with --resume")
     if any(process.exitcode for process in ranks):
         silent = "a process ended before it could train; its own message stands above"
         raise RuntimeError(silent) if failed.empty() else failed.get()
@@ -173,7 +176,7 @@ def _sendable(error: BaseException) -> BaseException:
 
 
 def _end_with_parent() -> None:
-    """Nobody is left to end a rank that waits for others once the process that started it was killed."""
+    """Makes a rank exit when its parent process is killed; otherwise it would wait for the other ranks forever."""
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,4 +1,4 @@
-"""One run: training with Lightning, from the start or from a checkpoint, and what it leaves in its folder."""
+"""One training run with Lightning, from the start or from a checkpoint, and the files in its folder."""
 
 from __future__ import annotations
 
@@ -45,17 +45,21 @@ def fit(
     progress: bool = True,
     callbacks: Iterable[Callback] = (),
 ) -> Training:
-    """Trains; leaves config.yaml, run.json, last.ckpt, weights.safetensors, logs/ (CSV) and tensorboard/ in ``out``.
+    """Trains a model. Writes config.yaml, run.json, last.ckpt, weights.safetensors, logs/ (CSV) and tensorboard/ to
+    ``out``.
 
-    resume: goes on from last.ckpt (True or "last") or from the one before it ("previous"), on the same data and with
-    the same settings but for ``epochs``. overwrite: replaces a run that ``out`` holds. progress: a bar on a terminal,
-    otherwise one line an epoch.
-    With ``training.devices`` above 1 the training happens in processes of their own, which get copies of the callbacks;
-    a script that calls this needs ``if __name__ == "__main__"``. Under torchrun and SLURM every process calls it.
-    Raises ValueError when ``out`` holds a run that is neither resumed nor overwritten, when settings or data differ
-    from those of the run that is resumed, for a damaged checkpoint, and for settings that do not fit the data, so that
-    a phase of the model can use no batch, say; then the folder is as it was before. Raises ValueError, too, at the end
-    of a run in which a phase took no step, and NotFinite for a loss that became NaN or infinite.
+    resume: continue from last.ckpt (True or "last") or from the checkpoint before it ("previous"), on the same data and
+        with the same settings, except for ``epochs`` and ``devices``.
+    overwrite: replace an existing run in ``out``.
+    progress: show a progress bar on a terminal, otherwise one line per epoch.
+
+    With ``training.devices`` above 1, training runs in separate processes with copies of the callbacks; a calling
+    script needs ``if __name__ == "__main__"``. Under torchrun and SLURM every process calls this function.
+
+    Raises ValueError, without changing the folder, if ``out`` holds a run that is neither resumed nor overwritten, if
+    settings or data differ from those of the resumed run, for a damaged checkpoint, and for settings that do not fit
+    the data (for example, if a phase cannot use any batch). Raises ValueError at the end of a run in which a phase took
+    no step, and NotFinite if a loss becomes NaN or infinite.
     """
     processes = processes_of(config.training.devices)
     checkpoint = None
@@ -74,7 +78,7 @@ def fit(
     module = Training(model, data, config.training, config.training.epochs * len(loaders[0]))
     check_batches(module, loaders, least_rows(processes.number))
     if config.training.precision == "64":
-        module.double()  # Lightning reads a checkpoint before it converts: its weights would be rounded to 32 bits
+        module.double()  # Lightning loads checkpoints before converting the model, which would round weights
     if processes.number > 1 and processes.environment is None:
         launch(_rank, (config, data, out, resume, overwrite, progress, tuple(callbacks)), processes.number)
     else:
@@ -100,7 +104,7 @@ def _train(
     callbacks: Iterable[Callback],
     processes: Processes,
 ) -> None:
-    """In this process, which may be one of several."""
+    """Trains in this process, which may be one of several."""
     alone = not torch.distributed.is_initialized()
     with quiet():
         trainer = _trainer(config, out, progress, callbacks, processes)
@@ -119,14 +123,14 @@ def _train(
     if trainer.interrupted:
         raise KeyboardInterrupt
     if processes.number > 1:
-        # Rank 0 has written all files when the others go on, and no loss looks for ranks that have ended.
+        # Other ranks continue only after rank 0 has written all files, and no rank ends while others still communicate.
         trainer.strategy.barrier()
         if alone:
             torch.distributed.destroy_process_group()
 
 
 class Lines(Callback):
-    """One line an epoch, for logs that are no terminal."""
+    """Prints one line per epoch, for output that is not a terminal."""
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.started = time.monotonic()
@@ -147,7 +151,7 @@ class Lines(Callback):
 def _trainer(
     config: RunConfig, out: Path, progress: bool, callbacks: Iterable[Callback], processes: Processes
 ) -> Trainer:
-    """Writes nothing yet. Raises ValueError for an accelerator that this machine lacks."""
+    """Builds the Trainer without writing files. Raises ValueError for an accelerator that this machine lacks."""
     try:
         return Trainer(**_trainer_options(config, out, progress, callbacks), **trainer_options(processes))
     except (MisconfigurationException, RuntimeError) as error:
@@ -182,7 +186,7 @@ def _trainer_options(config: RunConfig, out: Path, progress: bool, callbacks: It
 
 
 def load_run(out: Path, data: Dataset) -> tuple[RunConfig, Model]:
-    """The settings and the trained model of a run's folder. Raises ValueError when the data has changed since."""
+    """The settings and the trained model of a run. Raises ValueError if the data has changed since training."""
     config = read(out)
     check_digest(out, data)
     model = build(config.name, config.model, data, config.seed)
@@ -196,7 +200,7 @@ def load_run(out: Path, data: Dataset) -> tuple[RunConfig, Model]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hides Lightning's hints on workers, devices and checkpoint folders; errors pass."""
+    """Hides Lightning's hints on workers, devices and checkpoint folders, but not its errors."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

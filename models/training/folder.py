@@ -1,4 +1,4 @@
-"""The folder of a run: whether one may start or go on there, on which data, and what an earlier run left."""
+"""The folder of a run: checks whether a run may start or continue there, and on which data."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from models.settings import FILE, RunConfig, read
 from models.training.checkpoint import LAST, PREVIOUS, WEIGHTS
 
 RUN, RESULTS = "run.json", "results.json"
-# A resumed run may be longer, and its work may be shared between other processes.
+# Settings that may change when a run is resumed.
 FREE = ("training.epochs", "training.devices")
 
 
 def holds_work(out: Path) -> bool:
-    """Whether training has left a checkpoint or weights here; settings alone are no loss."""
+    """Whether the folder has a checkpoint or weights; a folder with settings alone may be replaced."""
     return any((out / name).is_file() for name in (LAST, PREVIOUS, WEIGHTS))
 
 
 def refuse_folder(out: Path, *, overwrite: bool = False, resumable: bool = True) -> None:
-    """Raises ValueError when a new run in ``out`` would replace one that is there, FileExistsError for a file."""
+    """Raises ValueError if a new run in ``out`` would replace an existing one, and FileExistsError if ``out`` is a
+    file."""
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"--out must be a folder, {out} is a file")
     if holds_work(out) and not overwrite:
-        what = "a run: go on with --resume," if resumable else "a run with other settings:"
+        what = "a run: continue with --resume," if resumable else "a run with other settings:"
         raise ValueError(f"{out} holds {what} replace it with --overwrite, or choose another --out")
 
 
 def checkpoint_of(config: RunConfig, data: Dataset, out: Path, which: str) -> Path | None:
-    """The checkpoint that a run goes on from, "last" or "previous"; None when it was killed before its first one.
+    """The checkpoint from which a run continues, "last" or "previous"; None if it was interrupted before its first
+    checkpoint.
 
-    Raises ValueError when settings or data differ from the run's, FileNotFoundError when there is no such run.
+    Raises ValueError if settings or data differ from those of the run, and FileNotFoundError if there is no such run.
     """
     changed = [name for name in read(out).differences(config) if name not in FREE]
     if changed:
@@ -44,7 +46,7 @@ def checkpoint_of(config: RunConfig, data: Dataset, out: Path, which: str) -> Pa
     checkpoint = out / (PREVIOUS if which == "previous" else LAST)
     if checkpoint.is_file():
         return checkpoint
-    # Killed before its first checkpoint: everything is repeated from the start, which gives the same run.
+    # Interrupted before its first checkpoint: the run starts again and gives the same result.
     left = [name for name in (LAST, PREVIOUS) if (out / name).is_file()]
     if left:
         other = {LAST: "--resume", PREVIOUS: "--resume previous"}[left[0]]
@@ -53,7 +55,7 @@ def checkpoint_of(config: RunConfig, data: Dataset, out: Path, which: str) -> Pa
 
 
 def start_folder(config: RunConfig, data: Dataset, out: Path) -> None:
-    """Writes what says what the run is, in the place of what an earlier run left."""
+    """Removes the files of an earlier run and writes the settings and the digest of the data."""
     for name in ("logs", "tensorboard"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in (LAST, PREVIOUS, WEIGHTS, RUN, FILE, RESULTS):
@@ -64,7 +66,7 @@ def start_folder(config: RunConfig, data: Dataset, out: Path) -> None:
 
 
 def check_digest(out: Path, data: Dataset) -> None:
-    """Raises ValueError when the data is not what the run in ``out`` was trained on."""
+    """Raises ValueError if the data differs from that of the run in ``out``."""
     path = out / RUN
     if not path.is_file():
         return

@@ -1,4 +1,4 @@
-"""The curves that a run has logged, over every time that it was resumed."""
+"""The logged curves of a run, including all times that it was resumed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def history(out: Path, column: str) -> list[tuple[int, float]]:
 
 
 def epochs_of(out: Path) -> int:
-    """How many epochs are behind a run, over every time that it was resumed; 0 where none has logged a loss."""
+    """The number of epochs of a run, including all times that it was resumed; 0 if no loss was logged."""
     return max((epoch + 1 for epoch, _ in history(out, "loss")), default=0)
 
 
 def columns(out: Path) -> list[str]:
-    """Names of everything that a run has logged, in the order in which it appeared."""
+    """The names of all logged columns, in order of appearance."""
     return list(dict.fromkeys(name for row in _rows(out) for name in row if name not in ("epoch", "step")))
 
 

@@ -1,4 +1,5 @@
-"""One batch of training: every phase of a model in order, each stepping its own parameters with all others frozen."""
+"""Training on one batch: runs the phases of a model in order. Each phase trains its parameters while all others are
+frozen."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ class NotFinite(RuntimeError):
 
 @contextmanager
 def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """No gradients for these parameters inside the block: saves their share of the backward."""
+    """Context without gradients for these parameters, which saves their part of the backward pass."""
     learning = [parameter for parameter in parameters if parameter.requires_grad]
     try:
         for parameter in learning:
@@ -41,11 +42,11 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 class Training(LightningModule):
     """Alternating optimisation of any Model.
 
-    Corruption hangs on (seed, epoch, row); input noise, dropout, views and fresh batches on (seed, number of the batch)
-    alone. A checkpoint holds that number, so a resumed run repeats exactly.
+    Corruption depends only on (seed, epoch, row). Input noise, dropout, views and fresh batches depend only on (seed,
+    number of the batch). A checkpoint contains that number, so a resumed run repeats exactly.
 
-    With several processes every one of them makes the same batch and the work on it is shared, see models.shares;
-    losses and gradients are averaged over them.
+    With several processes, all of them make the same batch and share the work on it (models.shares); losses and
+    gradients are averaged over them.
     """
 
     batches_seen: Tensor
@@ -87,11 +88,11 @@ class Training(LightningModule):
         return torch.Generator().manual_seed(self.config.seed * 1_000_003 + draw)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Stays where it is: noise and views are drawn on the CPU first, the same ones for every device."""
+        """Leaves the batch on the CPU, where noise and views are drawn, so that they are the same for every device."""
         return batch
 
     def prepared(self, batch: Batch, generator: torch.Generator, *, training: bool = True) -> Batch:
-        """The batch as the model sees it: corrupted, noisy, with its views."""
+        """The input of the model: the batch after corruption and noise, with views."""
         if training:
             batch = corrupted(batch, self.config.corruption, self.config.seed, self.current_epoch)
             scale = self.config.input_noise
@@ -143,7 +144,8 @@ class Training(LightningModule):
             self.log_dict(logged, **how)
 
     def run_phase(self, phase: Phase, optimizer: Any, batch: Batch, generator: torch.Generator) -> Loss | None:
-        """All steps of a phase on one batch; the last loss, or None where the batch has no row that the phase uses."""
+        """Runs all steps of a phase on one batch. Returns the last loss, or None if the batch has too few usable
+        rows."""
         mine = {id(parameter) for parameter in phase.parameters}
         found = None
         with frozen(parameter for parameter in self.model.parameters() if id(parameter) not in mine):
@@ -163,7 +165,7 @@ class Training(LightningModule):
         return found
 
     def source(self, phase: Phase, batch: Batch) -> Any:
-        """What the phase's loss reads, or None for a batch with fewer usable rows than a step needs."""
+        """The input of the phase's loss, or None for a batch with fewer usable rows than a step needs."""
         batch = phase.usable(batch)
         if batch.size < least_rows(self.processes):
             return None
@@ -173,7 +175,7 @@ class Training(LightningModule):
             return phase.fixed(batch)
 
     def _schedule(self, optimizer: Any, phase: Phase) -> None:
-        """The step size is a function of the number of the batch: nothing of it has to be stored."""
+        """Sets the learning rate, which depends only on the number of the batch, so that no state has to be stored."""
         if self.config.schedule == "constant" and not self.config.warmup:
             return
         factor = scheduled(self.config, int(self.batches_seen), self.total_steps)
@@ -181,7 +183,8 @@ class Training(LightningModule):
             group["lr"] = self._lr(phase) * factor
 
     def _check(self, losses: Mapping[str, Tensor]) -> None:
-        """Raises NotFinite that names the phase; one question for all of them, since each waits for the device."""
+        """Raises NotFinite that names the phase. One test for all losses, because each test synchronises with the
+        device."""
         if not losses or bool(torch.stack([loss.isfinite() for loss in losses.values()]).all()):
             return
         name, loss = next((name, loss) for name, loss in losses.items() if not torch.isfinite(loss))
@@ -202,7 +205,7 @@ class Training(LightningModule):
 
 
 def scheduled(config: TrainingConfig, step: int, total: int | None) -> float:
-    """What the step sizes are multiplied with at a step: the warm-up's linear rise, then the schedule."""
+    """The factor of the learning rates at a step: linear warm-up, then the schedule."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     if config.schedule == "constant" or not total:

@@ -1,4 +1,4 @@
-"""The settings that a search tries: the same ones for every model, as far as its settings have them."""
+"""The settings that a search tries: the same for every model, as far as it has these settings."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SEQUENCES: dict[str, tuple[Any, ...]] = {
 
 
 def trials(space: Mapping[str, Sequence[Any]], number: int) -> list[dict[str, Any]]:
-    """What a search tries: nothing, then ``number - 1`` draws.
+    """The changes that a search tries: first none, then ``number - 1`` random draws.
 
-    Every so many draws as a setting has values, each of them is drawn once (a Latin hypercube). Raises ValueError when
-    number < 1.
+    The draws form a Latin hypercube: if a setting has n values, every n consecutive draws contain each value once.
+    Raises ValueError if number < 1.
     """
     if number < 1:
         raise ValueError(f"the number of trials must be at least 1, got {number}")
@@ -44,7 +44,7 @@ def trials(space: Mapping[str, Sequence[Any]], number: int) -> list[dict[str, An
 
 
 def applicable(base: RunConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``changes`` that the run's model has a setting for."""
+    """The ``changes`` for which the model has a setting."""
     known = base.flat()
     return {name: value for name, value in changes.items() if name in known}
 

@@ -1,4 +1,4 @@
-"""Which weights are kept, and when training stops early: both look at the validation loss alone."""
+"""Selection of weights and early stopping, based only on the validation loss."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _log = logging.getLogger(__name__)
 
 
 class Selection(Callback):
-    """Writes weights.safetensors: of the last epoch, or of the lowest validation loss (the first of equals).
+    """Writes weights.safetensors: those of the last epoch, or of the lowest validation loss (the first of equal ones).
 
-    The file is written before the checkpoint of its epoch. A run that is killed in between repeats the epoch and writes
-    the same again.
+    The file is written before the checkpoint of its epoch. A run that is interrupted in between repeats the epoch and
+    writes the same file again.
     """
 
     def __init__(self, config: TrainingConfig, out: Path):
         self.config, self.path = config, out / WEIGHTS
         self.best, self.best_epoch, self.waited = math.inf, -1, 0
         self.looked = False
-        self.restored_epoch = -1  # after which the checkpoint was written that the run goes on from
+        self.restored_epoch = -1  # epoch of the checkpoint from which the run was resumed
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
@@ -39,8 +39,8 @@ class Selection(Callback):
         self.restored_epoch = checkpoint["epoch"]
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Writes damaged weights again from the checkpoint that a resumed run goes on from, where it holds them."""
-        # One answer for all processes: each of them decides when to stop.
+        """Restores a damaged weights file from the checkpoint of a resumed run, if it contains these weights."""
+        # The same answer for all processes, because each of them decides when to stop.
         if not trainer.strategy.broadcast(self.path.is_file() and damaged(self.path)):
             return
         if self.config.select == "last" or self.best_epoch == self.restored_epoch:

@@ -1,4 +1,4 @@
-"""Refuses runs that learn nothing: before the start where no batch can be used, at the end where no step was taken."""
+"""Raises errors for runs that learn nothing: at the start if no batch can be used, at the end if no step was taken."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 def least_rows(processes: int) -> int:
-    """Rows that a step needs: losses compare the rows of a batch, and every process needs one of its own."""
+    """The number of rows that a step needs. Losses compare rows of a batch, and every process needs its own row."""
     return max(2, processes)
 
 
 def check_batches(module: Training, loaders: tuple[Iterable[Batch], Iterable[Batch]], least: int) -> None:
-    """Raises ValueError where no batch of the first epoch has rows that a phase can use, with the setting to change.
+    """Raises ValueError that names the setting to change if no batch of the first epoch has rows that a phase can use.
 
-    loaders: of training and validation rows; the latter are looked at where their loss decides something. Stops at the
-    first batch that all phases can use, so it costs one batch as a rule.
+    loaders: of training and validation rows; the latter are checked only if the validation loss is used. The check
+    stops at the first batch that all phases can use, so it usually costs one batch.
     """
     config, data = module.config, module.data
     stepped = [phase for phase in module.phases if phase.steps]
@@ -51,7 +51,7 @@ def _unusable(
 ) -> list[Phase]:
     """The phases that have fewer than ``least`` usable rows in a whole epoch."""
     rows = dict.fromkeys((phase.name for phase in phases), 0)
-    with torch.random.fork_rng([]):  # a loader draws a seed whenever it starts
+    with torch.random.fork_rng([]):  # because a loader draws a seed whenever it starts
         for batch in loader:
             if corruption is not None:
                 batch = corrupted(batch, corruption, seed)
@@ -74,7 +74,7 @@ def _cause(phase: Phase, loader: Iterable[Batch], data: Dataset, config: Trainin
 
 
 def check_steps(phases: Iterable[Phase], optimizers: Iterable[torch.optim.Optimizer], config: TrainingConfig) -> None:
-    """Raises ValueError for a phase whose optimiser has never stepped; a resumed run knows the steps before it."""
+    """Raises ValueError for a phase whose optimiser has never taken a step, including the steps before resuming."""
     for phase, optimizer in zip(phases, optimizers, strict=True):
         if phase.steps and not optimizer.state:
             raise ValueError(

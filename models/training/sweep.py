@@ -1,4 +1,5 @@
-"""Seeds and grids of settings side by side: one folder a run, each trained by a process of its own; resumes."""
+"""Trains seeds and grids of settings in parallel: one folder and one process per run. An interrupted sweep can be
+resumed."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from models.training.checkpoint import LAST
 from models.training.folder import FREE, RESULTS, refuse_folder
 from models.training.search import grid
 
+ROOT = Path(__file__).resolve().parents[2]  # holds the package ``models``
+
 
 class Job(NamedTuple):
     folder: Path
@@ -23,7 +26,7 @@ class Job(NamedTuple):
 
 
 def jobs(base: RunConfig, axes: Mapping[str, Sequence[Any]], seeds: Sequence[int], out: Path) -> list[Job]:
-    """Folders OUT/lr=0.001,epochs=3/seed0; without axes OUT/seed0."""
+    """The runs in folders OUT/lr=0.001,epochs=3/seed0, or OUT/seed0 without axes."""
     found = []
     for changes, config in grid(base, axes):
         name = ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in changes.items()).replace("/", "_")
@@ -39,7 +42,7 @@ def jobs(base: RunConfig, axes: Mapping[str, Sequence[Any]], seeds: Sequence[int
 
 
 def finished(job: Job) -> bool:
-    """Whether the folder has the results of exactly these settings."""
+    """Whether the folder contains results for exactly these settings."""
     return (job.folder / RESULTS).is_file() and not _differences(job)
 
 
@@ -51,17 +54,17 @@ def _differences(job: Job) -> list[str]:
 
 
 def command(job: Job, config_file: Path) -> list[str]:
-    """Fits, or goes on from the checkpoint of the same settings, and evaluates."""
+    """The command that trains (or resumes from a checkpoint with the same settings) and evaluates."""
     resumable = (job.folder / LAST).is_file() and not [n for n in _differences(job) if n not in FREE]
     found = [sys.executable, "-m", "models", "fit", "--config", str(config_file), "--out", str(job.folder)]
     return [*found, "--evaluate", "--quiet", "--resume" if resumable else "--overwrite"]
 
 
 def run(todo: Sequence[Job], workers: int, poll: float = 0.2, *, overwrite: bool = False) -> list[str]:
-    """Trains all jobs that are not finished, ``workers`` at a time; the messages of those that failed.
+    """Trains all unfinished jobs, ``workers`` at a time. Returns the messages of those that failed.
 
-    Each process gets its share of the cores. A run that fails does not stop the others. Raises ValueError, before
-    anything is trained, where a folder holds a run of other settings and ``overwrite`` is not said.
+    The cores are divided between the processes. A failed run does not stop the others. Raises ValueError before
+    training if a folder holds a run with other settings and ``overwrite`` is False.
     """
     for job in todo:
         other = [name for name in _differences(job) if name not in FREE]
@@ -75,6 +78,8 @@ def run(todo: Sequence[Job], workers: int, poll: float = 0.2, *, overwrite: bool
             print(f"{job.folder}: kept", flush=True)
     threads = max(1, (os.cpu_count() or 1) // workers)
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    # So that the runs find the same ``models`` from any working directory.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     running: dict[subprocess.Popen[str], Job] = {}
     failures = []
     with tempfile.TemporaryDirectory() as folder:

@@ -147,7 +147,7 @@ def test_docs_list_every_bound() -> None:
 @pytest.mark.parametrize("arguments, message", [
     ({"kind": "middle"}, "kind must be one of lower, upper, neither, got 'middle'"),
     ({"critics": ("any",)}, "critics must be a tuple of"),
-    ({"name": "nwj"}, "name must be new, 'nwj' is NWJ"),
+    ({"name": "nwj"}, "name must be new: 'nwj' is the name of NWJ"),
 ])
 def test_bad_declarations_are_refused(arguments: dict, message: str) -> None:
     class Mine(nn.Module):

@@ -184,8 +184,8 @@ def kernels(draw: Draw) -> Call:
 def _of_a_ratio(x: Tensor, y: Tensor, bandwidth: float) -> float:
     """Rounding of h / sqrt(a b), the three being HSICs of (x, y), (x, x) and (y, y).
 
-    Value: each is a difference of sums of products of e = k - 1, in fp64, so its error relative to itself is the unit
-    of fp64 times mean(e^2) B^2 over tr(EHEH). Gradient: the three logarithms' gradients, which cancel for two rows.
+    Value: each is a difference of sums of products of e = k - 1, in fp64, so its relative error is the unit of fp64
+    times mean(e^2) B^2 over tr(EHEH). Gradient: the three logarithms' gradients, which cancel to 0 for two rows.
     """
     wide = [t.detach().double().requires_grad_() for t in (x, y)]
     accumulated = oracle.unit(torch.float64 if x.dtype == torch.float64 else torch.float32)

@@ -236,7 +236,7 @@ def test_backend_context_and_environment(monkeypatch):
 def test_a_backend_named_by_the_caller_never_falls_back():
     if mk.backends()["triton"] == "available":
         pytest.skip("triton is available here")
-    with pytest.raises(RuntimeError, match="backend 'triton' was asked for"):
+    with pytest.raises(RuntimeError, match="backend 'triton' was requested"):
         mk.info_nce(torch.randn(4, 3), torch.randn(4, 3), backend="triton")
 
 

@@ -63,7 +63,7 @@ def test_a_run_is_fitted_resumed_evaluated_and_reported(measured, file, tmp_path
     again.write_text((tmp_path / "run" / "config.yaml").read_text())
     other = ["fit", "--config", str(again), "--out", out, "--quiet", "--seed", "3", "--evaluate"]
     assert main(other) == 2
-    assert "go on with --resume, replace it with --overwrite" in capsys.readouterr().err
+    assert "continue with --resume, replace it with --overwrite" in capsys.readouterr().err
     assert main([*other, "--overwrite"]) == 0
     assert "constant" in capsys.readouterr().out
 
@@ -181,6 +181,13 @@ def test_a_job_of_a_sweep_is_a_command_that_resumes_where_it_can(tmp_path):
     assert parser().parse_args(sweep.command(job, tmp_path / "c.yaml")[3:]).resume == "last"
     other = parser().parse_args(sweep.command(job._replace(config=config("simclr", lr=0.7)), tmp_path / "c.yaml")[3:])
     assert not other.resume and other.overwrite
+
+
+def test_the_jobs_of_a_sweep_find_the_package_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "command", lambda job, path: [sys.executable, "-c", "import models"])
+    assert sweep.run(sweep.jobs(config("simclr"), {}, (3,), tmp_path), 1) == []
+    assert "seed3: done" in capsys.readouterr().out
 
 
 def test_models_data_sets_and_configs_are_listed(capsys):

@@ -5,6 +5,7 @@ import pytest
 from bench.factorcl_terms import DATA, MODELS, SPACE, base, variants
 from bench.kept import Kept, summarised
 from bench.plain import train
+from bench.systems_evidence import CASES, config_of, summary
 from models.training.fit import fit
 from models.training.search import applicable, trials
 from tests.models.helpers import assert_same_weights, config, mixed, weights
@@ -42,3 +43,23 @@ def test_every_variant_and_every_trial_is_a_valid_setting(data):
         start = base(model, data, 0)
         for changes in trials(SPACE, 8):
             start.changed(applicable(start, changes))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_arm_and_every_trial_of_a_case_is_a_valid_setting(name):
+    case = CASES[name]
+    for arm, settings in case.arms.items():
+        of = case.arms[settings.follows or arm]
+        assert len(of.rates) * len(of.trials) == 4
+        for changes in of.trials:
+            config_of(case, arm, 0, of.rates[0], changes)
+
+
+def test_the_reference_gains_where_it_errs_less():
+    def run(mae):
+        return {"test": {"mae": mae}, "missing": {"audio": mae + 1}}
+
+    found = {"MFM": [run(1.0), run(2.0)], "MFN": [run(1.5), run(2.25)]}
+    mfm, mfn = summary(CASES["mfm-mmmo"], "mae", found)
+    assert mfm["missing"]["audio"]["mean"] == 2.5 and "reference_gains" not in mfm
+    assert mfn["reference_gains"]["mean"] == 0.375

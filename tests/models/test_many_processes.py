@@ -227,7 +227,7 @@ def running(pid):
 
 def test_a_killed_process_is_named():
     ranks = [SimpleNamespace(exitcode=1), SimpleNamespace(exitcode=-9)]
-    with pytest.raises(RuntimeError, match=r"process 1 of 2 was ended by SIGKILL; go on with --resume"):
+    with pytest.raises(RuntimeError, match=r"process 1 of 2 was ended by SIGKILL; continue with --resume"):
         _raise_first(ranks, None)
 
 

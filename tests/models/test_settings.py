@@ -78,7 +78,7 @@ def test_differences_are_dotted_names():
 def test_what_is_no_settings_file_is_explained(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         read(tmp_path)
-    with pytest.raises(IsADirectoryError, match="is a folder; a YAML file is wanted"):
+    with pytest.raises(IsADirectoryError, match="is a folder; a YAML file is needed"):
         from_file(tmp_path)
     path = tmp_path / "config.yaml"
     wrong = {"[1, 2]": "must hold the parts", "x: 1\na: [": "is not YAML: line 2,", "model: {}": "model.name"}

@@ -251,7 +251,7 @@ def test_a_run_is_not_replaced_without_a_word(data, tmp_path):
     fit(settings, data, tmp_path, progress=False)
     kept = (tmp_path / WEIGHTS).read_bytes()
     other = settings.changed({"training.seed": 1})
-    with pytest.raises(ValueError, match=r"holds a run: go on with --resume, replace it with --overwrite"):
+    with pytest.raises(ValueError, match=r"holds a run: continue with --resume, replace it with --overwrite"):
         fit(other, data, tmp_path, progress=False)
     assert (tmp_path / WEIGHTS).read_bytes() == kept and read(tmp_path) == settings
     fit(other, data, tmp_path, progress=False, overwrite=True)

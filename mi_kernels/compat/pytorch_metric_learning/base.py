@@ -1,4 +1,4 @@
-"""What NTXentLoss and SupConLoss share: checks, the scores, and the way to a reducer."""
+"""Shared by NTXentLoss and SupConLoss: argument checks, scores and reduction."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def check_inputs(name: str, embeddings: Tensor, label_name: str, labels: Tensor 
 
 
 class _Again(torch.autograd.Function):
-    """function(*tensors), computed again in the backward instead of kept. (torch.utils.checkpoint imports the compiler:
-    seconds and 150 MiB.)"""
+    """function(*tensors), recomputed in backward instead of stored. (torch.utils.checkpoint would import the compiler,
+    which takes seconds and 150 MiB.)"""
 
     @staticmethod
     def forward(ctx: Any, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -58,7 +58,8 @@ class _Again(torch.autograd.Function):
 
 
 class Scores(NamedTuple):
-    """Scores / temperature, [B, N]: of features that are multiplied by blocks of rows, or a distance's whole matrix."""
+    """Scores / temperature, [B, N]: from features, multiplied in blocks of rows, or from the full matrix of a
+    distance."""
 
     features: tuple[Tensor, Tensor] | None  # [B, D], [N, D]
     matrix: Tensor | None
@@ -72,8 +73,8 @@ class Scores(NamedTuple):
         return self.features[0] @ self.features[1].mT * self.scale
 
     def over_blocks(self, function: Callable[..., Tensor], *by_row: Tensor) -> Iterator[Tensor]:
-        """function(scores [b, N], first row, *by_row [b]) of blocks of b rows, which keep nothing for the backward but
-        their features where there are several. A matrix is one block: it is stored already."""
+        """Yields function(scores [b, N], first row, *by_row [b]) for blocks of b rows. If there are several blocks,
+        only their features are kept for backward. A stored matrix is one block."""
         rows, columns = self.shape
         if self.features is not None:
             x, y = self.features
@@ -92,8 +93,8 @@ class Scores(NamedTuple):
 
 
 def _is_inner_product(distance: Any) -> bool:
-    """Whether a distance is known to be an inner product: anything that a subclass, an instance, a hook or a record of
-    statistics may change is left to the distance itself."""
+    """Whether a distance is certainly an inner product. If a subclass, an instance attribute, a hook or recorded
+    statistics may change the result, the distance itself is called."""
     base = original.DotProductSimilarity
     return (
         isinstance(distance, base)
@@ -106,9 +107,9 @@ def _is_inner_product(distance: Any) -> bool:
 
 
 class PairLoss(original.BaseMetricLossFunction):
-    """Both losses: the inputs' checks, which path runs, and the reduction."""
+    """Base class of both losses: checks the inputs, chooses the implementation and reduces the losses."""
 
-    # the reducer whose result a loss can compute without the losses apart
+    # the reducer whose result a loss can compute without the individual losses
     own_reducer: Any = original.MeanReducer
 
     def __init__(self, temperature: float, **kwargs: Any):
@@ -179,13 +180,13 @@ class PairLoss(original.BaseMetricLossFunction):
         own = torch.arange(embeddings.shape[0], device=embeddings.device)
         if labels is ref_labels or torch.equal(labels, ref_labels):
             return self._of_labels(embeddings, labels, ref_emb, labels, own)
-        # A row that has another label as a column: only a list can say so.
+        # A row whose label differs from its label as a column: only a list of pairs can represent this.
         return self.compute_loss(embeddings, labels, all_pairs(labels, ref_labels, own), ref_emb, ref_labels)
 
     def against(
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, own: Tensor | None
     ) -> Tensor:
-        """The loss from labels; own [B] is the column of ref_emb that is the row itself, None if there is none."""
+        """The loss from labels; own [B] is the column of ref_emb that is the row itself, or None."""
         self.reset_stats()
         return self._reduced(self._of_labels(embeddings, labels, ref_emb, ref_labels, own), embeddings, labels)
 
@@ -198,16 +199,16 @@ class PairLoss(original.BaseMetricLossFunction):
 
     def _reduced(self, losses: dict[str, dict[str, Any]], embeddings: Tensor, labels: Tensor | None) -> Tensor:
         self.add_embedding_regularization_to_loss_dict(losses, embeddings)
-        # Reducers make their zeros and their sums in the embeddings' type: fp16 would cap the loss.
+        # Reducers create their sums in the dtype of the embeddings, and fp16 would limit the loss.
         return self.reducer(losses, widened(embeddings), labels)
 
     def _scores(self, embeddings: Tensor, ref_emb: Tensor) -> Scores:
-        """What scores are made of: features whose inner products they are, or the distance's matrix."""
+        """The features whose inner products are the scores, or the matrix of the distance."""
         scale = common.inverse_temperature(self.temperature)
         distance: Any = self.distance
         shape = (embeddings.shape[0], ref_emb.shape[0])
         if not _is_inner_product(distance):
-            if not any(True for _ in distance.parameters()):  # a distance that learns has a type of its own
+            if not any(True for _ in distance.parameters()):  # a learnable distance has its own dtype
                 same = ref_emb is embeddings
                 embeddings = widened(embeddings)
                 ref_emb = embeddings if same else widened(ref_emb)
@@ -222,7 +223,7 @@ class PairLoss(original.BaseMetricLossFunction):
         return Scores((x, y), None, scale, shape)
 
     def _reduces_itself(self) -> bool:
-        """Whether the loss may be reduced here, because the reducer is the default one and records nothing."""
+        """Whether this class may reduce the loss, because the reducer is the default one and records nothing."""
         reducer: Any = self.reducer
         if type(reducer) is original.MultipleReducers and "loss" in reducer.reducers:
             reducer = reducer.reducers["loss"]
@@ -250,11 +251,11 @@ def already_reduced(loss: Tensor) -> dict[str, dict[str, Any]]:
 
 
 class Lists(NamedTuple):
-    """Pairs in the order of their anchors, so that the pairs of a block of rows lie together."""
+    """Pairs sorted by anchor, so that the pairs of a block of rows are contiguous."""
 
     rows: Tensor
     columns: Tensor
-    order: Tensor | None  # where each pair was; None: they were in order
+    order: Tensor | None  # the original position of each pair; None if they were sorted
 
     @classmethod
     def of(cls, rows: Tensor, columns: Tensor) -> Lists:
@@ -264,11 +265,11 @@ class Lists(NamedTuple):
         return cls(rows[order], columns[order], order)
 
     def within(self, first: int, rows: int) -> tuple[Tensor, Tensor]:
-        """The pairs of a block of rows: rows, counted from the block's first, and columns."""
+        """The pairs of a block of rows: row indices relative to the first row of the block, and columns."""
         ends = torch.searchsorted(self.rows, self.rows.new_tensor([first, first + rows]))
         part = slice(*ends.tolist())
         return self.rows[part] - first, self.columns[part]
 
     def as_given(self, values: Tensor) -> Tensor:
-        """Values of the pairs in their first order."""
+        """Values of the pairs in their original order."""
         return values if self.order is None else values[torch.argsort(self.order)]

@@ -1,4 +1,4 @@
-"""Embeddings and labels of earlier batches as further pairs."""
+"""Cross-batch memory: embeddings and labels of earlier batches as additional pairs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from .support import CROSS_BATCH, check_support, refuse
 
 
 class CrossBatchMemory(original.CrossBatchMemory):
-    """loss of the batch against the last memory_size embeddings and labels, the batch's own among them (Wang et al.
-    2020, XBM). embedding_memory, label_memory; queue_idx: where the next row goes; has_been_filled.
+    """The loss of the batch against the last memory_size embeddings and labels, including those of the batch (XBM, Wang
+    et al. 2020).
 
-    enqueue_mask [B]: only these are stored, only the others are anchors. indices_tuple, of a miner run on the batch, is
-    added to the memory's pairs. With a loss of this module, no miner and no indices_tuple, nothing B x M is stored; any
-    other loss(embeddings, labels, indices_tuple, ref_emb, ref_labels) gets the list of all pairs. A state without
-    queue_idx, as the original saves it, continues after its last row that is not 0.
+    State: embedding_memory, label_memory, queue_idx (the position of the next row) and has_been_filled. enqueue_mask
+    [B] selects rows that are stored but are not anchors; the others are anchors but are not stored. indices_tuple, from
+    a miner on the batch, is added to the pairs with the memory. With a loss of this package, no miner and no
+    indices_tuple, no B x M tensor is stored. Any other loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+    receives the list of all pairs. A state of the original, which has no queue_idx, continues after its last nonzero
+    row.
     """
 
     embedding_memory: Tensor
@@ -39,7 +41,7 @@ class CrossBatchMemory(original.CrossBatchMemory):
         miner: Callable[..., tuple[Tensor, ...]] | None = None,
         **kwargs: Any,
     ):
-        original.ModuleWithRecords.__init__(self, **kwargs)  # past the original's own set-up, which is done here
+        original.ModuleWithRecords.__init__(self, **kwargs)  # skips the __init__ of the original class
         for name, value in (("embedding_size", embedding_size), ("memory_size", memory_size)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an int, got {type(value).__name__}")
@@ -64,17 +66,18 @@ class CrossBatchMemory(original.CrossBatchMemory):
         refuse(cls, loss_name)
 
     def reset_queue(self) -> None:
-        """Forgets everything."""
+        """Empties the memory."""
         self.register_buffer("embedding_memory", torch.zeros(self.memory_size, self.embedding_size))
         self.register_buffer("label_memory", torch.zeros(self.memory_size, dtype=torch.long))
         self.queue_idx, self.has_been_filled = 0, False
 
     @torch.no_grad()
     def add_to_memory(self, embeddings: Tensor, labels: Tensor, batch_size: int) -> None:
-        """Stores batch_size rows over the oldest; curr_batch_idx [batch_size] says where (-1: not kept)."""
+        """Stores batch_size rows over the oldest ones; curr_batch_idx [batch_size] holds their positions (-1: not
+        stored)."""
         start = self.queue_idx
         dropped, runs, pointer = ring_slots(start, batch_size, self.memory_size)
-        # New tensors: the loss of the batch before may still hold the old ones for its backward.
+        # New tensors, because the backward pass of an earlier loss may still need the old ones.
         self.embedding_memory, self.label_memory = self.embedding_memory.clone(), self.label_memory.clone()
         for slot, row, length in runs:
             self.embedding_memory[slot : slot + length] = embeddings[row : row + length]

@@ -1,4 +1,4 @@
-"""Both losses from labels, for batches whose scores are not stored."""
+"""Both losses from labels, without storing the scores."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .dense import softplus
 
 
 class Classes(NamedTuple):
-    """Rows and columns by class, counted from 0."""
+    """The classes of rows and columns, numbered from 0."""
 
     row: Tensor  # [B]
     column: Tensor  # [N]
     own: Tensor | None  # [B], the column that is the row itself
-    positives: Tensor  # [B], how many
+    positives: Tensor  # [B], number of positives; likewise negatives
     negatives: Tensor  # [B]
 
     @classmethod
@@ -33,26 +33,26 @@ class Classes(NamedTuple):
 
 
 def negatives_log_sum(x: Tensor, y: Tensor, scale: float | Tensor, row_class: Tensor, col_class: Tensor) -> Tensor:
-    """log sum exp of a row's scores against the other classes, [B]; -inf without any."""
+    """log-sum-exp of each row's scores against the other classes, [B]; -inf if there are none."""
     found = api.statistics(x, y, scale, row_ids=row_class, col_ids=col_class, pairs="unequal_ids").row_lse
     assert found is not None
     return found
 
 
 def twins_mean(x: Tensor, y: Tensor, scale: float | Tensor, classes: Classes) -> Tensor | None:
-    """Both losses where every anchor has exactly one positive, every positive exactly one anchor, and all others are
-    negatives: the cross-entropy of a permutation, 3N FLOP. None for other labels."""
+    """Both losses if positives form a one-to-one mapping and all other candidates are negatives: the cross-entropy of a
+    permutation, 3N FLOP. Returns None for other labels."""
     items = classes.row.shape[0]
     if not bool((classes.positives == 1).all()):
         return None
     if x is y:
-        # two of each class: first ones, then second ones, so that a row's positive is half a batch away
+        # two rows per class: sorted so that a row's positive is half a batch away
         order = torch.argsort(classes.row, stable=True)
         order = torch.cat([order[0::2], order[1::2]])
         views = x if bool((order[1:] > order[:-1]).all()) else x[order]
         prepared = api.prepare(views, views, scale, pairs="off_diagonal", positive_shift=items // 2)
     elif classes.own is None and bool((torch.bincount(classes.row) <= 1).all()):
-        # one row and one column of each class: columns in the order of the rows, then those that are nobody's positive
+        # one row and one column per class: columns in the order of the rows, followed by columns without a row
         place = torch.full((int(classes.column.max()) + 1,), items, device=x.device)
         place[classes.row] = torch.arange(items, device=x.device)
         order = torch.argsort(place[classes.column], stable=True)
@@ -64,16 +64,16 @@ def twins_mean(x: Tensor, y: Tensor, scale: float | Tensor, classes: Classes) ->
 
 
 def class_mean(x: Tensor, y: Tensor, scale: float | Tensor, classes: Classes) -> Tensor | None:
-    """SupCon's mean where no anchor has a single positive, whose loss may be next to 0. None for other labels, or
-    where the batch is not scored against itself."""
+    """The mean SupCon loss if no anchor has exactly one positive (its loss may be near 0). Returns None for other
+    labels, and if the batch is not scored against itself."""
     if x is not y or classes.own is None or bool((classes.positives == 1).any()):
         return None
     return supcon.class_mean(x, y, classes.row, classes.column, scale=scale)
 
 
 def sup_con_rows(x: Tensor, y: Tensor, scale: float | Tensor, classes: Classes) -> Tensor:
-    """SupCon's losses [B]. Rows with one positive p are log(1 + exp(log-sum of the negatives - S_p)), which is exact
-    next to 0; a row with more has a loss of at least log 2."""
+    """SupCon losses [B]. Rows with one positive p use log(1 + exp(log-sum-exp of the negatives - S_p)), which is
+    accurate near 0; rows with more positives have a loss of at least log 2."""
     single = classes.positives == 1
     losses = x.new_zeros(x.shape[0])
     for rows, function in ((single, _single_rows), (classes.positives > 1, _several_rows)):

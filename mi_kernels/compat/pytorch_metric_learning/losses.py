@@ -1,23 +1,28 @@
 """NTXentLoss, SupConLoss, SelfSupervisedLoss and CrossBatchMemory of pytorch-metric-learning (2.8, 2.9).
 
-With labels and a cosine or dot-product distance nothing B x N is stored: the original keeps positive pairs x negative
-pairs numbers (1.2 GB for 512 embeddings). With an indices_tuple scores exist by blocks of rows. Another distance, a
-subclass of those two that overrides how scores are made among them, gives its B x N matrix. Reducers, distances,
-regularizers and miners of the original plug in; where the original is installed these are subclasses of its losses,
-with its default distance and reducers, so that its own wrappers take them. Differences:
-* 16-bit embeddings give an fp32 loss; the original's log(x + tiny) caps a half-precision loss at about 9.7 and cuts
-  its gradient;
-* a batch scored against itself leaves its own rows out: where ref_emb is not given, or is the tensor embeddings. The
-  original decides that on ref_labels being the tensor labels: with another ref_emb it then drops the positive of every
-  pair, and with ref_emb=embeddings and a copy of the labels it counts every row as its own positive;
-* a single positive with a single negative counts (the original returns 0);
-* SupConLoss's average takes every anchor with a positive and another candidate: its loss is above 0, however small. The
-  original counts what its rounding left above 0;
-* CrossBatchMemory saves its pointer and fill, wraps around without losing rows, and reads an indices_tuple of a miner
-  as positions in the batch, which they are;
-* CrossBatchMemory and SelfSupervisedLoss refuse losses of the original that the original does not support, and take any
-  other callable;
-* wrong shapes and a temperature that is not positive raise ValueError.
+With labels and a cosine or dot-product distance no B x N tensor is stored. (The original stores positive pairs x
+negative pairs numbers, 1.2 GB for 512 embeddings.) With an indices_tuple scores are computed in blocks of rows. Any
+other distance, including subclasses of those two that override how scores are computed, provides its B x N matrix.
+Reducers, distances, regularizers and miners of the original can be used. If the original is installed, these classes
+are subclasses of its losses with its default distance and reducers, so its wrappers accept them. Differences:
+* 16-bit embeddings give an fp32 loss. The original's log(x + tiny) limits a half-precision loss to about 9.7 and stops
+  its
+  gradient.
+* A batch that is scored against itself excludes each row's score with itself. This applies if ref_emb is not given or
+  is the
+  tensor embeddings. The original tests whether ref_labels is the tensor labels. With another ref_emb it then drops the
+  positive of every pair, and with ref_emb=embeddings and copied labels it counts every row as its own positive.
+* A single positive with a single negative counts. The original returns 0.
+* SupConLoss averages over all anchors with a positive and another candidate, whose loss is above 0 in exact arithmetic.
+  The
+  original averages over losses that are above 0 after rounding.
+* CrossBatchMemory saves its pointer and fill, wraps around without losing rows, and interprets a miner's indices_tuple
+  as
+  positions in the batch.
+* CrossBatchMemory and SelfSupervisedLoss refuse those losses of the original that the original does not support with
+  them, and
+  accept any other callable.
+* Wrong shapes and temperatures that are not positive raise ValueError.
 """
 
 from __future__ import annotations
@@ -42,8 +47,8 @@ _SMALL = {"NTXentLoss": 1 << 12, "SupConLoss": 1 << 11}
 
 
 def _stored(scores: Scores, labels: Tensor, own: Tensor | None, loss: str) -> bool:
-    """Whether the loss is computed from stored scores: a distance's own, or few that are not those of two views, one
-    after the other, which have a kernel of their own."""
+    """Whether the loss is computed from stored scores: the matrix of a distance, or few scores, except those of two
+    concatenated views, for which there is a kernel."""
     if scores.features is None:
         return True
     half = labels.shape[0] // 2
@@ -52,12 +57,15 @@ def _stored(scores: Scores, labels: Tensor, own: Tensor | None, loss: str) -> bo
 
 
 class NTXentLoss(PairLoss):
-    """Mean over the positive pairs (a, p) of -log(e_ap / (e_ap + sum of e_an over the negatives n of a)).
+    """Mean over the positive pairs (a, p) of -log(e_ap / (e_ap + sum of e_an over the negatives n of a)), in nats.
 
-    e = exp(cosine / temperature); an anchor's other positives are in neither sum (Sohn 2016; Chen et al. 2020). 0 with
-    a gradient if there is no positive or no negative pair. reducer: None is the mean over the pairs.
-    3N FLOP (N = 2 B N' D) where every anchor has one positive, its twin, otherwise 4N; O((B + N') D + P) memory for P
-    positive pairs. Where P is beyond 8 rows' worth their scores are made again in row blocks, 4N more.
+    e = exp(cosine / temperature). The other positives of an anchor are in neither term (Sohn 2016; Chen et al. 2020).
+    The loss is 0, with a gradient, if there is no positive or no negative pair. reducer=None is the mean over the
+    pairs.
+
+    Cost, with N = 2 B N' D FLOP for N' candidates: 3N if positives form a one-to-one mapping, otherwise 4N; O((B + N')
+    D + P) memory for P positive pairs. If P exceeds the number of scores in 8 rows, positive scores are recomputed in
+    blocks of rows, which costs 4N more.
     """
 
     def __init__(self, temperature: float = 0.07, **kwargs: Any):
@@ -109,7 +117,7 @@ class NTXentLoss(PairLoss):
 
 
 def _blocked_sum(scores: Scores, rest: Tensor, classes: large.Classes) -> Tensor:
-    """Sum of log(1 + exp(rest_a - S_ap)) over the positive pairs, in row blocks."""
+    """Sum of log(1 + exp(rest_a - S_ap)) over the positive pairs, in blocks of rows."""
 
     def block(s: Tensor, first: int, rest: Tensor) -> Tensor:
         rows = slice(first, first + s.shape[0])
@@ -120,9 +128,9 @@ def _blocked_sum(scores: Scores, rest: Tensor, classes: large.Classes) -> Tensor
 
 
 class SupConLoss(PairLoss):
-    """Per anchor, minus the mean over its positives of log softmax over positives and negatives (Khosla et al. 2020,
-    eq. 2), averaged over the anchors that have a positive and another candidate, whose loss is above 0. reducer: None
-    is that average. 4N FLOP, 3N where all anchors have one positive or all have several; O((B + N') D) memory."""
+    """For each anchor, the negative mean over its positives of the log softmax over positives and negatives (Khosla et
+    al. 2020, eq. 2), in nats. reducer=None averages over the anchors that have a positive and another candidate. Cost:
+    4N FLOP, 3N if all anchors have one positive or all have several; O((B + N') D) memory."""
 
     own_reducer = original.AvgNonZeroReducer
 
@@ -171,12 +179,13 @@ class SupConLoss(PairLoss):
 
 
 def _counted(positives: Tensor, negatives: Tensor) -> Tensor:
-    """Anchors whose loss is above 0 in exact arithmetic."""
+    """The anchors whose loss is above 0 in exact arithmetic."""
     return (positives > 0) & (positives + negatives > 1)
 
 
 class SelfSupervisedLoss(nn.Module):
-    """loss over (embeddings [B, D], ref_emb [B, D]) whose row i is a positive pair; symmetric: over all 2B views."""
+    """Applies `loss` to embeddings [B, D] and ref_emb [B, D]; row i of both is a positive pair. symmetric uses all 2B
+    views as anchors."""
 
     def __init__(self, loss: Callable[..., Tensor], symmetric: bool = True, **kwargs: Any):
         super().__init__(**kwargs)

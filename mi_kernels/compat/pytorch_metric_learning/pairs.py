@@ -14,9 +14,10 @@ _CHUNK_BYTES = 4 << 20
 
 
 def positive_pairs(row_class: Tensor, col_class: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Every (row, column) of one class but a row's own column, by rows: two index vectors. O(B + N + pairs).
+    """All (row, column) pairs of equal class, except each row's own column, sorted by row: two index vectors.
 
-    Classes count from 0. Columns of a class are consecutive once sorted, so no B x N mask is needed.
+    Classes are numbered from 0. Columns of a class are contiguous after sorting, so no B x N mask is needed. O(B + N +
+    pairs).
     """
     order = torch.argsort(col_class, stable=True)
     sizes = torch.bincount(col_class, minlength=int(row_class.max()) + 1)
@@ -32,7 +33,7 @@ def positive_pairs(row_class: Tensor, col_class: Tensor, own: Tensor | None) -> 
 
 
 def all_pairs(labels: Tensor, ref_labels: Tensor, own: Tensor | None) -> Pairs:
-    """Every pair, listed: O(B N) memory, for losses and reducers that want indices."""
+    """Lists all pairs, for losses and reducers that need indices. O(B N) memory."""
     same = labels[:, None] == ref_labels[None]
     anchors, negatives = torch.where(~same)
     if own is not None:
@@ -42,7 +43,7 @@ def all_pairs(labels: Tensor, ref_labels: Tensor, own: Tensor | None) -> Pairs:
 
 
 def as_pairs(indices: tuple[Tensor, ...]) -> Pairs:
-    """Triplets (anchor, positive, negative) or pairs, as pairs."""
+    """Converts triplets (anchor, positive, negative) to pairs; pairs are returned unchanged."""
     if len(indices) == 3:
         anchor, positive, negative = indices
         return anchor, positive, anchor, negative
@@ -52,7 +53,8 @@ def as_pairs(indices: tuple[Tensor, ...]) -> Pairs:
 
 
 def joined(found: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Two lists as one, in the form of the first: pairs, or triplets of every positive and negative of an anchor."""
+    """Concatenates two lists in the form of the first: pairs, or triplets of all positives and negatives of an
+    anchor."""
     if len(found) == 4:
         given = as_pairs(given)
     elif len(given) == 4:
@@ -62,7 +64,7 @@ def joined(found: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> tuple[Tensor
 
 
 def candidates_at(indices: tuple[Tensor, ...], places: Tensor) -> tuple[Tensor, ...]:
-    """Pairs or triplets whose positives and negatives are counted anew: candidate k is at places[k]."""
+    """Renumbers the positives and negatives of pairs or triplets: candidate k becomes places[k]."""
     candidates = (1, 2) if len(indices) == 3 else (1, 3)
     return tuple(places[t.to(places.device)] if i in candidates else t for i, t in enumerate(indices))
 
@@ -75,7 +77,7 @@ def without(indices: tuple[Tensor, ...], own: Tensor) -> tuple[Tensor, ...]:
 
 
 class _PairScores(torch.autograd.Function):
-    """<x_i, y_j> of listed pairs in chunks: the gathered rows of all pairs would be pairs x features numbers."""
+    """<x_i, y_j> of listed pairs, in chunks: gathering the rows of all pairs would take pairs x features numbers."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -109,5 +111,5 @@ def _chunks(x: Tensor, i: Tensor, j: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def pair_scores(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """<x_i, y_j> of listed pairs [P], differentiable twice. O(P) memory beyond a chunk of 4 MiB."""
+    """<x_i, y_j> of listed pairs [P], twice differentiable. O(P) memory plus a chunk of 4 MiB."""
     return _PairScores.apply(x, y, i, j)

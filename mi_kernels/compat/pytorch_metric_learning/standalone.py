@@ -1,6 +1,7 @@
-"""What the losses take from pytorch-metric-learning, for where it is not installed: bases, default distance, reducers.
+"""Replacements for base classes, default distances and reducers of pytorch-metric-learning, used if it is not
+installed.
 
-Names, attributes and meanings are the original's, as far as losses without the original need them.
+Names and attributes are those of the original, as far as the losses need them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class ModuleWithRecords(nn.Module):
 
 
 class DotProductSimilarity(ModuleWithRecords):
-    """<query, ref> of rows of unit length, or as they are."""
+    """<query, ref> of normalised or unchanged rows."""
 
     def __init__(self, normalize_embeddings: bool = True, p: float = 2, power: float = 1, **kwargs: Any):
         super().__init__(**kwargs)
@@ -60,7 +61,7 @@ class CosineSimilarity(DotProductSimilarity):
 
 
 class MeanReducer(ModuleWithRecords):
-    """The mean of each sub-loss; 0 where there is none."""
+    """The mean of each sub-loss; 0 if it is empty."""
 
     def forward(self, loss_dict: LossDict, embeddings: Tensor, labels: Tensor | None) -> Tensor:
         (found,) = loss_dict.values()
@@ -82,7 +83,7 @@ class AvgNonZeroReducer(MeanReducer):
 
 
 class DoNothingReducer(ModuleWithRecords):
-    """The sub-losses as they are."""
+    """Returns the sub-losses unchanged."""
 
     def forward(self, loss_dict: LossDict, embeddings: Tensor, labels: Tensor | None) -> LossDict:
         return loss_dict
@@ -147,4 +148,4 @@ class BaseMetricLossFunction(ModuleWithRecords):
 
 
 class CrossBatchMemory(ModuleWithRecords):
-    """The base of ours."""
+    """Base class of this package's CrossBatchMemory."""

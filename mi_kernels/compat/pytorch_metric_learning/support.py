@@ -1,4 +1,4 @@
-"""Which losses the wrappers take."""
+"""Checks which losses the wrappers accept."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def refuse(wrapper: Any, loss_name: str) -> None:
 
 
 def check_support(wrapper: Any, loss: Any) -> None:
-    """Refuses losses of the original that the wrapper would train wrongly. Other callables are taken as they are."""
+    """Raises an error for losses of the original that the wrapper would train wrongly. Other callables are accepted."""
     if not callable(loss):
         raise TypeError(f"loss must be callable, got {type(loss).__name__}")
     if isinstance(loss, original.BaseMetricLossFunction) and not isinstance(loss, PairLoss):

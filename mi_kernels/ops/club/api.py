@@ -1,4 +1,4 @@
-"""Validation and autograd of the Gaussian CLUB bound."""
+"""Argument checks and autograd of the Gaussian CLUB bound."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEGATIVES = ("all", "others")
 
 
 class _ClubFunction(torch.autograd.Function):
-    # Makes inputs contiguous here, inside the function, where autograd does not record the copies.
+    # Inputs are made contiguous inside this function, where autograd does not record the copies.
     @staticmethod
     def forward(ctx: Any, mu: Tensor, logvar: Tensor | None, y: Tensor, backend: str) -> Any:
         run = torch.ops.mi_kernels.club_forward if torch.compiler.is_compiling() else dispatch.forward
@@ -34,7 +34,7 @@ class _ClubFunction(torch.autograd.Function):
         bits = (NEED_MU, NEED_LOGVAR, NEED_Y)
         wanted = needs(ctx.needs_input_grad, bits)
         run = torch.ops.mi_kernels.club_backward if torch.compiler.is_compiling() else dispatch.backward
-        many = batched(g)  # a batch of slopes: the kernel runs with slope 1, in fp32 for 16-bit inputs
+        many = batched(g)  # for a batch of incoming gradients the kernel runs once with gradient 1, in fp32 for 16 bits
         slope = moments.new_ones(moments.shape[:-2]) if many else g.contiguous()
         problem = tuple(t if t is None or not many else t.to(moments.dtype) for t in (mu, logvar, y))
         gradients = run(*_contiguous(*problem), moments, slope, wanted, ctx.backend)
@@ -75,22 +75,27 @@ def _check(name: str, t: Tensor, like: Tensor | None = None) -> None:
 def gaussian_club(
     mu: Tensor, logvar: Tensor | None, y: Tensor, *, negatives: str = "all", backend: str | None = None
 ) -> Tensor:
-    """CLUB with a Gaussian conditional, exact in O(B D): mean_i [log q(y_i | x_i) - mean_j log q(y_j | x_i)], nats [*].
+    """CLUB with a Gaussian conditional: mean_i [log q(y_i | x_i) - mean_j log q(y_j | x_i)] in nats, [*], exact in O(B
+    D).
 
-    q(y | x_i) = N(mu_i, diag exp logvar_i); mu, y [*, B, D]; logvar [*, B, D], or None for unit variances. Cheng et
-    al. 2020 (arXiv 2006.12013, vCLUB), with the inner mean over all j, j = i among them, as their public code has it;
-    that scales the estimate by (B - 1) / B, which negatives="others" (j != i, B of two or more) undoes.
+    q(y | x_i) = N(mu_i, diag exp logvar_i) (Cheng et al. 2020, arXiv 2006.12013, vCLUB).
 
-    Inputs of unlike dtypes are promoted; fp32 out (fp64 for fp64). Differentiable twice. Cost: about 15 B D FLOP and
-    3 B D reads forward, 30 B D FLOP, 3 B D reads and 3 B D writes backward; 5 D numbers are kept besides the inputs.
-    Raises ValueError or TypeError naming the argument; RuntimeError if a backend that was named cannot run.
+    mu, y: [*, B, D].
+    logvar: [*, B, D], or None for unit variances.
+    negatives: "all" takes the inner mean over all j including j = i, as the public code does, which scales the value by
+        (B - 1) / B. "others" takes it over j != i and needs B >= 2.
+
+    Inputs of different dtypes are promoted; the result is fp32 (fp64 for fp64 inputs). Twice differentiable. Cost:
+    about 15 B D FLOP and 3 B D reads forward; 30 B D FLOP, 3 B D reads and 3 B D writes backward; 5 D numbers are kept
+    besides the inputs. Raises ValueError or TypeError that names the argument, and RuntimeError if a named backend
+    cannot run.
     """
     _check("mu", mu)
     _check("y", y, mu)
     check_choice("negatives", negatives, NEGATIVES)
     batch = mu.shape[-2]
     if negatives == "others" and batch < 2:
-        raise ValueError(f"negatives='others' needs a batch of two or more, got mu {tuple(mu.shape)}")
+        raise ValueError(f"negatives='others' needs at least two samples, got mu {tuple(mu.shape)}")
     dtype = torch.promote_types(mu.dtype, y.dtype)
     if logvar is not None:
         _check("logvar", logvar, mu)

@@ -1,4 +1,4 @@
-"""Runs the operators of the CLUB bound on a backend. Kernels are imported when they are first used."""
+"""Runs the operators of the CLUB bound on a backend. Kernels are imported on first use."""
 
 from __future__ import annotations
 

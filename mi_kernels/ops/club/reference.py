@@ -1,4 +1,4 @@
-"""The Gaussian CLUB bound in plain torch (schema.py has the formulas). O(B D) FLOP; some ten B x D temporaries."""
+"""The Gaussian CLUB bound in plain torch (schema.py has the formulas). O(B D) FLOP; about ten B x D temporaries."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .schema import NEED_LOGVAR, NEED_MU, NEED_Y
 
 
 def _centred(mu: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """ybar in two parts, m and c. Subtracting the rounded mean is exact where it matters, the remainder follows:
-    with y around 1e4 one rounded mean would leave an error of 1e-3."""
+    """ybar in two parts (a rounded mean and its remainder), m and c. The rounded mean is subtracted first and the
+    remainder second: with y around 1e4, a single rounded mean would give an error of 1e-3."""
     mu, y = mu.to(accumulate_dtype(mu.dtype)), y.to(accumulate_dtype(y.dtype))
     high = y.mean(-2, keepdim=True)
     c = y - high

@@ -1,18 +1,18 @@
-"""Operators of the Gaussian CLUB bound: schemas, what they mean, and their shape functions. Imports torch alone.
+"""Operators of the Gaussian CLUB bound: schemas, definitions and shape functions. Imports only torch.
 
 With c_i = y_i - ybar, m_i = mu_i - ybar, w_i = exp(-logvar_i) and v = mean_i c_i^2, all per dimension,
 
     value = mean_i log N(y_i; mu_i, exp logvar_i) - mean_ij log N(y_j; mu_i, exp logvar_i)
           = 1 / (2 B) sum_i sum_d w_i (v - c_i^2 + 2 m_i c_i)
 
-because mean_j (y_j - mu_i)^2 = v + m_i^2: exact in O(B D), no pair is formed.
+because mean_j (y_j - mu_i)^2 = v + m_i^2. This is exact and costs O(B D), without forming pairs.
 
 mu, y [*, B, D]; logvar [*, B, D] or None (unit variance); contiguous.
 club_forward  -> value [*] and moments [*, 5, D]: ybar as a rounded value and its remainder, v, mean w, mean w m.
-club_backward -> gradients of mu, logvar and y under g [*]:
+club_backward -> gradients of mu, logvar and y for the incoming gradient g [*]:
     dmu_i = g / B w_i c_i,   dlogvar_i = -g / (2 B) w_i (v - c_i^2 + 2 m_i c_i),
     dy_i  = g / B (mean(w) c_i - mean(w m) - w_i (c_i - m_i)).
-Bits of `needs` say which are wanted; the others come back empty. `backend` "" is the automatic choice.
+Bits of `needs` select the gradients to compute; the others are empty. `backend` "" is the automatic choice.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Arguments of operators, declared once: named tuples from which an operator's schema is written and to which its flat
-arguments are brought back.
+"""Operator arguments as named tuples. The tuples generate an operator's schema, and flat arguments convert back to
+tuples.
 
-An operator of torch takes a flat list. Its schema, its shape function, the kernels' dispatch and autograd would each
-repeat that list; they name the tuples instead.
+A torch operator takes a flat list of arguments. With named tuples, the schema, the shape function, the dispatch and
+autograd do not have to repeat that list.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 SymInt = Annotated[int, "SymInt"]  # an integer that torch.compile may leave symbolic
-# In place of a number: a float would be a constant of a compiled graph.
+# A tensor instead of a number, because torch.compile treats a float as a constant of the graph.
 NumberTensor = Annotated[float, "Tensor"]
 
 _TYPES: dict[Any, str] = {
@@ -29,8 +29,8 @@ _TYPES: dict[Any, str] = {
 
 
 def schema(*kinds: type, prefix: str = "") -> str:
-    """The arguments of an operator that takes the fields of these named tuples in order, as torch's schemas spell them;
-    `prefix` goes before every name."""
+    """The argument list, in torch's schema syntax, of an operator that takes the fields of these named tuples in order.
+    `prefix` is prepended to every name."""
     hints = [hint for kind in kinds for hint in get_type_hints(kind, include_extras=True).items()]
     return ", ".join(f"{_spelled(kind)} {prefix}{name}" for name, kind in hints)
 
@@ -40,7 +40,7 @@ def _spelled(kind: Any) -> str:
 
 
 def split(arguments: Sequence[Any], *kinds: Any) -> list[Any]:
-    """The flat arguments of an operator as instances of these named tuples, and the arguments that are left."""
+    """Converts the flat arguments of an operator to these named tuples; returns them and the remaining arguments."""
     found, first = [], 0
     for kind in kinds:
         last = first + len(kind._fields)

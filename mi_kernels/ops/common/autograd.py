@@ -1,7 +1,8 @@
-"""What the operators' autograd functions share: which gradients are wanted, slopes, differentiable gradients.
+"""Shared by the autograd functions of the operators: the `needs` mask, scaling by incoming gradients, double backward.
 
-Losses whose gradients are computed with the value keep them in the accumulation type until backward knows the slope:
-a loss scale then reaches them before they are rounded to 16 bits.
+A "slope" is the gradient that arrives at an output in backward. Losses that compute gradients together with the value
+keep them in the accumulation type until the slope is known. A loss scale is then applied before they are rounded to 16
+bits.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ Formula = Callable[..., Sequence[Tensor]]
 
 
 def needs(flags: Sequence[bool], bits: Sequence[int]) -> int:
-    """The bits of the inputs that need a gradient; flags beyond the bits belong to other arguments."""
+    """The bit mask of the inputs that need a gradient; flags beyond the bits belong to other arguments."""
     return sum(bit for bit, wanted in zip(bits, flags, strict=False) if wanted)
 
 
 def times(gradients: Sequence[Tensor | None], slopes: Sequence[Tensor]) -> list[Tensor | None]:
-    """Gradients times the slope of their group, in place; each slope has its gradient's leading dimensions.
+    """Multiplies gradients in place by the slope of their group; a slope has the leading dimensions of its gradient.
 
-    The caller must own the gradients, and no slope may be `batched`. Nothing is done where the slope is the single
-    number 1, as at the root of a backward pass.
+    The caller must own the gradients, and no slope may be `batched`. A slope that is the single number 1, as at the
+    root of a backward pass, is skipped.
     """
     if is_one(slopes[0]):
         return list(gradients)
@@ -31,12 +32,12 @@ def times(gradients: Sequence[Tensor | None], slopes: Sequence[Tensor]) -> list[
 
 
 def is_one(g: Tensor) -> bool:
-    """Whether a slope is known to be the single number 1."""
+    """Whether a slope is certainly the single number 1."""
     return g.numel() == 1 and readable(g) and g.item() == 1.0
 
 
 def scaled(gradients: Sequence[Tensor | None], slopes: Sequence[Tensor]) -> list[Tensor | None]:
-    """As `times`, out of place: for compiled graphs, and for slopes that carry a batch of vmap's."""
+    """Like `times`, but out of place: for compiled graphs and for batched slopes under vmap."""
     return [None if t is None else t * _beside(t, g) for t, g in zip(gradients, slopes, strict=True)]
 
 
@@ -45,17 +46,17 @@ def _beside(t: Tensor, g: Tensor) -> Tensor:
 
 
 def batched(t: Tensor) -> bool:
-    """Whether t stands for a batch of tensors under vmap, `is_grads_batched` included."""
+    """Whether t represents a batch of tensors under vmap, including `is_grads_batched`."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.is_legacy_batchedtensor(t) or torch._C._functorch.is_batchedtensor(t)
 
 
 def readable(t: Tensor) -> bool:
-    """Whether t's values may be looked at, to check them or to choose what is computed.
+    """Whether the values of t may be read, to check them or to choose an algorithm.
 
-    Not on a GPU, which would have to be waited for; not in a compiled graph, which would break; not under vmap or
-    another transform of torch.func, where t stands for other values.
+    They may not be read on a GPU (which would synchronise), in a compiled graph (which would break), or under vmap and
+    other torch.func transforms (where t represents other values).
     """
     if not t.is_cpu or torch.compiler.is_compiling():
         return False
@@ -63,8 +64,9 @@ def readable(t: Tensor) -> bool:
 
 
 def needs_formula(gradients: Sequence[Tensor | None]) -> bool:
-    """Whether a backward must give gradients in plain torch: they will be differentiated again (`create_graph`), or the
-    gradients that arrive are batches under vmap (`is_grads_batched`), which no kernel takes."""
+    """Whether backward must compute gradients in plain torch: because they will be differentiated again
+    (`create_graph`), or because the incoming gradients are batched under vmap (`is_grads_batched`), which kernels do
+    not support."""
     if torch.compiler.is_compiling():
         return False
     return torch.is_grad_enabled() or any(g is not None and batched(g) for g in gradients)
@@ -76,10 +78,10 @@ def differentiable_gradients(
     needed: Sequence[bool],
     gradients: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of formula(*inputs) that can be differentiated again; None where they are not needed.
+    """Gradients of formula(*inputs) that can be differentiated again; None for inputs that need none.
 
-    The formula runs on aliases of the inputs. On the inputs themselves, a gradient would also flow from an input into
-    another one that the caller computed it from, and autograd would then count that path a second time.
+    The formula runs on aliases of the inputs. If the caller computed one input from another, running it on the inputs
+    themselves would also propagate gradients along that path, and autograd would count the path twice.
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():

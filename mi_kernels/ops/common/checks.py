@@ -1,4 +1,4 @@
-"""Validators that operators, losses and bounds share: one sentence on the argument, what it is, what it may be."""
+"""Argument checks for operators, losses and bounds. Messages name the argument, its value and what is accepted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMITS = {dtype: torch.finfo(dtype).max for dtype in FLOATS}
 
 
 def check_tensor(name: str, t: Any) -> None:
-    """TypeError unless t is a tensor, ValueError unless it is dense."""
+    """Raises TypeError unless t is a tensor, and ValueError unless it is dense."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
     if t.layout is not torch.strided or t.is_nested:
@@ -27,26 +27,28 @@ def check_tensor(name: str, t: Any) -> None:
 
 
 def check_same_device(name: str, t: Tensor, other: str, like: Tensor) -> None:
-    """ValueError unless t is on the device of `like`, whose name is `other`."""
+    """Raises ValueError unless t is on the device of `like`, whose name is `other`."""
     if t.device != like.device:
         raise ValueError(f"{name} must be on the device of {other}, {like.device}, got {t.device}")
 
 
 def check_one_dtype(name: str, t: Tensor, other: str, like: Tensor) -> None:
-    """ValueError unless t has the dtype of `like`, whose name is `other`; autocast will choose one for both."""
+    """Raises ValueError unless t has the dtype of `like`, whose name is `other`. Under autocast any dtypes are
+    accepted."""
     if t.dtype != like.dtype and not autocast_on(like.device.type):
         raise ValueError(f"{other} and {name} must have one dtype, got {like.dtype} and {t.dtype}")
 
 
 def check_bool(**values: Any) -> None:
-    """Each must be True or False: "no" and 0 are not, because truth of other types surprises."""
+    """Raises TypeError unless every value is True or False. The truth value of other types, such as "no", would
+    surprise."""
     for name, value in values.items():
         if value is not True and value is not False:
             raise TypeError(f"{name} must be True or False, got {value!r:.80}")
 
 
 def check_samples(name: str, t: Any) -> None:
-    """A tensor [*, batch, features] of a known dtype that is not empty; TypeError or ValueError naming it otherwise."""
+    """Raises TypeError or ValueError unless t is a non-empty tensor [*, batch, features] of a supported dtype."""
     check_tensor(name, t)
     if t.dim() < 2 or t.numel() == 0:
         raise ValueError(f"{name} must have shape [*, batch, features] and not be empty, got {tuple(t.shape)}")
@@ -57,8 +59,8 @@ def check_samples(name: str, t: Any) -> None:
 def check_number(
     name: str, value: Any, *, positive: bool = False, infinite: bool = False, dtype: torch.dtype | None = None
 ) -> None:
-    """A finite real number (symbolic ones of torch.compile included), above 0 if `positive`; math.inf too if
-    `infinite`. With a `dtype` it must be finite in that one."""
+    """Raises TypeError or ValueError unless value is a finite real number (including symbolic numbers of
+    torch.compile), positive if `positive`, and finite in `dtype` if given. `infinite` also allows math.inf."""
     if type(value) is not float:
         symbolic = isinstance(value, torch.SymFloat | torch.SymInt)
         if isinstance(value, bool) or not (symbolic or isinstance(value, Real)):
@@ -72,7 +74,7 @@ def check_number(
 
 
 def check_temperature(name: str, value: Any, dtype: torch.dtype = torch.float64) -> None:
-    """A positive number whose inverse is finite in `dtype`."""
+    """Raises TypeError or ValueError unless value is a positive number whose inverse is finite in `dtype`."""
     check_number(name, value, positive=True)
     least = 1.0 / LIMITS[dtype]
     if not value >= least:
@@ -81,14 +83,14 @@ def check_temperature(name: str, value: Any, dtype: torch.dtype = torch.float64)
 
 
 def _brief(value: Any) -> str:
-    """A number for a message; an integer of hundreds of digits by its size."""
+    """Formats a number for a message; a huge integer is described by its size."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
     return str(value)
 
 
 def check_integer(name: str, value: Any, least: int = 0, most: float = MOST_INTEGER) -> None:
-    """An integer of at least `least` and at most `most`."""
+    """Raises TypeError or ValueError unless value is an integer from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < least:
@@ -98,7 +100,8 @@ def check_integer(name: str, value: Any, least: int = 0, most: float = MOST_INTE
 
 
 def backend_name(backend: Any) -> str:
-    """The operators' form of a `backend` argument: "" for None, the automatic choice; that form stays as it is."""
+    """Converts a `backend` argument to the operators' form: "" for None (the automatic choice). "" is left
+    unchanged."""
     if backend is None:
         return ""
     if not isinstance(backend, str) or (backend and backend not in NAMES):
@@ -107,14 +110,14 @@ def backend_name(backend: Any) -> str:
 
 
 def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
-    """One of the names that are accepted."""
+    """Raises ValueError unless value is one of the accepted names."""
     if not isinstance(value, str) or value not in accepted:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
 
 
 def positive_values(name: str, t: Tensor, least: float = 0.0) -> None:
-    """ValueError unless every entry of t is positive, finite and at least `least`. Looks at CPU tensors alone: GPUs
-    would stall."""
+    """Raises ValueError unless every entry of t is positive, finite and at least `least`. Checks only CPU tensors,
+    because reading a GPU tensor would stall the GPU."""
     check_tensor(name, t)
     if t.is_complex() or t.dtype == torch.bool:
         raise ValueError(f"{name} must be real, got {t.dtype}")
@@ -129,17 +132,18 @@ def positive_values(name: str, t: Tensor, least: float = 0.0) -> None:
 
 
 def check_floats(name: str, t: Any) -> None:
-    """A tensor of a known floating-point dtype."""
+    """Raises TypeError or ValueError unless t is a tensor of a supported floating-point dtype."""
     check_tensor(name, t)
     if t.dtype not in FLOATS:
         raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {t.dtype}")
 
 
 def check_lengths(name: str, t: Any, shape: tuple[int, ...], meaning: str, most: int, longest: str) -> None:
-    """Integers from 0 to `most`, of this shape; `meaning` and `longest` say both in words.
+    """Raises TypeError or ValueError unless t holds integers from 0 to `most` and has this shape; `meaning` and
+    `longest` describe shape and limit in messages.
 
-    Values on a GPU, in a compiled graph and under vmap are not looked at: that would wait for the device, break the
-    graph or raise. Kernels clamp them.
+    Values on a GPU, in a compiled graph and under vmap are not read, because this would synchronise, break the graph or
+    raise. Kernels clamp them.
     """
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor or None, got {type(t).__name__}")

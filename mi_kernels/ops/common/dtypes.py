@@ -1,4 +1,4 @@
-"""Which precision sums and results are in."""
+"""The dtype of sums and results."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import torch
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp64 for fp64, fp32 for everything shorter."""
+    """The accumulation type: fp64 for fp64, otherwise fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,4 +1,4 @@
-"""How products of tensors are taken: TF32 by torch's switch, 16-bit factors with fp32 sums, and never by autocast.
+"""The precision of matrix products: TF32 if torch allows it, fp32 sums for 16-bit factors, and never under autocast.
 
 The operators choose their own precision. Autocast would round the fp32 factors of their products to 16 bits.
 """
@@ -19,24 +19,25 @@ WIDE_PRODUCTS = "dtype" in torch.ops.aten.bmm.overloads() and "dtype_out" in tor
 
 
 def tf32_allowed() -> bool:
-    """Whether fp32 matmuls on CUDA may round to TF32. Since torch 2.9 the old switch raises once the new one is set."""
+    """Whether fp32 matmuls on CUDA may use TF32. Since torch 2.9 reading the old setting raises once the new one is
+    set."""
     matmul = torch.backends.cuda.matmul
     chosen = getattr(matmul, "fp32_precision", None)
     return matmul.allow_tf32 if chosen is None else chosen == "tf32"
 
 
 def autocast_on(device: str) -> bool:
-    """Whether autocast is on for a type of device; torch raises for "meta", where nothing is computed."""
+    """Whether autocast is enabled for a device type. For "meta", where torch raises an error, the answer is no."""
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """`function` with autocast switched off; entering torch's context takes longer than a small matmul, so only where
-    it is on."""
+    """Decorator: runs `function` with autocast disabled. Entering torch's context takes longer than a small matmul, so
+    it is entered only if autocast is enabled."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        # Spelled out, because torch.compile follows `with` and no ExitStack.
+        # Spelled out, because torch.compile supports `with`, but not ExitStack.
         cpu, cuda = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
         if cpu and cuda:
             with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
@@ -52,12 +53,12 @@ def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-# On CPUs torch.cat refuses fp16 where autocast is on.
+# On CPUs torch.cat does not accept fp16 under autocast.
 joined = outside_autocast(torch.cat)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a b [G, ., .] in the accumulation type: 16-bit factors are summed, and come out, in fp32."""
+    """The product a b [G, ., .] in the accumulation type: for 16-bit factors, sums and result are fp32."""
     if a.dtype in (torch.float32, torch.float64):
         return torch.bmm(a, b)
     if a.is_cuda and WIDE_PRODUCTS:
@@ -66,7 +67,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b [G, ., .], total in the accumulation type. Inside the matmul: the sum is read and written once."""
+    """total += a b [G, ., .] with total in the accumulation type. The matmul adds, so total is read and written
+    once."""
     if a.dtype == total.dtype:
         total.baddbmm_(a, b)
     elif a.is_cuda and WIDE_PRODUCTS:

@@ -1,4 +1,4 @@
-"""Features before they meet: widened once, brought to unit length, added up by class."""
+"""Operations on rows of features: conversion to the accumulation type, normalisation, and sums by class."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from .dtypes import accumulate_dtype
 
 
 def sums_of(number: int, index: Tensor, rows: Tensor) -> Tensor:
-    """[number, *]: the sum of the rows [n, *] of each index [n], in a fixed order. On GPUs index_add adds by atomics,
-    index_put sorts."""
+    """Sums the rows [n, *] of each index [n] in a fixed order: [number, *]. On GPUs index_add uses atomics, whose order
+    varies, and index_put sorts."""
     zeros = rows.new_zeros(number, *rows.shape[1:])
     if rows.is_cpu:
         return zeros.index_add(0, index, rows)
@@ -18,26 +18,27 @@ def sums_of(number: int, index: Tensor, rows: Tensor) -> Tensor:
 
 
 def rows_at(t: Tensor, index: Tensor) -> Tensor:
-    """Rows index [n] of t, repeated or not; the gradient is summed in a fixed order, as `sums_of` does."""
+    """Rows index [n] of t, possibly repeated. The gradient is summed in a fixed order, as in `sums_of`."""
     return t.index_select(0, index) if t.is_cpu else t[index]
 
 
 def widened(t: Tensor) -> Tensor:
-    """In the accumulation type. All paths to a loss start from it: their gradients cancel before they are rounded."""
+    """Converts t to the accumulation type. A loss converts its features once, so that the gradients of its terms are
+    added before they are rounded."""
     return t.to(accumulate_dtype(t.dtype))
 
 
 def null_rows(t: Tensor) -> Tensor:
-    """Which rows are all zero, [*, 1]."""
+    """A mask of the rows that are all zero, [*, 1]."""
     return (t == 0).all(-1, keepdim=True)
 
 
 def unit_rows(t: Tensor) -> Tensor:
-    """Rows of unit length in the accumulation type, of values that t's dtype holds exactly; a zero row stays zero.
+    """Normalises rows. The result is in the accumulation type, with values that t's dtype represents exactly.
 
-    The norm is taken in fp32: in fp16 the eps of F.normalize is 0 and a zero row becomes NaN. A zero row of 16 bits
-    gets no gradient, since F.normalize's, 1e12 times the slope, would be infinite there. Rounding passes its gradient
-    straight through.
+    The norm is computed in fp32: in fp16 the eps of F.normalize is 0, and a zero row would become NaN. Zero rows stay
+    zero; in 16 bits they get no gradient, because that of F.normalize (1e12 times the incoming gradient) would be
+    infinite. Rounding passes gradients straight through.
     """
     wide = widened(t)
     if wide.dtype == t.dtype:

@@ -1,7 +1,7 @@
-"""Between the shapes of callers, [*, batch, features], and those of operators, [G, batch, features].
+"""Converts between the shapes of callers, [*, batch, features], and those of operators, [G, batch, features].
 
-Both ways are taken inside autograd's functions, where nothing is recorded: every view outside would be one more node to
-run in backward, and at small batches a loss is little else.
+Both conversions run inside autograd functions, where nothing is recorded. Outside, every view would add a node to the
+backward pass, and such nodes dominate the time of a loss at small batches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def grouped(t: Tensor) -> Tensor:
 
 
 def reshaped(t: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-    """An operator's output in another shape, and no view: some of those cannot be changed in place by callers."""
+    """Reshapes an operator's output without returning a view, because some views cannot be changed in place by
+    callers."""
     if torch.compiler.is_compiling():
         return t.reshape(shape)
     return t if t.dim() == len(shape) else t.contiguous().resize_(shape)

@@ -1,9 +1,10 @@
-"""torch.func and forward-mode differentiation of operators: grad, vmap, jvp and what is composed of them.
+"""Support of torch.func (grad, vmap, jvp and their compositions) and forward-mode differentiation for operators.
 
-An operator's ordinary autograd function is built for speed: it hands over gradients that it computed with the value,
-and keeps what its kernels left. None of that survives torch.func's tracing by levels. While a transform is active,
-`apply` runs the operator through two functions in torch.func's form instead: values and first gradients still come from
-the kernels, vmap becomes one more group dimension, and second derivatives and forward mode use the torch formula.
+The ordinary autograd functions of the operators return gradients that were computed together with the value and keep
+results of their kernels. This does not work with the nested levels of torch.func. While a transform is active, `apply`
+therefore runs the operator through two functions in the form that torch.func needs. Values and first gradients still
+come from the kernels, vmap becomes another group dimension, and second derivatives and forward mode use the torch
+formula.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ Tensors = Sequence[Tensor | None]
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """run(lead, *tensors) -> outputs by the kernels, differentiable once; formula(lead, *tensors) -> the same in torch.
+    """run(lead, *tensors) computes the outputs with kernels (once differentiable); formula(lead, *tensors) does so in
+    torch.
 
-    Every tensor that is there, and every output, starts with the dimensions `lead`: one for each vmap that surrounds
-    the operator. They are independent problems, as group dimensions are.
+    Every tensor argument and every output starts with the dimensions `lead`, one per surrounding vmap. Like group
+    dimensions they index independent problems.
     """
 
     run: Formula
@@ -34,7 +36,7 @@ class Operator:
     lead: tuple[int, ...] = ()
 
     def values(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        # Forward mode refuses custom functions whose outputs are views.
+        # Forward mode does not accept custom functions whose outputs are views.
         return tuple(t.clone() if t._is_view() else t for t in self.run(self.lead, *tensors))
 
     def defined(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -45,17 +47,17 @@ class Operator:
 
 
 def active() -> bool:
-    """Whether torch.func transforms, or forward-mode differentiation, are at work."""
+    """Whether a torch.func transform or forward-mode differentiation is active."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def apply(operator: Operator, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """The operator's outputs, under the transforms that are active.
+    """Runs the operator under the active transforms.
 
-    Nested forward mode takes the formula itself: a function's jvp sees the values of the inner level alone, and the
-    outer derivative would be lost.
+    Nested forward mode uses the formula directly, because the jvp of an autograd function sees only the values of the
+    inner level and would lose the outer derivative.
     """
     outputs: tuple[Tensor, ...] = operator.defined(*tensors) if _forward_twice() else _Value.apply(operator, *tensors)
     return outputs
@@ -67,7 +69,7 @@ def _forward_twice() -> bool:
 
 
 def _leading(size: int, dims: Sequence[int | None], tensors: Tensors) -> list[Tensor | None]:
-    """Tensors with the mapped dimension first; those that have none are expanded to it."""
+    """Moves the mapped dimension to the front; tensors without one are expanded."""
     return [
         None if t is None else t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
         for t, dim in zip(tensors, dims, strict=True)
@@ -75,7 +77,7 @@ def _leading(size: int, dims: Sequence[int | None], tensors: Tensors) -> list[Te
 
 
 def _pullback(formula: Formula, tensors: Tensors, flags: Sequence[bool]) -> Callable[..., tuple[Tensor, ...]]:
-    """slopes of the outputs -> gradients of the tensors that are flagged, linear and differentiable."""
+    """Returns the differentiable linear map from gradients of the outputs to gradients of the flagged tensors."""
     chosen = [i for i, flag in enumerate(flags) if flag]
 
     def of_chosen(*values: Tensor) -> tuple[Tensor, ...]:
@@ -89,7 +91,7 @@ def _pullback(formula: Formula, tensors: Tensors, flags: Sequence[bool]) -> Call
 
 
 def _tangents(formula: Formula, inputs: Tensors, tangents: Tensors) -> tuple[Tensor, ...]:
-    """Forward-mode derivative of a formula, as the transpose of its transpose."""
+    """Forward-mode derivative of a formula, computed as the transpose of its vector-Jacobian product."""
     pull = _pullback(formula, inputs, [v is not None for v in tangents])
     slopes = [torch.zeros_like(o) for o in formula(*inputs)]
     push = torch.func.vjp(lambda *s: pull(s), *slopes)[1]
@@ -98,7 +100,7 @@ def _tangents(formula: Formula, inputs: Tensors, tangents: Tensors) -> tuple[Ten
 
 
 class _Wanted:
-    """Which inputs need a gradient. A class of its own: functorch would take a tuple apart."""
+    """The flags of inputs that need a gradient. A class, because functorch would flatten a tuple."""
 
     def __init__(self, flags: Sequence[bool]):
         self.flags = tuple(flags)
@@ -133,7 +135,7 @@ class _Value(torch.autograd.Function):
 
 
 class _Gradient(torch.autograd.Function):
-    """Gradients of an operator's inputs under given slopes; its own derivatives come from the formula."""
+    """Gradients of an operator's inputs for given output gradients; higher derivatives use the formula."""
 
     @staticmethod
     def forward(operator: Operator, wanted: _Wanted, *tensors: Tensor | None) -> tuple[Tensor, ...]:

@@ -5,6 +5,7 @@ Prefixes: `p_` a pointer, `o_` offsets, `b_` a block in registers, `m_` a mask.
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 
 import torch
@@ -97,3 +98,9 @@ def as_vector(t: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None
 def device_guard(t: torch.Tensor):
     return torch.cuda.device(t.device) if t.is_cuda else nullcontext()
 
+
+@functools.cache
+def hopper(device: torch.device) -> bool:
+    """Whether tiles for Hopper fit: from there on operands of products stay in shared memory, and registers suffice for
+    larger tiles. True for tensors that are on no GPU."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)

@@ -1,1 +1,1 @@
-"""Attention between sequences of different lengths whose weights are never stored."""
+"""Attention between sequences of different lengths, without storing the attention weights."""

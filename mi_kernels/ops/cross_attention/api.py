@@ -1,4 +1,4 @@
-"""Validation and dispatch of attention between sequences."""
+"""Argument checks and public functions of attention between sequences."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _check_dtypes(first: str, like: Tensor, named: Sequence[tuple[str, Tensor]])
 
 
 def _check_lengths(name: str, lengths: Tensor | None, side: str, t: Tensor) -> Tensor:
-    """[B] int64 on the device of t, or [0] for None."""
+    """Checks lengths and returns them as [B] int64 on the device of t, or as [0] for None."""
     if lengths is None:
         return torch.empty(0, dtype=torch.int64, device=t.device)
     check_lengths(name, lengths, t.shape[:1], f"[items of {side}]", t.shape[2], f"the length of {side}")
@@ -100,7 +100,8 @@ def _check_dropout(name: str, p: float) -> float:
 
 
 def _seeds(seed: int | Tensor | None, pairs: int, dropouts: Sequence[float], device: torch.device) -> Tensor:
-    """One int64 seed per pair: seed, seed + 1, ...; drawn from torch's generator where dropout needs one."""
+    """One int64 seed per pair: seed, seed + 1, ... If dropout needs a seed and none is given, torch's generator draws
+    it."""
     if seed is None:
         if any(dropouts):
             return torch.randint(2**62, (pairs,), dtype=torch.int64, device=device)
@@ -123,7 +124,7 @@ def _prepare(
     normalizer: str,
     seed: int | Tensor | None,
 ) -> tuple[Rule, Pairs]:
-    """Checks, casts as autocast asks, and gathers what every pair is made of."""
+    """Checks the arguments, applies autocast and collects the tensors of every pair."""
     check_choice("normalizer", normalizer, NORMALIZERS)
     query_lengths, key_lengths, offsets, scales, dropouts = [], [], [], [], []
     named: list[tuple[str, Tensor]] = []
@@ -207,36 +208,36 @@ def cross_attention(
     average_weights: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention of queries to keys of another sequence: normalizer(scale q k^T) v, no weight ever stored.
+    """Attention of queries to the keys of another sequence, normalizer(scale q k^T) v, without storing the weights.
 
-    query [B, heads, Tq, E], key [B, heads, Tk, E], value [B, heads, Tk, Ev] -> [B, heads, Tq, Ev] in their dtype; any
-    strides. Self-attention is the case key = query.
-
-    query_lengths, key_lengths: [B] integers. Keys at and beyond an item's key length are never read, whatever they
-        hold; query rows at and beyond its query length come out zero and give no gradient.
-    causal_offset: c masks keys with j - i > c. 0 is the usual causal mask; MulT's default is |Tk - Tq|. A query left
-        without any key comes out zero.
+    query, key, value: [B, heads, Tq, E], [B, heads, Tk, E] and [B, heads, Tk, Ev], with any strides. Self-attention is
+        the case key = query. Returns [B, heads, Tq, Ev] in their dtype.
+    query_lengths, key_lengths: integers [B]. Keys beyond the key length of an item are ignored, whatever they contain.
+        Query rows beyond the query length give zeros and no gradient.
+    causal_offset: c masks keys with j - i > c. 0 is the usual causal mask; MulT's default is |Tk - Tq|. A query without
+        any key gives zeros.
     normalizer: "softmax", or "sparsemax", the Euclidean projection onto the simplex (Martins and Astudillo 2016,
-        equation 2; WSA of MIRD uses it).
-    dropout_p: probability with which a normalised weight is dropped, in [0, 1); the others grow by 1 / (1 - p).
-    scale: of the scores; 1 / sqrt(E) by default.
-    seed: integer or int64 tensor of one element that fixes what is dropped, the same on every backend; otherwise drawn
-        from torch's generator of the device.
-    return_weights: also return the weights that multiplied the values, after dropout, [B, heads, Tq, Tk] in the dtype
-        of query, differentiable. Plain torch computes them beside the kernels: O(B heads Tq Tk) memory, several times.
+        equation 2), which MIRD's word-shift attention uses.
+    dropout_p: probability of dropping a normalised weight, in [0, 1); the others are multiplied by 1 / (1 - p).
+    scale: factor of the scores; 1 / sqrt(E) by default.
+    seed: an integer or an int64 tensor with one element that determines the dropout mask, the same on every backend. By
+        default drawn from torch's generator of the device.
+    return_weights: also return the weights after dropout, [B, heads, Tq, Tk] in the dtype of query, differentiable.
+        They are computed in plain torch with several times O(B heads Tq Tk) memory.
     average_weights: return their mean over the heads, [B, Tq, Tk], as `torch.nn.MultiheadAttention` does.
 
-    Differentiable any number of times, also in forward mode and under torch.func's transforms: values and first
-    gradients run in the kernels (vmap becomes a batch dimension), the rest materialises the weights. Under autocast the
+    Differentiable any number of times, also in forward mode and under torch.func transforms. Values and first gradients
+    use the kernels (vmap becomes a batch dimension); other derivatives materialise the weights. Under autocast the
     inputs are cast to its dtype. Scores and sums are fp32 (fp64 for fp64 inputs).
 
-    Cost: 2 B heads Tq Tk (E + Ev) FLOPs and B heads Tq Tk exponentials forward, about 2.5 times the FLOPs and as many
-    exponentials backward, less what lengths and the mask rule out; beyond the inputs and the output, 4 B heads Tq bytes
-    are kept for the backward. Equation: Vaswani et al. 2017, (1), with the masks of MulT (Tsai et al. 2019, section 3).
+    Cost: 2 B heads Tq Tk (E + Ev) FLOP and B heads Tq Tk exponentials forward; about 2.5 times the FLOP and as many
+    exponentials backward. Pairs that lengths and the mask exclude cost nothing. Besides inputs and output, 4 B heads Tq
+    bytes are kept for backward. Source: Vaswani et al. 2017, equation 1, with the masks of MulT (Tsai et al. 2019,
+    section 3).
 
-    Raises ValueError for empty or mismatched shapes, mixed devices or dtypes, lengths out of range (those on a GPU, in
-    a compiled graph or under vmap are clamped instead), unknown names and numbers out of range, TypeError for what is
-    no tensor or no number, and RuntimeError for a named backend that cannot run.
+    Raises ValueError for empty or mismatched shapes, mixed devices or dtypes, lengths out of range (on a GPU, in a
+    compiled graph and under vmap they are clamped instead), unknown names and numbers out of range; TypeError for wrong
+    types; RuntimeError for a named backend that cannot run.
     """
     check_bool(return_weights=return_weights, average_weights=average_weights)
     labels = {name: name for name in ("query", "key", "value", *_RULES)}
@@ -272,14 +273,15 @@ def cross_attention_grouped(
     seed: int | Tensor | None = None,
     backend: str | None = None,
 ) -> list[Tensor]:
-    """Several directed pairs in one call: lists of what `cross_attention` takes, a list of what it returns.
+    """Several independent calls of `cross_attention` at once: takes lists of its arguments, returns a list of its
+    results.
 
-    Pairs are independent and may differ in every size; all have one dtype and device. `query_lengths` and `key_lengths`
-    are lists whose entries may be None; `causal_offset`, `dropout_p` and `scale` are lists or one value for all pairs.
-    Pair n drops with seed + n. Every (pair, item, head) is a work item of the same launch, so that short pairs fill the
-    gaps of long ones.
+    The pairs may differ in all sizes, but share one dtype and device. `query_lengths` and `key_lengths` are lists whose
+    entries may be None; `causal_offset`, `dropout_p` and `scale` are lists or one value for all pairs. Pair n uses the
+    dropout seed seed + n. Every (pair, item, head) is a work item of the same launch, so short pairs fill the idle time
+    of long ones.
 
-    Cost, errors and sources as in `cross_attention`; errors name the entry, `keys[2]`.
+    Cost, errors and sources are those of `cross_attention`; errors name the entry, such as `keys[2]`.
     """
     if not isinstance(queries, list | tuple):
         raise TypeError(f"queries must be a list of tensors, got {type(queries).__name__}")

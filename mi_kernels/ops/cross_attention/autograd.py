@@ -58,7 +58,7 @@ class _Attention(torch.autograd.Function):
 
 
 def attention(rule: Rule, backend: str, pairs: Pairs) -> Sequence[Tensor]:
-    """Outs of every pair, differentiable. Nothing of size Tq Tk is kept, except by the reference."""
+    """The differentiable outputs of every pair. Only the reference keeps tensors of size Tq Tk."""
     if transforms.active():
         run, formula = partial(_run, backend), by_definition
         operator = transforms.Operator(partial(_on_lead, run, rule), partial(_on_lead, formula, rule))
@@ -72,8 +72,8 @@ def _run(backend: str, rule: Rule, pairs: Pairs) -> Sequence[Tensor]:
     tensors = pairs.flat()
     if not torch.compiler.is_compiling():
         return _Attention.apply(rule, None, backend, *tensors)
-    # torch.compile recompiles for each value of a float, so floats travel in a tensor; and it rejects a tensor passed
-    # twice, as self-attention does.
+    # torch.compile recompiles for each value of a float, so floats are passed in a tensor. It also rejects a tensor
+    # that is passed twice, as in self-attention.
     scalar = lambda x: torch.full((), x, dtype=torch.float64)  # noqa: E731
     numbers = torch.stack([scalar(x) for x in (*rule.scale, *rule.dropout_p)]).view(2, -1)
     tensors = [t.view_as(t) if any(t is u for u in tensors[:i]) else t for i, t in enumerate(tensors)]

@@ -1,4 +1,4 @@
-"""Runs the attention operators on a backend. Kernels are imported when they are first used."""
+"""Runs the attention operators on a backend. Kernels are imported on first use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .schema import library
 BLOCK_BYTES = 32 << 20
 # backend -> modules with forward(query, ..., sparse) and backward(grad_out, ..., sparse), the operators' own arguments
 KERNELS = {"triton": ("triton_forward", "triton_backward"), "cuda": ("cuda", "cuda"), "sdpa": ("sdpa", "sdpa")}
-AUTOMATIC = "gpu"  # what runs on a GPU when no backend is named: `_routed` says, call by call
+AUTOMATIC = "gpu"  # on a GPU without a named backend; `_routed` chooses the kernels for each call
 
 
 def _kernel(name: str, direction: int) -> ModuleType:
@@ -27,14 +27,15 @@ def _kernel(name: str, direction: int) -> ModuleType:
 
 
 def backend_for(device: torch.device, requested: str | None) -> str:
-    """The backend that attends on `device`; raises RuntimeError for a named one that cannot."""
+    """The backend for attention on `device`. Raises RuntimeError if a named backend cannot run there."""
     name = resolve("cross_attention", device, requested)
     return AUTOMATIC if name == "triton" and (requested or requested_backend()) is None else name
 
 
 def _routed(backend: str, pairs: Pairs, rule: Rule) -> str:
-    """The kernels of a call: CUDA C++ for heads so narrow that tensor cores would mostly multiply padding, flash
-    attention where it computes the same, the grouped Triton kernels otherwise. Forward and backward may differ."""
+    """Chooses the kernels of a call: CUDA C++ for heads so narrow that tensor cores would mostly multiply padding,
+    torch's flash attention if it computes the same function, otherwise the grouped Triton kernels. Forward and backward
+    may differ."""
     if backend != AUTOMATIC:
         return backend
     if cuda.fits(pairs.query, pairs.value) and usable("cuda"):
@@ -43,13 +44,13 @@ def _routed(backend: str, pairs: Pairs, rule: Rule) -> str:
 
 
 def _rules(pairs: Pairs, rule: Rule) -> tuple[Any, ...]:
-    """What kernels take after the sequences."""
+    """The kernel arguments that follow the sequences."""
     return (pairs.query_lengths, pairs.key_lengths, *rule[:3], pairs.seed, rule.sparse)
 
 
 @outside_autocast
 def forward(pairs: Pairs, rule: Rule, backend: str) -> list[Tensor]:
-    """Outs and then statistics of all pairs."""
+    """The outputs of all pairs, followed by their statistics."""
     backend = _routed(backend, pairs, rule)
     if backend == "cpu":
         return torch.ops.mi_kernels_cpu.cross_attention_forward(*pairs[:3], *_rules(pairs, rule))

@@ -1,4 +1,4 @@
-"""What the attention operators take, by name; what the fields hold is said in schema.py."""
+"""The arguments of the attention operators as named tuples. schema.py describes the fields."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Pair(NamedTuple):
-    """One directed pair and how it attends; the order is that of the kernels' arguments, which take lists."""
+    """One directed pair with its attention parameters, in the order of the kernels' arguments (which take lists)."""
 
     query: Tensor
     key: Tensor
@@ -24,7 +24,7 @@ class Pair(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How the pairs of a call attend: one entry per pair, and whether all use sparsemax."""
+    """The attention parameters of the pairs of a call, one entry per pair, and whether all use sparsemax."""
 
     causal_offset: Sequence[int]
     scale: Sequence[float]
@@ -44,7 +44,7 @@ class Pairs(NamedTuple):
 
     @staticmethod
     def of(tensors: Sequence[Tensor]) -> Pairs:
-        """From the flat list that autograd's functions take."""
+        """Builds the tuple from the flat list that autograd functions take."""
         *rest, seed = tensors
         n = len(rest) // 5
         query, key, value, query_lengths, key_lengths = (list(rest[i * n : (i + 1) * n]) for i in range(5))
@@ -60,15 +60,15 @@ class Pairs(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What a forward returns: outs and statistics of all pairs."""
+    """The results of a forward pass: outputs and statistics of all pairs."""
 
     out: list[Tensor]
     stat: list[Tensor]
 
 
 class OperatorRule(NamedTuple):
-    """A rule as torch's operators take it: scale and dropout_p in one tensor [2, pairs], because a float argument would
-    be a constant of a compiled graph."""
+    """The rule in the form of the torch operators: scale and dropout_p in one tensor [2, pairs], because torch.compile
+    treats a float argument as a constant."""
 
     causal_offset: list[int]
     numbers: Tensor

@@ -1,7 +1,8 @@
-"""The definition: every score materialised, plain torch, ordinary autograd; and the same in blocks of query rows.
+"""The definition of attention in plain torch, with materialised scores and ordinary autograd; and the same in blocks of
+queries.
 
-2 B heads Tq Tk (E + Ev) FLOPs forward, twice that and a recompute of the scores backward; several B heads Tq Tk arrays,
-or blocks of them.
+2 B heads Tq Tk (E + Ev) FLOP forward; twice that plus a recomputation of the scores backward. Memory: several B heads
+Tq Tk arrays, or blocks of them.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def dropout_factor(
 
 
 def _within(lengths: Tensor, positions: Tensor) -> Tensor | None:
-    """[B, 1, T, 1]: which positions are not padding; None for "all of them"."""
+    """A mask of the positions that are not padding, [B, 1, T, 1]; None if there is no padding."""
     return None if lengths.shape[0] == 0 else (positions < lengths.view(-1, 1)).view(lengths.shape[0], 1, -1, 1)
 
 
@@ -58,7 +59,7 @@ def _zero_padding(t: Tensor, within: Tensor | None) -> Tensor:
 
 
 def _allowed(rows: Tensor, keys: int, query_within: Tensor | None, key_within: Tensor | None, offset: int) -> Tensor:
-    """Which weights may be non-zero; broadcasts to [B, heads, rows, keys]."""
+    """A mask of the weights that may be nonzero; broadcasts to [B, heads, rows, keys]."""
     columns = torch.arange(keys, device=rows.device)
     allowed = (columns - rows.view(-1, 1) <= offset).view(1, 1, -1, keys)
     if key_within is not None:
@@ -67,8 +68,8 @@ def _allowed(rows: Tensor, keys: int, query_within: Tensor | None, key_within: T
 
 
 def threshold(s: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """Sparsemax over allowed scores, by sorting (Martins and Astudillo 2016, algorithm 1): the highest score [..., 1],
-    and tau less that score [..., 1], so that large scores round nothing off it."""
+    """Sparsemax over allowed scores by sorting (Martins and Astudillo 2016, algorithm 1). Returns the highest score
+    [..., 1] and tau minus that score [..., 1], which stays precise for large scores."""
     with torch.no_grad():
         z = s.masked_fill(~allowed, -torch.inf).sort(-1, descending=True).values
         top = z[..., :1]
@@ -90,7 +91,7 @@ def normalize(s: Tensor, allowed: Tensor, sparse: bool) -> tuple[Tensor, Tensor]
         top, tau = threshold(s, allowed)
         p = (s - top - tau).clamp(min=0).where(allowed, 0.0)
         stat = top + tau
-        # tau was rounded up to the maximum: take the next smaller number, or the support would be empty.
+        # If tau was rounded up to the maximum, the support would be empty; the next smaller number is used instead.
         stat = torch.where(stat >= top, top.nextafter(torch.full_like(top, -torch.inf)), stat)
     else:
         stat = s.masked_fill(~allowed, -torch.inf).where(alive, 0.0).logsumexp(-1, keepdim=True)
@@ -98,7 +99,7 @@ def normalize(s: Tensor, allowed: Tensor, sparse: bool) -> tuple[Tensor, Tensor]
     return p, stat.where(alive, torch.inf)
 
 
-@outside_autocast  # it would multiply the widened inputs in 16 bits
+@outside_autocast  # autocast would multiply the widened inputs in 16 bits
 def _weights_and_stat(pair: Pair, first: int = 0) -> tuple[Tensor, Tensor]:
     """Weights after dropout [B, heads, Tq, Tk] and the statistic [B, heads, Tq, 1]."""
     query, key, dropout_p = pair.query, pair.key, pair.dropout_p
@@ -122,8 +123,8 @@ def weights(pair: Pair) -> Tensor:
 
 @outside_autocast
 def attention(pair: Pair, first: int = 0) -> tuple[Tensor, Tensor]:
-    """out and stat of schema.py for one pair, differentiable any number of times. `query` may be the rows from `first`
-    on of a longer one."""
+    """out and stat of schema.py for one pair, differentiable any number of times. `query` may be a block of a longer
+    sequence that starts at row `first`."""
     p, stat = _weights_and_stat(pair, first)
     key_within = _within(pair.key_lengths, torch.arange(pair.key.shape[2], device=pair.key.device))
     v = _zero_padding(pair.value, key_within).to(p.dtype)
@@ -131,7 +132,7 @@ def attention(pair: Pair, first: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(pair: Pair, block_bytes: int | None) -> range:
-    """First rows of the blocks; arrays of a block's scores take `block_bytes` each, a block for None is everything."""
+    """First rows of the blocks. An array of a block's scores takes `block_bytes`; with None there is one block."""
     (batch, heads, length, _), keys = pair.query.shape, pair.key.shape[2]
     if block_bytes is None:
         return range(0, length, length)
@@ -148,7 +149,7 @@ def forward(pair: Pair, block_bytes: int | None = None) -> tuple[Tensor, Tensor]
 def backward(
     grad_out: Tensor, pair: Pair, stat: Tensor, block_bytes: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv of one pair by the formulas of schema.py, the weights recomputed from `stat` block by block."""
+    """dq, dk, dv of one pair by the formulas of schema.py; weights are recomputed from `stat` in blocks."""
     query, key, value, query_lengths, key_lengths, causal_offset, scale, dropout_p, seed, sparse = pair
     dtype, (batch, heads, length, _), keys = accumulate_dtype(query.dtype), query.shape, key.shape[2]
     key_within = _within(key_lengths, torch.arange(keys, device=key.device))

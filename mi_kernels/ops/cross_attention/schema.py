@@ -1,28 +1,29 @@
-"""Names, meaning and operator schemas of `cross_attention`. Imports torch alone.
+"""Definition, names and operator schemas of `cross_attention`. Imports only torch.
 
-One directed pair reads a source sequence (keys, values) from a target sequence (queries):
+In a directed pair, a target sequence (queries) attends to a source sequence (keys and values):
 
     s_ij = scale <q_i, k_j>,  p_i = softmax(s_i) or sparsemax(s_i) over the allowed keys,
     o_i  = sum_j m_ij p_ij v_j,  m_ij = [kept] / (1 - dropout_p)
 
 A pair has query [B, heads, Tq, E], key [B, heads, Tk, E], value [B, heads, Tk, Ev] -> out [B, heads, Tq, Ev] in the
-dtype of query. Key j is allowed for query i of item b when j < key_length_b and j - i <= causal_offset; a query with
-i >= query_length_b, or without an allowed key, gets a zero row and gives no gradient. What stands in padded rows of any
-input is never read into a result, NaN included. Operators take lists: several independent pairs, each with sizes of
-its own, in one call. Per pair:
+dtype of query. Key j is allowed for query i of item b if j < key_length_b and j - i <= causal_offset. A query with
+i >= query_length_b, or without an allowed key, gives a zero row and no gradient. Padded rows of the inputs never affect
+a result, even if they contain NaN. Operators take lists: several independent pairs, which may differ in size, in one
+call. Per pair:
 
     query_lengths, key_lengths   [B] int64, or [0] for "all of them"; values are clamped to [0, T]
     causal_offset                int; NO_OFFSET for "no mask"
     scale, dropout_p             float, 0 <= dropout_p < 1; the operators take all of them in one tensor `numbers`
                                  [2, pairs], fp64 on the CPU: a float argument would be a constant of a compiled graph
-    seed                         entry of one int64 tensor [pairs]; not read where dropout_p is 0
+    seed                         entry of one int64 tensor [pairs]; not used if dropout_p is 0
 
-A forward returns the outs and then the stats, [B, heads, Tq] in the accumulation type (fp64 for fp64, fp32 otherwise):
-row_lse_i = log sum_j exp s_ij for softmax, the threshold tau_i with p_ij = max(s_ij - tau_i, 0) for sparsemax, +inf for
-a row without a key (so that exp(s - stat) and max(s - stat, 0) are 0 there too). Where scores are so large that tau
-would be rounded up to the highest, it is the number below, and a weight is at most 1: the support stays what it was
-(keys that tie for the highest then count fully in dv). A backward returns all dq, all dk, all dv, in the dtype of the
-inputs and contiguous. With delta_i = sum_j p_ij dp_ij and dp_ij = m_ij <g_i, v_j>,
+The forward operator returns the outputs and then the stats, [B, heads, Tq] in the accumulation type (fp64 for fp64,
+fp32 otherwise): row_lse_i = log sum_j exp s_ij for softmax, and the threshold tau_i with p_ij = max(s_ij - tau_i, 0)
+for sparsemax. The stat of a row without a key is +inf, so that exp(s - stat) and max(s - stat, 0) are 0. If scores are
+so large that tau would be rounded up to the highest score, the next smaller number is used and weights are limited to
+1, which preserves the support (keys that tie for the highest score then count fully in dv). The backward operator
+returns all dq, all dk, all dv, contiguous and in the dtype of the inputs. With delta_i = sum_j p_ij dp_ij and dp_ij =
+m_ij <g_i, v_j>,
 
     softmax:   ds_ij = p_ij (dp_ij - delta_i), where delta_i = <g_i, o_i> too
     sparsemax: ds_ij = [p_ij > 0] (dp_ij - the mean of dp_i where p_i > 0)
@@ -49,7 +50,8 @@ from .problem import OperatorRule, Pairs, Results
 
 NORMALIZERS = ("softmax", "sparsemax")
 NO_OFFSET = 2**31 - 1
-# Limits of the CUDA kernels; csrc/cross_attention/schema.h states them too, tests/ops/common/test_schemas.py compares.
+# Limits of the CUDA kernels. csrc/cross_attention/schema.h repeats them; tests/ops/common/test_schemas.py compares the
+# two.
 MOST_FEATURES, MOST_PAIRS = 16, 16
 
 library = torch.library.Library("mi_kernels", "FRAGMENT")

@@ -1,11 +1,11 @@
-"""torch's own flash attention, for the calls on a GPU that it can serve and where no backend is named.
+"""torch's flash attention, for GPU calls that it supports and that name no backend.
 
-It serves softmax over all keys, or causal with as many keys as queries, without lengths and dropout, in 16 bits. Out
-and row_lse are then what the other kernels compute, so forward and backward may come from different kernels. On long
-sequences of wide heads it is faster, as it is tuned for every architecture. It takes one launch per pair, so pairs
-shorter than FROM stay in the grouped kernels. The backward runs in flash attention's
-deterministic mode, as everything here does. Costs as in `triton_forward` and `triton_backward`, and a copy of each
-result, which flash attention leaves in the order [B, T, heads, E].
+It supports softmax in 16 bits without lengths and dropout, over all keys or causal with as many keys as queries. Its
+outputs and row_lse equal those of the other kernels, so forward and backward may use different kernels. It is tuned for
+every architecture and expected to be faster on long sequences with wide heads. It needs one launch per pair, so pairs
+shorter than FROM stay in the grouped kernels. The backward pass uses flash attention's deterministic mode. Costs are
+those of `triton_forward` and `triton_backward` plus a copy of each result, because flash attention returns the layout
+[B, T, heads, E].
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FROM = 512  # queries and keys; below it attention is a matter of launches. From arithmetic, not yet from a measurement
-_NARROWEST = 32  # features; narrower heads are padded there
+FROM = 512  # least number of queries and keys; below it launches dominate. An estimate, not measured yet
+_NARROWEST = 32  # least number of features; flash attention pads narrower heads
 
 
 def _is_causal(query: Tensor, key: Tensor, offset: int) -> bool | None:
-    """Whether the mask is the usual causal one, False for no mask, None for any other."""
+    """True for the usual causal mask, False for no mask, None for any other mask."""
     if offset >= key.shape[2] - 1:
         return False
     return True if offset == 0 and query.shape[2] == key.shape[2] else None
@@ -58,14 +58,14 @@ def suits(
     *,
     sparse: bool,
 ) -> bool:
-    """Whether every pair is one that flash attention computes here."""
+    """Whether flash attention supports every pair of the call."""
     pairs = zip(query, key, value, query_lengths, key_lengths, causal_offset, dropout_p, strict=True)
     return not sparse and all(_suits(*pair) for pair in pairs)
 
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """Flash attention's backward adds with atomics unless torch is told to be deterministic."""
+    """Enables torch's deterministic mode, without which the backward of flash attention uses atomics."""
     if torch.are_deterministic_algorithms_enabled():
         yield
         return

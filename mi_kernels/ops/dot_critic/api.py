@@ -1,4 +1,4 @@
-"""Validation of the dot critic's inputs. Every loss and bound over dot-product scores enters here."""
+"""Argument checks and entry points of the dot-product critic. All losses and bounds on dot-product scores call them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STATS = {"row_lse": ROW_LSE, "col_lse": COL_LSE, "row_softplus": SOFTPLUS}
 
 
 class Prepared(NamedTuple):
-    """A checked problem in the operators' form; x and y keep the caller's shape until `problem.flat`."""
+    """A checked problem in the form of the operators. x and y keep the caller's shape until `problem.flat`."""
 
     problem: Problem
     shape: torch.Size  # the caller's group dimensions
@@ -50,11 +50,11 @@ def _vector(name: str, t: Tensor, shape: tuple[int, ...], like: Tensor, ids: boo
 
 
 def _scale(name: str, scale: Tensor | float, shape: torch.Size, like: Tensor) -> Tensor:
-    """[G] in the accumulation type, from a number, a one-element tensor or [*]."""
+    """Converts the scale (a number, a one-element tensor or [*]) to [G] in the accumulation type."""
     dtype = accumulate_dtype(like.dtype)
     if not isinstance(scale, Tensor):
         check_number(name, scale, dtype=dtype)
-        scale = float(scale) if type(scale) is int else scale  # a symbolic number stays one
+        scale = float(scale) if type(scale) is int else scale  # symbolic numbers are left unchanged
         return torch.full((shape.numel(),), scale, dtype=dtype, device=like.device)
     check_tensor(name, scale)
     if scale.is_complex():
@@ -82,11 +82,12 @@ def prepare(
     tiles: torch.dtype | None = None,
     names: tuple[str, ...] = ("x", "y", "scale", "row_ids", "col_ids"),
 ) -> Prepared:
-    """Checks the inputs and brings them to the operators' form. Raises ValueError or TypeError naming the argument.
+    """Checks the inputs and converts them to the form of the operators. Raises ValueError or TypeError that names the
+    argument.
 
-    `tiles`: the dtype in which products are taken, for x and y that were widened from it (`critics` and the supervised
-    losses widen their features once, so that all paths meet in fp32 before the gradient is rounded). `names`: what the
-    caller calls x, y, scale, row_ids and col_ids, for messages.
+    tiles: the dtype of the products, if x and y were converted from it. (`critics` and the supervised losses convert
+        their features once, so that all gradients are added in fp32 before they are rounded.)
+    names: the caller's names of x, y, scale, row_ids and col_ids, for messages.
     """
     check_samples(names[0], x)
     check_samples(names[1], y)
@@ -108,7 +109,7 @@ def prepare(
     if positive_shift >= 0 and (
         pairs == "unequal_ids" or (pairs == "off_diagonal" and positive_shift % y.shape[-2] == 0)
     ):
-        raise ValueError(f"positive_shift={positive_shift} names pairs that pairs={pairs!r} leaves out")
+        raise ValueError(f"positive_shift={positive_shift} selects pairs that pairs={pairs!r} excludes")
     if x is y:
         y = x.view_as(x)  # torch.compile rejects the same tensor passed twice
     shape = size[:-2]
@@ -127,7 +128,7 @@ def prepare(
 
 
 def _operator(problem: Problem, run: Any, formula: Any) -> tuple[Tensor, ...]:
-    """run(problem), under transforms of torch.func; vmap's dimensions come first and join the groups."""
+    """run(problem) under torch.func transforms; vmap dimensions come first and become groups."""
 
     def folded(function: Any) -> Any:
         def on_tensors(lead: tuple[int, ...], x: Tensor, y: Tensor, *vectors: Tensor | None) -> Any:
@@ -154,7 +155,7 @@ def _statistics(prepared: Prepared, bits: int, backend: str) -> tuple[Tensor, ..
 
 
 def _clipped(prepared: Prepared, bits: int, clip: float, backend: str) -> tuple[Tensor, ...]:
-    """Statistics of clipped scores, which carry no gradient."""
+    """Statistics of clipped scores, without gradients."""
     check_number("clip", clip, positive=True, infinite=True)
     groups = prepared.problem.scale.shape[0]
 
@@ -183,15 +184,19 @@ def statistics(
     backend: str | None = None,
     tiles: torch.dtype | None = None,
 ) -> Statistics:
-    """Statistics of S = scale x y^T + row_bias + col_bias that is never stored.
+    """Statistics of the score matrix S = scale x y^T + row_bias + col_bias, which is never stored.
 
-    x [*, B, D], y [*, N, D]; scale a float, a 0-d tensor or [*]; biases [*, B] and [*, N]; ids integers of the same
-    shapes. `pairs`: "all", "off_diagonal" (i != j) or "unequal_ids". `stats`: any of "row_lse" [*, B], "col_lse"
-    [*, N], "row_softplus" [*, B] (sum_j softplus S_ij), and with one of them "positive" [*, B] (S_ii, over all pairs).
-    A row without pairs has LSE -inf. Differentiable twice in x, y, scale and the biases. `clip` clamps the scores that
-    enter the LSEs to [-clip, clip]; the statistics then carry no gradient. `tiles` as in `prepare`.
-    Cost: 2 B N D FLOP forward, 6 B N D backward, O((B + N) D) memory.
-    Raises ValueError or TypeError that names the argument, RuntimeError if a backend that was named cannot run.
+    x, y: [*, B, D] and [*, N, D].
+    scale: a number, a 0-d tensor or [*].
+    row_bias, col_bias: [*, B] and [*, N]; row_ids and col_ids are integers of the same shapes.
+    pairs: "all", "off_diagonal" (i != j) or "unequal_ids".
+    stats: any of "row_lse" [*, B], "col_lse" [*, N] and "row_softplus" [*, B] (sum_j softplus S_ij), and together with
+        one of them "positive" [*, B] (S_ii, for any `pairs`). A row without pairs has log-sum-exp -inf.
+    clip: clamps the scores in the log-sum-exps to [-clip, clip]; the statistics then have no gradient.
+    tiles: as in `prepare`.
+
+    Twice differentiable in x, y, scale and the biases. Cost: 2 B N D FLOP forward, 6 B N D backward, O((B + N) D)
+    memory. Raises ValueError or TypeError that names the argument, and RuntimeError if a named backend cannot run.
     """
     positive = "positive" in stats
     names = set(stats) - {"positive"}
@@ -233,9 +238,9 @@ def loss(
 ) -> Tensor:
     """w_row sum_i row_lse_i + w_col sum_j col_lse_j + w_soft sum_ij softplus(S_ij) - w_pos sum_i S_i,pos(i), [*].
 
-    `normalize` brings the rows of x and y to unit length first. Gradients are computed with the value when an input
-    requires them and autograd records: 3N one-sided, 4N with both LSEs (3N where `memory_budget` bytes hold the
-    scores), N = 2 B N D FLOP; without, N.
+    `normalize` first scales the rows of x and y to unit length. If an input requires gradients and autograd records,
+    gradients are computed together with the value. Cost with N = 2 B N D FLOP: 3N one-sided, 4N with both log-sum-exps
+    (3N if the scores fit `memory_budget` bytes); N without gradients.
     """
     weights = Weights(w_row, w_col, w_soft, w_pos, soft_signed)
     settings = LossSettings(weights, normalize, memory_budget, backend_name(backend), prepared.tiles)
@@ -253,9 +258,9 @@ def loss(
 def row_losses(
     prepared: Prepared, *, symmetric: bool = False, normalize: bool = False, backend: str | None = None
 ) -> Tensor:
-    """row_lse_i - S_i,pos(i) for every row, [*, B]; symmetric averages it with the positive column's. `normalize` as in
-    `loss`. 4N FLOP, since the gradients need every row's slope first and form the scores again; 3N on a CPU where 16
-    MiB hold the scores."""
+    """row_lse_i - S_i,pos(i) for every row, [*, B]; symmetric averages it with the same quantity of the positive
+    column. `normalize` as in `loss`. 4N FLOP, because gradients need the incoming gradient of every row and recompute
+    the scores; 3N on a CPU if the scores fit 16 MiB."""
     settings = RowSettings(symmetric, normalize, backend_name(backend))
     if transforms.active():
         return _operator(

@@ -1,6 +1,7 @@
-"""Autograd of the dot critic's operators. Callers validate.
+"""Autograd of the operators of the dot-product critic. Callers check the arguments.
 
-Gradients leave the operators in the accumulation type and are narrowed to the inputs' dtype once, after the slope.
+Operators return gradients in the accumulation type. They are multiplied by the incoming gradient (the slope) and then
+rounded to the dtype of the inputs once.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FIELDS = len(Problem._fields)
 
 
 def _shaped(gradients: Sequence[Tensor], problem: Problem, needs: int) -> list[Tensor | None]:
-    """Gradients from the operators in the shapes of the inputs, None where they are not needed."""
+    """Reshapes gradients from the operators to the shapes of the inputs; None for gradients that are not needed."""
     return [
         reshaped(g, t.shape) if needs & bit and t is not None else None
         for g, t, bit in zip(gradients, problem.differentiable, GRADIENTS, strict=True)
@@ -33,14 +34,15 @@ def _shaped(gradients: Sequence[Tensor], problem: Problem, needs: int) -> list[T
 def _narrow(g: Tensor, t: Tensor, normalize: bool) -> Tensor:
     if g.dtype == t.dtype:
         return g
-    # Through F.normalize a zero row's gradient is 1e12 times the slope: infinite in 16 bits, so it gets none.
+    # Through F.normalize the gradient of a zero row is 1e12 times the slope, which is infinite in 16 bits. It gets zero
+    # instead.
     return (g.masked_fill(null_rows(t), 0) if normalize and t.dim() > 1 else g).to(t.dtype)
 
 
 def _narrowed(
     gradients: Sequence[Tensor | None], problem: Problem, normalize: bool = False
 ) -> tuple[Tensor | None, ...]:
-    """Gradients in the dtypes of the inputs, and None for the fields of the problem that have none."""
+    """Gradients in the dtypes of the inputs, and None for fields of the problem without gradients."""
     found = (
         None if g is None or t is None else _narrow(g, t, normalize)
         for g, t in zip(gradients, problem.differentiable, strict=True)
@@ -49,7 +51,7 @@ def _narrowed(
 
 
 def _again(formula: Any, problem: Problem, needed: Sequence[bool], slopes: Sequence[Tensor | None]) -> Any:
-    """Gradients that can be differentiated again, from a formula of the problem."""
+    """Gradients that can be differentiated again, from a torch formula of the problem."""
     wanted = [need and i < len(GRADIENTS) for i, need in enumerate(needed[: len(problem.tensors)])]
     rest = (problem.pairs, problem.positive_shift)
     found = common.differentiable_gradients(
@@ -59,21 +61,21 @@ def _again(formula: Any, problem: Problem, needed: Sequence[bool], slopes: Seque
 
 
 class StatisticsFunction(torch.autograd.Function):
-    """Row and column LSEs, softplus sums, and the scores of the positive pairs where there are any.
+    """Row and column LSEs, softplus sums, and the scores of the positive pairs if there are any.
 
-    The positive scores share the node with the log-sums: near convergence their terms of dS cancel, which has to happen
-    before dS is rounded to 16-bit tiles.
+    The positive scores belong to the same autograd node as the log-sum-exps: near convergence their terms in dS cancel,
+    and they must be added before dS is rounded to 16-bit tiles.
     """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
-        # the problem, stats, backend, and the dtype of the tiles
+        # arguments: the problem, stats, backend, and the dtype of the tiles
         problem = Problem(*arguments[:FIELDS])
         stats, backend, tiles = arguments[FIELDS:]
         full = flat(problem, tiles)
         if torch.compiler.is_compiling():
             row, col, soft = torch.ops.mi_kernels.dot_critic_stats(*full, stats, math.inf, backend)
-        else:  # a direct call saves the cost of the dispatcher, as for the losses
+        else:  # a direct call avoids the cost of torch's dispatcher, as for the losses
             row, col, soft = dispatch.run_stats(full, stats, math.inf, backend)
         positive = _positive(full)
         ctx.save_for_backward(*problem.tensors, row, col, positive)
@@ -116,10 +118,10 @@ class StatisticsFunction(torch.autograd.Function):
 
 
 def _rounded_off(problem: Problem, slopes: Slopes, positive: Tensor) -> Tensor:
-    """What 16-bit tiles would round off dS on the positive pairs (i, i), [G, B].
+    """The rounding error of dS in 16-bit tiles on the positive pairs (i, i), [G, B].
 
-    There a slope near -1 meets a probability: of the order of 1 before training and cancelling after it, so that the
-    rounding error would outweigh that of all other pairs. Without it the tiles hold dS on these pairs exactly.
+    On these pairs dS is the sum of a slope near -1 and a probability, which cancel after training. The rounding error
+    would exceed that of all other pairs. After subtracting it, the tiles represent dS on these pairs exactly.
     """
     assert slopes.g_pos is not None
     total = slopes.g_pos
@@ -133,7 +135,7 @@ def _rounded_off(problem: Problem, slopes: Slopes, positive: Tensor) -> Tensor:
 
 
 def _with_positive_slopes(found: Sequence[Tensor], problem: Problem, slopes: Tensor, needs: int) -> list[Tensor]:
-    """Gradients with those of more slopes on the positive pairs (i, i) added, in place."""
+    """Adds in place the gradients of additional slopes on the positive pairs (i, i)."""
     x, y = (t.to(slopes.dtype) for t in (problem.x, problem.y))
     scaled = (slopes * problem.scale[:, None])[..., None]
     more = (scaled * y, scaled * x, (slopes * (x * y).sum(-1)).sum(-1), slopes, slopes)
@@ -141,7 +143,7 @@ def _with_positive_slopes(found: Sequence[Tensor], problem: Problem, slopes: Ten
 
 
 def _positive(problem: Problem) -> Tensor:
-    """Scores of the positive pairs, [G, B]; empty where there are none."""
+    """Scores of the positive pairs, [G, B]; empty if there are none."""
     none = problem.positive_shift < 0
     return problem.scale.new_empty(0) if none else dispatch.positive_scores(problem)
 
@@ -161,11 +163,11 @@ class Loss(torch.autograd.Function):
         if torch.compiler.is_compiling():
             ctx.save_for_backward(*problem.tensors, *gradients)
         else:
-            # Backward hands the gradients over without a copy: nothing else holds them. Whoever goes back a second
-            # time (retain_graph) has them computed again.
+            # Backward returns the stored gradients without a copy, because nothing else refers to them. A second
+            # backward (retain_graph) recomputes them.
             ctx.save_for_backward(*problem.tensors)
             ctx.gradients = gradients
-            ctx.wide = problem.x.dtype == problem.scale.dtype  # else gradients are still to be narrowed
+            ctx.wide = problem.x.dtype == problem.scale.dtype  # otherwise gradients must be rounded
         ctx.settings = (problem.pairs, problem.positive_shift, settings, needs)
         return value
 
@@ -182,7 +184,7 @@ class Loss(torch.autograd.Function):
         if again:
             formula = lambda p: (differentiable_loss(p, settings),)  # noqa: E731
             return *_again(formula, problem, ctx.needs_input_grad, (g,)), None
-        slopes = (g, g, *(g.reshape(-1),) * 3)  # scale and biases have one flat group dimension
+        slopes = (g, g, *(g.reshape(-1),) * 3)  # scale and biases have a single, flattened group dimension
         if len(saved) > len(problem.tensors):
             return *_narrowed(common.scaled(saved[len(problem.tensors) :], slopes), problem, settings.normalize), None
         gradients = ready or _loss_and_gradients(problem, settings, needs)[1]
@@ -193,19 +195,20 @@ class Loss(torch.autograd.Function):
 
 
 def _loss_and_gradients(problem: Problem, settings: LossSettings, needs: int) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss [*] and the gradients of the five float inputs in their shapes, None where they are not needed."""
+    """The loss [*] and the gradients of the five floating-point inputs in their shapes; None if not needed."""
     weights, normalize, budget, backend, tiles = settings
     full = flat(problem, tiles)
     if torch.compiler.is_compiling():
         run = torch.ops.mi_kernels.dot_critic_loss
         value, *gradients = run(*full, *weights, normalize, needs, budget, backend)
-    else:  # a direct call: the dispatcher costs as much as a small loss
+    else:  # a direct call, because torch's dispatcher costs as much as a small loss
         value, *gradients = dispatch.run_loss(full, weights, normalize, needs, budget, backend)
     return reshaped(value, problem.x.shape[:-2]), _shaped(gradients, problem, needs)
 
 
 def loss_value(problem: Problem, settings: LossSettings) -> Tensor:
-    """The loss [*] alone, for `no_grad`, which `needs_input_grad` ignores: `Loss` would compute unused gradients."""
+    """Only the loss [*], for `no_grad`. (`needs_input_grad` ignores `no_grad`, so `Loss` would compute unused
+    gradients.)"""
     return _loss_and_gradients(problem, settings, 0)[0]
 
 
@@ -221,7 +224,7 @@ def differentiable_loss(problem: Problem, settings: LossSettings) -> Tensor:
 
 
 class RowLosses(torch.autograd.Function):
-    """Per-row losses as one autograd node: the launches of small batches are what takes their time."""
+    """Per-row losses as one autograd node, because launches dominate the time at small batches."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
@@ -244,8 +247,8 @@ class RowLosses(torch.autograd.Function):
                 return *_again(formula, problem, ctx.needs_input_grad, (g,)), None
         full = flat(problem)
         if known[2] is not None and problem.x.dtype == g.dtype:
-            # The compiled kernels, which write gradients in the inputs' type: at small batches the rest of this
-            # function would cost as much as they do.
+            # The compiled kernels write gradients in the dtype of the inputs. At small batches the rest of this
+            # function would cost as much as the kernels.
             found = dispatch.row_gradients(full, known, g.contiguous(), settings, needs)
             return *_shaped(found, problem, needs), *(None,) * (FIELDS + 1 - len(GRADIENTS))
         slopes = g.reshape(full.x.shape[:2]).to(known[0].dtype).contiguous()
@@ -254,7 +257,7 @@ class RowLosses(torch.autograd.Function):
 
 
 def row_losses_value(problem: Problem, settings: RowSettings) -> Tensor:
-    """The losses of the rows [*, B] alone, where autograd does not record."""
+    """Only the losses of the rows [*, B], if autograd does not record."""
     return reshaped(dispatch.run_row_losses(flat(problem), settings, False)[0], problem.x.shape[:-1])
 
 

@@ -1,8 +1,9 @@
 """The dot critic on the CUDA C++ kernels of csrc/dot_critic/ (sm_80 and up).
 
-Statistics take N = 2 B D N FLOPs for rows and columns together, gradients 2N a side (D up to 512 in 16 bits, 256 in
-fp32; beyond it scores are recomputed for every further block of features): 5N in all. Scores are never stored, every
-output is written once by its owner, no value goes to the host. fp32 runs as 3xTF32, or as TF32 where torch allows it.
+Statistics of rows and columns together cost N = 2 B N D FLOP, gradients 2N per side, 5N in total. (Above 512 features
+in 16 bits, or 256 in fp32, scores are recomputed for every further block of features.) Scores are never stored, every
+output is written once by its owner, and no value is read on the host. fp32 uses three TF32 products, or one if torch
+allows TF32.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _tf32(x: Tensor) -> bool:
-    """Checks the type; whether fp32 products may be rounded to TF32."""
+    """Checks the dtype; returns whether fp32 products may use TF32."""
     if x.dtype not in TYPES:
-        raise RuntimeError(f"backend 'cuda' was asked for and cannot run dot_critic: it has no kernel for {x.dtype}")
+        raise RuntimeError(f"backend 'cuda' was requested but cannot run dot_critic: it has no kernel for {x.dtype}")
     return x.dtype == torch.float32 and tf32_allowed()
 
 

@@ -1,4 +1,4 @@
-"""Runs the dot critic's operators on a backend. Kernels are imported when they are first used."""
+"""Runs the operators of the dot-product critic on a backend. Kernels are imported on first use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHUNK_BYTES = 32 << 20
 
 
 def _rows(x: Tensor, y: Tensor) -> int:
-    """Rows of scores that fit the chunk buffer."""
+    """The number of rows of scores that fit the chunk buffer."""
     return max(1, _CHUNK_BYTES // (8 * x.shape[0] * y.shape[1]))
 
 
@@ -60,7 +60,7 @@ def positive_scores(problem: Problem) -> Tensor:
     """S[i, (i + shift) mod N], [G, B], differentiable, O(B D)."""
     x, y, dtype = problem.x, problem.y, accumulate_dtype(problem.x.dtype)
     y, col_bias = y.to(dtype), problem.col_bias
-    if problem.positive_shift != 0 or x.shape[1] != y.shape[1]:  # the diagonal needs no gather
+    if problem.positive_shift != 0 or x.shape[1] != y.shape[1]:  # otherwise positives are the diagonal
         j = positives(0, x.shape[1], y.shape[1], problem.positive_shift, x.device)
         y, col_bias = y[:, j], None if col_bias is None else col_bias[:, j]
     s = (x.to(dtype) * y).sum(-1) * problem.scale.to(dtype)[:, None]
@@ -95,7 +95,7 @@ def wanted_stats(weights: Weights) -> int:
 
 
 def normalized(problem: Problem, dtype: torch.dtype | None = None) -> Problem:
-    """The same problem on rows of unit length, in the accumulation type or in `dtype`; differentiable."""
+    """The problem with normalised rows, in the accumulation type or in `dtype`; differentiable."""
     wide = accumulate_dtype(problem.x.dtype)
     x, y = (F.normalize(t.to(wide), dim=-1).to(dtype or wide) for t in (problem.x, problem.y))
     return problem._replace(x=x, y=y)
@@ -126,7 +126,7 @@ def run_loss(
 
         return triton_loss.loss(problem, *weights, normalize, needs)
     if normalize:
-        # CUDA keeps 16-bit rows in 16 bits: in fp32 they would miss the tensor cores' faster products.
+        # The CUDA kernels keep 16-bit rows in 16 bits, because fp32 products are slower on tensor cores.
         unit = normalized(problem, x.dtype if name == "cuda" else None)
         loss, dx, dy, *others = run_loss(unit, weights, False, needs, memory_budget, backend)
         return loss, through_normalization(x, dx), through_normalization(y, dy), *others
@@ -149,12 +149,12 @@ def run_loss(
 
 
 def compose_row_losses(problem: Problem, row: Tensor, col: Tensor, symmetric: bool) -> Tensor:
-    """row_lse_i - S_i,pos(i), or its mean with the column's, [G, B]."""
+    """row_lse_i - S_i,pos(i), [G, B]; if symmetric, its mean with the same quantity of the column."""
     return ((row + col) / 2 if symmetric else row) - positive_scores(problem)
 
 
 def run_row_losses(problem: Problem, settings: RowSettings, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The losses, what the gradient needs of rows and of columns, and the scores if they are kept (else None)."""
+    """The losses, the row and column statistics for the gradient, and the scores if they are kept (otherwise None)."""
     symmetric, normalize, backend = settings
     # A compiled graph needs operators with shape functions: the extension's own operators have none.
     if not torch.compiler.is_compiling() and resolve("dot_critic", problem.x.device, backend or None) == "cpu":
@@ -174,7 +174,8 @@ def _composed_row_losses(problem: Problem, settings: RowSettings) -> tuple[Tenso
 def row_gradients(
     problem: Problem, known: tuple[Tensor, ...], g: Tensor, settings: RowSettings, needs: int
 ) -> tuple[Tensor, ...]:
-    """`run_row_losses_grad` on the compiled kernels, which left scores in `known`; g holds G B slopes, contiguous."""
+    """`run_row_losses_grad` with the compiled kernels, which stored scores in `known`; g holds G B contiguous
+    slopes."""
     arguments = (*problem, *known, g, settings.symmetric, settings.normalize, needs)
     return torch.ops.mi_kernels_cpu.dot_critic_row_losses_grad(*arguments)
 
@@ -183,7 +184,7 @@ def row_gradients(
 def run_row_losses_grad(
     problem: Problem, known: tuple[Tensor, Tensor, Tensor | None], g: Tensor, settings: RowSettings, needs: int
 ) -> tuple[Tensor, ...]:
-    """Gradients of the five float inputs under slopes g [G, B], from what `run_row_losses` returned."""
+    """Gradients of the five floating-point inputs for slopes g [G, B], from the results of `run_row_losses`."""
     symmetric, normalize, backend = settings
     row, col, kept = known
     if kept is not None:

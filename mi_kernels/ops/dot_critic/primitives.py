@@ -1,4 +1,4 @@
-"""What the plain-torch implementations of the dot critic share: scores, masks and dS of a block of rows."""
+"""Shared by the plain torch implementations of the dot-product critic: scores, masks and dS of a block of rows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def allowed(
     shift: int,
     device: torch.device,
 ) -> Tensor | None:
-    """Which pairs take part, [G or 1, rows, columns]; None when all do."""
+    """A mask of the included pairs, [G or 1, rows, columns]; None if all are included."""
     if pairs == OFF_DIAGONAL:
         i = torch.arange(first, first + rows, device=device)
         return (i[:, None] != torch.arange(columns, device=device))[None]
@@ -63,14 +63,14 @@ def flip_positives(s: Tensor, first: int, shift: int) -> Tensor:
 
 
 def softplus_rows(s: Tensor, mask: Tensor | None, first: int, shift: int, stats: int) -> Tensor:
-    """sum_j softplus(S_ij) over allowed pairs, the positive pair's sign turned if SIGNED."""
+    """sum_j softplus(S_ij) over included pairs; with SIGNED the positive pair has the opposite sign."""
     signed = flip_positives(s, first, shift) if stats & SIGNED else s
     soft = torch.logaddexp(signed, torch.zeros((), dtype=s.dtype, device=s.device))
     return (soft if mask is None else soft.masked_fill(~mask, 0)).sum(-1)
 
 
 def clipped(s: Tensor, clip: float) -> Tensor:
-    """Scores clamped to [-clip, clip]; -inf, a pair that takes no part, stays."""
+    """Scores clamped to [-clip, clip]; -inf, which marks an excluded pair, is unchanged."""
     return s if clip == math.inf else torch.where(s == -torch.inf, s, s.clamp(-clip, clip))
 
 
@@ -82,14 +82,14 @@ def statistics(
     soft = softplus_rows(s, mask, first, shift, stats) if stats & SOFTPLUS else s.new_empty(0)
     s = clipped(s, clip)
     masked = s if mask is None else s.masked_fill(~mask, -torch.inf)
-    # a new empty tensor each: outputs of an operator must not alias
+    # a new empty tensor for each, because outputs of an operator must not alias
     row = masked.logsumexp(-1) if stats & ROW_LSE else s.new_empty(0)
     col = masked.logsumexp(-2) if stats & COL_LSE else s.new_empty(0)
     return row, col, soft
 
 
 def dscores(s: Tensor, mask: Tensor | None, first: int, shift: int, slopes: Slopes) -> Tensor:
-    """dL/dS from the statistics and the gradients that reached them (see schema.py); `slopes` of these rows."""
+    """dL/dS from the statistics and their incoming gradients (see schema.py); `slopes` are those of these rows."""
     row_lse, col_lse, g_row, g_col, g_soft, g_pos, soft_signed = slopes
     if mask is not None:
         s = s.masked_fill(~mask, -torch.inf)

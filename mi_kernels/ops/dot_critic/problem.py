@@ -1,4 +1,4 @@
-"""What the dot critic's operators take, by name. The order of the fields is that of the operators' schemas."""
+"""The arguments of the dot critic's operators as named tuples. The fields have the order of the operators' schemas."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def rows_of(tensor: Tensor | None, rows: slice) -> Tensor | None:
 
 
 class Problem(NamedTuple):
-    """S[g, i, j] = scale[g] <x[g, i], y[g, j]> + row_bias[g, i] + col_bias[g, j], and which pairs take part.
+    """S[g, i, j] = scale[g] <x[g, i], y[g, j]> + row_bias[g, i] + col_bias[g, j], and the pairs that are included.
 
-    x [G, B, D] and y [G, N, D] may have the caller's leading dimensions, [*, B, D], until `flat`; the rest is flat:
-    scale [G], row_bias [G, B], col_bias [G, N], row_ids [G, B] and col_ids [G, N] int64.
+    x [G, B, D] and y [G, N, D] may have the caller's leading dimensions, [*, B, D], until `flat`; the other fields are
+    flat: scale [G], row_bias [G, B], col_bias [G, N], row_ids [G, B] and col_ids [G, N] int64.
     """
 
     x: Tensor
@@ -43,7 +43,7 @@ class Problem(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """The terms of dS (schema.py); an LSE is needed where its slope is given."""
+    """The terms of dS (schema.py). If the slope of an LSE is given, the LSE must be given too."""
 
     row_lse: Tensor | None = None
     col_lse: Tensor | None = None
@@ -61,7 +61,8 @@ class Slopes(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A loss: w_row sum row_lse + w_col sum col_lse + w_soft sum softplus - w_pos sum of positive scores."""
+    """The weights of a loss: w_row sum row_lse + w_col sum col_lse + w_soft sum softplus - w_pos sum of positive
+    scores."""
 
     row: float = 0.0
     col: float = 0.0

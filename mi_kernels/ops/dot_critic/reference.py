@@ -1,7 +1,7 @@
-"""The dot critic in plain torch: the scores are materialised. Defines what every other backend computes.
+"""The dot-product critic in plain torch with materialised scores: the definition that all other backends follow.
 
-`rows` bounds how many rows of scores exist at a time; without it all do. Cost 2 B N D FLOP per pass and 4 B N bytes
-per B x N temporary; with `rows`, 4 rows N bytes.
+`rows` limits the number of rows of scores that exist at a time; by default all do. Cost: 2 B N D FLOP per pass and 4 B
+N bytes per B x N temporary, or 4 rows N bytes with `rows`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _blocks(total: int, rows: int | None) -> list[slice]:
 
 
 def _masked_scores(problem: Problem, rows: int | None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Blocks of rows: which, their scores, and the mask of the pairs that take part."""
+    """Yields blocks of rows: their slice, their scores and the mask of included pairs."""
     x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift = problem
     for block in _blocks(x.shape[1], rows):
         s = scores(x[:, block], y, scale, rows_of(row_bias, block), col_bias)

@@ -1,9 +1,9 @@
-"""Which of two schedules a one-sided loss of 16- or 32-bit features takes in Triton: "fused" or "stored".
+"""Chooses the Triton schedule of a one-sided loss with 16- or 32-bit features: "fused" or "stored".
 
-The rules stand in routes.json, in order; the first one that holds decides, and each says where it comes from. A rule
-may name `architecture` (compute capability), `dtype`, and inclusive bounds `pairs_at_least`, `pairs_at_most` (B N),
-`features_at_least`, `features_at_most` (D). MI_KERNELS_SCHEDULE=fused|stored overrides them all.
-`python -m bench.route` measures both schedules on the device and rewrites its rules.
+routes.json holds an ordered list of rules. The first rule that applies decides, and each rule names its source. A rule
+may have the conditions `architecture` (compute capability), `dtype`, and inclusive bounds `pairs_at_least`,
+`pairs_at_most` (B N), `features_at_least` and `features_at_most` (D). MI_KERNELS_SCHEDULE=fused|stored overrides all
+rules. `python -m bench.route` measures both schedules on the device and rewrites the rules for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Rule = dict[str, Any]
 
 
 def load(path: Path = PATH) -> list[Rule]:
-    """The rules. Raises ValueError where a rule is malformed or none is left for some case."""
+    """Reads the rules. Raises ValueError if a rule is malformed or the last rule does not apply to all cases."""
     rules = json.loads(path.read_text())["rules"]
     for rule in rules:
         if unknown := set(rule) - KEYS:
@@ -32,7 +32,7 @@ def load(path: Path = PATH) -> list[Rule]:
         if rule.get("schedule") not in SCHEDULES or not rule.get("source"):
             raise ValueError(f"{path.name}: a rule needs a schedule of {SCHEDULES} and a source, got {rule}")
     if not rules or any(rules[-1].get(key) is not None for key in KEYS - {"schedule", "source"}):
-        raise ValueError(f"{path.name}: the last rule must hold for everything")
+        raise ValueError(f"{path.name}: the last rule must apply to all cases")
     return rules
 
 
@@ -68,7 +68,7 @@ def choose(
     for rule in rules if rules is not None else _rules():
         if holds(rule, name, rows * columns, features, architecture):
             return rule["schedule"]
-    raise AssertionError("the last rule holds for everything")
+    raise AssertionError("the last rule applies to all cases")
 
 
 @functools.cache

@@ -1,21 +1,23 @@
-"""Operators of the dot critic: schemas, what they mean, and their shape functions. Imports torch alone.
+"""Operators of the dot-product critic: schemas, definitions and shape functions. Imports only torch.
 
     S[g, i, j] = scale[g] <x[g, i], y[g, j]> + row_bias[g, i] + col_bias[g, j]
 
 x [G, B, D], y [G, N, D], scale [G], row_bias [G, B], col_bias [G, N], row_ids [G, B] and col_ids [G, N] int64.
-`pairs` says which (i, j) take part; `positive_shift` s >= 0 pairs row i with column (i + s) mod N, -1 pairs none.
+`pairs` selects the included (i, j). `positive_shift` s >= 0 means that the positive of row i is column (i + s) mod N;
+-1 means no positives.
 
-dot_critic_stats -> row_lse [G, B], col_lse [G, N], softplus row sums [G, B]; bits of `stats` ask for each. The LSEs
-    are those of scores clamped to [-clip, clip] (inf: as they are); a score of -inf takes no part, clamped or not.
-dot_critic_grad  -> gradients of x, y, scale, row_bias, col_bias, all in the accumulation type, under
+dot_critic_stats -> row_lse [G, B], col_lse [G, N], softplus row sums [G, B]; bits of `stats` select them. The LSEs are
+those of
+    scores clamped to [-clip, clip] (inf: not clamped). A score of -inf is excluded, clamped or not.
+dot_critic_grad  -> gradients of x, y, scale, row_bias, col_bias, all in the accumulation type, for
     dS_ij = g_row_i exp(S_ij - row_lse_i) + g_col_j exp(S_ij - col_lse_j) + g_soft_i sigmoid(S_ij) over allowed pairs,
             + g_pos_i on the positive pair.
 dot_critic_loss  -> [G] losses
     w_row sum_i row_lse_i + w_col sum_j col_lse_j + w_soft sum softplus - w_pos sum_i S_i,pos(i),
-    with those gradients, in one call: one-sided losses cost 3N = 6 B N D FLOP, nothing is computed twice.
-`normalize` brings rows of x and y to unit length first; the gradients are those of the rows given.
-Bits of `needs` say which gradients are wanted; the others come back empty. `backend` "" is the automatic choice.
-csrc/dot_critic/schema.h repeats the bits for C++; a test holds the two together.
+    with their gradients, in one call. One-sided losses cost 3N = 6 B N D FLOP, because nothing is computed twice.
+`normalize` first scales rows of x and y to unit length; gradients are those of the given rows.
+Bits of `needs` select the gradients to compute; the others are empty. `backend` "" is the automatic choice.
+csrc/dot_critic/schema.h repeats the bits for C++; a test compares the two.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@
 
 Two schedules, both deterministic; costs in units of N = 2 G B N D FLOPs:
 
-* fused, while D fits one feature block BO: one kernel owns a tile of rows and BO of their
-  features, walks over the other side and writes its gradient once. It runs twice, with x and y exchanged: 4N. It reads
-  (B / BM) N D elements a launch, mostly from L2, and stores nothing but the outputs.
+* fused, while D fits one feature block BO: one kernel owns a tile of rows, walks over the other side and writes its
+  gradient once. It runs twice, with x and y exchanged: 4N. It reads (B / BM) N D elements a launch, mostly from L2, and
+  stores nothing but the outputs.
 * stored, for wider features, in triton_dscores.py: 3N.
 """
 
@@ -35,12 +35,10 @@ def grad_kernel(
 ):  # fmt: skip
     ACC: tl.constexpr = p_scale.dtype.element_ty
     n_tiles = tl.cdiv(n_own, BM)
-    n_blocks = tl.cdiv(D, BO)
     pid = tl.program_id(0).to(tl.int64)
-    i_g = pid // (n_tiles * n_blocks)
-    i_o = ((pid // n_tiles) % n_blocks).to(tl.int32)
+    i_g = pid // n_tiles
     o_own = ((pid % n_tiles) * BM).to(tl.int32) + tl.arange(0, BM)
-    o_o = i_o * BO + tl.arange(0, BO)
+    o_o = tl.arange(0, BO)
     p_own += i_g * n_own * D
     p_oth += i_g * n_oth * D
     n_row = n_oth if SWAP else n_own
@@ -59,7 +57,6 @@ def grad_kernel(
 
     b_out = tl.zeros([BM, BO], dtype=ACC)
     b_bias = tl.zeros([BM], dtype=ACC)
-    b_dscale = tl.zeros([BM], dtype=ACC)
     for i_oth in range(0, n_oth, BN):
         o_oth = i_oth + tl.arange(0, BN)
         if WHOLE_D:
@@ -98,21 +95,23 @@ def grad_kernel(
                             b_pos_g, SOFT_SIGNED, False)  # fmt: skip
 
         b_bias += tl.sum(b_ds, 1)
-        if p_out_scale_rows is not None:
-            b_dscale += tl.sum(b_ds * b_dot, 1)
         if not WHOLE_D:
             b_oth = load_tile(p_oth, o_oth, o_o, n_oth, D)  # [BN, BO]
-        b_out = mma(b_ds.to(b_oth.dtype), b_oth, b_out, ACC, PRECISION)
+        if PRECISION != "upcast":  # the interpreter would cut off to bfloat16 instead of rounding
+            b_ds = b_ds.to(b_oth.dtype)
+        b_out = mma(b_ds, b_oth, b_out, ACC, PRECISION)
 
     m_own = o_own < n_own
+    tl.store(p_out_bias + i_g * n_own + o_own, b_bias, mask=m_own)
+    if p_out_scale_rows is not None:
+        # sum_j dS_ij <x_i, y_j> = <x_i, (dS y)_i>: fewer registers than a sum within the loop
+        if not WHOLE_D:
+            b_own = load_tile(p_own, o_own, o_o, n_own, D)
+        tl.store(p_out_scale_rows + i_g * n_own + o_own, tl.sum(b_out * b_own.to(ACC), 1), mask=m_own)
     b_out *= tl.load(p_out_scale + i_g)
     p_out += i_g * n_own * D
     tl.store(p_out + o_own.to(tl.int64)[:, None] * D + o_o[None, :], b_out.to(p_out.dtype.element_ty),
              mask=m_own[:, None] & (o_o < D)[None, :])  # fmt: skip
-    if i_o == 0:
-        tl.store(p_out_bias + i_g * n_own + o_own, b_bias, mask=m_own)
-        if p_out_scale_rows is not None:
-            tl.store(p_out_scale_rows + i_g * n_own + o_own, b_dscale, mask=m_own)
 
 
 INTERPRETED = not isinstance(grad_kernel, triton.runtime.JITFunction)
@@ -126,7 +125,7 @@ def tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) ->
     if dtype == torch.float64:
         return Tiling(32, 32, 16, next_power(min(D, 32), 16), 4, 1)
     if dtype == torch.float32 and not tf32:
-        return Tiling(64, 32, 16, next_power(min(D, 64), 16), 4, 1)
+        return Tiling(64, 32, 16, next_power(min(D, 64), 16), 4, 2 if D % 16 else 3)
     # Rows that are not aligned take registers for their loads.
     width = next_power(min(D, 64 if D % 16 else 128), 16)
     if dtype == torch.float32:
@@ -141,8 +140,7 @@ def _launch(own, oth, scale, out_scale, own_bias, oth_bias, own_ids, oth_ids, ow
     G, n_own, D = own.shape
     input_precision = precision(own.dtype, INTERPRETED)
     t = tiling(own.dtype, D, input_precision == "tf32", INTERPRETED)
-    grid = (G * triton.cdiv(n_own, t.BM) * triton.cdiv(D, t.BO),)
-    grad_kernel[grid](
+    grad_kernel[(G * triton.cdiv(n_own, t.BM),)](
         own, oth, scale, out_scale, own_bias, oth_bias, own_ids, oth_ids, own_lse, oth_lse, own_g, oth_g,
         g_soft, g_pos, out, out_bias, out_scale_rows, n_own, oth.shape[1], D, max(shift, 0),
         PAIRS=pairs, SOFT_SIGNED=signed, SWAP=swap, WHOLE_D=t.BK >= D, PRECISION=input_precision,

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 
 from ..common.precision import add_product, product
-from ..common.triton import load_vector, precision, sigmoid
-from .schema import NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y
+from ..common.triton import hopper, load_vector, precision, sigmoid
+from .schema import NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y, UNEQUAL_IDS
 from .triton_common import GROUP, MOST_COLUMNS, Tiling, allowed_tile, place, positive_tile, rows_of_chunk, score_tile
 
 _SPAN = tl.constexpr(40.0)  # nats; exp(2 * SPAN) is finite, exp(-SPAN) times a probability is nothing
@@ -135,15 +135,16 @@ def dscores_kernel(
 INTERPRETED = not isinstance(dscores_kernel, triton.runtime.JITFunction)
 
 
-def chunk_tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) -> Tiling:
-    """Block sizes by dtype and feature size, all free of register spills on sm_80 and sm_90."""
+def chunk_tiling(dtype: torch.dtype, D: int, tf32: bool, wide: bool, interpreted: bool = False) -> Tiling:
+    """Block sizes by dtype and feature size, all free of register spills on sm_80 and sm_90. `wide`: from Hopper on,
+    with log-sum-exps or softplus alone, and without ids and biases, which need more registers."""
     if interpreted:
         return Tiling(32, 16, 16, 0, 4, 1)
     if dtype == torch.float64:
         return Tiling(32, 32, 16, 0, 4, 1)
     if dtype == torch.float32:
         return Tiling(64, 64, 32, 0, 8, 2) if tf32 else Tiling(64, 32, 16, 0, 4, 2)
-    return Tiling(64 if D % 16 else 128, 64, 64, 0, 8, 3)
+    return Tiling(64, 64, 64, 0, 8, 3) if D % 16 else Tiling(128, 128 if wide else 64, 64, 0, 8, 3)
 
 
 def stored(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse, col_lse, g_row, g_col, g_soft,
@@ -154,7 +155,10 @@ def stored(x, y, scale, out_scale, row_bias, col_bias, row_ids, col_ids, row_lse
     if N > MOST_COLUMNS:
         raise ValueError(f"y must have at most {MOST_COLUMNS} rows where features are wide, got {N}")
     input_precision = precision(x.dtype, INTERPRETED)
-    t = chunk_tiling(x.dtype, D, input_precision == "tf32", INTERPRETED)
+    biased = row_bias is not None or col_bias is not None or needs & (NEED_ROW_BIAS | NEED_COL_BIAS)
+    mixed = g_soft is not None and (g_row is not None or g_col is not None)
+    wide = not (biased or mixed or pairs >= UNEQUAL_IDS) and hopper(x.device)
+    t = chunk_tiling(x.dtype, D, input_precision == "tf32", wide, INTERPRETED)
     step = min(B, triton.cdiv(rows_of_chunk(G, N, x.element_size()), t.BM) * t.BM)
     new = lambda *shape, dtype=acc: torch.empty((G, *shape), dtype=dtype, device=x.device)  # noqa: E731
     buffer = new(step * N, dtype=x.dtype)

@@ -1,8 +1,9 @@
-"""A whole loss and its gradients in Triton, in as few launches as its schedule allows.
+"""A complete loss and its gradients in Triton, with as few launches as the schedule allows.
 
-Fused: unit rows (1), statistics (1 a side), the sum (2), the weights (2), gradients (3), the way back through unit rows
-(1), while the features fit one block of the backward kernel; wider ones take its chunks.
-Stored: see triton_stored.py; routes.py chooses. Features stay in their own dtype when they are normalised.
+Launches of the fused schedule: normalisation (1), statistics (1 per side), the sum (2), the weights (2), gradients (3)
+and the backward pass of the normalisation (1), if the features fit one block of the backward kernel; wider features use
+its stored schedule. triton_stored.py describes the other schedule, and routes.py chooses. Normalised features keep
+their dtype.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What a loss needs besides its pairs, a launch each: rows of unit length, the way back through that, and the sum.
+"""Row-wise kernels of a loss, one launch each: normalisation of rows, its backward pass, and the sum of the loss.
 
     u = x / max(|x|, 1e-12),   dx = (du - u <u, du>) / max(|x|, 1e-12)
     loss = sum_i (w_row row_lse_i + w_soft row_softplus_i - w_pos S_i,pos(i)) + w_col sum_j col_lse_j
 
-x and y share a launch: at small batches a step is bound by its launches, not by what they do. O((B + N) D) FLOP, each
-tensor read twice at most (the second time from cache) and written once.
+x and y share a launch, because launch overhead dominates at small batches. O((B + N) D) FLOP; each tensor is read at
+most twice (the second time from cache) and written once.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def blocks(D: int) -> tuple[int, int]:
     if INTERPRETED:
         return 8, 16
     BD = min(next_power(D, 16), 512)
-    return max(1, (1024 if D % 16 else 2048) // BD), BD
+    return max(1, (512 if D % 16 else 2048) // BD), BD
 
 
 def _settings(D: int) -> dict:

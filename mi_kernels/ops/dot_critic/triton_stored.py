@@ -25,8 +25,7 @@ import triton
 import triton.language as tl
 
 from ..common.precision import WIDE_PRODUCTS, add_product, product
-from ..common.triton import device_guard, dot_tile, load_tile, log1p_unit, precision
-from . import routes
+from ..common.triton import device_guard, dot_tile, hopper, load_tile, log1p_unit, precision
 from .schema import ALL, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y, OFF_DIAGONAL
 from .triton_common import GROUP, MOST_COLUMNS, SMALLEST, Tiling, place, rows_of_chunk
 from .triton_forward import lse_update
@@ -183,21 +182,22 @@ INTERPRETED = not isinstance(slope_kernel, triton.runtime.JITFunction)
 
 
 def tiling(
-    dtype: torch.dtype, tf32: bool, soft: bool, gradients: bool, hopper: bool, interpreted: bool = False
+    dtype: torch.dtype, tf32: bool, soft: bool, gradients: bool, wide: bool, interpreted: bool = False
 ) -> Tiling:
-    """Block sizes of `slope_kernel`, free of register spills on sm_80 and sm_90. From Hopper on, operands of products
-    stay in shared memory, and registers suffice for twice as many columns."""
+    """Block sizes of `slope_kernel`, free of register spills on sm_80 and sm_90. `wide`: from Hopper on."""
     if interpreted:
         return Tiling(32, 16, 16, 0, 4, 1)
+    if dtype == torch.float32 and not tf32:
+        return Tiling(64, 32, 16, 0, 4, 2)
     if dtype == torch.float32:
-        return Tiling(64, 64, 32, 0, 8, 2) if tf32 else Tiling(64, 32, 16, 0, 4, 2)
-    return Tiling(128, 64 if soft else 256 if gradients and hopper else 128, 64, 0, 8, 3)
+        return Tiling(128, 64 if soft else 128, 32, 0, 8, 3) if wide else Tiling(64, 64, 32, 0, 8, 2)
+    return Tiling(128, 64 if soft else 256 if gradients and wide else 128, 64, 0, 8, 3)
 
 
 def finish_blocks(D: int, interpreted: bool = False) -> dict[str, int]:
     if interpreted:
         return {"BN": 16, "BD": 16, "BP": 4}
-    return {"BN": 32, "BD": min(triton.next_power_of_2(D), 256), "BP": 256}
+    return {"BN": 16, "BD": min(triton.next_power_of_2(D), 256), "BP": 256}
 
 
 def eligible(problem: tuple, w_row: float, w_col: float, w_soft: float) -> bool:
@@ -230,8 +230,8 @@ class _Rows:
     def chunk(self, first: int, n: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """dS, or E, of rows first .. first + n [G, n, N], and what its transpose multiplies for dy [G, n, D]."""
         input_precision, constants = precision(self.x.dtype, INTERPRETED), {"OFF_DIAGONAL": self.pairs == OFF_DIAGONAL}
-        hopper = (routes.architecture(self.x.device) or (9, 0)) >= (9, 0)
-        t = tiling(self.x.dtype, input_precision == "tf32", self.soft, bool(self.needs), hopper, INTERPRETED)
+        wide = hopper(self.x.device)
+        t = tiling(self.x.dtype, input_precision == "tf32", self.soft, bool(self.needs), wide, INTERPRETED)
         tiles = triton.cdiv(self.N, t.BN)
 
         def new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -132,7 +132,7 @@ def tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) ->
     if dtype == torch.float64:
         return Tiling(32, 32, 16, 0, 4, 1)
     if dtype == torch.float32:
-        return Tiling(64, 64, 32, 0, 8, 2) if tf32 else Tiling(64, 32, 16, 0, 4, 1)
+        return Tiling(64, 64, 32, 0, 8, 2) if tf32 else Tiling(64, 64, 16, 0, 8, 3)
     # Rows that are not aligned take registers for their loads.
     return Tiling(64 if D % 16 else 128, 64 if D % 16 else 128, 64, 0, 8, 3)
 

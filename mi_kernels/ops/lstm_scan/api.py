@@ -1,4 +1,4 @@
-"""The LSTM scan and its autonomous mode: validation and public functions."""
+"""Argument checks and public functions of the LSTM layer, the LSTM scan and the LSTM decoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _check_weight(name: str, weight: Tensor) -> None:
 
 
 def _check_vectors(tensors: dict[str, Tensor | None], shape: tuple[int, ...], meaning: str) -> None:
-    """Optional tensors of one shape; `meaning` is that shape in letters, without the group dimension."""
+    """Checks optional tensors of one shape; `meaning` is that shape in letters, without the group dimension."""
     grouped = len(shape) > meaning.count(",") + 1
     for name, t in tensors.items():
         if t is not None:
@@ -32,7 +32,7 @@ def _check_vectors(tensors: dict[str, Tensor | None], shape: tuple[int, ...], me
 
 
 def _check_kinds(first: str, like: Tensor, others: dict[str, Tensor | None]) -> None:
-    """One known dtype and one device; under autocast any dtypes that it casts."""
+    """Checks that all tensors have one supported dtype and one device; under autocast their dtypes may differ."""
     present = {name: t for name, t in others.items() if t is not None}
     check_floats(first, like)
     for name, t in present.items():
@@ -46,7 +46,7 @@ def _check_kinds(first: str, like: Tensor, others: dict[str, Tensor | None]) -> 
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Casts as autocast asks; fp64 stays where any input is fp64."""
+    """Applies autocast, except if an input is fp64."""
     present = [t for t in tensors if t is not None]
     device = present[0].device.type
     if not autocast_on(device):
@@ -79,17 +79,22 @@ def lstm(
     lengths: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One LSTM layer: all hidden and cell states, h [B, T, H] and c [B, T, H], of inputs x [B, T, D].
+    """One LSTM layer. Returns all hidden and cell states, h [B, T, H] and c [B, T, H].
 
-    `lstm_scan` with the projection of the input: a CPU forms the gates of a few steps at a time in cache and uses them
-    there, which saves 8 H numbers a step of memory traffic. Parameters are those of a layer of `torch.nn.LSTM`
-    (`weight_ih` [4H, D], `weight_hh` [4H, H], biases [4H] or None), `h0` and `c0` [B, H] default to zeros. `lengths`
-    [B]: from its length on a row is zero in h and c, passes no gradient, and may hold anything in x, NaN too. With a
-    leading group dimension on every argument G layers run in one call.
+    x: inputs [B, T, D].
+    weight_ih, weight_hh, bias_ih, bias_hh: [4H, D], [4H, H] and [4H] (or None), as in a layer of `torch.nn.LSTM`.
+    h0, c0: initial states [B, H], zeros by default.
+    lengths: integers [B]. Beyond its length a row has h = c = 0 and no gradient, and x may contain anything there, even
+        NaN.
+    backend: name of a backend; by default chosen from the device.
 
-    Dtypes, autocast, second derivatives, determinism and errors as in `lstm_scan`; 16-bit inputs are projected in 16
-    bits and scanned in fp32. Cost, per row and step: 8 H (D + H) FLOP forward and twice that backward; x and 6 H
-    numbers are kept for the backward pass. Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000.
+    With a leading group dimension on every argument, G layers run in one call. This is `lstm_scan` together with the
+    projection of the input; on a CPU the gates of a few steps at a time stay in cache, which saves 8 H numbers of
+    memory traffic per step.
+
+    Dtypes, autocast, second derivatives, determinism and errors are those of `lstm_scan`; 16-bit inputs are projected
+    in 16 bits and scanned in fp32. Cost per row and step: 8 H (D + H) FLOP forward and twice that backward; x and 6 H
+    numbers are kept for backward. Source: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.
     """
     _check_weight("weight_hh", weight_hh)
     width, hidden = weight_hh.shape[-2:]
@@ -125,24 +130,30 @@ def lstm_scan(
     lengths: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """All hidden and cell states of an LSTM: h [B, T, H] and c [B, T, H], c not only of the last step.
+    """The recurrence of an LSTM. Returns all hidden and all cell states, h [B, T, H] and c [B, T, H].
 
-    `gates` [B, T, 4H] are the input projections x W_ih^T + b_ih of all steps (one matmul), in torch's order i, f, g, o;
-    `weight_hh` [4H, H] and `bias` [4H] are those of `torch.nn.LSTM` (x W_ih^T with b_ih + b_hh as the bias costs a
-    little less); `h0` and `c0` [B, H] default to zeros. `lengths` [B], integers from 0 to T: from its length on a row
-    is zero in h and c, passes no gradient, and may hold anything in `gates`, NaN too. With a leading group dimension
-    on every argument (`weight_hh` [G, 4H, H], `gates` [G, B, T, 4H]) G scans run in one call.
+    gates: input projections x W_ih^T + b_ih of all steps (one matmul), [B, T, 4H], in torch's order i, f, g, o.
+    weight_hh, bias: [4H, H] and [4H], as in `torch.nn.LSTM`. Projecting without a bias and passing b_ih + b_hh here
+        costs a little less.
+    h0, c0: initial states [B, H], zeros by default.
+    lengths: integers [B] from 0 to T. Beyond its length a row has h = c = 0 and no gradient, and `gates` may contain
+        anything there, even NaN.
+    backend: name of a backend; by default chosen from the device.
 
-    Results have the dtype of `gates`; 16-bit inputs are scanned in fp32. Under autocast every input takes its dtype.
-    Differentiable any number of times, also in forward mode and under torch.func's transforms: values and first
-    gradients run in the kernels (vmap becomes a group dimension), the rest step by step in plain torch. Deterministic.
+    With a leading group dimension on every argument (`weight_hh` [G, 4H, H], `gates` [G, B, T, 4H]), G scans run in one
+    call.
 
-    Cost, per row and step: 8 H^2 FLOP forward and 16 H^2 backward; the activations and states, 6 H numbers, are kept
-    for the backward pass, `gates` are not. Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000, as
-    `torch.nn.LSTM` computes it.
+    Results have the dtype of `gates`; 16-bit inputs are scanned in fp32. Under autocast all inputs are cast to its
+    dtype. Differentiable any number of times, also in forward mode and under torch.func transforms. Values and first
+    gradients use the kernels (vmap becomes a group dimension); other derivatives use plain torch step by step.
+    Deterministic.
 
-    Raises ValueError or TypeError naming the argument (values of `lengths` are not checked on a GPU, in a compiled
-    graph or under vmap); RuntimeError if a backend that was named cannot run.
+    Cost per row and step: 8 H^2 FLOP forward and 16 H^2 backward. Activations and states (6 H numbers) are kept for
+    backward, `gates` are not. Source: Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000, as in
+    `torch.nn.LSTM`.
+
+    Raises ValueError or TypeError that names the argument (values of `lengths` are not checked on a GPU, in a compiled
+    graph or under vmap), and RuntimeError if a named backend cannot run.
     """
     _check_weight("weight_hh", weight_hh)
     check_tensor("gates", gates)
@@ -174,15 +185,17 @@ def lstm_decode(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """An LSTM that runs on its own output: hidden states h [B, steps, H].
+    """An LSTM decoder that feeds its output back as input. Returns the hidden states h [B, steps, H].
 
-    Starts from h = c = 0. The input of step 0 is `code` [B, H], the input of every later step is the h before it. From
-    step 1 on both weights [4H, H] multiply the same vector, so their sum is formed once: half the multiplications.
-    Biases are [4H] or None; a leading group dimension on every argument runs G decoders in one call.
+    code: input of step 0, [B, H]. The input of every later step is the previous h. Initial states are zero.
+    weight_ih, weight_hh: [4H, H]. bias_ih, bias_hh: [4H] or None.
+    steps: number of steps.
 
-    Gradients reach `weight_ih` through step 0 and through the sum, `weight_hh` through the sum alone. Dtypes, second
-    derivatives and errors as in `lstm_scan`; cost, per row and step, 8 H^2 FLOP forward and 16 H^2 backward. Decoder of
-    Tsai et al. 2019 (arXiv 1806.06176), whose code multiplies by both weights: the same function, rounded differently.
+    A leading group dimension on every argument runs G decoders in one call. From step 1 on both weights multiply the
+    same vector, so they are added once, which halves the multiplications. `weight_ih` receives gradients from step 0
+    and from the sum, `weight_hh` only from the sum. Dtypes, second derivatives and errors are those of `lstm_scan`.
+    Cost per row and step: 8 H^2 FLOP forward and 16 H^2 backward. This is the decoder of Tsai et al. 2019 (arXiv
+    1806.06176); their code multiplies by both weights, which gives the same function with different rounding.
     """
     _check_weight("weight_hh", weight_hh)
     _check_tensor("weight_ih", weight_ih, tuple(weight_hh.shape), "of weight_hh")
@@ -201,7 +214,7 @@ def lstm_decode(
     _check_kinds("code", code, weights)
     code, weight_ih, weight_hh, bias_ih, bias_hh = _autocast(code, weight_ih, weight_hh, bias_ih, bias_hh)  # type: ignore[assignment]
     bias = _summed(bias_ih, bias_hh)
-    # torch's bf16 product on CPUs reads one number behind rows of odd length: NaN there would reach the result.
+    # torch's bf16 product on CPUs reads one number beyond rows of odd length, and a NaN there would affect the result.
     first = (code.contiguous() @ weight_ih.mT).unsqueeze(-2)
     problem = Scan(first, weight_ih + weight_hh, bias, None, None, None)
     h, _ = autograd.scan(problem, steps, backend_name(backend))

@@ -1,4 +1,4 @@
-"""Autograd of the LSTM scan. Callers validate."""
+"""Autograd of the LSTM scan. Callers check the arguments."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .schema import NEED_BIAS, NEED_C0, NEED_H0, NEED_INPUT_WEIGHT, NEED_WEIGHT,
 
 
 class _StandIn(torch.autograd.Function):
-    """Takes the place of `t` in autograd's graph without holding memory.
+    """A placeholder for `t` in the autograd graph that holds no memory.
 
-    Second derivatives need that place, but not the values of t: the gates, 4 H numbers a step beside the 6 H that are
-    kept, are freed after the forward pass.
+    Second derivatives need the position of the gates in the graph, but not their values. The gates (4 H numbers per
+    step, besides the 6 H that are kept) can therefore be freed after the forward pass.
     """
 
     @staticmethod
     def forward(ctx: Any, t: Tensor) -> Tensor:
-        ctx.set_materialize_grads(False)  # no zeros for outputs without a gradient
+        ctx.set_materialize_grads(False)  # do not create zeros for outputs without a gradient
         return t.new_zeros(()).expand(t.shape)
 
     @staticmethod
@@ -35,7 +35,7 @@ class _StandIn(torch.autograd.Function):
 
 
 def _folded(grouped: bool, *tensors: Tensor | None) -> list[Any]:
-    """Tensors in the operators' shapes: contiguous, and with a group dimension where they have none."""
+    """Makes tensors contiguous and adds a group dimension if they have none."""
     return [None if t is None else (t if grouped else t.unsqueeze(0)).contiguous() for t in tensors]
 
 
@@ -83,7 +83,7 @@ class _Scan(torch.autograd.Function):
 def _saved(
     problem: Scan, h: Tensor, c: Tensor, activations: Tensor, g_h: Tensor | None, g_c: Tensor | None
 ) -> tuple[Start, States, Slopes]:
-    """What a backward takes, in the operators' shapes; the activations have them already."""
+    """The arguments of the backward operator, in the operators' shapes (which the activations already have)."""
     fold = partial(_folded, problem.weight.dim() == 3)
     start = Start(*fold(problem.weight, problem.h0, problem.c0, problem.lengths))
     h, c = fold(h, c)
@@ -135,7 +135,7 @@ class _LSTM(torch.autograd.Function):
 def _rescanned(
     gates: Tensor, weight: Tensor, *rest: Tensor | None, lengths: Tensor | None, activations: Any
 ) -> tuple[Tensor, Tensor]:
-    """h and c, from the inputs of a scan that have gradients."""
+    """Recomputes h and c from the differentiable inputs of a scan."""
     grouped = weight.dim() == 3
     problem = Scan(*_folded(grouped, gates, weight, *rest, lengths))
     h, c = reference.rescan(problem, activations)
@@ -144,7 +144,7 @@ def _rescanned(
 
 @outside_autocast
 def _projected(x: Tensor, weight: Tensor, lengths: Tensor | None) -> Tensor:
-    """The gates of an input, 0 beyond its lengths: NaN times a gradient of zero would still be NaN."""
+    """The gates of an input, with zeros beyond the lengths, because NaN times a zero gradient would be NaN."""
     if lengths is not None:
         x = x.where(reference.valid_steps(lengths, x.shape[-2]), 0)
     return x @ weight.mT.unsqueeze(-3) if weight.dim() == 3 else x @ weight.mT
@@ -153,18 +153,18 @@ def _projected(x: Tensor, weight: Tensor, lengths: Tensor | None) -> Tensor:
 def _projected_again(
     x: Tensor, weight_ih: Tensor, weight_hh: Tensor, *rest: Tensor | None, lengths: Tensor | None, activations: Any
 ) -> tuple[Tensor, Tensor]:
-    """h and c, from the inputs of a layer that have gradients."""
+    """Recomputes h and c from the differentiable inputs of a layer."""
     gates = _projected(x, weight_ih, lengths)
     return _rescanned(gates, weight_hh, *rest, lengths=lengths, activations=activations)
 
 
 def _keeps(*tensors: Tensor | None) -> bool:
-    """Whether a gradient may be asked for."""
+    """Whether a gradient may be needed."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def scan(problem: Scan, steps: int, backend: str) -> tuple[Tensor, Tensor]:
-    """h and c in fp32 (fp64 for fp64); with a group dimension where the weight has one."""
+    """h and c in fp32 (fp64 for fp64 inputs), with a group dimension if the weight has one."""
     if transforms.active():
         run, formula = partial(_scan, steps=steps, backend=backend), partial(_defined_scan, steps=steps)
         return _transformed(run, formula, problem.weight.dim() == 3, problem)
@@ -185,7 +185,7 @@ def _defined_scan(problem: Scan, *, steps: int) -> tuple[Tensor, Tensor]:
 
 
 def lstm(problem: Layer, backend: str) -> tuple[Tensor, Tensor]:
-    """h and c in fp32 (fp64 for fp64); with a group dimension where the weights have one."""
+    """h and c in fp32 (fp64 for fp64 inputs), with a group dimension if the weights have one."""
     if transforms.active():
         return _transformed(partial(_lstm, backend=backend), _defined_lstm, problem.weight_hh.dim() == 3, problem)
     return _lstm(problem, backend=backend)
@@ -207,8 +207,8 @@ def _transformed(
     grouped: bool,
     problem: Scan | Layer,
 ) -> tuple[Tensor, Tensor]:
-    """`run` under the transforms of torch.func that are active; vmap's dimensions become groups, as every group has
-    weights of its own. `run` and `formula` take a problem whose tensors all have a group dimension."""
+    """`run` under the active torch.func transforms. vmap dimensions become groups, because every group has its own
+    weights. `run` and `formula` take a problem whose tensors all have a group dimension."""
 
     def on_groups(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Sequence[Tensor]]:
         def on_lead(lead: tuple[int, ...], *given: Tensor | None) -> Sequence[Tensor]:

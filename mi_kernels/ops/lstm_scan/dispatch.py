@@ -17,13 +17,13 @@ from .schema import NEED_INPUT_WEIGHT, NEED_X, library
 
 
 def _backend(device: torch.device, dtype: torch.dtype, requested: str) -> str:
-    """"cpu", "cuda" or "reference". There is no Triton kernel: on a GPU the CUDA C++ one is the automatic choice."""
+    """Returns "cpu", "cuda" or "reference". There is no Triton kernel; on a GPU the CUDA C++ kernel is the default."""
     name = resolve("lstm_scan", device, requested or None)
     named = requested or requested_backend()
     if named == "triton":
-        raise RuntimeError("backend 'triton' was asked for and cannot run lstm_scan: it has no Triton kernel")
+        raise RuntimeError("backend 'triton' was requested but cannot run lstm_scan: it has no Triton kernel")
     if named == "cuda" and dtype == torch.float64:
-        raise RuntimeError(f"backend 'cuda' was asked for and cannot run lstm_scan: it has no kernel for {dtype}")
+        raise RuntimeError(f"backend 'cuda' was requested but cannot run lstm_scan: it has no kernel for {dtype}")
     if named is None and device.type == "cuda":
         return "cuda" if dtype != torch.float64 and backends()["cuda"] == "available" else "reference"
     return name if name in ("cpu", "cuda") else "reference"
@@ -59,7 +59,8 @@ def backward(
 
 
 def _projects(x: Tensor, backend: str) -> bool:
-    """Whether the scan projects its input itself: not where torch may multiply in 16 bits, which is faster."""
+    """Whether the scan also projects its input. It does not if torch may multiply in 16 bits, because that is
+    faster."""
     short = x.dtype in (torch.bfloat16, torch.float16) or torch.get_float32_matmul_precision() == "medium"
     return _backend(x.device, x.dtype, backend) == "cpu" and not short
 

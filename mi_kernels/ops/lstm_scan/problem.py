@@ -1,4 +1,4 @@
-"""What the operators of the LSTM scan take, by name; shapes as in schema.py. The order of the fields is that of the
+"""The arguments of the LSTM operators as named tuples; shapes are those of schema.py. The fields have the order of the
 operators' arguments."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Scan(NamedTuple):
-    """A scan over gates that are known."""
+    """A scan over given gates."""
 
     gates: Tensor
     weight: Tensor
@@ -44,7 +44,7 @@ class Layer(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What a backward reads of the scan's inputs; neither the gates nor the bias."""
+    """The inputs of the scan that backward needs; neither the gates nor the bias."""
 
     weight: Tensor
     h0: Tensor | None
@@ -53,14 +53,14 @@ class Start(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """What the backward of a layer reads besides."""
+    """Additional inputs of the backward pass of a layer."""
 
     x: Tensor
     weight_ih: Tensor
 
 
 class States(NamedTuple):
-    """What a forward leaves for the backward."""
+    """Results of the forward pass that backward needs."""
 
     h: Tensor
     c: Tensor
@@ -68,7 +68,7 @@ class States(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """The gradients that arrive at the states; None where nothing flows back."""
+    """The incoming gradients of the states; None for zero."""
 
     h: Tensor | None
     c: Tensor | None

@@ -1,4 +1,5 @@
-"""The LSTM scan in plain torch, step by step (schema.py has the formulas): 8 G B T H^2 FLOP forward, 16 back."""
+"""The LSTM scan in plain torch, step by step (schema.py has the formulas): 8 G B T H^2 FLOP forward, 16 G B T H^2
+backward."""
 
 from __future__ import annotations
 
@@ -72,9 +73,9 @@ def scan(
 def rescan(problem: Scan, activations: Tensor) -> tuple[Tensor, Tensor]:
     """h and c of a scan whose activations are known; differentiable any number of times in every input.
 
-    The gates stand in for those of that scan and give autograd their place; their values do not matter. With d, equal
-    to zero, for the change of a pre-activation z, sigmoid(z + d) = s / (s + (1 - s) e^-d), s = sigmoid(z), and
-    tanh(z + d) = (g + tanh d) / (1 + g tanh d), g = tanh(z).
+    The values of the gates do not matter; they only represent the gates in the autograd graph. Let d = 0 be the change
+    of a pre-activation z. Then sigmoid(z + d) = s / (s + (1 - s) e^-d) with s = sigmoid(z), and
+    tanh(z + d) = (g + tanh d) / (1 + g tanh d) with g = tanh(z).
     """
 
     def activate(t: int, z: Tensor) -> Gates:
@@ -116,7 +117,7 @@ def backward(
         found.append(torch.cat([*d, dh * squashed * o * (1 - o)], -1))
         dc = dc * f
         dh = found[-1] @ weight
-    # a row without a step leaves its initial state untouched and unused
+    # a row of length 0 does not use its initial state
     d_gates = torch.stack(found[::-1], 2)
     h_before = torch.cat([_initial(h0, h).unsqueeze(2), h[:, :, :-1]], 2)
     empty = h.new_empty(0)
@@ -133,7 +134,7 @@ def backward(
 def through_projection(
     given: Projection, lengths: Tensor | None, d_gates: Tensor, needs: int
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x and of its weight from those of the gates, multiplied in the dtype of x."""
+    """The gradients of x and of its weight from those of the gates; products use the dtype of x."""
     x, weight = given
     d = d_gates.to(x.dtype)
     dx = (d @ weight.unsqueeze(-3)).to(d_gates.dtype) if needs & NEED_X else d_gates.new_empty(0)

@@ -1,28 +1,28 @@
-"""Operators of the LSTM scan: schemas, what they mean, and their shape functions. Imports torch alone.
+"""Operators of the LSTM scan: schemas, definitions and shape functions. Imports only torch.
 
     z_t = gates_t + W h_{t-1} + bias           rows of W [4H, H] in torch's order i, f, g, o
     i, f, o = sigmoid(z), g = tanh(z),   c_t = f c_{t-1} + i g,   h_t = o tanh(c_t)
 
 gates [G, B, S, 4H]; weight [G, 4H, H]; bias [G, 4H] or None; h0, c0 [G, B, H] or None (zeros); lengths [G, B] int64 or
-None. The scan runs `steps` T >= S steps; beyond S there is no input and z_t = W h_{t-1} + bias. A row is zero in h and
-c from its length on, whatever its gates hold there. Arithmetic and results are fp32, fp64 for fp64 inputs.
+None. The scan runs `steps` T >= S steps; beyond S there is no input and z_t = W h_{t-1} + bias. Beyond the length of a
+row, h and c are zero, whatever the gates contain. Arithmetic and results are fp32, fp64 for fp64 inputs.
 
-lstm_scan_forward  -> h [G, B, T, H], c [G, B, T, H] and, with `keep`, the activations i, f, g, o [G, B, T, 4H] that the
-backward starts from (zero from a row's length on); without, an empty tensor.
-lstm_scan_backward -> gradients of gates (S = `inputs` steps), weight, bias, h0 and c0 under g_h and g_c (None: zero).
-With d_t the gradient of z_t, one sweep from the last step to the first:
+lstm_scan_forward  -> h [G, B, T, H], c [G, B, T, H] and, with `keep`, the activations i, f, g, o [G, B, T, 4H] for the
+backward pass (zero beyond the length of a row); without `keep`, an empty tensor.
+lstm_scan_backward -> gradients of gates (S = `inputs` steps), weight, bias, h0 and c0 for incoming gradients g_h and
+g_c (None: zero). With d_t the gradient of z_t, one sweep from the last step to the first computes:
 
     dh = g_h,t + W^T d_{t+1},   dc = g_c,t + f_{t+1} dc_{t+1} + dh o (1 - tanh^2 c_t)
     d_t = [dc g i (1 - i), dc c_{t-1} f (1 - f), dc i (1 - g^2), dh tanh(c_t) o (1 - o)]
     dW = sum_t d_t h_{t-1}^T, a matmul over many steps at a time;   dbias = sum_t d_t
 
-lstm_forward and lstm_backward take x [G, B, T, D] and the weight of the input, V [G, 4H, D], in place of the gates
-V x_t; the backward gives gradients of x, V, weight, bias, h0 and c0. What x holds beyond a row's length does not count.
+lstm_forward and lstm_backward take x [G, B, T, D] and the input weight V [G, 4H, D] instead of the gates V x_t;
+lstm_backward returns gradients of x, V, weight, bias, h0 and c0. Values of x beyond the length of a row are ignored.
 
     dx_t = V^T d_t,   dV = sum_t d_t x_t^T
 
-Bits of `needs` say which gradients besides that of the gates are wanted; the others come back empty. `backend` "" is
-the automatic choice.
+Bits of `needs` select the gradients to compute besides that of the gates; the others are empty. `backend` "" is the
+automatic choice.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ..common.arguments import schema, split
 from ..common.dtypes import accumulate_dtype
 from .problem import Layer, Projection, Scan, Slopes, Start, States
 
-# What csrc/lstm_scan/schema.h states too; tests/ops/common/test_schemas.py compares the two.
+# csrc/lstm_scan/schema.h repeats these values; tests/ops/common/test_schemas.py compares the two.
 NEED_WEIGHT, NEED_BIAS, NEED_H0, NEED_C0, NEED_X, NEED_INPUT_WEIGHT = 1, 2, 4, 8, 16, 32
 
 library = torch.library.Library("mi_kernels", "FRAGMENT")

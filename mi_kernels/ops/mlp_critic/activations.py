@@ -1,8 +1,8 @@
-"""Activations of an MLP critic: in place on a tile, and their derivatives from what the tile kept.
+"""Activations of an MLP critic, applied in place to a tile, and their derivatives from the saved tensors of the tile.
 
-ReLU, leaky ReLU (slope 0.01), tanh, sigmoid and ELU have derivatives in terms of their outputs, so a tile keeps one
-tensor per layer. GELU and SiLU do not; a tile keeps their inputs and evaluates the activation again when a weight
-gradient needs it.
+The derivatives of ReLU, leaky ReLU (slope 0.01), tanh, sigmoid and ELU are functions of their outputs, so a tile saves
+one tensor per layer. For GELU and SiLU a tile saves the inputs and recomputes the activation if a weight gradient needs
+it.
 """
 
 from __future__ import annotations

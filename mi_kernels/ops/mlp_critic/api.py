@@ -1,4 +1,4 @@
-"""Validation and dispatch of the MLP critic."""
+"""Argument checks and entry points of the MLP critic."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _check_parameters(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: S
             source = (
                 f"x and y have {x.shape[-1]} + {y.shape[-1]} features"
                 if k == 0
-                else "the layer before gives that"
+                else "the width of the previous layer"
             )
             raise ValueError(f"weights[{k}] must take {width} features ({source}), got {tuple(weight.shape)}")
         if bias.shape != weight.shape[:-1]:
@@ -64,7 +64,8 @@ def _check_parameters(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: S
 
 
 def _check_alike(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
-    """One device for all, and one dtype unless autocast casts them; whether it does."""
+    """Checks that all tensors are on one device and, without autocast, have one dtype. Returns whether autocast is
+    on."""
     others = {"y": y}
     for kind, tensors in (("weights", weights), ("biases", biases)):
         others |= {f"{kind}[{k}]": t for k, t in enumerate(tensors)}
@@ -82,8 +83,8 @@ def _check_alike(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequen
 def _prepare(
     x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str, output: str
 ) -> tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]:
-    """Checks, casts as autocast asks, and applies the separable first layer: u [*, B, H_1], v [*, N, H_1], later
-    weights, later biases."""
+    """Checks the arguments, applies autocast and the separable first layer. Returns u [*, B, H_1], v [*, N, H_1] and
+    the weights and biases of the later layers."""
     check_samples("x", x)
     check_samples("y", y)
     if x.shape[:-2] != y.shape[:-2]:
@@ -110,9 +111,9 @@ def scores(
     activation: str = "relu",
     output: str = "identity",
 ) -> Tensor:
-    """All scores S[i, j] = f(x_i, y_j), materialised: [*, B, N].
+    """The materialised score matrix S[i, j] = f(x_i, y_j), [*, B, N].
 
-    Arguments and errors as in `statistics`; memory is O(B N sum of hidden widths) when a gradient is wanted.
+    Arguments and errors are those of `statistics`. Memory is O(B N sum of hidden widths) if a gradient is needed.
     """
     u, v, later, later_biases = _prepare(x, y, weights, biases, activation, output)
     s = reference.scores(autograd.flat((u, v, *later, *later_biases)), activation, output)
@@ -133,36 +134,37 @@ def statistics(
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
     backend: str | None = None,
 ) -> Statistics:
-    """Statistics of S[i, j] = MLP([x_i, y_j]) over all pairs, without keeping S or the activations.
+    """Statistics of S[i, j] = MLP([x_i, y_j]) over all pairs, without storing S or the activations.
 
-    x [*, B, Dx], y [*, N, Dy]; `weights` from the first layer [H_1, Dx + Dy] to the last [1, H_k], `biases` [H_1] to
-    [1], as `torch.nn.Linear` keeps them, or all of them with a leading group dimension [G, ...] for x [G, B, Dx]. At
-    least one hidden layer; `activation` is relu, leaky_relu (slope 0.01), tanh, sigmoid, elu, gelu or silu, and
-    `output` "identity" or "softplus". `stats` names what is wanted of `positive` [*, B], `row_lse` [*, B], `col_lse`
-    [*, N], `row_sum` [*, B], `row_softplus` [*, B] (sums of log(1 + exp S)) and `clipped_row_lse` [*, B], the log-sum
-    of scores clamped to [-clip, clip], which carries no gradient. `pairs` is "all" or "off_diagonal". `positive` and
-    off-diagonal pairs need N = B.
+    x, y: [*, B, Dx] and [*, N, Dy].
+    weights, biases: from the first layer, [H_1, Dx + Dy] and [H_1], to the last, [1, H_k] and [1], as in
+        `torch.nn.Linear`. At least one hidden layer. All may have a leading group dimension [G, ...] for x [G, B, Dx].
+    activation: relu, leaky_relu (slope 0.01), tanh, sigmoid, elu, gelu or silu.
+    output: "identity" or "softplus".
+    stats: names of `positive` [*, B], `row_lse` [*, B], `col_lse` [*, N], `row_sum` [*, B], `row_softplus` [*, B] (sums
+        of log(1 + exp S)) and `clipped_row_lse` [*, B], the log-sum-exp of scores clamped to [-clip, clip], which has
+        no gradient.
+    pairs: "all" or "off_diagonal". `positive` and off-diagonal pairs need N = B.
+    memory_budget: bytes that saved or stored intermediate values may take.
 
-    Scores are in nats when a bound reads them as log-densities. Statistics are fp32 (fp64 for fp64 inputs). Under
-    autocast the layers run in its dtype. Second derivatives exist and materialise the scores.
+    Statistics are fp32 (fp64 for fp64 inputs). Under autocast the layers run in its dtype. For 16-bit inputs the
+    pre-activations of the first layer are computed in fp32 and rounded once (`backend="cuda"` rounds its two halves
+    before adding them); gradients are summed in fp32 and rounded once. torch.func transforms and forward mode work:
+    values and first gradients use the kernels, vmap becomes a group dimension, and second derivatives and forward mode
+    materialise the scores.
 
-    Cost, with M = 2 B N H_1 H_2 per group and two hidden layers: M FLOPs forward and 2 M backward where the activation
-    is relu or leaky_relu and the compiled backend or Triton may keep one bit per pair and unit of the second layer (B N
-    H_2 / 8 bytes) and one score per pair within `memory_budget`; 3 M backward otherwise. One hidden layer: O(B N H),
-    nothing is kept. Deeper critics run in row chunks of plain torch with activations of at most `memory_budget` bytes
-    at a time. With `torch.set_float32_matmul_precision("medium")`, or bf16 inputs, the compiled backend multiplies
-    16-bit tiles and accumulates in fp32, where the CPU can; Triton multiplies in the dtype of its inputs, in TF32 where
-    torch allows it for CUDA matmuls. `backend="cuda"` does so too, fp32 as three TF32 products; it takes two hidden
-    layers with relu or leaky_relu, and no fp64.
+    Cost for two hidden layers, with M = 2 B N H_1 H_2 FLOP per group: M forward. Backward costs 2 M if the activation
+    is relu or leaky_relu and `memory_budget` allows to save one bit per pair and unit of the second layer (B N H_2 / 8
+    bytes) and one score per pair; otherwise 3 M. One hidden layer costs O(B N H) and saves nothing. Deeper critics run
+    in chunks of rows in plain torch, with activations of at most `memory_budget` bytes at a time.
 
-    torch.func transforms and forward-mode differentiation work: values and first gradients run in the kernels, vmap
-    becomes a group dimension, second derivatives and forward mode materialise the scores.
+    Precision of products: with `torch.set_float32_matmul_precision("medium")` or bf16 inputs the compiled backend
+    multiplies 16-bit tiles and accumulates in fp32 if the CPU supports it. Triton multiplies in the dtype of its
+    inputs, or in TF32 if torch allows it for CUDA matmuls. `backend="cuda"` does the same, with three TF32 products for
+    fp32; it supports two hidden layers with relu or leaky_relu, and no fp64.
 
-    16-bit inputs: pre-activations of the first layer are formed in fp32 and rounded once, gradients are summed in fp32
-    and narrowed once. `backend="cuda"` rounds the two halves of the first layer before it adds them.
-
-    Raises TypeError for what is no tensor, ValueError for empty batches, wrong widths, mixed devices or dtypes, unknown
-    names and budgets, and RuntimeError for a named backend that cannot run.
+    Raises TypeError for wrong types, ValueError for empty batches, wrong widths, mixed devices or dtypes, unknown names
+    and invalid budgets, and RuntimeError for a named backend that cannot run.
     """
     check_request(stats, pairs, clip)
     check_integer("memory_budget", memory_budget, least=1)

@@ -16,7 +16,7 @@ from . import dispatch, reference
 from .problem import Critic, Kept, LogSums, Request, Resources, Score, Slopes
 from .schema import BITS, PIECEWISE_LINEAR, kept_shapes
 
-DIFFERENTIABLE = 5  # statistics that have a gradient: all but the last, the clipped log-sum
+DIFFERENTIABLE = 5  # number of statistics with a gradient: all except the last, the clipped log-sum-exp
 
 
 def flat(tensors: Sequence[Tensor]) -> Critic:
@@ -56,7 +56,7 @@ class _StatisticsFunction(torch.autograd.Function):
         if torch.compiler.is_compiling():
             run: Any = torch.ops.mi_kernels.mlp_critic_forward
             *found, scores, masks = run(*critic, *score, *request, *resources)
-        else:  # a direct call saves the cost of the dispatcher
+        else:  # a direct call avoids the cost of torch's dispatcher
             *found, scores, masks = dispatch.forward(critic, score, request, resources)
         outputs = [reshaped(t, (*u.shape[:-2], t.shape[-1])) for t in found]
         ctx.save_for_backward(u, v, outputs[1], outputs[2], scores, masks, *parameters)
@@ -90,7 +90,7 @@ class _StatisticsFunction(torch.autograd.Function):
 
 
 def _keeps(tensors: Sequence[Tensor], score: Score, memory_budget: int, backend: str) -> bool:
-    """Whether the forward keeps scores and bits: 2 M FLOPs backward instead of 3 M."""
+    """Whether forward saves scores and bits, so that backward costs 2 M FLOP instead of 3 M."""
     u, v, *parameters = tensors
     kernel = backend in ("cpu", "triton", "cuda") and len(parameters) == 4 and score.activation in PIECEWISE_LINEAR
     if not (kernel and torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
@@ -113,9 +113,9 @@ def statistics(
     memory_budget: int,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    """The statistics of schema.py, differentiable, [*, B] each.
+    """The differentiable statistics of schema.py, [*, B] each.
 
-    u [*, B, H_1], v [*, N, H_1]; weights and biases as torch.nn.Linear has them or with a group dimension.
+    u [*, B, H_1], v [*, N, H_1]; weights and biases as in torch.nn.Linear, or with a group dimension.
     """
     tensors = (u, v, *weights, *biases)
     keep = _keeps(tensors, score, memory_budget, backend)
@@ -125,11 +125,11 @@ def statistics(
 
 
 def _as_groups(lead: tuple[int, ...], tensors: Sequence[Tensor]) -> tuple[list[Tensor], torch.Size]:
-    """Tensors [lead, ...] with `lead` folded into the groups, u [lead x groups, B, H_1] and so on; and the shape
-    [lead, *] that the folded groups stand for.
+    """Folds the dimensions `lead` of tensors [lead, ...] into the groups, u [lead x groups, B, H_1] and so on; also
+    returns the unfolded shape [lead, *].
 
-    Parameters that were only expanded along `lead` stay shared, unless a parameter needs a gradient, which differs from
-    copy to copy.
+    Parameters that are only expanded along `lead` stay shared, unless a parameter needs a gradient, which differs
+    between copies.
     """
     u, v, *parameters = tensors
     d, batch = len(lead), u.shape[:-2]
@@ -149,8 +149,8 @@ def _as_groups(lead: tuple[int, ...], tensors: Sequence[Tensor]) -> tuple[list[T
 def transformed(
     tensors: Sequence[Tensor], score: Score, *, stats: Sequence[str], clip: float, memory_budget: int, backend: str
 ) -> dict[str, Tensor]:
-    """The statistics named, [*, B] each, under the transforms of torch.func that are active; `tensors` are u, v, the
-    weights and the biases. `positive` is there for square batches alone."""
+    """The named statistics, [*, B] each, under the active torch.func transforms; `tensors` are u, v, the weights and
+    the biases. `positive` exists only for square batches."""
 
     def operator(wanted: Sequence[str]) -> transforms.Operator:
         bits = sum(bit for s, bit in BITS.items() if s in wanted)

@@ -1,15 +1,15 @@
-"""Row chunks in plain torch: O(B) memory on any device, any depth, any activation of activations.py.
+"""The MLP critic in chunks of rows in plain torch: O(B) memory on any device, with any depth and activation.
 
-A tile is a range of groups times a range of rows against all N columns. Forward keeps the statistics alone;
-`col_lse` is carried across row tiles by logaddexp. Backward recomputes the activations of a tile, forms
+A tile is a range of groups and a range of rows against all N columns. Forward keeps only the statistics and combines
+`col_lse` of the row tiles by logaddexp. Backward recomputes the activations of a tile, computes
 
     dS[i, j] = [pair counts] (g_row_i exp(S - row_lse_i) + g_col_j exp(S - col_lse_j) + g_sum_i + g_soft_i sigmoid S)
                + [i = j] g_pos_i
 
-and walks the layers back. With M = 2 G B N sum_l H_l H_{l+1}: M FLOPs forward, 3 M backward (2 M when the
-parameters need no gradient). Activations of one tile take at most `memory_budget` bytes, or one row's N sum_l
-H_l when that is more; backward holds about two tiles. 16-bit inputs: layers in 16 bit, scores and all sums in
-fp32.
+and backpropagates it through the layers. With M = 2 G B N sum_l H_l H_{l+1}: M FLOP forward, 3 M backward (2 M if the
+parameters need no gradient). The activations of one tile take at most `memory_budget` bytes, or those of one row (N
+sum_l H_l numbers) if that is more; backward holds about two tiles. For 16-bit inputs layers run in 16 bits, and scores
+and all sums are fp32.
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ def _affine(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _tile_scores(
     u: Tensor, v: Tensor, weights: list[Tensor], biases: list[Tensor], activation: str, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """Scores [g, R, N] of a tile and, if `keep`, what the backward needs of every hidden layer [g, R N,
-    H]."""
+    """Scores [g, R, N] of a tile and, if `keep`, the tensors of every hidden layer that backward needs, [g, R N, H]."""
     act = ACTIVATIONS[activation]
     kept = []
     h = (u.unsqueeze(2) + v.unsqueeze(1)).flatten(1, 2).to(weights[0].dtype)
@@ -95,7 +94,7 @@ def _diagonal_mask(rows: slice, columns: int, device: torch.device) -> Tensor:
 
 @outside_autocast
 def forward(critic: Critic, score: Score, request: Request, memory_budget: int) -> tuple[Tensor, ...]:
-    """The six statistics of schema.py; what is not wanted comes back empty."""
+    """The six statistics of schema.py; those that are not requested are empty."""
     u, v, weights, biases = critic
     stats, clip, _ = request
     (groups, n_rows), n_columns = u.shape[:2], v.shape[1]
@@ -140,7 +139,7 @@ def _score_gradient(
     if slopes.row_softplus is not None:
         ds.addcmul_(s.sigmoid(), slopes.row_softplus.unsqueeze(2))
     if score.off_diagonal:
-        # Set, not multiplied: over no pair the exponentials above are infinite.
+        # Set instead of multiplied, because the exponentials above are infinite for a row without pairs.
         ds.masked_fill_(_diagonal_mask(rows, s.shape[2], s.device), 0)
     if slopes.positive is not None:
         ds.diagonal(rows.start, dim1=1, dim2=2).add_(slopes.positive)
@@ -171,13 +170,12 @@ def _tile_backward(
     d_weights: list[Tensor],
     d_biases: list[Tensor],
 ) -> Tensor:
-    """Adds a tile's parameter gradients to the accumulators (none given, none wanted); returns dz_1 [g, R N,
-    H_1]."""
+    """Adds a tile's parameter gradients to the accumulators, if there are any; returns dz_1 [g, R N, H_1]."""
     act = ACTIVATIONS[activation]
     dtype = weights[0].dtype
     scale = None
     if dtype == torch.float16:
-        # dS shrinks as 1 / B^2 and would leave fp16's range; the tile runs at unit scale instead.
+        # dS decreases as 1 / B^2 and would underflow in fp16, so the tile is scaled to unit size.
         scale = ds.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
         ds = ds / scale
     dz = ds.flatten(1).unsqueeze(2)
@@ -218,7 +216,7 @@ def backward(
         sides = (r, r, columns, r, r)
         of_tile = Slopes(*(of(t, g, side) for t, side in zip(slopes, sides, strict=True)))
         ds = _score_gradient(s, score, of(sums.row_lse, g, r), of(sums.col_lse, g, columns), of_tile, r)
-        # Slices of the accumulators: `+=` on them writes through.
+        # Slices of the accumulators, so `+=` changes the accumulators.
         totals = (_of_groups(d_weights, g), _of_groups(d_biases, g))
         dz = _tile_backward(ds, kept, own[0], score.activation, *totals).unflatten(1, s.shape[1:])
         du[g, r] = dz.sum(2, dtype=dtype)

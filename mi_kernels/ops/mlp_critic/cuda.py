@@ -1,8 +1,9 @@
-"""The MLP critic on the CUDA C++ kernels of csrc/mlp_critic/ (sm_80 and up): two hidden layers, ReLU or leaky ReLU.
+"""The MLP critic on the CUDA C++ kernels of csrc/mlp_critic/ (sm_80 and higher): two hidden layers with ReLU or leaky
+ReLU.
 
-The forward costs M = 2 G B N H1 H2 FLOPs and O((B + N) row blocks) floats of workspace. The backward costs 2 M where
-scores and bits were kept; otherwise it runs the forward again, by chunks of rows within `memory_budget` bytes: 3 M.
-With P = sum_p m[p] (g_p h1_p)^T and s = sum_p g_p m[p] over pairs p, m the slopes of the second layer,
+Forward costs M = 2 G B N H1 H2 FLOP and O((B + N) row blocks) floats of workspace. Backward costs 2 M if scores and
+bits were saved; otherwise it repeats the forward pass in chunks of rows within `memory_budget` bytes and costs 3 M.
+With P = sum_p m[p] (g_p h1_p)^T and s = sum_p g_p m[p] over pairs p, where m are the slopes of the second layer,
 
     dW2 = diag(w) P        db2 = w s        dw = rowsum(W2 * P) + b2 s        db = sum_p g_p.
 """
@@ -19,13 +20,14 @@ from ..common.precision import tf32_allowed
 from .problem import Slopes
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
-SLOPES = {"relu": 0.0, "leaky_relu": 0.01}  # below zero
-_PART_BYTES = 256 << 20  # most memory for partial sums, which torch adds up
+SLOPES = {"relu": 0.0, "leaky_relu": 0.01}  # slope for negative inputs
+_PART_BYTES = 256 << 20  # largest memory of partial sums, which torch adds up
 
 
 @dataclass(frozen=True)
 class _Critic:
-    """A critic in the kernels' form: w2 in the products' type, all else fp32, all for one group or for every one."""
+    """A critic in the form of the kernels: w2 in the dtype of the products, the rest fp32, for one group or for all
+    groups."""
 
     u: Tensor
     v: Tensor
@@ -53,16 +55,16 @@ def _critic(
     output: str,
     off_diagonal: bool,
 ) -> _Critic:
-    """Raises RuntimeError for a critic that the kernels cannot score."""
+    """Converts a critic to the form of the kernels. Raises RuntimeError if the kernels do not support it."""
     for what, known in ((f"{len(weights)} hidden layer(s)", len(weights) == 2), (activation, activation in SLOPES)):
         if not known:
             raise RuntimeError(
-                "backend 'cuda' was asked for and scores critics of two hidden layers with relu or leaky_relu, "
+                "backend 'cuda' was requested but only supports critics of two hidden layers with relu or leaky_relu, "
                 f"got {what}"
             )
     dtype = weights[0].dtype
     if dtype not in TYPES:
-        raise RuntimeError(f"backend 'cuda' was asked for and cannot run mlp_critic: it has no kernel for {dtype}")
+        raise RuntimeError(f"backend 'cuda' was requested but cannot run mlp_critic: it has no kernel for {dtype}")
     groups = max(t.shape[0] for t in (*weights, *biases))
     w2, w = (t.expand(groups, *t.shape[1:]) for t in weights)
     b2, b = (t.expand(groups, *t.shape[1:]) for t in biases)
@@ -89,13 +91,13 @@ def forward(
     clip: float,
     keep: bool,
 ) -> tuple[Tensor, ...]:
-    """The six statistics of schema.py and what is kept for the backward; M FLOPs."""
+    """The six statistics of schema.py and the tensors saved for backward. M FLOP."""
     k = _critic(u, v, weights, biases, activation, output, off_diagonal)
     return _run(k, 0, stats, clip, u.shape[1] == v.shape[1], keep)
 
 
 def _chunks(k: _Critic, budget: int) -> Iterator[tuple[slice, slice]]:
-    """Groups and rows whose scores, their gradients and bits fit `budget`; 16 rows at least."""
+    """Yields groups and rows whose scores, score gradients and bits fit `budget`; at least 16 rows."""
     groups, rows, columns = k.u.shape[0], k.u.shape[1], k.v.shape[1]
     row_bytes = columns * (8 + 4 * -(-k.w2.shape[1] // 32))
     if row_bytes * rows <= budget:
@@ -110,7 +112,7 @@ def _chunks(k: _Critic, budget: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _unit_scale(t: Tensor) -> Tensor:
-    """A power of two near the largest size in t, [1]: fp16 values divided by it keep their precision."""
+    """A power of two near the largest magnitude in t, [1]. Dividing by it preserves the precision of fp16 values."""
     largest = t.abs().amax()
     return torch.where(largest > 0, torch.exp2(torch.ceil(torch.log2(largest))), 1.0).reshape(1)
 

@@ -1,4 +1,4 @@
-"""Runs the MLP critic's operators on a backend. Kernels are imported when they are first used."""
+"""Runs the operators of the MLP critic on a backend. Kernels are imported on first use."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from .schema import library
 
 
 def backend_for(device: torch.device, requested: str | None, layers: int) -> str:
-    """The backend that scores a critic of `layers` layers on `device`; raises RuntimeError for a named one that has no
-    kernel for it."""
+    """The backend for a critic with `layers` layers on `device`. Raises RuntimeError if a named backend has no kernel
+    for it."""
     if layers > 3 and requested is None and requested_backend() is None:
         return "chunked"
     name = resolve("mlp_critic", device, requested)
     if name in ("cpu", "triton", "cuda") and layers > 3:
         raise RuntimeError(
-            f"backend {name!r} was asked for and scores critics of one or two hidden layers, got {layers - 1}"
+            f"backend {name!r} was requested but only supports critics of one or two hidden layers, got {layers - 1}"
         )
     return name
 
 
 @outside_autocast
 def forward(critic: Critic, score: Score, request: Request, resources: Resources) -> tuple[Tensor, ...]:
-    """The six statistics of schema.py and what is kept for the backward."""
+    """The six statistics of schema.py and the tensors saved for backward."""
     backend = resources.backend
     if backend == "cpu":
         return torch.ops.mi_kernels_cpu.mlp_critic_forward(*critic, *score, *request)
@@ -54,7 +54,7 @@ def backward(
     need_parameters: bool,
     resources: Resources,
 ) -> list[Tensor]:
-    """Gradients of u and v, and of all weights and then all biases where they are needed."""
+    """Gradients of u and v, followed by those of all weights and then of all biases if they are needed."""
     backend, budget = resources.backend, resources.memory_budget
     if backend == "cpu":
         return torch.ops.mi_kernels_cpu.mlp_critic_backward(*critic, *score, *sums, *slopes, *kept, need_parameters)

@@ -1,11 +1,10 @@
-"""The first layer of a concat critic, applied to x and y apart: W [x_i, y_j] + b = u_i + v_j.
+"""The first layer of a concat critic, applied to x and y separately: W [x_i, y_j] + b = u_i + v_j.
 
-u and v are in fp32 for 16-bit inputs. Every pair's first layer is the sum of one u and one v, and a critic's gradient
-is a small difference between pairs: two halves rounded to 16 bits before they are added cost up to ten times the error
-of a layer that rounds its sum once.
+For 16-bit inputs u and v are fp32. The gradient of a critic is a small difference between pairs, so rounding u and v to
+16 bits before adding them would give up to ten times the error of rounding their sum once.
 
-Autograd would give the gradient of each half of W in a zeroed matrix of W's size and add the two; here the halves are
-computed alone and joined once. At small batches that traffic was a tenth of a step.
+Ordinary autograd would create a zero matrix of the size of W for the gradient of each half and add the two. Here the
+two halves are computed separately and concatenated, which saves a tenth of a step at small batches.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from ..common.precision import outside_autocast
 
 
 def apart(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """u [*, B, H] and v [*, N, H] of x [*, B, Dx], y [*, N, Dy], weight [H, Dx + Dy] and bias [H], in fp32 (fp64 for
+    """u [*, B, H] and v [*, N, H] for x [*, B, Dx], y [*, N, Dy], weight [H, Dx + Dy] and bias [H], in fp32 (fp64 for
     fp64).
 
-    A weight [G, H, Dx + Dy] and bias [G, H] belong to x [G, B, Dx]. Differentiable any number of times; gradients are
-    summed in fp32 and narrowed once. Cost: 2 H (B Dx + N Dy) FLOP forward, twice that backward.
+    With groups, weight is [G, H, Dx + Dy], bias [G, H] and x [G, B, Dx]. Differentiable any number of times; gradients
+    are summed in fp32 and rounded once. Cost: 2 H (B Dx + N Dy) FLOP forward, twice that backward.
     """
     if transforms.active():
         return _halves(x, y, weight, bias)
@@ -62,7 +61,7 @@ class _Apart(torch.autograd.Function):
 
 
 def _products(g: Tensor, t: Tensor, weight: Tensor) -> Tensor:
-    """sum_i g_i t_i^T, over the leading dimensions as well where the weight is shared."""
+    """sum_i g_i t_i^T, summed over the leading dimensions too if the weight is shared."""
     if weight.dim() == 2:
         g, t = g.flatten(0, -2), t.flatten(0, -2)
     return g.mT @ t.to(g.dtype)

@@ -1,4 +1,5 @@
-"""What the MLP critic's operators take, by name. The order of the fields is that of the operators' arguments."""
+"""The arguments of the MLP critic's operators as named tuples. The fields have the order of the operators'
+arguments."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class Critic(NamedTuple):
 
 
 class Score(NamedTuple):
-    """What turns pre-activations of the first layer into counted scores, besides the parameters."""
+    """How scores are computed from the pre-activations of the first layer, besides the parameters, and which pairs
+    count."""
 
     activation: str
     output: str
@@ -32,7 +34,7 @@ class Score(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a forward computes: bits of statistics, the bound of clipped scores, whether it keeps for the backward."""
+    """What forward computes: bits of the statistics, the clipping bound, and whether it saves tensors for backward."""
 
     stats: int
     clip: NumberTensor
@@ -40,14 +42,14 @@ class Request(NamedTuple):
 
 
 class LogSums(NamedTuple):
-    """The log-sums that a forward computed, which the backward's exponentials are taken against."""
+    """The log-sum-exps of the forward pass, which normalise the exponentials in backward."""
 
     row_lse: Tensor
     col_lse: Tensor
 
 
 class Slopes(NamedTuple):
-    """The gradients that arrive at the statistics; None where nothing flows back."""
+    """The incoming gradients of the statistics; None for zero."""
 
     positive: Tensor | None
     row_lse: Tensor | None
@@ -57,14 +59,14 @@ class Slopes(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a forward kept for the backward, or empty tensors."""
+    """The tensors that forward saved for backward, or empty tensors."""
 
     scores: Tensor
     masks: Tensor
 
 
 class Resources(NamedTuple):
-    """Where an operator runs, and the bytes that it may take."""
+    """The backend of an operator and its memory budget in bytes."""
 
     memory_budget: SymInt
     backend: str

@@ -1,7 +1,6 @@
-"""The definition: every score materialised, plain torch, ordinary autograd.
+"""The definition of the MLP critic: materialised scores in plain torch with ordinary autograd.
 
-2 G B N sum_l H_l H_{l+1} FLOPs forward, twice that backward; G B N sum_l H_l activations are kept for the
-backward.
+2 G B N sum_l H_l H_{l+1} FLOP forward, twice that backward; G B N sum_l H_l activations are kept for backward.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from .problem import Critic, Score
 
 
 def softplus(s: Tensor) -> Tensor:
-    """log(1 + exp s), exact to the last bits of fp64: torch's own switches to the identity at 20."""
+    """log(1 + exp s), accurate to the last bits of fp64. torch's softplus switches to the identity at 20."""
     return F.softplus(s, threshold=50)
 
 
@@ -26,7 +25,7 @@ def apply_layers(
     h: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str, output: str
 ) -> Tensor:
     """The MLP after its first layer: pre-activations [G, P, H_1] -> scores [G, P]. Layers run in the dtype of the
-    weights, the last one and the scores in fp32 at least."""
+    weights; the last layer and the scores are at least fp32."""
     act = ACTIVATIONS[activation].apply
     h = act(h.to(weights[0].dtype))
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
@@ -44,8 +43,8 @@ def scores(critic: Critic, activation: str, output: str) -> Tensor:
 
 
 def reduce_scores(s: Tensor, off_diagonal: bool, clip: float | None = None) -> tuple[Tensor, ...]:
-    """The statistics of materialised scores [G, B, N] as schema.py defines and orders them; the clipped one is left
-    out without a `clip`."""
+    """The statistics of materialised scores [G, B, N] in the order of schema.py; the clipped one is omitted if `clip`
+    is None."""
     positive = s.diagonal(dim1=1, dim2=2) if s.shape[1] == s.shape[2] else s[:, :0, 0]
     clipped = () if clip is None else (s.detach().clamp(-clip, clip),)
     if not off_diagonal:
@@ -69,5 +68,5 @@ def reduce_scores(s: Tensor, off_diagonal: bool, clip: float | None = None) -> t
 
 
 def statistics(critic: Critic, score: Score, clip: float | None = None) -> tuple[Tensor, ...]:
-    """All statistics, through a materialised S."""
+    """All statistics, from a materialised S."""
     return reduce_scores(scores(critic, score.activation, score.output), score.off_diagonal, clip)

@@ -1,4 +1,4 @@
-"""Names, statistics and operator schemas of `mlp_critic`. Imports torch alone.
+"""Definition, statistics and operator schemas of `mlp_critic`. Imports only torch.
 
 The score of a pair is a multilayer perceptron on the concatenation of both sides,
 
@@ -14,8 +14,8 @@ softplus. Operators start from u and v, which cost O(B D H), and reduce S to the
     row_softplus [G, B]      sum_j softplus S[i, j]
     clipped_row_lse [G, B]   log sum_j exp clamp(S[i, j], -clip, clip); a value without a gradient
 
-over all pairs or over pairs with i != j (`positive` is the diagonal either way). Over no pair at all (B = 1 off the
-diagonal) the log-sums are -inf and the sums are 0; their gradients are 0.
+over all pairs or over pairs with i != j (`positive` is the diagonal in both cases). Without any pair (B = 1 and i != j)
+the log-sum-exps are -inf, the sums are 0, and their gradients are 0.
 
 Shapes: u [G, B, H_1], v [G, N, H_1]; `weights[l]` [1 or G, H_{l+2}, H_{l+1}], the last [1 or G, 1, H_k]; `biases[l]`
 [1 or G, H_{l+2}]. Layers run in the dtype of the weights. Beside 16-bit weights u and v are fp32, so that u + v is
@@ -48,7 +48,7 @@ ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "silu")
 OUTPUTS = ("identity", "softplus")
 TILE_PAIRS, COLUMN_STEP = 64, 16
 
-PIECEWISE_LINEAR = ("relu", "leaky_relu")  # activations whose slope a bit tells
+PIECEWISE_LINEAR = ("relu", "leaky_relu")  # activations whose slope one bit determines
 BITS = {"row_lse": ROW_LSE, "col_lse": COL_LSE, "row_softplus": ROW_SOFTPLUS, "clipped_row_lse": CLIPPED_ROW_LSE}
 
 

@@ -194,9 +194,10 @@ def product_kernel(
 
 def second_tiling(dtype: torch.dtype, interpreted: bool = False) -> Tiling:
     """BJ pairs at a time."""
-    if interpreted or dtype == torch.float64:
+    if interpreted:
         return Tiling(1, 32, 0, 32, 4, 1)
-    return Tiling(1, 64, 0, 64, 8, 1)
+    side = 32 if dtype == torch.float64 else 64
+    return Tiling(1, side, 0, side, 8, 1)
 
 
 def first_tiling(dtype: torch.dtype, H1: int, H2: int, tf32: bool, interpreted: bool = False) -> Tiling:

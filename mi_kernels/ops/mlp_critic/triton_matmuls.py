@@ -1,4 +1,5 @@
-"""The MLP critic's layers by torch's matmuls, for chunks of pairs whose layers are stored; Triton fuses the rest.
+"""The layers of the MLP critic by torch's matmuls, for chunks of pairs whose layers are stored; Triton fuses the other
+steps.
 
 With pairs p = (i, j) of a chunk, flattened, and 16-bit or fp32 weights:
 

@@ -1,4 +1,4 @@
-"""Autograd of the sums of Gaussian kernels over pairs. Callers validate."""
+"""Autograd of the sums of Gaussian kernels over pairs. Callers check the arguments."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Gradients = tuple[Tensor | None, ...]
 
 
 class _MMDFunction(torch.autograd.Function):
-    # The gradients of a unit slope come with the value: the pairs are formed once, not again in the backward pass.
+    # The gradients for an incoming gradient of 1 are computed together with the value, so pairs are computed only once.
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, bandwidth: Any, *settings: Any) -> Any:
         wanted = needs(ctx.needs_input_grad, (NEED_X, NEED_Y, NEED_BANDWIDTH))
         found, gradients = _mmd_and_gradients(x, y, bandwidth, settings, wanted)
         if torch.compiler.is_compiling():
             ctx.save_for_backward(x, y, bandwidth, *gradients)
-        else:  # backward gives them away; a second backward computes them again
+        else:  # backward gives the stored gradients away; a second backward recomputes them
             ctx.save_for_backward(x, y, bandwidth)
             ctx.gradients = gradients
         ctx.settings, ctx.wanted = settings, wanted
@@ -70,7 +70,7 @@ def mmd(
     if transforms.active():
         run = partial(_grouped, lambda *t: _MMDFunction.apply(*t, *settings))
         return transforms.apply(_operator(run, partial(_mmd_formula, settings[:3])), *problem)[0]
-    if not torch.is_grad_enabled():  # needs_input_grad ignores no_grad: apply would compute gradients nobody uses
+    if not torch.is_grad_enabled():  # needs_input_grad ignores no_grad, so apply would compute unused gradients
         return _mmd_and_gradients(*problem, settings, 0)[0]
     return _MMDFunction.apply(*problem, *settings)
 
@@ -80,7 +80,7 @@ def _operator(run: Callable[..., tuple[Tensor]], formula: Callable[..., tuple[Te
 
 
 def _grouped(function: Callable[..., Tensor], lead: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor]:
-    """function of tensors [*lead, G, ...] as groups."""
+    """Applies function to tensors [*lead, G, ...] with `lead` folded into the groups."""
     found = function(*(t.flatten(0, len(lead)).contiguous() for t in tensors))
     return (found.unflatten(0, (*lead, -1)) if lead else found,)
 
@@ -112,7 +112,8 @@ class _HSICFunction(torch.autograd.Function):
 
 
 def _under_batched(under: Callable[[Tensor], Gradients], g: Tensor, like: Tensor) -> list[Tensor | None]:
-    """Gradients under a batch of slopes g [G, 3]: kernels take one slope, so those of every trace are combined."""
+    """Gradients for a batch of slopes g [G, 3]. Kernels take one slope, so the gradients of each of the three sums are
+    combined."""
     total: list[Tensor | None] = []
     for k in range(3):
         slope = like.new_zeros(like.shape[0], 3)

@@ -1,4 +1,4 @@
-"""Runs the operators for sums of Gaussian kernels on a backend. Kernels are imported when they are first used."""
+"""Runs the operators for sums of Gaussian kernels on a backend. Kernels are imported on first use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHUNK_BYTES = 32 << 20
 
 
 def chunk_rows(groups: int, columns: int) -> int:
-    """Rows of pairs that fit the chunk buffer."""
+    """The number of rows of pairs that fit the chunk buffer."""
     return max(1, CHUNK_BYTES // (8 * groups * max(columns, 1)))
 
 

@@ -1,12 +1,12 @@
-"""Squared distances between rows by inner products, and from differences of rows where products cannot tell them.
+"""Squared distances between rows: from inner products, or from differences of rows if products are not accurate enough.
 
-|a|^2 + |b|^2 - 2 a.b has an error of some eps (|a|^2 + |b|^2). In units of the smallest bandwidth that matters only for
-pairs whose norms are large, since the samples spread over many bandwidths, and whose distance is small against them.
-For all others the kernel is right to about 1e-6 in fp32. `squared` looks for such pairs on a CPU; on other devices it
-always takes differences, because looking would wait for the device.
+|a|^2 + |b|^2 - 2 a.b has an error of the order of eps (|a|^2 + |b|^2). In units of the smallest bandwidth, this matters
+only for pairs with large norms (samples that spread over many bandwidths) and a small distance. For all other pairs the
+kernel is accurate to about 1e-6 in fp32. On a CPU `squared` looks for such pairs. On other devices it always uses
+differences, because looking for pairs would synchronise.
 
-`Apart`, `Pull` and `Along` are what a formula differentiates: their derivatives of any order are each other and matrix
-products, under torch.func too.
+Formulas use `Apart`, `Pull` and `Along`. Their derivatives of any order are composed of each other and of matrix
+products, also under torch.func.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-SAFE_NORMS = 32.0  # in squared bandwidths; below it every distance is accurate enough
-NEAR = 1 / 64  # as a share of the norms; above it a distance keeps its digits
-LARGEST_NORMS = 1e30  # beyond it, products may overflow
-FARTHEST = 1e36  # largest distance, finite so that a kernel value of 0 times it is 0
+SAFE_NORMS = 32.0  # squared norms in squared bandwidths, below which every distance is accurate enough
+NEAR = 1 / 64  # squared distances above this fraction of the squared norms are accurate
+LARGEST_NORMS = 1e30  # above this, products may overflow
+FARTHEST = 1e36  # largest squared distance; finite, so that a kernel value of 0 times it is 0
 
 
 def kernels(exponents: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,7 +31,8 @@ def kernels(exponents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Points(NamedTuple):
-    """Rows in units of a bandwidth: as given, about a centre, and the squared norms of these. [*, n, D] and [*, n]."""
+    """Rows in units of a bandwidth, [*, n, D]: as given and centred; and the squared norms of the centred rows, [*,
+    n]."""
 
     given: Tensor
     about: Tensor
@@ -42,10 +43,10 @@ class Points(NamedTuple):
 
 
 def units(bandwidth: Tensor) -> tuple[Tensor, Tensor]:
-    """(1 / unit [*], gamma [*, K] of samples in that unit) of bandwidths [*, K].
+    """For bandwidths [*, K], returns 1 / unit [*] and gamma [*, K] for samples in that unit.
 
-    The unit is the largest power of two up to the smallest bandwidth: no digit is lost, and squares neither overflow
-    nor vanish. Bandwidths of 0, infinity and NaN give NaN.
+    The unit is the largest power of two that does not exceed the smallest bandwidth. Scaling by it is exact, and
+    squares neither overflow nor underflow. Bandwidths of 0, infinity and NaN give NaN.
     """
     smallest = bandwidth.detach().amin(-1)
     scale = 2 * smallest.frexp().mantissa / smallest
@@ -53,7 +54,7 @@ def units(bandwidth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def points(scale: Tensor, *samples: Tensor) -> list[Points]:
-    """Samples [*, n, D] in units, about their common mean; scale [*]."""
+    """Samples [*, n, D] times scale [*], centred about their common mean."""
     given = [t * scale[..., None, None] for t in samples]
     return about_mean(*given)
 
@@ -66,8 +67,8 @@ def about_mean(*samples: Tensor) -> list[Points]:
 
 
 def squared(a: Points, b: Points, first: int | None = None) -> tuple[Tensor, bool]:
-    """|a_i - b_j|^2, [*, rows, N], and whether they come from differences; exactly 0 for equal rows.
-    `first` says that a is rows first, first + 1, ... of b."""
+    """|a_i - b_j|^2, [*, rows, N], and whether they were computed from differences; exactly 0 for equal rows. If
+    `first` is given, a consists of the rows first, first + 1, ... of b."""
     norms = a.norms[..., None] + b.norms[..., None, :]
     distance = norms - 2 * (a.about @ b.about.mT)
     own = None if first is None else _own(distance, first)
@@ -79,7 +80,7 @@ def squared(a: Points, b: Points, first: int | None = None) -> tuple[Tensor, boo
 
 
 def _own(like: Tensor, first: int) -> Tensor:
-    """[rows, N], true where a row meets itself."""
+    """A mask [rows, N] of the pairs of a row with itself."""
     rows = torch.arange(like.shape[-2], device=like.device)
     own = torch.zeros(like.shape[-2:], dtype=torch.bool, device=like.device)
     own[rows, rows + first] = True
@@ -97,13 +98,15 @@ def _any_near(a: Points, b: Points, norms: Tensor, distance: Tensor, own: Tensor
 
 
 def without_own(weight: Tensor, first: int) -> Tensor:
-    """Weights [*, rows, N] with 0 where a row meets itself, in place: a far row would leave its rounding there."""
+    """Sets weights [*, rows, N] to 0 in place for pairs of a row with itself, where a distant row would leave a
+    rounding error."""
     weight.diagonal(first, -2, -1).zero_()
     return weight
 
 
 def pull(weight: Tensor, a: Points, b: Points, direct: bool) -> Tensor:
-    """sum_j weight_ij (a_i - b_j), [*, rows, D]; `direct` as `squared` said. A weight of 0 adds 0 at any distance."""
+    """sum_j weight_ij (a_i - b_j), [*, rows, D]; `direct` is the flag of `squared`. A weight of 0 adds 0 at any
+    distance."""
     if not direct:
         return weight.sum(-1, keepdim=True) * a.about - weight @ b.about
     out = torch.empty_like(a.given)
@@ -114,7 +117,7 @@ def pull(weight: Tensor, a: Points, b: Points, direct: bool) -> Tensor:
 
 
 def apart(a: Tensor, b: Tensor, own: bool = False) -> Tensor:
-    """|a_i - b_j|^2, [*, B, N], differentiable any number of times; `own` says that b is a."""
+    """|a_i - b_j|^2, [*, B, N], differentiable any number of times; `own` means that b is a."""
     found: Tensor = Apart.apply(a, b, own)
     return found
 
@@ -198,7 +201,7 @@ class Pull(_Bilinear):
 
 
 class Along(_Bilinear):
-    """(direction, a, b) -> <direction_i, a_i - b_j>. Far rows are multiplied in fp64."""
+    """(direction, a, b) -> <direction_i, a_i - b_j>. Products with distant rows use fp64."""
 
     @staticmethod
     def forward(direction: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""HSIC's three sums in row chunks of plain torch: value, gradient by recomputation, and the materialised definition.
+"""HSIC's three sums in plain torch: in chunks of rows (value, and gradient by recomputation), and the materialised
+definition.
 
-With E_ij = expm1(-gamma |x_i - x_j|^2), F likewise for y, and H the centring matrix, H 1 = 0 drops the ones of the
-kernels:  tr(K H L H) = tr(E H F H) = sum_ij E_ij F_ij - 2 / B sum_i e_i f_i + sum(e) sum(f) / B^2,  e = E 1, f = F 1.
-The sums are fp64, so that their cancellation costs no digits of fp32 kernels.
+Let E_ij = expm1(-gamma |x_i - x_j|^2), F likewise for y, and H the centring matrix. Because H 1 = 0, the ones of the
+kernels drop out:  tr(K H L H) = tr(E H F H) = sum_ij E_ij F_ij - 2 / B sum_i e_i f_i + sum(e) sum(f) / B^2,  e = E 1, f
+= F 1. The sums are fp64, so that their cancellation does not cost precision of fp32 kernels.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def _products(e: Tensor, f: Tensor) -> Tensor:
 
 
 def value(x: Tensor, y: Tensor, sx: Tensor, sy: Tensor) -> Tensor:
-    """[*, 3]; every pair is materialised, differentiable any number of times."""
+    """The three sums, [*, 3], with materialised pairs; differentiable any number of times."""
 
     def kernel(t: Tensor, bandwidth: Tensor) -> Tensor:
         dtype = accumulate_dtype(t.dtype)
@@ -56,13 +57,14 @@ class _Side:
         self.dgamma = torch.zeros_like(self.gamma, dtype=torch.float64)
 
     def tile(self, part: slice) -> tuple[Points, Tensor, Tensor, Tensor, bool]:
-        """These rows, their distances from all, the kernel, e, and whether differences were taken."""
+        """These rows, their distances from all rows, the kernel, e, and whether the distances came from differences."""
         own = self.points.rows(part)
         distance, direct = squared(own, self.points, part.start)
         return own, distance, *kernels(-self.gamma[:, None, None] * distance), direct
 
     def add(self, part: slice, of_exponent: Tensor, own: Points, distance: Tensor, direct: bool) -> None:
-        """Adds the gradients under dL/d(-gamma r^2) of these rows; the matrix is symmetric, so a row's is doubled."""
+        """Adds the gradients for dL/d(-gamma r^2) of these rows. The matrix is symmetric, so the gradient of a row is
+        doubled."""
         self.dgamma -= (of_exponent * distance).sum((-2, -1), dtype=torch.float64)
         slope = without_own(-4 * self.gamma[:, None, None] * of_exponent, part.start)
         self.gradient[:, part] += pull(slope, own, self.points, direct)

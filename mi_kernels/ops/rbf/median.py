@@ -1,4 +1,5 @@
-"""The median distance between rows: an operator, because whether inner products will do is decided on the numbers."""
+"""The median distance between rows, as an operator, because the numbers decide whether inner products are accurate
+enough."""
 
 from __future__ import annotations
 
@@ -14,20 +15,20 @@ from .schema import library
 
 
 def _median(rows: Tensor) -> Tensor:
-    """[G] from rows [G, n, D]; 1 where it is 0."""
+    """The median distances [G] of rows [G, n, D]; 1 instead of 0."""
     if rows.shape[1] < 2:
         return rows.new_ones(rows.shape[0])
     first, second = torch.triu_indices(rows.shape[1], rows.shape[1], 1, device=rows.device)
     about = rows - rows.mean(1, keepdim=True)
     peak = about.abs().amax((1, 2))
-    unit = torch.where(peak == 0, 1, peak)[:, None, None]  # squares neither overflow nor vanish
+    unit = torch.where(peak == 0, 1, peak)[:, None, None]  # prevents overflow and underflow of squares
     about = about / unit
     norms = about.square().sum(-1)
     squares = norms[:, :, None] + norms[:, None] - 2 * (about @ about.mT)
     found = squares[:, first, second].median(-1).values
     if not rows.is_cpu or not (found >= 2 * NEAR * norms.amax(-1)).all():
-        # The median is lost in the rounding of the norms: take differences of rows. A GPU always does, since testing
-        # would wait for it.
+        # The rounding error of the norms exceeds the median, so distances are computed from differences of rows. On a
+        # GPU this is always done, because testing would synchronise.
         given = rows.double() / unit
         apart = torch.cdist(given, given, compute_mode="donot_use_mm_for_euclid_dist")
         found = apart[:, first, second].median(-1).values.square()
@@ -71,7 +72,7 @@ class _Constant(torch.autograd.Function):
 
 @outside_autocast
 def median_distance(rows: Tensor) -> Tensor:
-    """Median distance between distinct rows [G, n, D], [G]; 1 where it is 0. A constant: gradients stop here."""
+    """The median distance between different rows of [G, n, D], [G], or 1 if it is 0. It has no gradient."""
     if torch.compiler.is_compiling():
         found: Tensor = torch.ops.mi_kernels.rbf_median(rows.detach())
     elif transforms.active():

@@ -1,8 +1,8 @@
 """Sums of a Gaussian kernel over pairs in plain torch (schema.py has the formulas).
 
-`value` materialises every pair and is differentiable; `value_and_gradients` holds `rows` rows of pairs at a time.
-Cost 2 pairs D FLOP for the value, as much again for each side's gradient; several times that for rows whose distances
-are taken from differences (distances.py).
+`value` materialises all pairs and is differentiable; `value_and_gradients` holds `rows` rows of pairs at a time. Cost:
+2 D FLOP per pair for the value and as much again for the gradient of each side; several times that for rows whose
+distances are computed from differences (distances.py).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def value(x: Tensor, y: Tensor, bandwidth: Tensor, w_xx: float, w_yy: float, w_x
 
 
 class _Totals:
-    """What the blocks of pairs add up to: the value, and gradients of samples in units and of gamma."""
+    """Sums over blocks of pairs: the value, and the gradients of the scaled samples and of gamma."""
 
     def __init__(self, x: Points, y: Points, gamma: Tensor, rows: int | None):
         self.gamma, self.rows = gamma, rows
@@ -100,5 +100,5 @@ def value_and_gradients(
 
 
 def of_bandwidth(dgamma: Tensor, gamma: Tensor, bandwidth: Tensor) -> Tensor:
-    """A gradient of gamma, of samples in units, as one of the bandwidth."""
+    """Converts the gradient of gamma (for scaled samples) to the gradient of the bandwidth."""
     return -2 * dgamma * gamma / bandwidth

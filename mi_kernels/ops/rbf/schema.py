@@ -1,21 +1,23 @@
-"""Operators for sums of Gaussian kernels over pairs: schemas, meaning and shape functions. Imports torch alone.
+"""Operators for sums of Gaussian kernels over pairs: schemas, definitions and shape functions. Imports only torch.
 
     e(a, b) = mean_k expm1(-|a - b|^2 / (2 s_k^2))
     rbf_mmd -> value [G] = w_xx sum_ij e(x_i, x_j) + w_yy sum_ij e(y_i, y_j) + w_xy sum_ij e(x_i, y_j), in fp64,
-               and the gradients of x, y and the bandwidth under a unit slope, in the same call.
+               and the gradients of x, y and the bandwidth for an incoming gradient of 1, in the same call.
 
-x [G, B, D], y [G, N, D] (N may be 0), bandwidth s [G, K]. expm1 and not exp, because the ones cancel in a squared MMD:
-what is left near its null is of the size of the e, not of rounding errors of the ones.
+x [G, B, D], y [G, N, D] (N may be 0), bandwidth s [G, K]. The definition uses expm1 instead of exp, because the ones
+cancel in a squared MMD. Near 0 the result then has the precision of e instead of the rounding errors of the ones.
 
     rbf_hsic      -> sums over pairs of e f, e e and f f [G, 3] and row sums of e and f [G, 2, B], all fp64,
                      e_ij = expm1(-|x_i - x_j|^2 / (2 sx^2)), f_ij = expm1(-|y_i - y_j|^2 / (2 sy^2))
-    rbf_hsic_grad -> gradients of x, y, sx and sy under g [G, 3] of (tr EHFH, tr EHEH, tr FHFH) / B^2, H = 1 - 11'/B;
+    rbf_hsic_grad -> gradients of x, y, sx and sy for g [G, 3], the gradient of (tr EHFH, tr EHEH, tr FHFH) / B^2, H = 1
+    - 11'/B;
                      `rows` are the row sums.
 
 x [G, B, Dx], y [G, B, Dy], sx and sy [G].
-Samples may lie anywhere and in any unit. Inside, they are in units of the smallest bandwidth and about their mean;
-gamma is 1 / (2 s^2) in these units. Pairs that are too near for inner products there take differences (distances.py).
-Bits of `needs` say which gradients are wanted; the others come back empty. `backend` "" is the automatic choice.
+Samples may have any mean and unit. Internally they are centred and in units of the smallest bandwidth; gamma is 1 / (2
+s^2) in these units. Distances of pairs that are too near for inner products are computed from differences
+(distances.py). Bits of `needs` select the gradients to compute; the others are empty. `backend` "" is the automatic
+choice.
 """
 
 from __future__ import annotations

@@ -112,17 +112,18 @@ class Tiling(NamedTuple):
     num_stages: int
 
 
-def tiling(dtype: torch.dtype, D: int, interpreted: bool, gradient: bool, sides: int) -> Tiling:
+def tiling(dtype: torch.dtype, D: int, interpreted: bool, gradient: bool, sides: int, wide: bool) -> Tiling:
     """Free of register spills on sm_80 and sm_90. Without a gradient nothing but sums is kept. `sides`: of how many
-    samples a pair has a distance, one in MMD and two in HSIC."""
+    samples a pair has a distance, one in MMD and two in HSIC. `wide`: from Hopper on, whose products take 64 rows."""
     if interpreted:
         return Tiling(32, 16, 16, 32, 4, 1)
     BO = next_power(min(D, 32 if dtype == torch.float64 else 64), 16)
     if dtype == torch.float64:
         return Tiling(16 if gradient and sides == 2 else 32, 16, 16, BO, 8 if gradient else 4, 1)
     if gradient:
-        return Tiling(64 // sides, 16, 16, BO, 8, 1)
-    return Tiling(64, 64 // sides, 16, BO, 8, 1)
+        return Tiling(64 if wide else 64 // sides, 16, 16, BO, 8, 1)
+    # Rows that are not aligned take registers for their loads.
+    return Tiling(64, 32 if D % 16 else 64 // sides, 16, BO, 8, 1)
 
 
 def constants(dtype: torch.dtype) -> dict[str, float | int | str]:

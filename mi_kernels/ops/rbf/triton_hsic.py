@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from ..common.dtypes import accumulate_dtype
-from ..common.triton import device_guard, dot_tile, load_tile, load_vector, mma
+from ..common.triton import device_guard, dot_tile, hopper, load_tile, load_vector, mma
 from .schema import NEED_BANDWIDTH, NEED_BANDWIDTH_Y, NEED_X, NEED_Y
 from .triton_common import (
     INTERPRETED,
@@ -265,7 +265,7 @@ def forward(
     """Sums of EF, EE and FF [G, 3] and row sums of E and F [G, 2, B], both fp64."""
     check("rbf_hsic", INTERPRETED, x, y)
     p = _Pair(x, y, sx, sy)
-    t = tiling(p.dtype, p.DX, INTERPRETED, False, 2)
+    t = tiling(p.dtype, p.DX, INTERPRETED, False, 2, hopper(x.device))
     splits = split(p.G, p.B, p.B, t)
     sums = torch.empty((p.G, splits + 1, SUMS.value, p.B), dtype=torch.float64, device=x.device)
     near = marks(p.G, p.B, p.B, t, x)
@@ -299,7 +299,7 @@ def backward(
     wanted = (needs & NEED_X, needs & NEED_Y)
     out = tuple(torch.empty_like(t) if need else None for t, need in zip(p.about, wanted, strict=True))
     dwidth = g.new_zeros((2, p.G))
-    t = tiling(p.dtype, max(p.DX, p.DY), INTERPRETED, True, 2)
+    t = tiling(p.dtype, max(p.DX, p.DY), INTERPRETED, True, 2, hopper(x.device))
     fused = max(p.DX, p.DY) <= t.BO
     with device_guard(x):
         steps = [(0, p.B)] if fused else chunks(2 * p.G, p.B, p.B, p.about[0].element_size(), t.BM)

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from ..common.dtypes import accumulate_dtype
-from ..common.triton import device_guard, dot_tile, load_tile, load_vector, mma
+from ..common.triton import device_guard, dot_tile, hopper, load_tile, load_vector, mma
 from .schema import NEED_BANDWIDTH, NEED_X, NEED_Y
 from .triton_common import (
     INTERPRETED,
@@ -229,7 +229,7 @@ def mmd(
     dz = None
     with device_guard(x):
         if not needs & (NEED_X | NEED_Y):
-            problem.add(tiling(dtype, D, INTERPRETED, False, 1), 0, B + N, want_width, None, True)
+            problem.add(tiling(dtype, D, INTERPRETED, False, 1, hopper(x.device)), 0, B + N, want_width, None, True)
         else:
             dz = _with_gradient(problem, want_width)
     return (
@@ -242,7 +242,7 @@ def mmd(
 
 def _with_gradient(problem: _Sums, want_width: bool) -> torch.Tensor:
     G, n, D = problem.z.shape
-    t = tiling(problem.z.dtype, D, INTERPRETED, True, 1)
+    t = tiling(problem.z.dtype, D, INTERPRETED, True, 1, hopper(problem.z.device))
     dz = torch.empty_like(problem.z)
     fused = t.BO >= D
     for first, rows in [(0, n)] if fused else chunks(G, n, n, dz.element_size(), t.BM):

@@ -117,7 +117,7 @@ def test_every_dropout_acts_in_training_alone(name):
 
 def test_dropout_of_a_gate_keeps_its_mean():
     model = MemoryFusion(DIMS, replace(SMALL, retain_dropout=0.75, retain=4000)).double()
-    kept = model._kept(torch.zeros(2, 3, 4003).double(), (0.75, 0.0))
+    kept = model._kept(torch.zeros(3, 2, 4003).double(), (0.75, 0.0))
     assert kept.shape == (3, 2, 4003) and set(kept.unique().tolist()) == {0.0, 1.0, 4.0}
     assert abs(kept[..., :4000].mean() - 1) < 0.05 and (kept[..., 4000:] == 1).all()
 

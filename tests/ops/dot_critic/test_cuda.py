@@ -220,5 +220,5 @@ def test_naming_the_backend_without_a_gpu_says_why() -> None:
     reason = mk.backends()["cuda"]
     if reason == "available":
         pytest.skip("a CUDA device is here")
-    with pytest.raises(RuntimeError, match="backend 'cuda' was asked for and cannot run dot_critic"):
+    with pytest.raises(RuntimeError, match="backend 'cuda' was requested but cannot run dot_critic"):
         mk.info_nce(torch.randn(4, 3), torch.randn(4, 3), backend="cuda")

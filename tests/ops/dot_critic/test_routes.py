@@ -57,7 +57,7 @@ def test_the_environment_overrides(monkeypatch):
         ([{"schedule": "fused", "source": "s", "colour": 1}], "unknown keys"),
         ([{"schedule": "best", "source": "s"}], "needs a schedule"),
         ([{"schedule": "fused"}], "and a source"),
-        ([{"schedule": "fused", "source": "s", "pairs_at_least": 3}], "last rule must hold for everything"),
+        ([{"schedule": "fused", "source": "s", "pairs_at_least": 3}], "last rule must apply to all cases"),
         ([], "last rule"),
     ],
 )

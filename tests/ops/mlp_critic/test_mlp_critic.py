@@ -380,7 +380,7 @@ def test_bad_arguments_are_named(change: dict, message: str) -> None:
 def test_a_named_kernel_refuses_deeper_critics(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     monkeypatch.setattr(dispatch, "resolve", lambda op, device, name: name)
     tensors, layers = problem(None, 3, 3, False, (4, 4, 4))
-    with pytest.raises(RuntimeError, match=f"'{backend}' was asked for and scores critics of one or two hidden layers"):
+    with pytest.raises(RuntimeError, match=f"'{backend}' was requested but only supports critics of one or two"):
         run(tensors, layers, backend=backend)
 
 

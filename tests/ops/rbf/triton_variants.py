@@ -38,11 +38,11 @@ def jobs() -> list[str]:
     return ["rbf " + "/".join(str(part) for part in job) for job in found]
 
 
-def source(variant: str):
+def source(variant: str, arch: int):
     name, case, dtype, D = variant.removeprefix("rbf ").split("/")
     kernel, features = KERNELS[name], getattr(torch, dtype)
     sides = 1 if name == "mmd" else 2
-    t = triton_common.tiling(features, int(D), False, case != "value", sides)
+    t = triton_common.tiling(features, int(D), False, case != "value", sides, arch >= 90)
     marked = t.BM
     if case == "direct":
         t = triton_common.direct_tiling(t)

@@ -1,9 +1,9 @@
 """Replaces `pytorch_metric_learning.utils.distributed`: losses and miners over the embeddings of all ranks.
 
-As in the original, gathered embeddings have this rank's rows first, then those of the other ranks without a gradient,
-and indices of miners count in that order. Ranks may hold different numbers of rows, which the original cannot. A
-CrossBatchMemory gets the rows in the order of the ranks, so that every rank keeps the same memory; the original's
-memories differ from rank to rank once they wrap around.
+As in the original, gathered embeddings start with this rank's rows, followed by those of the other ranks without a
+gradient, and miners' indices refer to that order. Ranks may hold different numbers of rows, which the original does not
+support. A CrossBatchMemory receives the rows in the order of the ranks, so that all ranks keep the same memory. In the
+original the memories of the ranks differ once they wrap around.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def is_distributed() -> bool:
 
 
 def _uniform(labels: Tensor, device: torch.device) -> Tensor:
-    """Labels in a type that all ranks share."""
+    """Converts labels to a dtype that is the same on all ranks."""
     return labels.to(device, torch.float64 if labels.is_floating_point() else torch.long)
 
 
@@ -97,7 +97,7 @@ def gather_enqueue_mask(enqueue_mask: Tensor | None, device: torch.device) -> Te
 
 
 def select_ref_or_regular(regular: Tensor | None, ref: Tensor | None) -> Tensor | None:
-    """ref where it is given."""
+    """Returns ref if it is given, otherwise regular."""
     return regular if ref is None else ref
 
 
@@ -108,18 +108,19 @@ def get_indices_tuple(
     ref_emb: Tensor | None = None,
     miner: Callable[..., tuple[Tensor, ...]] | None = None,
 ) -> tuple[Tensor, ...]:
-    """Pairs or triplets of this rank's rows against candidates whose first rows are these rows."""
+    """Pairs or triplets of this rank's rows against candidates that start with these rows."""
     found = all_pairs(labels, ref_labels, None) if miner is None else miner(embeddings, labels, ref_emb, ref_labels)
     return without(found, torch.arange(labels.shape[0], device=labels.device))
 
 
 class DistributedLossWrapper(nn.Module):
-    """loss over the embeddings and labels of all ranks, times the number of ranks.
+    """The loss over the embeddings and labels of all ranks, times the number of ranks.
 
-    After DistributedDataParallel's average the gradients are those of one process that holds everything. efficient
-    scores this rank's anchors only, at 1/W of the work, and has other gradients, as in the original;
-    mk.distributed.sup_con and nt_xent have the work of the second and the gradients of the first. Without a process
-    group the loss alone, with a warning. indices_tuple: of a DistributedMinerWrapper with the same `efficient`.
+    After DistributedDataParallel has averaged the gradients, they equal those of one process that holds all rows. With
+    efficient=True each rank scores only its own anchors, which is 1/W of the work, but the gradients differ, as in the
+    original. (mk.distributed.sup_con and nt_xent have this lower cost and the correct gradients.) Without a process
+    group the plain loss is computed, with a warning. indices_tuple must come from a DistributedMinerWrapper with the
+    same `efficient`.
     """
 
     def __init__(self, loss: Callable[..., Tensor], efficient: bool = False):
@@ -146,7 +147,7 @@ class DistributedLossWrapper(nn.Module):
         size = distributed.rank_and_size()[1]
         if size == 1:
             if not is_distributed():
-                warnings.warn("there is no process group: the loss is that of this process", stacklevel=2)
+                warnings.warn("there is no process group: the loss is that of this process alone", stacklevel=2)
             if memory:
                 return self.loss(embeddings, labels, indices_tuple, enqueue_mask)
             return self.loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
@@ -203,15 +204,15 @@ class DistributedLossWrapper(nn.Module):
 
 
 def _in_rank_order(indices: Tensor, ranks: Ranks) -> Tensor:
-    """Positions among rows that have this rank's first, as positions among rows in the order of the ranks."""
+    """Converts positions among rows with this rank's rows first to positions among rows in the order of the ranks."""
     rows = ranks.sizes[ranks.rank]
     before = torch.where(indices < rows + ranks.first, indices - rows, indices)
     return torch.where(indices < rows, indices + ranks.first, before)
 
 
 class DistributedMinerWrapper(nn.Module):
-    """miner over the embeddings and labels of all ranks; its indices count this rank's rows first. efficient: only this
-    rank's rows are anchors."""
+    """Applies `miner` to the embeddings and labels of all ranks; indices count this rank's rows first. With
+    efficient=True only this rank's rows are anchors."""
 
     def __init__(self, miner: Callable[..., tuple[Tensor, ...]], efficient: bool = False):
         super().__init__()
