@@ -1,11 +1,11 @@
-"""All benchmarks of this folder under one command: `python -m bench run|compare|plot`.
+"""Runs all benchmarks of this folder: `python -m bench run|compare|plot`.
 
-    run [NAME ...] [--quick]      tables into bench/results/; without a name those of `make bench`
-    run --list                    every table, how long it takes on two quiet cores, and what it writes
-    compare BEFORE [AFTER]        paired, interleaved runs of two commits or checkouts; status 1 where one is slower
-    plot                          the figures of what bench/results/ holds
+    run [NAME ...] [--quick]      write tables to bench/results/; without a name those of `make bench`
+    run --list                    list all tables, their duration on two quiet cores, and their files
+    compare BEFORE [AFTER]        paired, interleaved runs of two commits or checkouts; exit status 1 for a regression
+    plot                          draw the figures from bench/results/
 
-Whatever follows `--` goes to the table's own command, `python -m bench.NAME`, which says more with --help.
+Arguments after `--` are passed to the table's own command, `python -m bench.NAME`; see its --help.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .machine import RESULTS
 
 
 class Table(NamedTuple):
-    """minutes: on two quiet cores. standard: part of `run` without names."""
+    """minutes: duration on two quiet cores. standard: whether `run` without names includes it."""
 
     summary: str
     minutes: int
     writes: str
     standard: bool = True
     command: tuple[str, ...] = ()
-    quick: bool = True  # knows --quick
+    quick: bool = True  # whether it supports --quick
 
 
 TABLES = {
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         table = TABLES[name]
         quick = ["--quick"] if options.quick and table.quick else []
         if options.quick and not table.quick:
-            print(f"bench run: {name} has no quick form, left out", flush=True)
+            print(f"bench run: {name} does not support --quick, skipped", flush=True)
             continue
         print(f"bench run: {name}: {table.summary}", flush=True)
         status = subprocess.run([sys.executable, *(table.command or ("-m", f"bench.{name}")), *quick, *rest]).returncode
@@ -99,11 +99,11 @@ def main(arguments: list[str] | None = None) -> int:
     running.add_argument("--quick", action="store_true", help="small sizes, nothing is written")
     running.add_argument("--list", action="store_true")
     comparing = verbs.add_parser(
-        "compare", help="two commits or checkouts", description=compare.__doc__,
+        "compare", help="compare two commits or checkouts", description=compare.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     compare.add_arguments(comparing)
-    verbs.add_parser("plot", help="figures of the stored tables")
+    verbs.add_parser("plot", help="draw figures of the stored tables")
     options = parser.parse_args(own)
     if options.verb == "run":
         if unknown := [name for name in options.names if name not in TABLES]:

@@ -1,4 +1,5 @@
-"""Attention between modalities on a CPU, forward plus backward, beside its floor and what people run today.
+"""Times attention between modalities on a CPU, forward plus backward, with its arithmetic floor and common
+alternatives.
 
 `python -m bench.attention [--quick] [--only mult|lengths|sparsemax|dropout|wide]` prints tables and writes
 bench/results/cpu_attention.json. The sizes of `mult` are MulT's: batch 32, 10 heads of 4 features, sequences of 50, 375
@@ -28,7 +29,7 @@ STEPS = (50, 375, 500)
 
 
 class Pairs(NamedTuple):
-    """Queries, keys, values and what goes with each of several directed pairs."""
+    """Queries, keys, values and parameters of several directed pairs."""
 
     queries: list[Tensor]
     keys: list[Tensor]
@@ -43,7 +44,7 @@ class Pairs(NamedTuple):
         return sum(q.shape[:3].numel() * k.shape[2] for q, k in zip(self.queries, self.keys, strict=True))
 
     def masks(self) -> list[Tensor | None]:
-        """What scaled_dot_product_attention takes; None where nothing is masked."""
+        """Masks for scaled_dot_product_attention; None for pairs without a mask."""
         found: list[Tensor | None] = []
         for q, k, lengths, offset in zip(self.queries, self.keys, self.key_lengths, self.offsets, strict=True):
             rows, columns = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])
@@ -173,7 +174,7 @@ def compare(
 
 def compiled() -> Attend:
     torch._dynamo.reset()
-    torch._dynamo.config.recompile_limit = 64  # every shape gets its program; past eight torch would fall back to eager
+    torch._dynamo.config.recompile_limit = 64  # one program per shape; after eight torch would fall back to eager
     one = torch.compile(eager_one, dynamic=False)
     return lambda pairs, masks: [one(*call, "softmax", 0.0) for call in zip(*pairs[:3], masks, strict=True)]
 
@@ -208,7 +209,7 @@ def dropout(batch: int, steps: tuple[int, ...], seconds: float) -> list[dict[str
         "SDPA": partial(sdpa, dropout_p=0.1),
         "eager": partial(eager, dropout_p=0.1),
     }
-    # What is dropped differs; `mult` checks the rest.
+    # Dropout masks differ between contenders, so results are not compared here; `mult` checks them.
     return compare("dropout 0.1", directed(batch, 10, 4, steps), contenders, "SDPA", seconds, exact=False)
 
 

@@ -1,4 +1,4 @@
-"""Gaussian CLUB, squared MMD and HSIC on a CPU, forward plus backward, beside what people run today.
+"""Times Gaussian CLUB, squared MMD and HSIC on a CPU, forward plus backward, with common alternatives.
 
 `python -m bench.club [--quick] [--only club|mmd|hsic]` prints a table and writes bench/results/cpu_club.json,
 cpu_mmd.json and cpu_hsic.json. CLUB's base is its closed form in eager torch; MMD's is its matmuls: three for the Gram

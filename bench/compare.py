@@ -1,11 +1,11 @@
-"""Is one checkout slower than another? `python -m bench compare BEFORE [AFTER] [--only loss/ ...]`.
+"""Tests whether one checkout is slower than another: `python -m bench compare BEFORE [AFTER] [--only loss/ ...]`.
 
-BEFORE and AFTER are commits or folders of checkouts; AFTER is the working tree by default. Both run the same cases
-(suite.py) at the same time in a process each, in turns: before, after, after, before. A turn is a few milliseconds or
-more, so a slow moment of the machine meets both. The logarithm of after over before of every pair of turns is one
-sample; the interval of their median comes from order statistics (no assumption on the noise) at a level that holds for
-all cases together (Bonferroni). A case regressed where the whole interval lies above 1 + threshold. Ends with status 1
-on a regression, 2 where a case does not run after the change.
+BEFORE and AFTER are commits or folders of checkouts; AFTER is the working tree by default. Each side runs the same
+cases (suite.py) in its own process, in alternation: before, after, after, before. A turn takes at least a few
+milliseconds, so slow phases of the machine affect both sides. The log ratio of after to before of every pair of turns
+is one sample. The confidence interval of the median comes from order statistics (no assumption on the noise), with a
+level that holds for all cases together (Bonferroni). A case is slower if the whole interval lies above 1 + threshold.
+The exit status is 1 for a regression and 2 if a case does not run after the change.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Verdict:
 
 
 def median_interval(values: list[float], error: float) -> tuple[float, float]:
-    """Of the median, at confidence 1 - error at least, from order statistics; infinite where there are too few values.
+    """The interval of the median with confidence of at least 1 - error, from order statistics; infinite with too few
+    values.
 
     The k-th smallest lies above the median with probability P(Binomial(n, 1/2) < k).
     """
@@ -63,7 +64,7 @@ def median_interval(values: list[float], error: float) -> tuple[float, float]:
 
 
 def judge(case: str, before: list[float], after: list[float], threshold: float, error: float) -> Verdict:
-    """Of paired times; `error`: the probability allowed for this case's interval to miss."""
+    """The verdict from paired times; `error` is the probability that the interval of this case may miss the median."""
     logs = [math.log(b / a) for a, b in zip(before, after, strict=True)]
     low, high = (math.exp(end) for end in median_interval(logs, error))
     word = "unclear"
@@ -78,7 +79,7 @@ def judge(case: str, before: list[float], after: list[float], threshold: float, 
 
 
 class Side:
-    """The process of one checkout, with environment variables of its own."""
+    """The process of one checkout, with its own environment variables."""
 
     def __init__(self, checkout: Path, variables: dict[str, str] | None = None):
         command = [sys.executable, str(Path(__file__).with_name("worker.py")), str(checkout)]
@@ -112,7 +113,7 @@ class Side:
 
 @contextlib.contextmanager
 def checkout_of(name: str) -> Iterator[Path]:
-    """A folder that holds the commit, with its extension; the folder itself where one is named."""
+    """A folder with the commit and its extension; the folder itself if `name` is a folder."""
     if Path(name).is_dir():
         yield Path(name).resolve()
         return
@@ -135,7 +136,7 @@ def _git(*arguments: str) -> str:
 
 
 def _with_extension(tree: Path, commit: str) -> None:
-    """That of this checkout where the C++ code is the same, a build otherwise (minutes)."""
+    """Uses the extension of this checkout if the C++ code is equal, otherwise builds it (minutes)."""
     built = list((ROOT / "mi_kernels").glob("_C*.so"))
     same = subprocess.run(["git", "diff", "--quiet", commit, "--", "csrc", "setup.py"], cwd=ROOT).returncode == 0
     if same and built:
@@ -150,7 +151,8 @@ def _with_extension(tree: Path, commit: str) -> None:
 
 def paired(before: Side, after: Side, case: str, seconds: float, least: int,
            slow: float = 0.0) -> tuple[list[float], list[float]] | str:  # fmt: skip
-    """Seconds a step of both, turn by turn; or why there are none. `slow`: artificial regression of `after`."""
+    """Seconds per step of both sides, turn by turn, or the reason why there are none. `slow`: artificial slowdown of
+    `after`."""
     first = before.ask(prepare=case), after.ask(prepare=case)
     for side, answer in zip(("before", "after"), first, strict=True):
         if "error" in answer:
@@ -171,7 +173,7 @@ def paired(before: Side, after: Side, case: str, seconds: float, least: int,
 def compare(before: Path, after: Path, names: list[str], seconds: float, threshold: float,
             confidence: float = 0.95, least: int = 20,
             slow: float = 0.0) -> tuple[list[Verdict], dict[str, str]]:  # fmt: skip
-    """Verdicts, and by case why there is none."""
+    """The verdicts, and the reasons for cases without one."""
     verdicts, failed = [], {}
     sides = Side(before), Side(after)
     try:
@@ -191,12 +193,12 @@ def compare(before: Path, after: Path, names: list[str], seconds: float, thresho
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("before", help="a commit, or the folder of a checkout")
-    parser.add_argument("after", nargs="?", default=str(ROOT), help="the same; the working tree by default")
-    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="cases whose names hold one of these")
+    parser.add_argument("after", nargs="?", default=str(ROOT), help="a commit or folder; by default the working tree")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="cases whose names contain one of these")
     parser.add_argument("--seconds", type=float, default=4.0, help="a case")
-    parser.add_argument("--threshold", type=float, default=0.03, help="what counts as slower: 0.03 is 3 %%")
+    parser.add_argument("--threshold", type=float, default=0.03, help="slowdown that is a regression, 0.03 is 3 %%")
     parser.add_argument("--slow", type=float, default=0.0, metavar="SHARE",
-                        help="slow AFTER down by this share of a step, to see that it is noticed")  # fmt: skip
+                        help="slow AFTER down by this fraction of a step, to test the detection")  # fmt: skip
     parser.add_argument("--out", type=Path, help="write the verdicts as JSON")
 
 

@@ -1,4 +1,4 @@
-"""InfoNCE on a CPU, forward plus backward, beside the arithmetic floor and what people run today.
+"""Times InfoNCE on a CPU, forward plus backward, with the arithmetic floor and common alternatives.
 
 `python -m bench.cpu [--quick] [--only one-sided|symmetric|low]` prints a table and writes bench/results/cpu_*.json.
 A row's ratio is its median time over the median of the floor in the same run: 3N (one-sided) or 4N (symmetric),

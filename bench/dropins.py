@@ -1,15 +1,15 @@
-"""Every drop-in of mi_kernels.compat beside what it replaces: `python -m bench.dropins --out FILE [--batches 16 ...]`.
+"""Times the drop-ins of mi_kernels.compat and their originals: `python -m bench.dropins --out FILE [--batches 16 ...]`.
 
-One step is the value and all gradients. Original and drop-in take turns, and the ratio ours / theirs is the median over
-the turns with a bootstrap interval: below 1 the drop-in is quicker. Rows are written as they are found, and a second
-run with the same FILE goes on where the first one stopped.
+One step computes the value and all gradients. Original and drop-in alternate, and the ratio ours / theirs is the median
+over the turns with a bootstrap interval; below 1 the drop-in is faster. Rows are written immediately, and a second run
+with the same FILE continues where the first one stopped.
 
-Installed libraries are used where they are importable. Code that is published without a package is read from a folder:
-`--source supcontrast=DIR --source club=DIR --source smile=DIR --source factorcl=DIR`. What is missing is left out.
+Installed libraries are imported. Code that is published without a package is read from a folder:
+`--source supcontrast=DIR --source club=DIR --source smile=DIR --source factorcl=DIR`. Missing originals are skipped.
 
-Originals that take seconds or gigabytes at large batches are timed apart, in fewer turns:
-`--only "PML NTXent" --batches 256 1024 --turns 5`, and concat critics, of which the originals hold [B, B, hidden]
-several times (1 GB each for FactorCL's at B = 1024), `--only CLUB --batches 1024 --most-pairs 1024 --turns 5`.
+Time originals that take seconds or gigabytes at large batches separately, with fewer turns:
+`--only "PML NTXent" --batches 256 1024 --turns 5`, and concat critics, whose originals store several [B, B, hidden]
+tensors (1 GB each for FactorCL's at B = 1024), `--only CLUB --batches 1024 --most-pairs 1024 --turns 5`.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from models.provenance import describe
 
 BATCHES = (16, 32, 64, 128, 256, 1024)
 WIDTH = 128
-# The file of each source folder that defines what is replaced.
+# The file in each source folder that defines the replaced classes.
 FILES = {
     "supcontrast": ("losses.py",),
     "club": ("mi_estimators.py",),
     "smile": ("utils.py", "estimators.py"),
     "factorcl": ("critic_objectives.py",),
 }
-RANDOM = ("MINE", "CLUBSample", "bank")  # draw within a step: values differ from call to call
-TURNS = 15  # at least, of every pair
-MOST_PAIRS = 256  # the originals of concat critics hold [B, B, hidden] several times
+RANDOM = ("MINE", "CLUBSample", "bank")  # these draw random numbers, so values differ between calls
+TURNS = 15  # least number of turns of every pair
+MOST_PAIRS = 256  # the originals of concat critics store several [B, B, hidden] tensors
 Case = tuple[str, Callable[..., Any], Callable[..., Any], tuple[Tensor, ...]]
 
 

@@ -1,4 +1,5 @@
-"""A training step of FactorCL-SSL on synthetic data: ours beside the public formulation in eager torch, same weights.
+"""Times a training step of FactorCL-SSL on synthetic data: ours and the public formulation in eager torch, with the
+same weights.
 
 `python -m bench.factorcl [--batch 256] [--repetitions 3]` prints a table and writes bench/results/cpu_factorcl.json.
 A step is the outer step and one inner step of the CLUB critics, each with its backward and Adam. The public

@@ -1,10 +1,10 @@
-"""Which term of FactorCL helps or hurts: one change at a time, validation and test accuracy of linear probes.
+"""Changes one setting of FactorCL at a time and measures validation and test accuracy of linear probes.
 
 `python -m bench.factorcl_evidence DATA [--seeds 5] [--out FOLDER] [--only NAME,...]` trains every variant of VARIANTS
 with the settings of its configuration for DATA, and writes bench/results/factorcl_evidence_DATA.json after every seed.
-It goes on from what is there for the same commit. Choices belong to the "valid" columns; test rows are scored for the
-table alone. DATA is utd-mhad, synthetic, synthetic-gaussian (the last two with a label from unique latents alone) or
-two-digit-small.
+It continues an existing file of the same commit. Choose between variants only by the "valid" columns; test rows are
+scored only for the table. DATA is utd-mhad, synthetic, synthetic-gaussian (the last two with a label from unique
+latents alone) or two-digit-small.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""FactorCL without labels where the label is unique: which term loses information, and does a search mend it?
+"""Which term of FactorCL without labels loses unique information, and whether a search of settings helps.
 
     python -m bench.factorcl_terms terms  DATA [--seeds 5]
     python -m bench.factorcl_terms search DATA [--seeds 5] [--trials 8]

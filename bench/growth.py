@@ -1,8 +1,9 @@
-"""How time and memory grow: exponents in B, N, D, H and T, from the slopes between doubled sizes.
+"""Measures how time and memory grow: exponents in B, N, D, H and T, from the slopes between doubled sizes.
 
 `python -m bench run growth [--quick]` writes bench/results/cpu_growth.json. A step is forward and backward; the sizes
-of a row are timed in turns. `exponent` is the slope of log time on log size over the upper half of the sizes, where
-fixed costs no longer matter, `exponent_of_memory` that of the peak memory that a step adds; null below 1 MiB.
+of a row are timed in alternation. `exponent` is the slope of log time over log size in the upper half of the sizes,
+where fixed costs no longer matter. `exponent_of_memory` is that of the additional peak memory of a step, or null below
+1 MiB.
 """
 
 from __future__ import annotations

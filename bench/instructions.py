@@ -1,11 +1,11 @@
-"""AVX-512 and AVX2 side by side on one machine: ours over the plain torch definition, once with each.
+"""Compares AVX-512 and AVX2 on one machine: our time over that of the plain torch definition, in both configurations.
 
     python -m bench.instructions [--seconds 3]      writes bench/results/cpu_instructions.json
 
-Runs under the AVX2 switches use torch's AVX2 kernels (ATEN_CPU_CAPABILITY), MKL's and oneDNN's AVX2 code
+The AVX2 configuration uses torch's AVX2 kernels (ATEN_CPU_CAPABILITY), the AVX2 code of MKL and oneDNN
 (MKL_ENABLE_INSTRUCTIONS, ONEDNN_MAX_CPU_ISA), and our own product loops (MI_KERNELS_PLAIN_GEMM). Our elementwise loops
-still choose AVX-512 by the processor, so that this comes near an AVX2 processor and is none. A row needs a CPU with
-AVX-512 and a quiet machine; two minutes.
+still use AVX-512, so this only approximates an AVX2 processor. Needs a CPU with AVX-512 and a quiet machine; takes two
+minutes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Results of many small runs in one JSON file that grows run by run: an interrupted study goes on where it stopped."""
+"""Results of many small runs in one JSON file, written after every run, so that an interrupted study can continue."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 class Kept:
-    """{group: {key: found}} of a study; ``found`` is kept with the settings and the commit that it came from.
+    """The results {group: {key: found}} of a study; each is stored with its settings and its commit.
 
-    A run is made again when its settings differ from the kept ones, and kept across commits: each entry says its own.
+    A run is repeated if its settings differ from the stored ones. Results are kept across commits.
     """
 
     def __init__(self, path: Path, what: str):

@@ -1,4 +1,4 @@
-"""Pairs whose mutual information is known though they are not Gaussian: images, mixtures, discrete beside continuous.
+"""Pairs of variables with known mutual information that are not Gaussian: images, mixtures, discrete-continuous pairs.
 
 `python -m bench.mi_tasks --tasks beyond` runs `estimate_mi` on them. The images are MNIST's: MI_KERNELS_DATA names the
 folder that holds mnist.npz, or else ../shared/data beside the checkout; without it scikit-learn's 8 x 8 digits.

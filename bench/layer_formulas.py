@@ -1,4 +1,4 @@
-"""Layers as plain torch code has them, on the weights of ours: what bench/layers.py times them against."""
+"""Plain torch implementations of the layers on the same weights, which bench/layers.py compares with ours."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def materialised(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """As fairseq and MulT's public code write it, whose averaged weights nobody reads."""
+    """As in fairseq and MulT's public code, without their averaged weights, which are not used."""
     scores = (q / math.sqrt(q.shape[3])) @ k.transpose(2, 3)
     weights = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(3)
     weights.mean(1)

@@ -1,4 +1,4 @@
-"""Layers on a CPU, forward plus backward, beside plain torch formulations of the same function on the same weights.
+"""Times layers on a CPU, forward plus backward, with plain torch formulations on the same weights.
 
 `python -m bench.layers [--quick] [--only mult,mfn,...] [--seconds S]` prints a table and writes
 bench/results/cpu_layers.json. Every contender is checked, output and gradients of all parameters and inputs, against

@@ -1,4 +1,4 @@
-"""The other losses over dot-product scores on a CPU, forward plus backward, beside eager torch and its compiled form.
+"""Times the other losses on dot-product scores on a CPU, forward plus backward, with eager torch and torch.compile.
 
 `python -m bench.losses [--quick]` prints a table and writes bench/results/cpu_losses.json. The base is the arithmetic
 floor in the same run: torch matmuls of the scores' shape, 3N for losses separable by rows or by pairs, 4N for symmetric

@@ -1,7 +1,7 @@
-"""LSTMs on a CPU, forward plus backward, beside its floor and what people run today.
+"""Times LSTMs on a CPU, forward plus backward, with the arithmetic floor and common alternatives.
 
 `python -m bench.lstm [--quick] [--only scan|packed|decode]` prints tables and writes bench/results/cpu_lstm.json.
-The floor is the matmuls alone, of the shapes that no schedule can avoid, with `torch.matmul` in the same run: one of
+The floor is the time of the matmuls that every schedule needs, with `torch.matmul` in the same run: one of
 B x H by H x 4H for every step, one back, and one over all steps for the weight; with an input, its projection and the
 two gradients of that. Every contender is checked against LSTMCells in fp64 before it is timed.
 """

@@ -1,4 +1,4 @@
-"""What a figure must be read with: processor, cores, versions and commit; and how times and memory are taken."""
+"""Describes the machine (processor, cores, versions, commit), and measures times and memory."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def interleaved(functions: dict[str, Callable[[], Any]], seconds: float, least: int = 5) -> dict[str, list[float]]:
-    """Times of every function, taken in turns so that a slow moment of the machine meets all of them.
+    """Times of all functions, measured in alternation, so that slow phases of the machine affect all of them.
 
-    What takes over 20 times as long as the fastest has its turns, `least` of them, after the others: it would use the
-    time up and leave the caches to strangers.
+    Functions that take over 20 times as long as the fastest are measured `least` times after the others; otherwise they
+    would use most of the time and displace the caches of the others.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
 
@@ -63,9 +63,9 @@ def _resident() -> int:
 
 
 def peak_mebibytes(function: Callable[[], Any]) -> float:
-    """Resident memory that a call adds at its highest, sampled every half millisecond.
+    """Additional resident memory of a call at its peak, sampled every half millisecond.
 
-    What was kept from earlier calls goes back to the system first, or a warm call would seem to need none.
+    Memory kept from earlier calls is returned to the system first; otherwise a warm call would seem to need none.
     """
     gc.collect()
     if extension_status() == "available":

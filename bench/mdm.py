@@ -1,4 +1,5 @@
-"""What the dependency penalty adds to a base model's step on this CPU, K = 1, beside the plain torch formulation.
+"""Measures the time that the dependency penalty adds to a step of a base model on this CPU (K = 1), ours and in plain
+torch.
 
     python -m bench.mdm [--seconds 20] [--json bench/results/cpu_mdm.json]
 

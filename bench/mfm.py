@@ -1,4 +1,5 @@
-"""A training step of MFM at the public code's MOSI sizes: ours beside the step-by-step formulation, same weights.
+"""Times a training step of MFM at the sizes of the public code for MOSI: ours and the step-by-step formulation, same
+weights.
 
 `python -m bench.mfm [--seconds 20]` prints a table for T = 20 and B = 32 and 128 and writes bench/results/cpu_mfm.json.
 The public formulation steps an LSTM cell per modality in encoders, MFN and decoders, evaluates MFN's networks at every

@@ -1,11 +1,12 @@
-"""`estimate_mi` where the mutual information is known: the forty tasks, and pairs that are not Gaussian.
+"""Evaluates `estimate_mi` where the mutual information is known: on the forty tasks, and on pairs that are not
+Gaussian.
 
     python -m bench.mi_tasks [--only NAME ...] [--seeds 0 1 2] [--samples 10000] [--estimator infonce]
                              [--output bench/results/mi_tasks.json]
     python -m bench.mi_tasks --tasks beyond [--samples 100 1000 10000 100000] [--seconds 3600]
 
-Half of the samples are held out. Every run is added to the output file as it ends, and a run that the file holds is not
-repeated: it can be stopped, and given in pieces. The file is only continued by the commit that began it.
+Half of the samples are held out. Every run is written to the output file when it ends and is not repeated later, so the
+command can be stopped and continued. Only the commit that created the file can continue it.
 """
 
 from __future__ import annotations

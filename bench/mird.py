@@ -1,4 +1,5 @@
-"""MIRD on this CPU: a training step against the public formulation, and the memory of the text decoder.
+"""Times a training step of MIRD on this CPU, ours and the public formulation, and measures the memory of the text
+decoder.
 
     python -m bench.mird --json bench/results/cpu_mird.json
 

@@ -1,4 +1,5 @@
-"""The concat critic on a CPU, forward plus backward of InfoNCE, beside its floor and what people run today.
+"""Times InfoNCE with a concat critic on a CPU, forward plus backward, with the arithmetic floor and common
+alternatives.
 
 `python -m bench.mlp_critic [--quick] [--only sizes|groups|memory]` prints tables and writes
 bench/results/cpu_mlp_critic.json, cpu_mlp_critic_groups.json and cpu_mlp_critic_memory.json. The floor is 3M, M being

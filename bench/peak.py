@@ -1,4 +1,4 @@
-"""The rate that no fp32 matmul of this process can exceed, measured: fused multiply-adds on registers alone."""
+"""Measures the peak fp32 rate of this process: fused multiply-adds on registers, which no matmul can exceed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures both schedules of one-sided 16-bit losses on this GPU and rewrites its rules of the router.
+"""Measures both schedules of one-sided 16-bit losses on this GPU and rewrites the routing rules for it.
 
 `python -m bench.route [--write] [--seconds 0.2]`. For every dtype, batch and width both schedules are checked against
 each other and timed in turns; a rule is written for each width, from the batch at which the chunks are faster on. Rules

@@ -1,12 +1,12 @@
-"""The staircase: every bound while the mutual information climbs from 2 to 10 nats (Poole et al. 2019, section 4).
+"""Evaluates every bound while the mutual information rises in steps from 2 to 10 nats (Poole et al. 2019, section 4).
 
     python -m bench.staircase [--data gaussian cubic] [--only TRAINING ...] [--critic separable] [--steps 4000]
     python -m bench.staircase --figure-only
 
-One critic is trained level after level on fresh batches of 64. Each batch is valued before it trains, at an exponential
-average of the weights; the statistics are those of the values in the last half of a level's steps. Bounds that train
-their critic by one objective share its run (Jensen-Shannon: js and the three SMILEs; InfoNCE: nce_club). Every run is
-added to the output as it ends and is not repeated.
+One critic is trained level by level on new batches of 64. Each batch is evaluated before it is used for training, with
+an exponential average of the weights. The statistics are those of the values in the second half of the steps of a
+level. Bounds with the same training objective share a run (Jensen-Shannon: js and the three SMILE variants; InfoNCE:
+nce_club). Every run is written to the output when it ends and is not repeated later.
 """
 
 from __future__ import annotations

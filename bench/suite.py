@@ -1,8 +1,8 @@
-"""Cases that `python -m bench compare` and pytest-benchmark time: every operator, loss, bound, layer and training step.
+"""The cases for `python -m bench compare` and pytest-benchmark: every operator, loss, bound, layer and training step.
 
-A case is a name, `kind/what`, and a function that prepares everything and returns one step: forward, backward and, for
-training steps, the optimiser. Only public names of mi_kernels and models are used, so that the cases of this checkout
-run on the code of another one. Sizes are those of everyday batches, a few milliseconds each.
+A case has a name, `kind/what`, and a function that prepares the data and returns one step: forward, backward and, for
+training steps, the optimiser. Cases use only public names of mi_kernels and models, so that they also run on the code
+of other checkouts. Sizes are those of typical batches; a step takes a few milliseconds.
 """
 
 from __future__ import annotations

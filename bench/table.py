@@ -1,4 +1,5 @@
-"""Rows of a benchmark: every contender timed in turns with the base that its time is divided by."""
+"""Rows of a benchmark: all contenders and the base are timed in alternation, and times are divided by that of the
+base."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Times cases of suite.py on the code of a checkout, for `python -m bench compare`: one process a checkout.
+"""Times cases of suite.py on the code of a checkout, in one process per checkout, for `python -m bench compare`.
 
 `python bench/worker.py CHECKOUT` imports mi_kernels and models from CHECKOUT and reads lines of JSON: {"prepare": case}
 answers {"seconds": of one warm step} or {"error": text}; {"run": n, "slow": s} answers {"seconds": of n steps of the
-case prepared last}, each followed by an idle loop of s times its length. Stands alone, as CHECKOUT may have no bench
-folder, or another one.
+case prepared last}, each followed by an idle loop of s times its length. This file imports nothing else of bench,
+because CHECKOUT may have no bench folder, or another one.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import mi_kernels as mk
 
 
 def train(options: argparse.Namespace) -> None:
-    """One rank. Every rank draws the same rows and keeps its own share of them."""
+    """Trains on one rank. Every rank draws the same rows and keeps its own share of them."""
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     model = DistributedDataParallel(Encoders())
@@ -35,7 +35,7 @@ def train(options: argparse.Namespace) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        # A rank's loss counts its own anchors; their mean is the loss of the whole batch.
+        # The loss of a rank covers its own anchors; the mean over the ranks is the loss of the whole batch.
         whole = loss.detach().clone()
         dist.all_reduce(whole)
         if rank == 0 and (step % 25 == 0 or step == options.steps - 1):

@@ -20,7 +20,7 @@ import mi_kernels as mk
 
 
 def eager_clip_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """What most training scripts hold: the scores, then two cross-entropies."""
+    """The usual implementation: a stored score matrix and two cross-entropies."""
     scores = scale * image @ text.T  # [B, B], and once more for its gradient
     target = torch.arange(len(scores))
     return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2

@@ -1,9 +1,9 @@
-"""Estimate mutual information with its interval, and draw the estimates over the truth.
+"""Estimate mutual information with a confidence interval, and plot the estimates over the truth.
 
     python examples/estimate_mi.py --out mi.png
 
-Here the truth is known: Gaussians of three dimensions on each side, of which few and more samples are drawn. For your
-own data, x [N, Dx] and y [N, Dy], `mk.estimate_mi(x, y)` is all there is to call.
+Here the truth is known: x and y are Gaussians of three dimensions, with different numbers of samples. For your own
+data, x [N, Dx] and y [N, Dy], just call `mk.estimate_mi(x, y)`.
 """
 
 from __future__ import annotations

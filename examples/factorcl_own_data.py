@@ -1,10 +1,10 @@
-"""FactorCL on arrays of your own: arrays -> .npz -> fit -> linear probe.
+"""FactorCL on your own arrays: arrays -> .npz -> fit -> linear probe.
 
     python examples/factorcl_own_data.py --out runs/own
 
-Run it from a checkout: models/ is not part of the installed package. The arrays here are made up: two modalities share
-one bit, each has a bit of its own, and the label is all three, eight classes. The bits are signs of products, so that
-no linear model of the inputs finds them.
+Run it from a checkout, because models/ is not part of the installed package. The arrays here are synthetic: two
+modalities share one bit, each has one bit of its own, and the label combines the three bits (eight classes). The bits
+are signs of products, so no linear model of the inputs can predict them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
     )
     folder = options.out / "fit"
     fit(config, load_data(config), folder, overwrite=True, progress=False)
-    # Test accuracy of linear probes beside a constant, a linear model of the inputs and the untrained encoders.
+    # Test accuracy of linear probes, a constant prediction, a linear model of the inputs and untrained encoders.
     print(table(summarise([evaluate_run(folder)])))
     print(f"the run is {folder}; its report: python -m models report --out {folder}")
 

@@ -1,9 +1,10 @@
-"""A bound of your own in ten lines, then estimated with and beside the package's.
+"""Define your own bound in ten lines, and compare its estimate with those of the package's bounds.
 
     python examples/own_bound.py
 
-ReMINE (Choi and Lee 2020) is Donsker-Varadhan whose critic may not drift: T and T + c have one value, so a penalty on
-log E_Q[exp T] picks one of them. The statistics of the scores come from the fused critic; nothing else is needed.
+ReMINE (Choi and Lee 2020) is Donsker-Varadhan with a penalty against drift of the critic. T and T + c give the same
+value, and a penalty on log E_Q[exp T] fixes c. The statistics of the scores come from the fused critic; nothing else is
+needed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mi_kernels.bounds.registry import declare
 
 @declare("remine", kind="lower", value="as dv, trained with a penalty on log E_Q[exp T]", negatives="off the diagonal")
 class ReMINE(DonskerVaradhan):
-    """The value is Donsker-Varadhan's; the penalty is for the critic's training alone."""
+    """The value is that of Donsker-Varadhan; the penalty is used only to train the critic."""
 
     def learning_loss(self, x, y):
         (row_lse,) = self.off_diagonal(x, y, "row_lse")

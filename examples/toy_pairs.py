@@ -1,4 +1,4 @@
-"""What the three CLIP examples share: pairs of toy images and texts, two encoders, and a retrieval score."""
+"""Shared by the three CLIP examples: pairs of toy images and texts, two encoders, and a retrieval score."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pairs(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class Encoders(nn.Module):
-    """Unit vectors [B, 32] of both sides, and CLIP's learnable logit scale."""
+    """Encoders of images and texts to unit vectors [B, 32], and CLIP's learnable logit scale."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""The tests of the compiled operators with AddressSanitizer and UndefinedBehaviorSanitizer in the C++ code.
+"""Runs the tests of the compiled operators with AddressSanitizer and UndefinedBehaviorSanitizer in the C++ code.
 
-`python -m tools.sanitize [PART ...]`, or `make sanitize` for all parts: builds a copy of the package in build/sanitize
-and runs the operators' tests on it; the first fault ends the run with its stack. A part is a key of PARTS; whatever
-follows `--` goes to pytest in place of the parts' tests. Needs the runtime libraries of gcc, which have to be loaded
-before torch. Leaks are not looked for: Python and torch hold memory until they exit. Under AddressSanitizer no small
-buffer of the library is used twice, and the bytes that rounding adds behind one are out of bounds.
+`python -m tools.sanitize [PART ...]`, or `make sanitize` for all parts, builds a copy of the package in build/sanitize
+and runs the tests of the operators on it; the first error ends the run with a stack trace. A part is a key of PARTS.
+Arguments after `--` are passed to pytest instead of the tests of the parts. The runtime libraries of gcc are needed and
+are loaded before torch. Leaks are not checked, because Python and torch hold memory until they exit. Under
+AddressSanitizer the library does not reuse small buffers, and the padding behind a buffer counts as out of bounds.
 """
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def build() -> None:
 
 
 def chosen(arguments: list[str]) -> list[str]:
-    """What pytest is given."""
+    """The arguments for pytest."""
     if arguments[:1] == ["--"]:
         return arguments[1:]
     unknown = [name for name in arguments if name not in PARTS]

@@ -1,7 +1,7 @@
-"""An sdist, and a wheel whose name and metadata say what it runs on.
+"""Builds an sdist and a wheel whose name and metadata state the platforms and torch versions that it supports.
 
 `python -m tools.wheel [--out dist] [--built]` builds both; `make wheel` calls it. The wheel is built from the sdist, so
-that what lies in build/ does not get into it and what the sdist lacks is noticed.
+that files in build/ do not get into it, and files missing from the sdist are noticed.
 
 The C++ library of a wheel is linked against libtorch, whose ABI changes with every minor version of torch, and against
 the libc of the machine that built it. So a wheel with a compiled library

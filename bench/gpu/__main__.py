@@ -1,12 +1,12 @@
-"""Everything that a GPU has to say about this checkout, from the checkout itself: no installation, network or git.
+"""Builds, tests, sanitizes and times this checkout on a GPU, without installation, network or git.
 
 `python3 -m bench.gpu [--only build,tests] [--only sanitize] [--only bench] [--out runs/gpu] [--device cuda] [--quick]`
 
-Builds the extension in place (with CUDA where a toolkit is), runs tests/gpu and the kernels' cases on the device,
-watches small problems under compute-sanitizer, and times the benchmark, headline sizes first and torch.compile last.
-Each of the three forms of --only takes five minutes at most on 16 cores. OUT/gpu.json is written after every step and
-every timed case, and keeps the steps of earlier calls. A step that fails is recorded, the rest runs, and the command
-ends with 1. `--device cpu --quick` tries the runner itself out on a machine without a GPU.
+Builds the extension in place (with CUDA if there is a toolkit), runs tests/gpu and the kernel test cases on the device,
+runs small problems under compute-sanitizer, and times the benchmark, headline sizes first and torch.compile last. Each
+of the three forms of --only takes at most five minutes on 16 cores. OUT/gpu.json is written after every step and every
+timed case, and keeps the steps of earlier calls. If a step fails, this is recorded, the other steps run, and the exit
+status is 1. `--device cpu --quick` tests the runner itself on a machine without a GPU.
 """
 
 from __future__ import annotations

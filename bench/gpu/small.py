@@ -1,6 +1,6 @@
-"""One small problem of every operator on every backend of a device, forward and backward: what a sanitizer watches.
+"""A small problem of every operator on every backend of a device, forward and backward, to run under a sanitizer.
 
-`python -m bench.gpu.small [--device cuda]`. Odd sizes, so that the last tile of every kernel is partly empty.
+`python -m bench.gpu.small [--device cuda]`. Sizes are odd, so that the last tile of every kernel is only partly filled.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> int:
                     with mk.use_backend(name):
                         loss().backward()
                 except RuntimeError as error:
-                    skipped = "was asked for" in str(error)
+                    skipped = "was requested" in str(error)
                     failed += not skipped
                     print(f"{name} {what} {dtype}: {'skipped' if skipped else 'FAILED'}: {str(error).splitlines()[0]}")
     if device.type == "cuda":

@@ -1,5 +1,5 @@
-// Uninitialised arrays. Large ones ask for huge pages: a kernel that walks through tens of MiB for every panel spends
-// several per cent of its time on page faults and on the TLB otherwise. Small ones are used again.
+// Uninitialised arrays. Large ones request huge pages; otherwise a kernel that reads tens of MiB for every panel spends
+// several per cent of its time on page faults and TLB misses. Small ones are reused.
 #pragma once
 
 #include <algorithm>
@@ -74,7 +74,7 @@ class Pool {
   size_t held_ = 0;
 };
 
-// Under AddressSanitizer every array is one of its own, and what rounding adds behind its last element is out of bounds.
+// Under AddressSanitizer arrays are not reused, and the padding behind the last element counts as out of bounds.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool kReuse = false;
 inline void forbid(void* memory, size_t from, size_t to) {
@@ -97,7 +97,7 @@ using Buffer = std::unique_ptr<T[], Release>;
 
 constexpr size_t kHuge = size_t{2} << 20;
 
-// Asks the system for huge pages in memory that was allocated elsewhere; a refusal does no harm.
+// Requests huge pages for memory that was allocated elsewhere; a failure has no consequences.
 inline void wish_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
 #if defined(MADV_HUGEPAGE)
   const size_t begin = (reinterpret_cast<size_t>(memory) + kHuge - 1) / kHuge * kHuge;

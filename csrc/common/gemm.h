@@ -54,7 +54,7 @@ MK_PLAIN_GEMM(float)
 MK_PLAIN_GEMM(double)
 #undef MK_PLAIN_GEMM
 
-// MI_KERNELS_PLAIN_GEMM=1 takes the plain loops on any CPU, as one without oneDNN's kernels does.
+// MI_KERNELS_PLAIN_GEMM=1 forces the plain loops, which are otherwise used on CPUs without oneDNN's kernels.
 inline bool plain_gemm_wanted() {
   static const bool wanted = [] {
     const char* const value = std::getenv("MI_KERNELS_PLAIN_GEMM");
@@ -82,7 +82,7 @@ inline bool has_brgemm_fp32() { return false; }
 #endif
 
 #ifdef CPUBLAS_BRGEMM_BF16BF16F32
-// 16-bit tiles pay only where the CPU multiplies bf16 natively; torch's own pack test tells.
+// 16-bit tiles are faster only if the CPU multiplies bf16 natively, which torch's pack test detects.
 inline bool has_brgemm_bf16() {
   static const bool supported = [] {
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -1,4 +1,4 @@
-// Rounds subnormal results to zero for as long as an object of this type lives, on the thread that made it.
+// Flushes subnormal results to zero on the current thread during the lifetime of an object of this type.
 //
 // Softmax weights and sigmoids of saturated scores lie around 1e-38, and every product with one of them is subnormal:
 // x86 processors then take a slow path of a hundred cycles or more. At logits of +-100 a kernel ran 60 times slower.

@@ -1,5 +1,5 @@
-// Attention's operators on a CPU. Python has checked shapes; here inputs are brought to the accumulation type and the heads
-// of all items of all pairs are handed to the threads, the longest pairs first.
+// Attention operators on a CPU. Python has checked the shapes. Inputs are converted to the accumulation type, and threads
+// process the heads of all items of all pairs, the longest pairs first.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -108,7 +108,7 @@ struct Problem {
     return it;
   }
 
-  // Work items in the order of falling size; threads take the next one, so the result does not depend on who does.
+  // Work items in decreasing order of size. Each is computed independently, so results do not depend on the thread.
   void run(bool backward) {
     std::vector<int64_t> order(pairs());
     std::iota(order.begin(), order.end(), 0);
@@ -122,7 +122,7 @@ struct Problem {
       total += static_cast<double>(cost(n)) * static_cast<double>(heads);
     }
     const auto items = static_cast<int64_t>(work.size());
-    // Below this a second thread costs more than it takes over.
+    // For less work than this, starting a second thread costs more than it saves.
     const int64_t most = total < 2e5 ? 1 : at::get_num_threads();
     std::atomic<int64_t> next{0};
     auto worker = [&](int64_t, int64_t) {
@@ -186,7 +186,7 @@ Tensors backward(at::TensorList grad_out, at::TensorList query, at::TensorList k
     for (Tensor& t : problem.out) t = t.contiguous();
     for (const Tensor& t : stat) problem.stat.push_back(t.contiguous());
     if (type != query[0].scalar_type() && !sparse) {
-      // delta = <g, o> cancels against dp: an output rounded to 16 bits would be the largest error of all.
+      // delta = <g, o> cancels against dp, so an output rounded to 16 bits would dominate the error.
       Problem<T> again{call, problem.query, problem.key, problem.value, problem.query_lengths, problem.key_lengths,
                        {}, {}, {}, {}, {}, {}};
       for (size_t n = 0; n < query.size(); ++n) {

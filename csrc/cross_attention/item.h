@@ -1,4 +1,4 @@
-// One head of one item of one pair: what every kernel of attention works on; and the kernels of an instruction set.
+// One head of one item of one pair, the unit of work of the attention kernels; and the kernels of an instruction set.
 //
 // Everything here is shared by sources that are compiled for different processors: it is inlined everywhere, so that no copy
 // made for one is linked into code for another.

@@ -1,4 +1,4 @@
-// Heads of at most 8 features in fp32, where a product of matrices would be all overhead: everything stays in registers.
+// Heads of at most 8 features in fp32. Matrix products would be dominated by overhead, so everything stays in registers.
 //
 // Forward: as many queries along the lanes as a register holds (up to 16), keys one after the other as broadcasts; E
 // multiplications for the score, an exp2, Ev multiplications for the output. No maximum is subtracted while Cauchy and Schwarz say that exp2 stays in range. Sparsemax

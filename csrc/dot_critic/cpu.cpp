@@ -83,8 +83,8 @@ struct Call {
   }
 };
 
-// Rows of x and of y brought to unit length, and 1 / norm of each for the way back. Buffers, not tensors: they are gone
-// with the call, and the next one finds them in the pool.
+// Normalised rows of x and y, and 1 / norm of each for the backward pass. Stored in buffers instead of tensors, because
+// they are needed only during the call and the next call reuses them.
 template <class T>
 struct Units {
   Buffer<T> x, y, x_inverse, y_inverse;
@@ -129,7 +129,7 @@ void to_lse(int64_t n, const T* top, const T* sum, T* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = sum[i] == T(0) ? minus_infinity<T>() : top[i] + std::log(sum[i]);
 }
 
-// What rounding took from a log-sum-exp of (top, sum), as a factor of exp(S - lse): at scores of 1000 that is 1e-4.
+// The rounding error of the log-sum-exp of (top, sum), as a factor of exp(S - lse): 1e-4 at scores of 1000.
 template <class T>
 void rounding_factors(int64_t n, const T* top, const T* sum, const T* lse, T* out) {
   for (int64_t i = 0; i < n; ++i)
@@ -183,9 +183,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> grad(
   return {out.x, out.y, out.scale, out.row_bias, out.col_bias};
 }
 
-// A panel that outgrows the last-level cache is read back from memory; recomputing it costs less.
+// Recomputing a panel that exceeds the last-level cache costs less than reading it back from memory.
 constexpr int64_t kPanelLimit = 16 << 20;
-// Scores this small are kept between the two passes whatever the caller's budget: a constant, not a B x B cost.
+// Scores of at most this size are always kept between the two passes, regardless of the caller's budget.
 constexpr int64_t kAlwaysKept = 16 << 20;
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(

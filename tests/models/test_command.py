@@ -237,7 +237,7 @@ WRONG = {
     "negative noise": (["fit", "--set", "training.corruption.noise={left: -1}"], "must not be negative"),
     "out is a file": (["fit", "--out", __file__], "--out must be a folder"),
     "misspelt data": (["fit", "--data", "mossi"], "did you mean mosi?"),
-    "resume and overwrite": (["fit", "--resume", "--overwrite"], "leave one of them out"),
+    "resume and overwrite": (["fit", "--resume", "--overwrite"], "use only one of them"),
     "no epochs": (["fit", "--set", "training.epochs=0"], "epochs must be"),
     "resume nothing": (["fit", "--resume"], "holds no run"),
     "evaluate nothing": (["evaluate"], "holds no run"),

@@ -49,7 +49,7 @@ def test_convert_says_what_it_did_and_leaves_nothing_behind_when_it_fails(tmp_pa
     assert sorted(file.name for file in tmp_path.iterdir()) == ["mosi_data.pkl", "out.npz"]
     with pytest.raises(ValueError, match=r"out must end in \.npz"):
         convert(path, tmp_path / "out.pkl")
-    with pytest.raises(ValueError, match="another file than the one that is read"):
+    with pytest.raises(ValueError, match="out must differ from the input file"):
         convert(tmp_path / "out.npz", tmp_path / "out.npz")
     with pytest.raises(ValueError, match=r"format must be one of npz, irfl, .* got 'xls'"):
         convert(path, tmp_path / "second.npz", "xls")

@@ -204,7 +204,7 @@ def test_memory_kept_for_backward_is_the_inputs_and_a_few_rows(backend):
         ({"y": torch.zeros(4, 3, device="meta")}, "y is on meta"),
         ({"logvar": torch.zeros(4, 1)}, "logvar must have the shape of mu"),
         ({"negatives": "some"}, "negatives must be one of"),
-        ({"mu": torch.zeros(1, 3), "y": torch.zeros(1, 3), "negatives": "others"}, "needs a batch of two"),
+        ({"mu": torch.zeros(1, 3), "y": torch.zeros(1, 3), "negatives": "others"}, "needs at least two samples"),
         ({"backend": "fast"}, "backend must be one of"),
     ],
 )
