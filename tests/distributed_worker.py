@@ -100,9 +100,9 @@ def wrapped_losses(losses, wrapper, t: dict[str, torch.Tensor]) -> dict[str, tor
             wrap = wrapper(getattr(losses, name)(0.2), efficient)
             found[f"wrapped {name} {efficient}"] = wrap(t["x"], t["labels"])
             # Labels of their own: the original drops the diagonal where both are one tensor.
-            if not efficient:
-                both = {"ref_emb": t["y"], "ref_labels": t["labels"].clone()}
-                found[f"wrapped {name} reference"] = wrap(t["x"], t["labels"], **both)
+            both = {"ref_emb": t["y"], "ref_labels": t["labels"].clone()}
+            kind = "efficient reference" if efficient else "reference"
+            found[f"wrapped {name} {kind}"] = wrap(t["x"], t["labels"], **both)
         # Two batches of all ranks fit: the original's memories differ from rank to rank once they wrap around.
         memory = wrapper(losses.CrossBatchMemory(getattr(losses, name)(0.2), WIDTH, 24))
         found[f"wrapped {name} memory"] = memory(t["x"], t["labels"]) + memory(t["y"], t["labels"])

@@ -251,7 +251,7 @@ def test_siglip_equals_the_original_on_every_rank(ranks, impl):
 WRAPPED = [
     f"wrapped {name} {kind}"
     for name in ("NTXentLoss", "SupConLoss")
-    for kind in ("False", "True", "reference", "memory")
+    for kind in ("False", "True", "reference", "efficient reference", "memory")
 ]
 
 

@@ -204,8 +204,8 @@ class Hsic {
           const Kernel<T> kx = kernel(of_x, gx_), ky = kernel(of_y, gy_);
           const Means<T> means{&mean_e[p * kBlock], &mean_f[p * kBlock], &mean_e[q * kBlock], &mean_f[q * kBlock],
                                static_cast<T>(all_e / (batch * batch)), static_cast<T>(all_f / (batch * batch))};
-          Slopes<T> out{slope(0), slope(1), slope(2), T(p == q ? -2 : -4), p == q, x_.row_sum(of_x, w.x), x_.col_sum(of_x, w.x),
-                        y_.row_sum(of_y, w.y), y_.col_sum(of_y, w.y), 0, 0};
+          Slopes<T> out{slope(0), slope(1), slope(2), T(p == q ? -2 : -4), p == q,
+                        x_.row_sum(of_x, w.x), x_.col_sum(of_x, w.x), y_.row_sum(of_y, w.y), y_.col_sum(of_y, w.y), 0, 0};
           slopes_of_tile(x_.rows(p), kx, ky, x_.valid(q), means, out);
           w.gamma_x -= (p == q ? 1 : 2) * out.gamma_x, w.gamma_y -= (p == q ? 1 : 2) * out.gamma_y;
           x_.add(of_x, w.x), y_.add(of_y, w.y);

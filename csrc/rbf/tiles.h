@@ -39,7 +39,7 @@ MK_INLINE void exponentials(float t, float& k, float& e) {
   const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
-  k = power * p + power;
+  k = t < -87.0f ? 0.0f : power * p + power;  // what is left of the clamp would outlive a product with a far r^2
   e = power * p + (power - 1.0f);
 }
 MK_INLINE void exponentials(double t, double& k, double& e) {

@@ -157,7 +157,16 @@ def club(draw: Draw) -> Call:
     if variances:
         make(*groups, batch, width, size=0.5)
     function = lambda mu, y, logvar=None: gaussian_club(mu, logvar, y, negatives=negatives)  # noqa: E731
-    return Call("gaussian_club", {"negatives": negatives}, function, make.made)
+    # m and c below are differences from the mean of y; about it sum_i c_i = 0, so what all m_i share cancels.
+    mu, y, *logvar = (t.double() for t in make.made)
+    centre = y.mean(-2, keepdim=True)
+    terms = 2 * ((mu - centre) * (y - centre)).abs()
+    if logvar:
+        squares = (y - centre).square()
+        terms = (terms + squares + squares.mean(-2, keepdim=True)) * (-logvar[0]).exp()
+    floor = oracle.unit(torch.float64 if make.dtype == torch.float64 else torch.float32)
+    floor *= float(terms.sum((-2, -1)).max()) / (2 * max(batch - 1, 1))
+    return Call("gaussian_club", {"negatives": negatives}, function, make.made, floor)
 
 
 @st.composite

@@ -214,3 +214,12 @@ def test_bad_input_is_refused_by_name(change, message):
         gaussian_club(**arguments)
     with pytest.raises(TypeError, match="mu must be a tensor"):
         gaussian_club([1.0], None, torch.zeros(4, 3))
+
+
+def test_equal_variances_leave_no_rounding_of_the_spread(backend):
+    """The terms v - c_i^2 sum to 0: left in, their rounding would be a thousand times this value's."""
+    y = torch.randn(65, 3)
+    mu = 1e-9 * torch.randn(65, 3) + y.mean(0)
+    found = gaussian_club(mu, None, y, backend=backend)
+    want = ((mu.double() - y.double().mean(0)) * (y.double() - y.double().mean(0))).sum(-1).mean()
+    assert abs(found.double() - want) < 1e-5 * (mu.double() - y.double().mean(0)).norm() * y.norm() / 65

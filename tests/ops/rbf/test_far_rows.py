@@ -142,3 +142,25 @@ def test_distances_can_be_differentiated_twice_and_under_transforms():
     for way in (torch.func.hessian, torch.func.jacfwd, lambda f: torch.func.vmap(torch.func.jacrev(f))):
         got, want = (way(lambda a, b, f=f: f(a, b).sin())(a.detach(), b.detach()) for f in (distances.apart, plain))
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("loss", ["mmd", "hsic"])
+def test_kernels_far_below_one_keep_their_digits(backend: str, loss: str) -> None:
+    """All pairs are about six bandwidths apart: 1 - k rounds k away in fp32, and the gradients with it."""
+    x, y = (torch.randn(9, 20, dtype=torch.float64).requires_grad_() for _ in range(2))
+    s = torch.tensor(1.0, dtype=torch.float64)
+    settings = {"estimator": "unbiased"} if loss == "mmd" else {"normalized": False}
+    less = torch.eye(9, dtype=torch.float64)
+
+    def off_diagonal(t: Tensor) -> Tensor:
+        return (kernel(t, t, s) * (1 - less)).sum() / 72
+
+    if loss == "mmd":
+        want = off_diagonal(x) + off_diagonal(y) - 2 * kernel(x, y, s).mean()
+    else:
+        want = direct_hsic(x, y, s)
+    short = [t.detach().float().requires_grad_() for t in (x, y)]
+    found = getattr(mk, loss)(*short, bandwidth=1.0, backend=backend, **settings)
+    pairs = zip(torch.autograd.grad(found, short), torch.autograd.grad(want, (x, y)), strict=True)
+    for g, w in [(found.detach(), want.detach()), *pairs]:
+        assert (g.double() - w).norm() < 1e-4 * w.norm()

@@ -162,9 +162,8 @@ class DistributedLossWrapper(nn.Module):
         )
         if not self.efficient:
             return size * self.loss(all_emb, all_labels, indices_tuple, all_ref, all_ref_labels)
-        own = torch.arange(embeddings.shape[0], device=embeddings.device) if all_ref is None else None
         candidates, classes = (all_emb, all_labels) if all_ref is None else (all_ref, all_ref_labels)
-        return size * self._own_anchors(embeddings, labels, indices_tuple, candidates, classes, own)
+        return size * self._own_anchors(embeddings, labels, indices_tuple, candidates, classes)
 
     def _own_anchors(
         self,
@@ -173,14 +172,15 @@ class DistributedLossWrapper(nn.Module):
         indices_tuple: tuple[Tensor, ...] | None,
         candidates: Tensor,
         classes: Tensor | None,
-        own: Tensor | None,
     ) -> Tensor:
+        """As in the original, row i is no candidate of anchor i, also where the candidates are a reference batch."""
         if indices_tuple is None:
             if labels is None or classes is None:
                 raise ValueError("labels (and ref_labels with ref_emb) or indices_tuple must be given")
-            if isinstance(self.loss, PairLoss):
+            if isinstance(self.loss, PairLoss) and candidates.shape[0] >= embeddings.shape[0]:
+                own = torch.arange(embeddings.shape[0], device=embeddings.device)
                 return self.loss.against(embeddings, labels, candidates, classes, own)
-            indices_tuple = all_pairs(labels, classes, own)
+            indices_tuple = get_indices_tuple(labels, classes)
         return self.loss(embeddings, labels, indices_tuple, candidates, classes)
 
     def _with_memory(
