@@ -200,7 +200,8 @@ def estimate_mi(
 
     Returns an `MIEstimate`, which explains how value and standard error are computed. Its `warnings` name duplicated
     rows (which are left out), outliers, serially correlated rows, and a fit that found no dependence, did not
-    converge, overfitted or reached its ceiling. The caller's random state, gradient mode and default dtype are not changed.
+    converge, overfitted or reached its ceiling. The caller's random state, gradient mode and default dtype are not
+    changed.
 
     Cost of the default: about max_steps steps of two networks with 2 E batch_size^2 FLOP each for the scores, then 2 E
     M^2 with M = min(held-out samples, 8192) and E = 26 + the number of canonical pairs. Two scalars add 2 H^2
