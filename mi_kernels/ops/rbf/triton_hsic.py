@@ -33,6 +33,7 @@ from .triton_common import (
     direct_tiling,
     distance_tile,
     expm1,
+    kernel,
     marks,
     place,
     split,
@@ -80,14 +81,16 @@ def centred_tile(b_e, p_own, p_oth, o_own, o_oth, n_own, n):
 def slopes(b_rx, b_ry, m, p_own_mean, p_mean, p_g, o_own, o_oth, n_own, n, TERMS: tl.constexpr):
     """A of x and of y: [BM, BN] each."""
     b_e = expm1(-0.5 * b_rx, TERMS)
-    b_f = expm1(-0.5 * b_ry, TERMS)
+    b_kx = kernel(-0.5 * b_rx, b_e)
     b_he = centred_tile(b_e, p_own_mean, p_mean, o_own, o_oth, n_own, n)  # [BM, BN]
+    b_f = expm1(-0.5 * b_ry, TERMS)
+    b_ky = kernel(-0.5 * b_ry, b_f)
     b_hf = centred_tile(b_f, p_own_mean + 2 * n, p_mean + 2 * n, o_own, o_oth, n_own, n)
     g_xy = tl.load(p_g)
     g_xx = 2.0 * tl.load(p_g + 1)
     g_yy = 2.0 * tl.load(p_g + 2)
-    b_ax = tl.where(m, (g_xy * b_hf + g_xx * b_he) * (b_e + 1.0), 0.0)
-    b_ay = tl.where(m, (g_xy * b_he + g_yy * b_hf) * (b_f + 1.0), 0.0)
+    b_ax = tl.where(m, (g_xy * b_hf + g_xx * b_he) * b_kx, 0.0)
+    b_ay = tl.where(m, (g_xy * b_he + g_yy * b_hf) * b_ky, 0.0)
     return b_ax, b_ay
 
 

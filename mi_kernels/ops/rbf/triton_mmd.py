@@ -35,6 +35,7 @@ from .triton_common import (
     direct_tiling,
     distance_tile,
     expm1,
+    kernel,
     marks,
     place,
     split,
@@ -51,11 +52,13 @@ def kernels_of(b_r, b_weight, b_of_gamma, p_gamma, K, o_kp, ACC: tl.constexpr, T
     b_slope = tl.zeros([BM, BN], dtype=ACC)
     for k in range(K):
         gamma = tl.load(p_gamma + k)
-        b_k = expm1(-gamma * b_r, TERMS)
-        b_e += b_k
-        b_slope += gamma * (b_k + 1.0)
+        b_t = -gamma * b_r
+        b_e_k = expm1(b_t, TERMS)
+        b_k = kernel(b_t, b_e_k)
+        b_e += b_e_k
+        b_slope += gamma * b_k
         if WANT_WIDTH:
-            b_of_k = tl.sum(b_weight * (b_k + 1.0) * b_r, 1).to(tl.float64)  # [BM]
+            b_of_k = tl.sum(b_weight * b_k * b_r, 1).to(tl.float64)  # [BM]
             b_of_gamma += tl.where((o_kp == k)[None, :], b_of_k[:, None], 0.0)
     return b_e, b_slope, b_of_gamma
 

@@ -25,6 +25,7 @@ class Case:
     programs: int = 512
     equal_rows: bool = False
     flat: bool = False  # kernels near 1: everything is in the e
+    spread: bool = False  # kernels far below 1: e + 1 has few digits
     far: float = 0.0
 
 
@@ -37,7 +38,7 @@ MMD = (
     + [Case(wanted=w) for w in (("x",), ("y",), ("bandwidth",), ())]
     + [Case(x=(1, 50, 40), y=(1, 41, 40), wanted=w) for w in (("x",), ("y", "bandwidth"), ())]
     + [Case(x=(1, 90, 4), y=(1, 70, 4), programs=p, wanted=w) for p in (1, 64) for w in ((), ("x", "bandwidth"))]
-    + [Case(equal_rows=True), Case(flat=True), Case(flat=True, wanted=())]
+    + [Case(equal_rows=True), Case(flat=True), Case(flat=True, wanted=()), Case(spread=True, kernels=2)]
     + [Case(dtype=torch.float64, kernels=2, x=(1, 21, d), y=(1, 18, d)) for d in (3, 34)]
     + [Case(x=(2, 20, 3), y=(2, 17, 3), kernels=2, far=1e4), Case(x=(1, 20, 35), y=(1, 17, 35), far=1e6)]
     + [Case(x=(1, 36, 2), y=(1, 21, 2), far=1e22, wanted=())]
@@ -51,6 +52,7 @@ HSIC = (
     + [Case(x=(1, 37, 3), y=(1, 37, d), wanted=w) for d in (4, 35) for w in (("x",), ("y",), ("bandwidth",))]
     + [Case(x=(1, 90, 4), y=(1, 90, 2), programs=p) for p in (1, 64)]
     + [Case(x=(1, 30, 4), y=(1, 30, 4), equal_rows=True), Case(x=(1, 40, 4), y=(1, 40, 4), flat=True)]
+    + [Case(x=(1, 40, 40), y=(1, 40, 40), spread=True)]
     + [Case(x=(1, 21, 3), y=(1, 21, d), dtype=torch.float64) for d in (3, 34)]
     + [Case(x=(1, 36, 3), y=(1, 36, 2), far=1e4), Case(x=(1, 17, 2), y=(1, 17, 35), far=1e6)]
 )  # fmt: skip
@@ -90,7 +92,7 @@ def inputs(case: Case, seed: int, of_hsic: bool) -> dict[str, Tensor]:
     if case.far:  # two clusters, their rows side by side, and an outlier
         x[:, ::2] += case.far
         x[:, -1], y[:, -1] = 10 * case.far, -3 * case.far
-    size = 0.01 if case.flat else 1.0
+    size = 0.01 if case.flat else 8.0 if case.spread else 1.0
 
     def bandwidth(depth: int, *shape: int) -> Tensor:
         return ((0.3 + torch.rand(*shape, generator=gen, dtype=torch.float64)) * size * 2 / depth).rsqrt()
