@@ -297,7 +297,10 @@ def staircase() -> list[str]:
 Section = tuple[Callable[[], list[str]], ...]
 PAGES: dict[str, dict[str, Section]] = {
     "docs/choosing.md": {"staircase table": (staircase,), "estimator table": (estimators,), "truth table": (truths,)},
-    "docs/factorcl.md": {"term table": (readme_evidence.factorcl_terms,)},
+    "docs/factorcl.md": {
+        "term table": (readme_evidence.factorcl_terms,),
+        "search table": (partial(readme_evidence.factorcl_search, "two-digit-small"),),
+    },
     "docs/mfm.md": {
         "analysis table": (readme_evidence.mfm,),
         "real-data table": (partial(readme_evidence.systems, "mfm"),),

@@ -29,6 +29,27 @@ def factorcl_terms() -> list[str]:
     ]
 
 
+def factorcl_search(data: str) -> list[str]:
+    """FactorCL and its contrastive baselines, each with the best of its trials on validation rows."""
+    found = load(f"factorcl_search_{data.replace('-', '_')}")
+    rows: dict[str, Row] = found["summary"]
+    untrained = next(row for row in rows.values() if "untrained test" in row)
+    lines = [f"linear model of the inputs | {rows['linear']['input test']} | {rows['linear']['input valid']} | "]
+    lines.append(f"encoders, untrained | {untrained['untrained test']} | {untrained['untrained valid']} | ")
+    for name, row in rows.items():
+        if name != "linear":
+            lines.append(f"{name} | {row['encoder test']} | {row['encoder valid']} | {row.get('full test', '')}")
+    trials = max(len(runs) for name, runs in found["runs"].items() if name.endswith(", search"))
+    seeds = {row["seeds"] for row in rows.values()}
+    return [
+        *paragraph(
+            f"`{data}`: {trials} trials a model on the validation rows of a seed that is not reported, then",
+            f"{' or '.join(sorted(seeds))} seeds. Accuracy of linear probes.",
+        ),
+        *table("model | test, encoders | validation | test, factors", lines),
+    ]
+
+
 def mird_labels() -> list[str]:
     """MIRD and its baselines by share of the labels."""
     found = load("mird_utd_mhad_labels")["summary"]
