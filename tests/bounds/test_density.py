@@ -187,7 +187,7 @@ def test_bad_inputs_are_named(kind: type) -> None:
 
 
 def test_too_few_samples_are_refused() -> None:
-    with pytest.raises(ValueError, match="batch of two"):
+    with pytest.raises(ValueError, match="must hold at least 2 samples for leave-one-out"):
         mk.LeaveOneOut(3, 2, 4)(torch.randn(1, 3), torch.randn(1, 2))
     with pytest.raises(ValueError, match="more samples than dimensions"):
         mk.BarberAgakov(3, 4, 4)(torch.randn(4, 3), torch.randn(4, 4))
