@@ -312,7 +312,13 @@ PAGES: dict[str, dict[str, Section]] = {
     },
     "docs/drop-ins.md": {"drop-in table": (readme_systems.drop_ins,)},
     "docs/benchmarks.md": {
-        "step table": (readme_systems.steps, readme_systems.penalties, readme_systems.decoder),
+        "step table": (
+            readme_systems.steps,
+            readme_systems.all_systems,
+            readme_systems.penalties,
+            readme_systems.decoder,
+        ),
+        "growth table": (readme_systems.growth,),
         "instruction table": (readme_systems.instructions,),
         "benchmark table": (info_nce, low_precision, other_losses, concat, moments, sequences, recurrent),
         "accuracy table": (accuracies,),
