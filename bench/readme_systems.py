@@ -128,10 +128,16 @@ def drop_ins() -> list[str]:
         *paragraph(
             "Time of the drop-in divided by the time of the original, for value and gradients: medians of alternating",
             "runs on one thread. Bold means slower: the whole 95 % interval is above 1. A dash means not measured,",
-            f"because the original takes too long or too much memory. {setting(result)}.",
+            f"because the original takes too long or too much memory. {setting(result)}{_later(result['rows'])}.",
         ),
         *table(" | ".join(["loss", *(f"B = {b}" for b in sizes)]), lines),
     ]
+
+
+def _later(rows: list[dict[str, Any]]) -> str:
+    """Names the commits of rows that were timed again later."""
+    commits = sorted({row["commit"] for row in rows if "commit" in row})
+    return f"; {sum('commit' in row for row in rows)} rows at {' and '.join(commits)}" if commits else ""
 
 
 def instructions() -> list[str]:
