@@ -114,7 +114,7 @@ def drop_ins() -> list[str]:
     by_loss: dict[str, dict[int, dict[str, Any]]] = {}
     for row in result["rows"]:
         by_loss.setdefault(row["loss"], {})[row["batch"]] = row
-    sizes = sorted({row["batch"] for row in result["rows"]})
+    sizes, later = sorted({row["batch"] for row in result["rows"]}), _later(result["rows"])
 
     def cell(row: dict[str, Any] | None) -> str:
         if row is None or "ours_over_theirs" not in row:
@@ -128,7 +128,7 @@ def drop_ins() -> list[str]:
         *paragraph(
             "Time of the drop-in divided by the time of the original, for value and gradients: medians of alternating",
             "runs on one thread. Bold means slower: the whole 95 % interval is above 1. A dash means not measured,",
-            f"because the original takes too long or too much memory. {setting(result)}{_later(result['rows'])}.",
+            f"because the original takes too long or too much memory. {setting(result)}{later}.",
         ),
         *table(" | ".join(["loss", *(f"B = {b}" for b in sizes)]), lines),
     ]
