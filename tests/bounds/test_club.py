@@ -202,7 +202,7 @@ def test_bad_inputs_are_named(kind: type) -> None:
         kind(3, 2, 4, negatives="some")
     with pytest.raises(ValueError, match="hidden_dim must be at least 1"):
         kind(3, 2, 0)
-    with pytest.raises(ValueError, match="needs at least two samples, got (x|mu)"):
+    with pytest.raises(ValueError, match=r"needs at least two samples, got (x|mu)"):
         kind(3, 2, 4, negatives="others")(x[:1], y[:1])
 
 
