@@ -299,7 +299,10 @@ PAGES: dict[str, dict[str, Section]] = {
     "docs/choosing.md": {"staircase table": (staircase,), "estimator table": (estimators,), "truth table": (truths,)},
     "docs/factorcl.md": {
         "term table": (readme_evidence.factorcl_terms,),
-        "search table": (partial(readme_evidence.factorcl_search, "two-digit-small"),),
+        "search table": (
+            partial(readme_evidence.factorcl_search, "two-digit-small"),
+            partial(readme_evidence.factorcl_search, "synthetic-gaussian"),
+        ),
     },
     "docs/mfm.md": {
         "analysis table": (readme_evidence.mfm,),
