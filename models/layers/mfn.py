@@ -103,9 +103,15 @@ class MemoryFusion(nn.Module):
         rates = (config.retain_dropout, config.update_dropout)
         kept = self._kept(hidden, rates) if self.training and max(rates) else None
         weights = (out_retain.weight.mT, out_retain.bias, out_update.weight.mT, out_update.bias)
-        step_by_step = GatedMemory.apply if self.training and torch.is_grad_enabled() else gated_memory
-        found = step_by_step(hidden, proposals.transpose(0, 1), first[:, width:].mT, *weights, kept)
+        recurrence = GatedMemory.apply if self._first_derivatives_only(hidden) else gated_memory
+        found = recurrence(hidden, proposals.transpose(0, 1), first[:, width:].mT, *weights, kept)
         return found[-1] if lengths is None else last_step(found.transpose(0, 1), lengths)
+
+    def _first_derivatives_only(self, x: Tensor) -> bool:
+        """Training wants speed, evaluation may want any derivative. Autocast chooses a dtype per operation, and a
+        compiler writes its own backward pass."""
+        plain = torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()
+        return self.training and torch.is_grad_enabled() and not plain
 
     def _kept(self, hidden: Tensor, rates: tuple[float, float]) -> Tensor:
         """Dropout factors of both gates for all steps, [T, B, both hidden]."""

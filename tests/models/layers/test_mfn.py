@@ -122,6 +122,17 @@ def test_dropout_of_a_gate_keeps_its_mean():
     assert abs(kept[..., :4000].mean() - 1) < 0.05 and (kept[..., 4000:] == 1).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_training_under_autocast_is_near_single_precision(dtype):
+    model, inputs = MemoryFusion(DIMS, SMALL), [Inputs(x.values.float(), x.lengths) for x in batch()]
+    expected = model(*inputs)
+    with torch.autocast("cpu", dtype=dtype):
+        found = model(*inputs)
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+    found.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 @needs_utd_mhad
 def test_two_real_modalities_aligned():
     inputs = aligned(utd_batch())
