@@ -66,13 +66,14 @@ class Training(LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         # Without weight decay AdamW is Adam. One call for all parameters: on a CPU torch's loop over them takes a tenth
-        # of a small model's step. On a GPU torch's own choice allows clipping under AMP.
+        # of a small model's step. Not under AMP, where Lightning then refuses to clip. On a GPU torch chooses.
+        whole = self.config.precision in ("32", "64")
         return [
             torch.optim.AdamW(
                 phase.parameters,
                 lr=self._lr(phase),
                 weight_decay=self._decay(phase),
-                fused=all(parameter.device.type == "cpu" for parameter in phase.parameters) or None,
+                fused=(whole and all(parameter.device.type == "cpu" for parameter in phase.parameters)) or None,
             )
             for phase in self.phases
         ]

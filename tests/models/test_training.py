@@ -356,8 +356,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "64"])
-def test_other_precisions_train(precision, data, tmp_path):
-    fit(config("simclr", precision=precision, epochs=1), data, tmp_path, progress=False)
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_other_precisions_train(precision, clip, data, tmp_path):
+    fit(config("simclr", precision=precision, clip=clip, epochs=1), data, tmp_path, progress=False)
     assert all(math.isfinite(value) for _, value in history(tmp_path, "loss"))
 
 
