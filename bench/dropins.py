@@ -35,6 +35,8 @@ from torch import Tensor
 from mi_kernels import compat
 from models.provenance import describe
 
+from . import machine
+
 BATCHES = (16, 32, 64, 128, 256, 1024)
 WIDTH = 128
 # The file in each source folder that defines the replaced classes.
@@ -216,7 +218,7 @@ def main() -> None:
                 continue
             rows.append(measured(case, batch, args.seconds, args.turns))
             print(json.dumps(rows[-1]), flush=True)
-            args.out.write_text(json.dumps({"machine": describe(), "threads": args.threads, "rows": rows}, indent=1))
+            machine.save(args.out, {"machine": describe(), "threads": args.threads, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from models.registry import build
 from models.settings import RunConfig
 from models.training.fit import fit, load_data
 
+from . import machine
 from .kept import moments
 
 RESULTS = Path(__file__).parent / "results"
@@ -131,7 +132,7 @@ def main() -> None:
             "summary": summary(runs),
             "runs": runs,
         }
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        machine.save(path, content)
     for name, row in summary(runs).items():
         print(name, row)
 

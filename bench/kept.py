@@ -10,6 +10,8 @@ from typing import Any
 from models.evaluation import summary
 from models.provenance import commit, describe
 
+from . import machine
+
 Scores = Mapping[str, Mapping[str, float]]
 
 
@@ -38,8 +40,7 @@ class Kept:
         return [runs[key]["found"] for key in keys if key in runs]
 
     def write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.content, indent=1, ensure_ascii=False) + "\n")
+        machine.save(self.path, self.content)
 
 
 def moments(values: list[float]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from mi_kernels.backends import extension_status
+from models.files import replace_file
 from models.provenance import describe
 
 from . import peak
@@ -89,10 +90,15 @@ def peak_mebibytes(function: Callable[[], Any]) -> float:
     return max(0, top[0] - base) / 2**20
 
 
+def save(path: Path, content: Any) -> None:
+    """Replaces a JSON file in one step: a run that is killed while it writes loses nothing that was there."""
+    replace_file(path, lambda beside: beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n"))
+
+
 def write(name: str, rows: list[dict[str, Any]], note: str) -> Path:
     """bench/results/NAME.json: the machine, a note on what the columns mean, and the rows."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     known = {**describe(), "fp32_peak_gflops": peak.gflops()}
-    path.write_text(json.dumps({"machine": known, "note": note, "rows": rows}, indent=1) + "\n")
+    save(path, {"machine": known, "note": note, "rows": rows})
     return path

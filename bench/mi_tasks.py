@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
         runs.append(run(name, seed, samples, options.estimator, tasks[name]))
         totals = summary(runs)
         content = {"machine": here, "note": NOTE, "totals": totals, "by_samples": by_samples(runs), "runs": runs}
-        options.output.write_text(json.dumps(content, indent=1) + "\n")
+        machine.save(options.output, content)
         last = runs[-1]
         error = f"{last['value'] - last['truth']:+.4f} of {last['truth']:.4f}, se {last['standard_error']:.4f}"
         total = f"mae {totals['mae']:.4f} coverage {totals['coverage']}"

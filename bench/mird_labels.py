@@ -12,16 +12,12 @@ a probe on the pooled inputs. Writes the file after every run and goes on from i
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bench.kept import Kept
-from bench.trained import moments, paired, trained
+from bench.trained import moments, paired, prepare, trained
 from models.data.labels import with_share_of_labels
 from models.evaluation.probes import input_features, probe
 from models.settings import RunConfig, from_dict
@@ -99,9 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=RESULTS)
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message="The number of unique classes")  # one label a class is meant
-    logging.getLogger("models").setLevel(logging.ERROR)
+    prepare()
     kept = Kept(given.json, " ".join((__doc__ or "").split("\n\n")[2].split()))
     choices = {arm: chosen(arm, kept) for arm in ARMS}
     found: dict[str, dict[float, list[float]]] = {arm: {share: [] for share in SHARES} for arm in (*ARMS, "linear")}

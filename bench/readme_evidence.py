@@ -9,23 +9,30 @@ from .readme_parts import load, paragraph, table
 Row = dict[str, Any]
 
 
-def factorcl_terms() -> list[str]:
-    """FactorCL-SSL with one term removed at a time, and with the terms of the unique factors alone."""
-    rows: dict[str, Row] = load("factorcl_terms_synthetic_gaussian")["summary"]
-    untrained = next(row for name, row in rows.items() if "untrained test" in row)
+def _seeds(rows: dict[str, Row]) -> str:
+    return " or ".join(sorted({row["seeds"] for row in rows.values()}))
+
+
+def _probes(what: str, rows: dict[str, Row]) -> list[str]:
+    """Probes on inputs, on untrained encoders, and on the encoders and factors of each of ``what``."""
+    untrained = next(row for row in rows.values() if "untrained test" in row)
     lines = [f"linear model of the inputs | {rows['linear']['input test']} | {rows['linear']['input valid']} | "]
     lines.append(f"encoders, untrained | {untrained['untrained test']} | {untrained['untrained valid']} | ")
     for name, row in rows.items():
         if name != "linear":
-            full = row.get("full test", "")
-            lines.append(f"{name} | {row['encoder test']} | {row['encoder valid']} | {full}")
-    seeds = {row["seeds"] for row in rows.values()}
+            lines.append(f"{name} | {row['encoder test']} | {row['encoder valid']} | {row.get('full test', '')}")
+    return table(f"{what} | test, encoders | validation | test, factors", lines)
+
+
+def factorcl_terms() -> list[str]:
+    """FactorCL-SSL with one term removed at a time, and with the terms of the unique factors alone."""
+    rows: dict[str, Row] = load("factorcl_terms_synthetic_gaussian")["summary"]
     return [
         *paragraph(
             "Accuracy of linear probes on `synthetic-gaussian`, whose label depends on unique latents alone: 407",
-            f"training steps, no search, {' or '.join(sorted(seeds))} seeds.",
+            f"training steps, no search, {_seeds(rows)} seeds.",
         ),
-        *table("variant | test, encoders | validation | test, factors", lines),
+        *_probes("variant", rows),
     ]
 
 
@@ -33,20 +40,13 @@ def factorcl_search(data: str) -> list[str]:
     """FactorCL and its contrastive baselines, each with the best of its trials on validation rows."""
     found = load(f"factorcl_search_{data.replace('-', '_')}")
     rows: dict[str, Row] = found["summary"]
-    untrained = next(row for row in rows.values() if "untrained test" in row)
-    lines = [f"linear model of the inputs | {rows['linear']['input test']} | {rows['linear']['input valid']} | "]
-    lines.append(f"encoders, untrained | {untrained['untrained test']} | {untrained['untrained valid']} | ")
-    for name, row in rows.items():
-        if name != "linear":
-            lines.append(f"{name} | {row['encoder test']} | {row['encoder valid']} | {row.get('full test', '')}")
     trials = max(len(runs) for name, runs in found["runs"].items() if name.endswith(", search"))
-    seeds = {row["seeds"] for row in rows.values()}
     return [
         *paragraph(
-            f"`{data}`: {trials} trials a model on the validation rows of a seed that is not reported, then",
-            f"{' or '.join(sorted(seeds))} seeds. Accuracy of linear probes.",
+            f"`{data}`: {trials} trials per model on the validation rows of a seed that is not reported, then",
+            f"{_seeds(rows)} seeds. Accuracy of linear probes.",
         ),
-        *table("model | test, encoders | validation | test, factors", lines),
+        *_probes("model", rows),
     ]
 
 
@@ -99,7 +99,8 @@ DATA = {"mmmo": "ICT-MMMO", "utd-mhad": "UTD-MHAD", "mosi": "MOSI", "mustard": "
 
 
 def systems(system: str) -> list[str]:
-    """On every data set that was run, an arm a row: the metric, what the system gains on it, each modality missing."""
+    """One table per data set that was run and one row per arm: the metric, the gain of the system over the arm, and the
+    metric with each modality missing."""
     lines = []
     for case, found in load("systems_evidence")["summary"].items():
         if not case.startswith(f"{system}-"):

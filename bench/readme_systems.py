@@ -11,6 +11,12 @@ SHARES = {"plain": "plain formulation", "ours, negatives 1": "1", "ours, negativ
           "ours, negatives 0.125": "1/8"}  # fmt: skip
 
 
+def _times_faster(row: dict[str, Any]) -> str:
+    """The base's median time over the row's, and between which quartiles of the row's it lies."""
+    low, high = (1 / quartile for quartile in reversed(row["quartiles"]))
+    return f"{1 / row['over_base']:.1f} ({low:.1f} to {high:.1f})"
+
+
 def steps() -> list[str]:
     """The training step of each system compared with the public formulation of the same step."""
     lines = []
@@ -21,11 +27,9 @@ def steps() -> list[str]:
             if row["contender"] == row["base"]:
                 public[size] = row["peak_mib"]
                 continue
-            low, high = (1 / quartile for quartile in reversed(row["quartiles"]))
             what = row["contender"].removeprefix("mi_kernels").removeprefix(", ")
             label = row["loss"].removesuffix(" step") + (f", {what}" if what else "")
-            times = f"{1 / row['over_base']:.1f} ({low:.1f} to {high:.1f})"
-            lines.append(f"{label} | {size} | {times} | {row['peak_mib']:.0f} / {public[size]:.0f}")
+            lines.append(f"{label} | {size} | {_times_faster(row)} | {row['peak_mib']:.0f} / {public[size]:.0f}")
     mird = load("cpu_mird")
     step = mird["step"]
     words = f"B = {step['sizes']['batch']}, {step['sizes']['words']} words"
@@ -48,12 +52,10 @@ def all_systems() -> list[str]:
     for row in result["rows"]:
         if row["contender"] != "mi_kernels" or row["base"] != "plain torch operators":
             continue
-        low, high = (1 / quartile for quartile in reversed(row["quartiles"]))
         shares = [f"{100 * row[name]:.0f} %" for name in ("share_of_losses", "share_of_layers")]
-        times = f"{1 / row['over_base']:.1f} ({low:.1f} to {high:.1f})"
         peak = row.get("of_fp32_peak")
         rate = "-" if peak is None else f"{100 * peak:.0f} %"
-        lines.append(" | ".join([row["loss"], str(row["B"]), times, *shares, rate]))
+        lines.append(" | ".join([row["loss"], str(row["B"]), _times_faster(row), *shares, rate]))
     return [
         *paragraph(
             "A training step of each model beside the same model with every operator of mi_kernels in plain torch. The",

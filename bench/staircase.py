@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
             if (data, training, options.critic, options.steps, options.seed) in done:
                 continue
             rows += with_reference(climb(data, training, options.critic, options.steps, options.seed))
-            options.output.write_text(json.dumps(content, indent=1) + "\n")
+            machine.save(options.output, content)
             means = [round(level["mean"], 2) for level in rows[-1]["levels"]]
             print(data, training, means, rows[-1]["processor_seconds"], flush=True)
     draw(content, options.output.with_suffix(".png"))

@@ -21,7 +21,7 @@ from bench.trained import gain, moments, paired, run_cases, scored, trained
 from models.data.corruption import CorruptionConfig
 from models.data.dataset import Dataset
 from models.evaluation.metrics import primary
-from models.evaluation.probes import input_features, probe
+from models.evaluation.scores import references
 from models.settings import RunConfig, from_dict
 from models.training.fit import load_data
 
@@ -121,8 +121,8 @@ def chosen(kept: Kept, name: str, arm: str, metric: str) -> tuple[float, dict[st
 
 
 def linear(data: Dataset) -> dict[str, Any]:
-    """A probe on the inputs as they are, and on each modality alone."""
-    found = {name: probe(features, data)["test"] for name, features in input_features(data).items()}
+    """A probe on the pooled inputs, and on those of each modality alone."""
+    found = {name: row["test"] for name, row in references(data)["linear"].items()}
     return {"test": found["input"], "alone": {name: scores for name, scores in found.items() if name != "input"}}
 
 

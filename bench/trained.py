@@ -58,6 +58,13 @@ def paired(gains: Sequence[float]) -> dict[str, float]:
     return {} if len(set(gains)) == 1 else {"p": round(float(ttest_1samp(list(gains), 0.0).pvalue), 4)}
 
 
+def prepare() -> None:
+    """One thread, and no remarks on every run: a class with one label is meant where labels are few."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="The number of unique classes")
+    logging.getLogger("models").setLevel(logging.ERROR)
+
+
 def run_cases(doc: str, cases: Iterable[str], results: Path, study: Callable[[Kept, str], dict[str, Any]]) -> None:
     """The command line of a study: ``study(kept, case)`` for the cases that are asked for, kept under "summary".
 
@@ -67,9 +74,7 @@ def run_cases(doc: str, cases: Iterable[str], results: Path, study: Callable[[Ke
     parser.add_argument("--cases", default=",".join(cases), help="separated by commas")
     parser.add_argument("--json", type=Path, default=results)
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message="The number of unique classes")
-    logging.getLogger("models").setLevel(logging.ERROR)
+    prepare()
     before = json.loads(given.json.read_text()) if given.json.is_file() else {}
     kept = Kept(given.json, " ".join(doc.split("\n\n")[2].split()))
     kept.content["summary"] = before.get("summary", {})

@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from models.files import replace_file
+
 from . import stages
 from .cases import plan
 
@@ -35,11 +37,7 @@ NOTE = (
 
 
 def report(out: Path, found: dict[str, Any]) -> None:
-    """Replaces the report in one step: a run that is stopped while it writes leaves the last one."""
-    out.mkdir(parents=True, exist_ok=True)
-    new = out / "gpu.json.new"
-    new.write_text(json.dumps(found, indent=1) + "\n")
-    new.replace(out / "gpu.json")
+    replace_file(out / "gpu.json", lambda beside: beside.write_text(json.dumps(found, indent=1) + "\n"))
 
 
 def earlier(out: Path) -> dict[str, Any]:

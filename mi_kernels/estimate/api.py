@@ -20,7 +20,7 @@ from .hybrid import HybridCritic, MeanCritic, Part, ScalarCritic, choose_pairs
 from .inputs import Samples, check_samples, check_settings, split
 from .preprocessing import Coordinates, Preprocessing
 from .progress import Progress
-from .result import MIEstimate
+from .result import NORMAL_95, MIEstimate
 from .training import Fit, fit
 
 CRITICS = ("hybrid", "concat", "separable", "bilinear")
@@ -156,7 +156,7 @@ def _warnings(
         )
     if not all(m.converged for m in fitted.members):
         found.append(f"not converged: still improving after max_steps = {settings['max_steps']}")
-    if value <= 1.96 * standard_error:
+    if value <= NORMAL_95 * standard_error:
         found.append(
             "no dependence was found: the interval contains 0. The critic may have missed dependence that more samples "
             "or fewer features would show, so this is no proof of independence"

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_NORMAL_95 = 1.959963984540054
+NORMAL_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class MIEstimate:
 
     def interval(self) -> tuple[float, float]:
         """The two ends of the 95 % interval, value ± 1.96 standard errors."""
-        half = _NORMAL_95 * self.standard_error
+        half = NORMAL_95 * self.standard_error
         return self.value - half, self.value + half
 
     def as_dict(self) -> dict[str, Any]:

@@ -22,17 +22,8 @@ class GatedMemory(torch.autograd.Function):
     V_w [m, M], b_w [M], and dropout factors kept [T, B, n + m] or None. First derivatives in reverse mode only."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        fixed: Tensor,
-        proposals: Tensor,
-        from_memory: Tensor,
-        retain: Tensor,
-        retain_bias: Tensor,
-        update: Tensor,
-        update_bias: Tensor,
-        kept: Tensor | None,
-    ) -> Tensor:
+    def forward(ctx: Any, *tensors: Any) -> Tensor:
+        fixed, proposals, from_memory, retain, retain_bias, update, update_bias, kept = tensors
         steps, rows, width = proposals.shape
         split = len(retain)
         active = torch.empty_like(fixed)
