@@ -124,9 +124,10 @@ struct AnyUnits {
   }
 };
 
-template <class T>
-void to_lse(int64_t n, const T* top, const T* sum, T* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = sum[i] == T(0) ? minus_infinity<T>() : top[i] + std::log(sum[i]);
+template <class T, class To>
+void to_lse(int64_t n, const T* top, const T* sum, To* out) {
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = sum[i] == T(0) ? minus_infinity<To>() : To(top[i]) + std::log(static_cast<To>(sum[i]));
 }
 
 // The rounding error of the log-sum-exp of (top, sum), as a factor of exp(S - lse): 1e-4 at scores of 1000.
@@ -140,12 +141,15 @@ void rounding_factors(int64_t n, const T* top, const T* sum, const T* lse, T* ou
 
 std::tuple<Tensor, Tensor, Tensor> stats(MK_DOT_PROBLEM_PARAMETERS, int64_t wanted, double clip) {
   const Call c(MK_DOT_PROBLEM);
-  Tensor row = c.empty(wanted & kRowLse, {c.G, c.B}), col = c.empty(wanted & kColLse, {c.G, c.N}),
+  auto lse = [&](bool wanted, int64_t n) {
+    return at::empty(wanted ? std::vector<int64_t>{c.G, n} : std::vector<int64_t>{0}, c.x.options().dtype(at::kDouble));
+  };
+  Tensor row = lse(wanted & kRowLse, c.B), col = lse(wanted & kColLse, c.N),
          soft = c.empty(wanted & kSoftplus, {c.G, c.B});
   c.each_group([&]<class T, class E>(int64_t i, int64_t threads) {
     Problem<T, E> problem(c.group<T>(i), threads, 0);
     std::vector<T> row_top(c.B), row_sum(c.B), col_top(c.N), col_sum(c.N);
-    T *r = group_of<T>(row, i, c.B), *k = group_of<T>(col, i, c.N);
+    double *r = group_of<double>(row, i, c.B), *k = group_of<double>(col, i, c.N);
     problem.statistics(r ? row_top.data() : nullptr, row_sum.data(), k ? col_top.data() : nullptr, col_sum.data(),
                        group_of<T>(soft, i, c.B), wanted & kSigned, static_cast<T>(clip), nullptr, nullptr);
     if (r) to_lse(c.B, row_top.data(), row_sum.data(), r);
@@ -169,14 +173,38 @@ struct Outputs {  // gradients, all in the accumulation type
   }
 };
 
+// The log-sum-exps of a group in T and their slopes. What is lost by rounding fp64 log-sum-exps goes into the slopes.
+template <class T>
+struct Known {
+  std::vector<T> rounded, corrected;
+  const T *lse = nullptr, *g = nullptr;
+
+  Known(const OptTensor& exact, const OptTensor& slopes, int64_t i, int64_t n) {
+    if (!exact || !slopes) return;
+    g = group_of<T>(slopes, i, n);
+    if (exact->scalar_type() == c10::CppTypeToScalarType<T>::value) {
+      lse = group_of<T>(exact, i, n);
+      return;
+    }
+    const double* const from = group_of<double>(exact, i, n);
+    rounded.resize(n), corrected.resize(n);
+    for (int64_t k = 0; k < n; ++k) {
+      rounded[k] = static_cast<T>(from[k]);
+      const double off = rounded[k] - from[k];  // NaN for a row without pairs (-inf), which has no gradient
+      corrected[k] = off == off ? static_cast<T>(g[k] * std::exp(off)) : g[k];
+    }
+    lse = rounded.data(), g = corrected.data();
+  }
+};
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> grad(
     MK_DOT_PROBLEM_PARAMETERS, MK_DOT_SLOPES_PARAMETERS, int64_t needs) {
   const Call c(MK_DOT_PROBLEM);
   Outputs out(c, needs);
   c.each_group([&]<class T, class E>(int64_t i, int64_t threads) {
     Problem<T, E> problem(c.group<T>(i), threads, needs);
-    const Weights<T> weights{group_of<T>(row_lse, i, c.B), group_of<T>(g_row, i, c.B), group_of<T>(col_lse, i, c.N),
-                             group_of<T>(g_col, i, c.N), group_of<T>(g_soft, i, c.B), group_of<T>(g_pos, i, c.B),
+    const Known<T> row(row_lse, g_row, i, c.B), col(col_lse, g_col, i, c.N);
+    const Weights<T> weights{row.lse, row.g, col.lse, col.g, group_of<T>(g_soft, i, c.B), group_of<T>(g_pos, i, c.B),
                              soft_signed};
     problem.gradient(weights, out.group<T>(c, i), nullptr, nullptr, nullptr);
   });

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..ops.common.checks import check_number
+from ..ops.common.dtypes import lse_dtype
 from ..ops.common.rows import sums_of
 from ..ops.dot_critic.schema import (
     ALL,
@@ -156,12 +157,13 @@ class _Around(torch.autograd.Function):
         classes: Any,
         columns: Columns,
     ) -> Any:
-        row = x.new_full(x.shape[:2] if columns.stats & ROW_LSE else (0,), -torch.inf)
+        wide = lse_dtype(x.device)
+        row = x.new_full(x.shape[:2] if columns.stats & ROW_LSE else (0,), -torch.inf, dtype=wide)
         soft = x.new_zeros(x.shape[:2] if columns.stats & SOFTPLUS else (0,))
         number = 0 if classes is None else classes.shape[0]
         sums, counts = x.new_zeros(number + 1, x.shape[2]), x.new_zeros(number + 1)
         neighbours = _Neighbours(columns)
-        start = [x.new_full(y.shape[:2], -torch.inf)] if columns.stats & COL_LSE else []
+        start = [x.new_full(y.shape[:2], -torch.inf, dtype=wide)] if columns.stats & COL_LSE else []
         collected = _Collected(neighbours, start)
         sent = y.to(columns.dtype)
         for owner, (block, *ids) in neighbours.visits([sent] if col_ids is None else [sent, col_ids]):
@@ -186,7 +188,7 @@ class _Around(torch.autograd.Function):
         ctx.save_for_backward(x, y, scale, bias, row_ids, col_ids, classes, row, col)
         ctx.columns = columns
         ctx.mark_non_differentiable(counts)
-        return row, col, soft, sums, counts
+        return row.to(x.dtype), col.to(x.dtype), soft, sums, counts
 
     @staticmethod
     def backward(ctx: Any, g_row: Any, g_col: Any, g_soft: Any, g_sums: Any, _: Any) -> Any:

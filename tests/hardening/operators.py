@@ -90,7 +90,10 @@ def dot_losses(draw: Draw) -> Call:
     size, normalized = draw(st.sampled_from([0.3, 1.0])), bool(settings.get("normalize")) or name == "nt_xent"
     for _ in range(2):
         make(*groups, batch, width, size=size / (1 if normalized else width**0.5))
-    floor = 0.0
+    # A loss is a difference of scores, and the reference computes the positive ones in a product of their own: what
+    # exactly cancels, as for a single candidate, leaves the fp64 rounding of a score.
+    longest = [1.0, 1.0] if normalized else [float(t.double().norm(dim=-1).max()) for t in make.made]
+    floor = oracle.unit(torch.float64) * longest[0] * longest[1] * max(3.0, 1 / settings.get("temperature", 1.0))
     if normalized and width == 1:  # a row is normalised to its sign: terms of the size of 10 / |x| cancel to nothing
         floor = oracle.unit(torch.float64 if make.dtype == torch.float64 else torch.float32)
         floor *= 10 / min(float(t.double().abs().min().clamp(min=1e-3)) for t in make.made)
@@ -201,7 +204,7 @@ def _of_a_ratio(x: Tensor, y: Tensor, bandwidth: float) -> float:
     floor = 0.0
     with mk.use_backend("reference"):
         for pair in ((wide[0], wide[1]), (wide[0], wide[0]), (wide[1], wide[1])):
-            h = mk.hsic(*pair, bandwidth=bandwidth)
+            h = mk.hsic(*pair, bandwidth=bandwidth, normalized=False)
             gradients = torch.autograd.grad(h.log().sum(), list(pair[: 1 + (pair[0] is not pair[1])]))
             floor = max(floor, accumulated * max(float(g.norm()) for g in gradients))
             e = [torch.expm1(torch.cdist(t, t).square() / (-2 * bandwidth**2)) for t in (p.detach() for p in pair)]

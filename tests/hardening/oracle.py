@@ -8,7 +8,8 @@ e being the error of the plain-torch reference in the inputs' own dtype, d how f
 input changes by a random unit roundoff of its dtype, g the largest gradient of the call (for an output: the sum of
 |input times gradient|, what it is made of), v the unit roundoff of the sums, and w 4 unit
 roundoffs of the result's dtype, for 16- and 32-bit inputs at least the one part in a million of the contract. In fp64
-e is 0, since the reference is compared with itself, and w counts roundings instead (`_roundings`). So a sum
+e is 0, since the reference is compared with itself, and w is the probable effect of as many roundings as lie between
+an input and a result (`_roundings`). So a sum
 that cancels is allowed what its conditioning says, also where it cancels to nothing (the gradient of a bias that the
 bound ignores), and a well-conditioned one no more than rounding. f is 0 unless the terms of the sums are larger than
 both results and gradients say: a squared MMD of 1e-19 is a sum of kernels of size 1, whose fp64 rounding is 1e-16.
@@ -79,12 +80,19 @@ def unit(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def _roundings(tensors: Sequence[Tensor]) -> int:
-    """On the way from an input to a loss: a product, a sum over features, the scale, a difference, exp, a sum over
-    candidates, log, a difference, a mean, a factor. The reference and what is compared each make as many. Sums of n
-    terms in vectors and blocks round a term at least log2(n) times; two such sums follow one another."""
+def _roundings(tensors: Sequence[Tensor]) -> float:
+    """How many unit roundoffs two fp64 results may differ by, relative to terms that do not cancel.
+
+    At most n = 8 + 3 L roundings lie between an input and a result, L being the longest dimension: a product, a sum
+    over features, the scale, a difference, exp, a sum over candidates, log, a difference, a sum over the batch (of a
+    gradient: over candidates) and a factor. A sum of L terms in any order rounds a term at most L - 1 times. A term is
+    therefore multiplied by n factors 1 + d, |d| <= u. For d of mean 0 their product differs from 1 by at most
+    r sqrt(n) u, except with probability 2 exp(-r^2 / 2) (Higham and Mary, SIAM J. Sci. Comput. 41 (2019), theorem 2.4;
+    with certainty it is n u). Both results make n roundings: r sqrt(2 n) u. With r = 6 the probability is 3e-8, less
+    than one result in a million calls. What the scores' own size makes of it in exp is part of d above.
+    """
     longest = max(max(t.shape, default=1) for t in tensors)
-    return 2 * (8 + 2 * math.ceil(math.log2(max(longest, 2))))
+    return 6 * math.sqrt(2 * (8 + 3 * longest))
 
 
 def differences(

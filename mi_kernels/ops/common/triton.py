@@ -51,11 +51,18 @@ def dot_tile(p_own, p_oth, o_own, o_oth, n_own, n_oth, D, ACC: tl.constexpr, PRE
 
 
 @triton.jit
-def tile_lse(b_s, AXIS: tl.constexpr):
-    """Log-sum-exp along an axis; over excluded scores (-inf) alone it is -inf."""
+def tile_lse_parts(b_s, AXIS: tl.constexpr):
+    """Two summands of the log-sum-exp along an axis: the largest score and what the others add to it. Over excluded
+    scores (-inf) alone their sum is -inf."""
     b_max = tl.max(b_s, AXIS)
     b_ref = tl.where(tl.abs(b_max) == float("inf"), 0.0, b_max)  # inf - inf would be NaN
-    return b_ref + tl.log(tl.sum(tl.exp(b_s - tl.expand_dims(b_ref, AXIS)), AXIS))
+    return b_ref, tl.log(tl.sum(tl.exp(b_s - tl.expand_dims(b_ref, AXIS)), AXIS))
+
+
+@triton.jit
+def tile_lse(b_s, AXIS: tl.constexpr):
+    b_ref, b_log = tile_lse_parts(b_s, AXIS)
+    return b_ref + b_log
 
 
 @triton.jit

@@ -162,7 +162,7 @@ def _clipped(prepared: Prepared, bits: int, clip: float, backend: str) -> tuple[
     def run(problem: Problem, lead: tuple[int, ...] = ()) -> list[Tensor]:
         with torch.no_grad():
             found = torch.ops.mi_kernels.dot_critic_stats(*flat(problem, prepared.tiles), bits, float(clip), backend)
-        return [t.reshape(*lead, groups, t.shape[-1]) for t in found]
+        return [t.reshape(*lead, groups, t.shape[-1]).to(found[2].dtype) for t in found]
 
     if not transforms.active():
         return tuple(run(prepared.problem))

@@ -79,6 +79,7 @@ class StatisticsFunction(torch.autograd.Function):
             row, col, soft = dispatch.run_stats(full, stats, math.inf, backend)
         positive = _positive(full)
         ctx.save_for_backward(*problem.tensors, row, col, positive)
+        row, col = row.to(soft.dtype), col.to(soft.dtype)
         ctx.settings = (problem.pairs, problem.positive_shift, stats, backend, tiles)
         ctx.set_materialize_grads(False)
         return row, col, soft, positive
@@ -131,7 +132,7 @@ def _rounded_off(problem: Problem, slopes: Slopes, positive: Tensor) -> Tensor:
         total = total + slopes.g_col * (positive - slopes.col_lse).exp()
     if slopes.g_soft is not None:
         total = total + slopes.g_soft * positive.sigmoid()
-    return total - total.to(problem.x.dtype)
+    return (total - total.to(problem.x.dtype)).to(positive.dtype)
 
 
 def _with_positive_slopes(found: Sequence[Tensor], problem: Problem, slopes: Tensor, needs: int) -> list[Tensor]:
@@ -151,7 +152,8 @@ def _positive(problem: Problem) -> Tensor:
 def differentiable_statistics(problem: Problem, stats: int) -> tuple[Tensor, ...]:
     """The outputs of `StatisticsFunction` as a materialising torch formula."""
     problem = flat(problem)
-    return *reference.stats(problem, stats), _positive(problem)
+    row, col, soft = reference.stats(problem, stats)
+    return row.to(soft.dtype), col.to(soft.dtype), soft, _positive(problem)
 
 
 class Loss(torch.autograd.Function):

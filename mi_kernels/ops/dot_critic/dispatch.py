@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...backends import resolve
 from ..common.arguments import split
-from ..common.dtypes import accumulate_dtype
+from ..common.dtypes import accumulate_dtype, lse_dtype
 from ..common.precision import outside_autocast
 from . import cuda, reference
 from .primitives import positives
@@ -36,7 +36,9 @@ def run_stats(problem: Problem, stats: int, clip: float, backend: str) -> tuple[
 
         return triton_forward.stats(*problem, stats, clip)
     if name == "cuda":
-        return cuda.stats(problem, stats, clip)
+        row, col, soft = cuda.stats(problem, stats, clip)  # the kernels round log-sum-exps to fp32
+        wide = lse_dtype(row.device)
+        return row.to(wide), col.to(wide), soft
     rows = _rows(problem.x, problem.y) if name == "chunked" else None
     return reference.stats(problem, stats, clip, rows)
 
@@ -51,7 +53,8 @@ def run_grad(problem: Problem, slopes: Slopes, needs: int, backend: str) -> tupl
 
         return triton_backward.grad(*problem, *slopes, needs)
     if name == "cuda":
-        return cuda.grad(problem, slopes, needs)
+        row, col = (None if t is None else t.float() for t in slopes[:2])
+        return cuda.grad(problem, slopes._replace(row_lse=row, col_lse=col), needs)
     rows = _rows(problem.x, problem.y) if name == "chunked" else None
     return reference.grad(problem, slopes, needs, rows)
 
@@ -70,7 +73,7 @@ def positive_scores(problem: Problem) -> Tensor:
 
 
 def compose_loss(stats: tuple[Tensor, Tensor, Tensor], positive: Tensor | None, weights: Weights) -> Tensor:
-    """The loss of schema.py from its statistics, [G]."""
+    """The loss of schema.py from its statistics, [G], in the dtype of `soft`."""
     row, col, soft = stats
     terms = []
     share = min(weights.row, weights.pos) if positive is not None else 0.0
@@ -86,7 +89,7 @@ def compose_loss(stats: tuple[Tensor, Tensor, Tensor], positive: Tensor | None, 
     total = terms[0]
     for term in terms[1:]:
         total = total + term
-    return total
+    return total.to(soft.dtype)
 
 
 def wanted_stats(weights: Weights) -> int:
@@ -150,7 +153,8 @@ def run_loss(
 
 def compose_row_losses(problem: Problem, row: Tensor, col: Tensor, symmetric: bool) -> Tensor:
     """row_lse_i - S_i,pos(i), [G, B]; if symmetric, its mean with the same quantity of the column."""
-    return ((row + col) / 2 if symmetric else row) - positive_scores(problem)
+    positive = positive_scores(problem)
+    return (((row + col) / 2 if symmetric else row) - positive).to(positive.dtype)
 
 
 def run_row_losses(problem: Problem, settings: RowSettings, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..common.dtypes import accumulate_dtype
+from ..common.dtypes import accumulate_dtype, lse_dtype, rounded_lse
 from ..common.precision import outside_autocast
 from .problem import Slopes
 from .schema import COL_LSE, OFF_DIAGONAL, ROW_LSE, SIGNED, SOFTPLUS, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE
@@ -74,18 +74,33 @@ def clipped(s: Tensor, clip: float) -> Tensor:
     return s if clip == math.inf else torch.where(s == -torch.inf, s, s.clamp(-clip, clip))
 
 
+def _lse(s: Tensor, dim: int) -> Tensor:
+    """The log-sum-exp in fp64 without fp64 copies of the scores: the largest score plus what the others add to it."""
+    top = s.detach().amax(dim, keepdim=True)
+    top = top.masked_fill(~top.isfinite(), 0)
+    wide = lse_dtype(s.device)
+    return top.squeeze(dim).to(wide) + (s - top).logsumexp(dim).to(wide)
+
+
 def statistics(
     s: Tensor, mask: Tensor | None, first: int, shift: int, stats: int, clip: float = math.inf
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Row and column LSE of the clipped scores and softplus sums of the scores; unrequested ones are empty.
+    """Row and column LSE of the clipped scores in fp64, and softplus sums of the scores; unrequested ones are empty.
     Differentiable."""
     soft = softplus_rows(s, mask, first, shift, stats) if stats & SOFTPLUS else s.new_empty(0)
     s = clipped(s, clip)
     masked = s if mask is None else s.masked_fill(~mask, -torch.inf)
     # a new empty tensor for each, because outputs of an operator must not alias
-    row = masked.logsumexp(-1) if stats & ROW_LSE else s.new_empty(0)
-    col = masked.logsumexp(-2) if stats & COL_LSE else s.new_empty(0)
+    row = _lse(masked, -1) if stats & ROW_LSE else s.new_empty(0)
+    col = _lse(masked, -2) if stats & COL_LSE else s.new_empty(0)
     return row, col, soft
+
+
+def _softmax(s: Tensor, lse: Tensor, g: Tensor, dim: int) -> Tensor:
+    """g exp(s - lse), with lse and g along the other dimension than `dim`."""
+    lse, factor = rounded_lse(lse, s.dtype)
+    g = g if factor is None else g * factor
+    return g.unsqueeze(dim) * (s - lse.masked_fill(lse == -torch.inf, 0).unsqueeze(dim)).exp()
 
 
 def dscores(s: Tensor, mask: Tensor | None, first: int, shift: int, slopes: Slopes) -> Tensor:
@@ -95,9 +110,9 @@ def dscores(s: Tensor, mask: Tensor | None, first: int, shift: int, slopes: Slop
         s = s.masked_fill(~mask, -torch.inf)
     d = torch.zeros_like(s)
     if g_row is not None and row_lse is not None:
-        d += g_row[:, :, None] * (s - row_lse.masked_fill(row_lse == -torch.inf, 0)[:, :, None]).exp()
+        d += _softmax(s, row_lse, g_row, -1)
     if g_col is not None and col_lse is not None:
-        d += g_col[:, None, :] * (s - col_lse.masked_fill(col_lse == -torch.inf, 0)[:, None, :]).exp()
+        d += _softmax(s, col_lse, g_col, -2)
     if g_soft is not None:
         slope = flip_positives(s, first, shift).sigmoid() if soft_signed else s.sigmoid()
         d += g_soft[:, :, None] * (flip_positives(slope, first, shift) if soft_signed else slope)

@@ -6,9 +6,10 @@ x [G, B, D], y [G, N, D], scale [G], row_bias [G, B], col_bias [G, N], row_ids [
 `pairs` selects the included (i, j). `positive_shift` s >= 0 means that the positive of row i is column (i + s) mod N;
 -1 means no positives.
 
-dot_critic_stats -> row_lse [G, B], col_lse [G, N], softplus row sums [G, B]; bits of `stats` select them. The LSEs are
-those of
+dot_critic_stats -> row_lse [G, B], col_lse [G, N], softplus row sums [G, B]; bits of `stats` select them. The LSEs are in
+fp64 (dtypes.py says why), and are those of
     scores clamped to [-clip, clip] (inf: not clamped). A score of -inf is excluded, clamped or not.
+The sums are in the accumulation type.
 dot_critic_grad  -> gradients of x, y, scale, row_bias, col_bias, all in the accumulation type, for
     dS_ij = g_row_i exp(S_ij - row_lse_i) + g_col_j exp(S_ij - col_lse_j) + g_soft_i sigmoid(S_ij) over allowed pairs,
             + g_pos_i on the positive pair.
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ..common.arguments import schema, split
-from ..common.dtypes import accumulate_dtype
+from ..common.dtypes import accumulate_dtype, lse_dtype
 from .problem import Problem, Slopes, Weights
 
 ALL, OFF_DIAGONAL, UNEQUAL_IDS, UNEQUAL_IDS_OR_POSITIVE = 0, 1, 2, 3
@@ -53,8 +54,10 @@ library.define(
 @torch.library.register_fake("mi_kernels::dot_critic_stats", lib=library)
 def _stats_fake(*arguments: Any) -> Any:
     (x, y, *_), stats, *_ = split(arguments, Problem)
-    new = lambda wanted, n: x.new_empty((x.shape[0], n) if wanted else (0,), dtype=accumulate_dtype(x.dtype))  # noqa: E731
-    return new(stats & ROW_LSE, x.shape[1]), new(stats & COL_LSE, y.shape[1]), new(stats & SOFTPLUS, x.shape[1])
+    new = lambda wanted, n, dtype: x.new_empty((x.shape[0], n) if wanted else (0,), dtype=dtype)  # noqa: E731
+    wide = lse_dtype(x.device)
+    row, col = new(stats & ROW_LSE, x.shape[1], wide), new(stats & COL_LSE, y.shape[1], wide)
+    return row, col, new(stats & SOFTPLUS, x.shape[1], accumulate_dtype(x.dtype))
 
 
 def _empty_gradients(x: Tensor, y: Tensor, needs: int) -> Any:

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..common.dtypes import accumulate_dtype
+from ..common.dtypes import accumulate_dtype, lse_dtype
 from ..common.triton import as_vector, device_guard, dot_tile, load_tile, load_vector, mma, next_power, precision
 from .schema import ALL_GRADIENTS, GRADIENTS, NEED_COL_BIAS, NEED_ROW_BIAS, NEED_SCALE, NEED_X, NEED_Y
 from .triton_common import Tiling, allowed_tile, check, positive_tile
@@ -50,8 +50,7 @@ def grad_kernel(
         b_own_bias = load_vector(p_own_bias + i_g * n_own, o_own, n_own, 0.0)  # [BM]
     b_own_lse, b_own_g = None, None
     if p_own_g is not None:
-        b_own_lse = load_lse(p_own_lse + i_g * n_own, o_own, n_own)  # [BM]
-        b_own_g = load_vector(p_own_g + i_g * n_own, o_own, n_own, 0.0)  # [BM]
+        b_own_lse, b_own_g = load_lse(p_own_lse + i_g * n_own, p_own_g + i_g * n_own, o_own, n_own, ACC)  # [BM]
     if WHOLE_D:
         b_own = load_tile(p_own, o_own, o_o, n_own, D)  # [BM, BO]
 
@@ -79,8 +78,7 @@ def grad_kernel(
 
         b_oth_lse, b_oth_g, b_soft_g, b_pos_g = None, None, None, None
         if p_oth_g is not None:
-            b_oth_lse = load_lse(p_oth_lse + i_g * n_oth, o_oth, n_oth)  # [BN]
-            b_oth_g = load_vector(p_oth_g + i_g * n_oth, o_oth, n_oth, 0.0)  # [BN]
+            b_oth_lse, b_oth_g = load_lse(p_oth_lse + i_g * n_oth, p_oth_g + i_g * n_oth, o_oth, n_oth, ACC)  # [BN]
         o_row = o_oth if SWAP else o_own
         if p_soft_g is not None:
             b_soft_g = load_vector(p_soft_g + i_g * n_row, o_row, n_row, 0.0)
@@ -207,9 +205,10 @@ def grad(
         raise ValueError(f"g_pos needs a positive pair: positive_shift must be >= 0, got {positive_shift}")
     acc = accumulate_dtype(x.dtype)
     x, y = x.contiguous(), y.contiguous()
-    scale, row_bias, col_bias, row_lse, col_lse, g_row, g_col, g_soft, g_pos = (
-        as_vector(v, acc) for v in (scale, row_bias, col_bias, row_lse, col_lse, g_row, g_col, g_soft, g_pos)
+    scale, row_bias, col_bias, g_row, g_col, g_soft, g_pos = (
+        as_vector(v, acc) for v in (scale, row_bias, col_bias, g_row, g_col, g_soft, g_pos)
     )
+    row_lse, col_lse = (as_vector(v, lse_dtype(x.device)) for v in (row_lse, col_lse))
     row_ids, col_ids = (as_vector(v, torch.int64) if pairs >= 2 else None for v in (row_ids, col_ids))
     signed = soft_signed and g_soft is not None and positive_shift >= 0
     row_lse, col_lse = (None if g is None else v for g, v in ((g_row, row_lse), (g_col, col_lse)))

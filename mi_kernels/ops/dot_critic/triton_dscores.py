@@ -22,10 +22,14 @@ _SPAN = tl.constexpr(40.0)  # nats; exp(2 * SPAN) is finite, exp(-SPAN) times a 
 
 
 @triton.jit
-def load_lse(p, o_n, n):
-    """A log-sum-exp; one over no pairs (-inf) becomes +inf, so that exp(S - lse) is 0 and never NaN."""
-    b_lse = load_vector(p, o_n, n, float("inf"))
-    return tl.where(b_lse == -float("inf"), float("inf"), b_lse)
+def load_lse(p, p_g, o_n, n, ACC: tl.constexpr):
+    """A log-sum-exp in ACC and its slope, into which goes what rounding the log-sum-exp loses. One over no pairs (-inf)
+    becomes +inf, so that exp(S - lse) is 0 and never NaN."""
+    b_exact = load_vector(p, o_n, n, float("inf"))
+    b_g = load_vector(p_g, o_n, n, 0.0)
+    b_lse = b_exact.to(ACC)
+    b_lost = tl.where(tl.abs(b_exact) == float("inf"), 0.0, b_lse.to(b_exact.dtype) - b_exact).to(ACC)
+    return tl.where(b_lse == -float("inf"), float("inf"), b_lse), b_g * tl.exp(b_lost)
 
 
 @triton.jit
@@ -109,11 +113,9 @@ def dscores_kernel(
     m = allowed_tile(o_row, o_col, b_row_ids, b_col_ids, m_pos, n_end, n_col, PAIRS)
     b_row_lse, b_row_g, b_col_lse, b_col_g, b_soft_g, b_pos_g = None, None, None, None, None, None
     if p_row_g is not None:
-        b_row_lse = load_lse(p_row_lse + i_g * n_row, o_row, n_end)  # [BM]
-        b_row_g = load_vector(p_row_g + i_g * n_row, o_row, n_end, 0.0)  # [BM]
+        b_row_lse, b_row_g = load_lse(p_row_lse + i_g * n_row, p_row_g + i_g * n_row, o_row, n_end, ACC)  # [BM]
     if p_col_g is not None:
-        b_col_lse = load_lse(p_col_lse + i_g * n_col, o_col, n_col)  # [BN]
-        b_col_g = load_vector(p_col_g + i_g * n_col, o_col, n_col, 0.0)  # [BN]
+        b_col_lse, b_col_g = load_lse(p_col_lse + i_g * n_col, p_col_g + i_g * n_col, o_col, n_col, ACC)  # [BN]
     if p_soft_g is not None:
         b_soft_g = load_vector(p_soft_g + i_g * n_row, o_row, n_end, 0.0)[:, None]
     if p_pos_g is not None:

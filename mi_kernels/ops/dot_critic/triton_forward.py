@@ -6,6 +6,7 @@
     with S clamped to [-clip, clip] in both where a clip is given; and of the scores as they are
     row_soft[i]  = sum_j softplus(S[i, j])           optionally softplus(-S) on the positive pair
 
+The log-sum-exps are in fp64 (common/dtypes.py says why), everything before their last sum is not.
 Per launch 2 G B N D FLOPs. Each program reads its own tile of BM rows and all of the other side, mostly from
 L2: G (B D + (B / BM) N D) elements; it writes BM numbers. Row and column log-sum-exps together
 take one pass over tiles instead (triton_tiles.py), N in units of N = 2 G B N D. Deterministic.
@@ -17,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..common.dtypes import accumulate_dtype
+from ..common.dtypes import accumulate_dtype, lse_dtype
 from ..common.triton import (
     as_vector,
     device_guard,
@@ -99,7 +100,7 @@ def stats_kernel(
 
     o_out = i_g * n_own + o_own
     if p_lse is not None:
-        tl.store(p_lse + o_out, b_max + tl.log(b_sum), mask=o_own < n_own)
+        tl.store(p_lse + o_out, b_max.to(tl.float64) + tl.log(b_sum).to(tl.float64), mask=o_own < n_own)
     if p_soft is not None:
         tl.store(p_soft + o_out, b_soft, mask=o_own < n_own)
 
@@ -161,10 +162,11 @@ def stats(
     row_ids, col_ids = (as_vector(v, torch.int64) if pairs >= 2 else None for v in (row_ids, col_ids))
     signed = bool(stats & SIGNED) and positive_shift >= 0
 
-    def output(bit: int, side: torch.Tensor) -> torch.Tensor:
-        return torch.empty(side.shape[:2] if stats & bit else (0,), dtype=acc, device=x.device)
+    def output(bit: int, side: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(side.shape[:2] if stats & bit else (0,), dtype=dtype, device=x.device)
 
-    row_lse, col_lse, row_soft = output(ROW_LSE, x), output(COL_LSE, y), output(SOFTPLUS, x)
+    wide = lse_dtype(x.device)
+    row_lse, col_lse, row_soft = output(ROW_LSE, x, wide), output(COL_LSE, y, wide), output(SOFTPLUS, x, acc)
     with device_guard(x):
         if row_lse.numel() and col_lse.numel():
             problem = (x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, positive_shift)

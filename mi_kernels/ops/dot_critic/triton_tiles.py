@@ -9,7 +9,7 @@ and each column's own maximum instead: the tile of a positive pair at a low temp
 then joins the tiles' log-sum-exps, in the order of the tiles.
 
 N = 2 G B N D FLOPs, where a launch a side takes 2N. Rows go in chunks as in triton_backward.py: besides the outputs,
-4 chunk N (1 / BM + 1 / BN) bytes are written and read once. Deterministic.
+8 chunk N (1 / BM + 1 / BN) bytes are written and read once. Deterministic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..common.triton import load_vector, precision, tile_lse
+from ..common.dtypes import lse_dtype
+from ..common.triton import load_vector, precision, tile_lse_parts
 from .triton_common import (
     GROUP,
     SMALLEST,
@@ -36,7 +37,7 @@ from .triton_common import (
 
 @triton.jit
 def both_lse(b_s, m_row, m_col):
-    """Log-sum-exps of a tile's rows [BM] and columns [BN]; m_row and m_col say which are inside."""
+    """Log-sum-exps of a tile's rows [BM] and columns [BN] in fp64; m_row and m_col say which are inside."""
     # NaN stays in its own row and column.
     b_top = tl.max(tl.max(tl.where(b_s == b_s, b_s, -float("inf")), 1), 0)
     b_ref = tl.where(tl.abs(b_top) == float("inf"), 0.0, b_top)
@@ -45,12 +46,12 @@ def both_lse(b_s, m_row, m_col):
     b_col = tl.sum(b_e, 0)
     least = tl.minimum(tl.min(tl.where(m_row, b_row, 1.0), 0), tl.min(tl.where(m_col, b_col, 1.0), 0))
     if (least < SMALLEST) | (b_top == float("inf")):
-        b_row = tile_lse(b_s, 1)
-        b_col = tile_lse(b_s, 0)
+        b_row_ref, b_row = tile_lse_parts(b_s, 1)
+        b_col_ref, b_col = tile_lse_parts(b_s, 0)
     else:
-        b_row = b_ref + tl.log(b_row)
-        b_col = b_ref + tl.log(b_col)
-    return b_row, b_col
+        b_row_ref, b_row = tl.zeros_like(b_row) + b_ref, tl.log(b_row)
+        b_col_ref, b_col = tl.zeros_like(b_col) + b_ref, tl.log(b_col)
+    return b_row_ref.to(tl.float64) + b_row.to(tl.float64), b_col_ref.to(tl.float64) + b_col.to(tl.float64)
 
 
 @triton.jit(do_not_specialize=["n_row", "n_col", "first", "n_chunk", "shift"])
@@ -85,40 +86,41 @@ def both_sides_kernel(
 
 
 @triton.jit
-def joined(p_part, n_parts, n, o_n, b_max, BP: tl.constexpr, BN: tl.constexpr):
-    """The log-sum-exp over n_parts parts [n_parts, n] and of what b_max [BN] holds, at o_n."""
-    b_sum = tl.where(b_max == -float("inf"), 0.0, tl.zeros_like(b_max) + 1.0)
+def joined(p_part, n_parts, n, o_n, b_max, ACC: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr):
+    """The log-sum-exp over n_parts parts [n_parts, n] and of what b_max [BN] holds, at o_n. Log-sum-exps are fp64, their
+    exponentials about the largest in ACC."""
+    b_sum = tl.where(b_max == -float("inf"), 0.0, tl.zeros_like(b_max) + 1.0).to(ACC)
     for i in range(0, n_parts, BP):
         o_p = i + tl.arange(0, BP)
         m = (o_p < n_parts)[:, None] & (o_n < n)[None, :]
         b_part = tl.load(p_part + o_p.to(tl.int64)[:, None] * n + o_n[None, :], mask=m, other=-float("inf"))  # [BP, BN]
         b_new = tl.maximum(b_max, tl.max(b_part, 0))
         b_ref = tl.where(tl.abs(b_new) == float("inf"), 0.0, b_new)
-        b_sum = b_sum * tl.exp(b_max - b_ref) + tl.sum(tl.exp(b_part - b_ref[None, :]), 0)
+        b_sum = b_sum * tl.exp((b_max - b_ref).to(ACC)) + tl.sum(tl.exp((b_part - b_ref[None, :]).to(ACC)), 0)
         b_max = b_new
-    return tl.where(tl.abs(b_max) == float("inf"), 0.0, b_max) + tl.log(b_sum)
+    return tl.where(tl.abs(b_max) == float("inf"), 0.0, b_max) + tl.log(b_sum).to(tl.float64)
 
 
 @triton.jit(do_not_specialize=["n_row", "n_col", "first", "n_chunk", "row_parts", "col_parts", "row_tiles"])
 def join_kernel(
     p_row_part, p_col_part, p_row, p_col,
     n_row, n_col, first, n_chunk, row_parts, col_parts, row_tiles,
-    ADD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+    ACC: tl.constexpr, ADD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Writes rows first .. first + n_chunk of p_row [G, B], and p_col [G, N], with ADD joined to what is there."""
     n_tiles = row_tiles + tl.cdiv(n_col, BN)
     i_g = tl.program_id(0).to(tl.int64) // n_tiles
     i = tl.program_id(0) % n_tiles
-    b_none = tl.full([BN], -float("inf"), dtype=p_row.dtype.element_ty)
+    b_none = tl.full([BN], -float("inf"), dtype=tl.float64)
     if i < row_tiles:
         o_n = i * BN + tl.arange(0, BN)
-        b = joined(p_row_part + i_g * row_parts * n_chunk, row_parts, n_chunk, o_n, b_none, BP, BN)
+        b = joined(p_row_part + i_g * row_parts * n_chunk, row_parts, n_chunk, o_n, b_none, ACC, BP, BN)
         tl.store(p_row + i_g * n_row + first + o_n, b, mask=o_n < n_chunk)
     else:
         o_n = (i - row_tiles) * BN + tl.arange(0, BN)
         if ADD:
             b_none = tl.load(p_col + i_g * n_col + o_n, mask=o_n < n_col, other=-float("inf"))
-        b = joined(p_col_part + i_g * col_parts * n_col, col_parts, n_col, o_n, b_none, BP, BN)
+        b = joined(p_col_part + i_g * col_parts * n_col, col_parts, n_col, o_n, b_none, ACC, BP, BN)
         tl.store(p_col + i_g * n_col + o_n, b, mask=o_n < n_col)
 
 
@@ -142,14 +144,14 @@ def join_blocks(interpreted: bool = False) -> dict[str, int]:
 
 
 def both_sides(problem: tuple, clip: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(row_lse [G, B], col_lse [G, N]) in nats, of scores clamped to [-clip, clip]. `problem` as `triton_forward.stats`
+    """(row_lse [G, B], col_lse [G, N]) in nats and fp64, of scores clamped to [-clip, clip]. `problem` as `triton_forward.stats`
     prepares it, B and N at least 1."""
     x, y, scale, *_, pairs, shift = problem
     (G, B, D), N = x.shape, y.shape[1]
     input_precision = precision(x.dtype, INTERPRETED)
     t = tiling(x.dtype, D, input_precision == "tf32", INTERPRETED)
     step = min(B, rows_of_chunk(G, N, x.element_size()))
-    new = lambda *shape: torch.empty((G, *shape), dtype=scale.dtype, device=x.device)  # noqa: E731
+    new = lambda *shape: torch.empty((G, *shape), dtype=lse_dtype(x.device), device=x.device)  # noqa: E731
     row, col = new(B), new(N)
     blocks = join_blocks(INTERPRETED)
     for first in range(0, B, step):
@@ -165,6 +167,6 @@ def both_sides(problem: tuple, clip: float) -> tuple[torch.Tensor, torch.Tensor]
         row_tiles = triton.cdiv(n, blocks["BN"])
         join_kernel[(G * (row_tiles + triton.cdiv(N, blocks["BN"])),)](
             *parts, row, col, B, N, first, n, row_parts, col_parts, row_tiles,
-            ADD=first > 0, num_warps=4, enable_fp_fusion=True, **blocks,
+            ACC=tl.float64 if scale.dtype == torch.float64 else tl.float32, ADD=first > 0, num_warps=4, enable_fp_fusion=True, **blocks,
         )  # fmt: skip
     return row, col

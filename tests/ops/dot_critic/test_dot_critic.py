@@ -8,6 +8,7 @@ import torch
 from mi_kernels import backends
 from mi_kernels.ops.dot_critic import api, dispatch
 from mi_kernels.ops.dot_critic.schema import SIGNED
+from tests.ops.dot_critic import large_scores
 
 BACKENDS = ["reference", "chunked", "cpu"]
 SHAPES = [
@@ -481,3 +482,8 @@ def test_bad_input_is_refused_by_name(change, message):
     arguments = {"x": torch.zeros(4, 3), "y": torch.zeros(5, 3), **change}
     with pytest.raises(ValueError, match=message):
         api.statistics(**arguments)
+
+
+@pytest.mark.parametrize("name", large_scores.CALLS)
+def test_a_large_common_score_does_not_round_the_gradient(backend, name):
+    assert large_scores.error(name, backend) <= 2e-6

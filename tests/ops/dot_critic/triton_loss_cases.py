@@ -14,6 +14,7 @@ from triton.runtime import interpreter
 
 import mi_kernels as mk
 from mi_kernels.ops.dot_critic import triton_common
+from tests.ops.dot_critic import large_scores
 from tests.triton_cases import DEVICE, error, prepare, under_autocast
 
 
@@ -130,11 +131,16 @@ def main() -> int:
     cases += [("stored", name, shape, torch.float32) for name, shape in zip(STORED, SHAPES * 3, strict=True)]
     for case in cases:
         found += failures(*case)
+    large = [(schedule, name) for schedule in ("fused", "stored") for name in large_scores.CALLS]
+    for schedule, name in large:
+        os.environ["MI_KERNELS_SCHEDULE"] = schedule
+        if not (off := large_scores.error(name, "triton")) <= 2e-6:
+            found.append(f"{schedule} {name} about a large common score: error {off:.1e}")
     for name, names in launched.items():
         if len(names) > LAUNCHES[name]:
             found.append(f"{name}: {len(names)} launches: {', '.join(names)}")
     print(*found, sep="\n", end="\n" if found else "")
-    print(f"dot_critic losses: {len(cases)} interpreter cases, {len(found)} failures")
+    print(f"dot_critic losses: {len(cases) + len(large)} interpreter cases, {len(found)} failures")
     return int(bool(found))
 
 

@@ -63,7 +63,7 @@ def source(variant: str, arch: int):
         constants |= {"BM": t.BM, "BN": t.BN, "BK": t.BK, "GROUP": triton_common.GROUP}
         constants["PRECISION"] = "tf32" if tf32 else "ieee"
     if name == "join":
-        constants = {"ADD": True, **triton_tiles.join_blocks()}
+        constants |= {"ADD": True, **triton_tiles.join_blocks()}
     if name == "finish":
         constants |= triton_stored.finish_blocks(int(D))
     constants |= STORED.get(case, {})
@@ -76,7 +76,8 @@ def source(variant: str, arch: int):
             signature[argument], constants[argument] = "constexpr", None
         elif argument.startswith("p_"):
             unit_rows = name == "normalize" and argument.endswith("_out")
-            accumulate = "fp64" if wide or (name, argument) == ("sum", "p_part") else "fp32"
+            in_fp64 = wide or name == "join" or (name, argument) == ("sum", "p_part") or argument.endswith("_lse")
+            accumulate = "fp64" if in_fp64 else "fp32"
             signature[argument] = "*" + (POINTEES[dtype] if argument in OF_INPUTS or unit_rows else accumulate)
             attributes[(i,)] = [["tt.divisibility", 16]]
         elif argument in FLOATS:
