@@ -159,7 +159,7 @@ def source(kind: str, variant: str, dtype: str, tf32: bool, D: int, arch: int):
                 signature[name], constants[name] = "constexpr", None
                 continue
             pointee = "i64" if ids else POINTEES[dtype] if name in FEATURES else accumulate
-            if name.endswith("_lse") or kind == "both" and name.endswith("_part"):
+            if name.endswith("_lse") or (kind == "both" and name.endswith("_part")):
                 pointee = "fp64"
             signature[name] = "*" + pointee
             attributes[(i,)] = [["tt.divisibility", 16]]

@@ -6,10 +6,9 @@ x [G, B, D], y [G, N, D], scale [G], row_bias [G, B], col_bias [G, N], row_ids [
 `pairs` selects the included (i, j). `positive_shift` s >= 0 means that the positive of row i is column (i + s) mod N;
 -1 means no positives.
 
-dot_critic_stats -> row_lse [G, B], col_lse [G, N], softplus row sums [G, B]; bits of `stats` select them. The LSEs are in
-fp64 (dtypes.py says why), and are those of
+dot_critic_stats -> row_lse [G, B], col_lse [G, N], softplus row sums [G, B]; bits of `stats` select them. The LSEs are
+in fp64 (dtypes.py says why), the sums in the accumulation type. The LSEs are those of
     scores clamped to [-clip, clip] (inf: not clamped). A score of -inf is excluded, clamped or not.
-The sums are in the accumulation type.
 dot_critic_grad  -> gradients of x, y, scale, row_bias, col_bias, all in the accumulation type, for
     dS_ij = g_row_i exp(S_ij - row_lse_i) + g_col_j exp(S_ij - col_lse_j) + g_soft_i sigmoid(S_ij) over allowed pairs,
             + g_pos_i on the positive pair.

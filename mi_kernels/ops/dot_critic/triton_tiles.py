@@ -87,8 +87,8 @@ def both_sides_kernel(
 
 @triton.jit
 def joined(p_part, n_parts, n, o_n, b_max, ACC: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr):
-    """The log-sum-exp over n_parts parts [n_parts, n] and of what b_max [BN] holds, at o_n. Log-sum-exps are fp64, their
-    exponentials about the largest in ACC."""
+    """The log-sum-exp over n_parts parts [n_parts, n] and of what b_max [BN] holds, at o_n. Log-sum-exps are fp64,
+    their exponentials about the largest are in ACC."""
     b_sum = tl.where(b_max == -float("inf"), 0.0, tl.zeros_like(b_max) + 1.0).to(ACC)
     for i in range(0, n_parts, BP):
         o_p = i + tl.arange(0, BP)
@@ -144,8 +144,8 @@ def join_blocks(interpreted: bool = False) -> dict[str, int]:
 
 
 def both_sides(problem: tuple, clip: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(row_lse [G, B], col_lse [G, N]) in nats and fp64, of scores clamped to [-clip, clip]. `problem` as `triton_forward.stats`
-    prepares it, B and N at least 1."""
+    """(row_lse [G, B], col_lse [G, N]) in nats and fp64, of scores clamped to [-clip, clip]. `problem` as
+    `triton_forward.stats` prepares it, B and N at least 1."""
     x, y, scale, *_, pairs, shift = problem
     (G, B, D), N = x.shape, y.shape[1]
     input_precision = precision(x.dtype, INTERPRETED)
@@ -167,6 +167,7 @@ def both_sides(problem: tuple, clip: float) -> tuple[torch.Tensor, torch.Tensor]
         row_tiles = triton.cdiv(n, blocks["BN"])
         join_kernel[(G * (row_tiles + triton.cdiv(N, blocks["BN"])),)](
             *parts, row, col, B, N, first, n, row_parts, col_parts, row_tiles,
-            ACC=tl.float64 if scale.dtype == torch.float64 else tl.float32, ADD=first > 0, num_warps=4, enable_fp_fusion=True, **blocks,
+            ACC=tl.float64 if scale.dtype == torch.float64 else tl.float32, ADD=first > 0,
+            num_warps=4, enable_fp_fusion=True, **blocks,
         )  # fmt: skip
     return row, col
