@@ -28,8 +28,8 @@ def load_lse(p, p_g, o_n, n, ACC: tl.constexpr):
     b_exact = load_vector(p, o_n, n, float("inf"))
     b_g = load_vector(p_g, o_n, n, 0.0)
     b_lse = b_exact.to(ACC)
-    b_lost = tl.where(tl.abs(b_exact) == float("inf"), 0.0, b_lse.to(b_exact.dtype) - b_exact).to(ACC)
-    return tl.where(b_lse == -float("inf"), float("inf"), b_lse), b_g * tl.exp(b_lost)
+    b_lost = (b_lse.to(tl.float64) - b_exact).to(ACC)  # NaN for infinities
+    return tl.where(b_lse == -float("inf"), float("inf"), b_lse), tl.where(b_lost == b_lost, b_g * tl.exp(b_lost), b_g)
 
 
 @triton.jit

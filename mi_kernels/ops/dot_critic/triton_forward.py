@@ -116,7 +116,7 @@ def tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) ->
         return Tiling(32, 32, 16, 0, 4, 1)
     if dtype == torch.float32:
         # Rows that are not aligned take registers for their loads.
-        return Tiling(64, 64, 32, 0, 8, 1 if D % 16 else 2) if tf32 else Tiling(64, 32, 16, 0, 4, 1 if D % 16 else 3)
+        return Tiling(64, 64, 32, 0, 8, 1 if D % 16 else 2) if tf32 else Tiling(64, 32, 16, 0, 4, 1 if D % 16 else 2)
     return Tiling(128, 64, next_power(D, 16) if D <= 128 else 64, 0, 8, 3)
 
 
