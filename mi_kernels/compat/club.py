@@ -134,13 +134,19 @@ class CLUBMean(nn.Module):
     def get_mu_logvar(self, x_samples: Tensor) -> tuple[Tensor, int]:
         return self.p_mu(x_samples), 0
 
-    def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+    def _mu(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
         check_pair(x_samples, y_samples, self.p_mu, more_dimensions=True)
-        return _over_positions(gaussian_club(_by_position(self.p_mu(x_samples)), None, _by_position(y_samples)))
+        mu: Tensor = self.p_mu(x_samples)
+        if mu.shape[-1] != y_samples.shape[-1]:
+            raise ValueError(f"y_samples must have {mu.shape[-1]} features, got {tuple(y_samples.shape)}")
+        return mu
+
+    def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        mu = self._mu(x_samples, y_samples)
+        return _over_positions(gaussian_club(_by_position(mu), None, _by_position(y_samples)))
 
     def loglikeli(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
-        check_pair(x_samples, y_samples, self.p_mu, more_dimensions=True)
-        return -((self.p_mu(x_samples) - y_samples) ** 2).sum(1).mean(0)
+        return -((self._mu(x_samples, y_samples) - y_samples) ** 2).sum(1).mean(0)
 
     def learning_loss(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
         return -self.loglikeli(x_samples, y_samples)

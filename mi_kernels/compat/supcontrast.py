@@ -27,13 +27,13 @@ class SupConLoss(nn.Module):
     """Supervised contrastive loss, L_out of Khosla et al. 2020 (eq. 2), times temperature / base_temperature.
 
     features: [B, V, ...], V views of B items. Further dimensions are flattened; the caller normalises.
-    labels: [B]; items with equal labels are positives. Or mask: [B, B], weights of the positives, possibly asymmetric.
-        Without both, the loss is SimCLR's.
+    labels: [B]; items with equal labels are positives. Or mask: [B, B], weights of the positives, possibly asymmetric,
+        which may be learnable. Without both, the loss is SimCLR's.
 
     The mean is over all B V anchors (contrast_mode="all") or over the B first views ("one"). Cost: 3N with N = 2 (B
     V)^2 D FLOP, or 4N if an anchor has no positive, without stored scores. A mask adds 2 B^2 D FLOP for mask @
-    features. On a CPU up to 256 x 256 scores are stored, because this is faster than the fixed cost of the operator.
-    Raises ValueError that names the argument.
+    features. On a CPU up to 256 x 256 scores are stored, because this is faster than the fixed cost of the operator;
+    with a learnable mask all scores are. Raises ValueError that names the argument.
     """
 
     def __init__(self, temperature: float = 0.07, contrast_mode: str = "all", base_temperature: float = 0.07):
@@ -53,7 +53,8 @@ class SupConLoss(nn.Module):
         scale = common.inverse_temperature(self.temperature)
         if mask is not None and mask.shape != (items, items):
             raise ValueError(f"mask must have shape {(items, items)}, got {tuple(mask.shape)}")
-        if anchors.device.type == "cpu" and anchors.shape[0] * contrast.shape[0] <= _HELD:
+        few = anchors.device.type == "cpu" and anchors.shape[0] * contrast.shape[0] <= _HELD
+        if few or (mask is not None and mask.requires_grad):
             loss = _from_scores(anchors, contrast, _mask(labels, mask, anchors, items), views, scale)
         elif mask is None:
             if labels is None:
@@ -84,8 +85,9 @@ def _from_scores(anchors: Tensor, contrast: Tensor, mask: Tensor, views: int, sc
     """The mean loss over the anchors from stored scores; anchor i is column i."""
     scores = anchors.to(mask.dtype) @ contrast.to(mask.dtype).mT * scale
     own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
-    positive = mask.detach().repeat(scores.shape[0] // mask.shape[0], views).masked_fill(own, 0)
+    positive = mask.repeat(scores.shape[0] // mask.shape[0], views).masked_fill(own, 0)
     weight = positive.sum(1, keepdim=True)
-    target = positive.div_(torch.where(weight > supcon.NONE, weight, torch.inf))  # no positive: a row of zeros
+    weight = torch.where(weight > supcon.NONE, weight, torch.inf)  # no positive: a row of zeros
+    target = positive / weight if mask.requires_grad else positive.div_(weight)
     # A finite minimum, because 0 times -inf is NaN.
     return F.cross_entropy(scores.masked_fill(own, -1e30), target)

@@ -185,6 +185,9 @@ def test_bad_input_is_named():
             module(x, y[:3])
         with pytest.raises(ValueError, match="x_samples"):
             module(x[:0], y[:0])
+        for method in (module, *(getattr(module, n) for n in ("learning_loss", "loglikeli") if hasattr(module, n))):
+            with pytest.raises(ValueError, match=r"y_samples.* features"):
+                method(x, torch.cat([y, y], 1))
     with pytest.raises(ValueError, match="two samples"):
         club.L1OutUB(3, 2, 10).double()(x[:1], y[:1])
     with pytest.raises(ValueError, match="hidden_size"):

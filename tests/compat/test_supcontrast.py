@@ -90,6 +90,16 @@ def test_anchors_without_positives_add_zero_and_count():
     same(SupConLoss()(features, LABELS), formula(features, (LABELS[:, None] == LABELS).double()), [features])
 
 
+def test_a_learnable_mask_gets_the_gradient_of_the_formula():
+    features, mask = draw(5, 2, 3, unit=True), draw(5, 5, seed=1).detach().abs().requires_grad_()
+    loss = SupConLoss()(features, mask=mask)
+    scores = features.transpose(0, 1).flatten(0, 1) @ features.transpose(0, 1).flatten(0, 1).T / 0.07
+    own = torch.eye(10, dtype=torch.bool)
+    weight = mask.repeat(2, 2).masked_fill(own, 0)
+    log_p = (scores - scores.masked_fill(own, -torch.inf).logsumexp(1, keepdim=True)).masked_fill(own, 0)
+    same(loss, -((weight * log_p).sum(1) / weight.sum(1)).mean(), [features, mask])
+
+
 @pytest.mark.parametrize("given", ["labels", "mask"])
 def test_no_scores_are_stored(given):
     features = draw(256, 2, 4, unit=True)

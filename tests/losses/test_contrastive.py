@@ -219,6 +219,11 @@ def test_compiles_into_one_graph(backend):
     for function in functions:
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         same(compiled(a, b, t), function(a, b, t), [a, b, t])
+    # fp32 features, whose log-sum-exps are fp64 in between
+    single = [v.detach().float().requires_grad_() for v in (a, b, t)]
+    compiled = torch.compile(functions[1], fullgraph=True, backend="aot_eager")
+    got, want = (torch.autograd.grad(f(*single), single) for f in (compiled, functions[1]))
+    torch.testing.assert_close(got, want)
 
 
 def test_backend_context_and_environment(monkeypatch):

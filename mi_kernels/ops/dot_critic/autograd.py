@@ -253,7 +253,7 @@ class RowLosses(torch.autograd.Function):
             # function would cost as much as the kernels.
             found = dispatch.row_gradients(full, known, g.contiguous(), settings, needs)
             return *_shaped(found, problem, needs), *(None,) * (FIELDS + 1 - len(GRADIENTS))
-        slopes = g.reshape(full.x.shape[:2]).to(known[0].dtype).contiguous()
+        slopes = g.reshape(full.x.shape[:2]).to(problem.scale.dtype).contiguous()
         found = dispatch.run_row_losses_grad(full, known, slopes, settings, needs)
         return *_narrowed(_shaped(found, problem, needs), problem, settings.normalize), None
 
