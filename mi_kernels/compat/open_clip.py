@@ -258,6 +258,9 @@ class CoCaLoss(ClipLoss):
         output_dict: bool = False,
     ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
         """logits [B, T, vocabulary] and labels [B, T] of the captions."""
+        if logits.dim() != 3 or labels.shape != logits.shape[:2]:
+            given = f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"
+            raise ValueError(f"logits must be [B, T, vocabulary] and labels [B, T], got {given}")
         if self.clip_loss_weight:
             clip_loss = self.clip_loss_weight * self._contrastive(image_features, text_features, logit_scale)
         else:

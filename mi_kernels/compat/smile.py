@@ -6,7 +6,8 @@ Differences:
 * estimate_mutual_information with this module's ConcatCritic stores neither scores nor activations.
 * tuba_lower_bound does not change its input. The original subtracts the baseline in place.
 * mine_lower_bound computes in log space, so scores of 500 stay finite.
-* An unknown estimator raises ValueError.
+* 16-bit scores give an fp32 result. Scores that are not [B, B] or not floating-point, and an unknown estimator, raise
+  ValueError.
 
 mk.InfoNCE, mk.NWJ, mk.SMILE and the other bounds of the package store no scores.
 """
@@ -22,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.common.checks import check_floats
+from ..ops.common.dtypes import accumulate_dtype
 from ._mlp import check_pair, mlp, numpy_when_used, pair_scores, pair_statistics, star_modules
 
 __all__ = [
@@ -52,10 +55,13 @@ def __getattr__(name: str) -> ModuleType:
     return numpy_when_used(__name__, name)
 
 
-def _size(scores: Tensor, least: int = 1) -> int:
+def _wide(scores: Tensor, least: int = 1) -> Tensor:
+    """The scores in the accumulation type: the bounds are differences of numbers that 16 bits would round. Raises
+    TypeError or ValueError unless they are floating-point [B, B] with B >= least."""
+    check_floats("scores", scores)
     if scores.dim() != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] < least:
         raise ValueError(f"scores must have shape [B, B] with B >= {least}, got {tuple(scores.shape)}")
-    return scores.shape[0]
+    return scores.to(accumulate_dtype(scores.dtype))
 
 
 def _without_diagonal(scores: Tensor, value: float) -> Tensor:
@@ -64,12 +70,13 @@ def _without_diagonal(scores: Tensor, value: float) -> Tensor:
 
 def logmeanexp_diag(x: Tensor, device: Any = None) -> Tensor:
     """log mean exp of the diagonal of x [B, B]."""
-    return x.diagonal().logsumexp(0) - math.log(_size(x))
+    return _wide(x).diagonal().logsumexp(0) - math.log(x.shape[0])
 
 
 def logmeanexp_nodiag(x: Tensor, dim: int | tuple[int, ...] | None = None, device: Any = None) -> Tensor:
     """log mean exp of x [B, B] over `dim` (both by default), excluding the diagonal."""
-    size = _size(x, 2)
+    x = _wide(x, 2)
+    size = x.shape[0]
     dims = (0, 1) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     count = size - 1 if len(dims) == 1 else size * (size - 1)
     return _without_diagonal(x, -math.inf).logsumexp(dims) - math.log(count)
@@ -77,6 +84,7 @@ def logmeanexp_nodiag(x: Tensor, dim: int | tuple[int, ...] | None = None, devic
 
 def tuba_lower_bound(scores: Tensor, log_baseline: Tensor | None = None) -> Tensor:
     """1 + E_p[f - log a(y)] - E_pp[exp(f - log a(y))] (Poole et al. 2019, eq. 4); log_baseline [B] of the rows."""
+    scores = _wide(scores, 2)
     if log_baseline is not None:
         if log_baseline.shape != scores.shape[:1]:
             raise ValueError(f"log_baseline must have shape {tuple(scores.shape[:1])}, got {tuple(log_baseline.shape)}")
@@ -86,23 +94,26 @@ def tuba_lower_bound(scores: Tensor, log_baseline: Tensor | None = None) -> Tens
 
 def nwj_lower_bound(scores: Tensor) -> Tensor:
     """TUBA with the baseline e (Nguyen, Wainwright, Jordan 2010)."""
-    return tuba_lower_bound(scores - 1)
+    return tuba_lower_bound(_wide(scores, 2) - 1)
 
 
 def infonce_lower_bound(scores: Tensor) -> Tensor:
     """log B + mean_i (f_ii - logsumexp_j f_ij), where the sum includes the diagonal; at most log B."""
-    return math.log(_size(scores)) + (scores.diagonal() - scores.logsumexp(1)).mean()
+    scores = _wide(scores)
+    return math.log(scores.shape[0]) + (scores.diagonal() - scores.logsumexp(1)).mean()
 
 
 def js_fgan_lower_bound(f: Tensor) -> Tensor:
     """E_p[-softplus(-f)] - E_pp[softplus(f)] (Nowozin et al. 2016); E_pp averages over off-diagonal pairs."""
-    size = _size(f, 2)
+    f = _wide(f, 2)
+    size = f.shape[0]
     negative = _without_diagonal(F.softplus(f), 0).sum() / (size * (size - 1))
     return -F.softplus(-f.diagonal()).mean() - negative
 
 
 def js_lower_bound(f: Tensor) -> Tensor:
     """NWJ's value with the gradient of js_fgan_lower_bound."""
+    f = _wide(f, 2)
     js = js_fgan_lower_bound(f)
     return js + (nwj_lower_bound(f) - js).detach()
 
@@ -110,6 +121,7 @@ def js_lower_bound(f: Tensor) -> Tensor:
 def dv_upper_lower_bound(f: Tensor) -> Tensor:
     """E_p[f] - log E_pp[exp f] (Donsker-Varadhan). With the log of a batch mean it is neither a lower nor an upper
     bound."""
+    f = _wide(f, 2)
     return f.diagonal().mean() - logmeanexp_nodiag(f)
 
 
@@ -119,6 +131,7 @@ def mine_lower_bound(f: Tensor, buffer: Tensor | None = None, momentum: float = 
     buffer: the running mean of E_pp[exp f], initially 1. The gradient of the partition function is divided by the
     updated mean instead of the batch mean. The returned mean is at most the largest finite number of its dtype.
     """
+    f = _wide(f, 2)
     log_update = logmeanexp_nodiag(f)
     largest = torch.finfo(log_update.dtype).max
     update = log_update.exp().clamp(max=largest)
@@ -140,6 +153,7 @@ def _log(value: float) -> float:
 def smile_lower_bound(f: Tensor, clip: float | None = None) -> Tensor:
     """Donsker-Varadhan with scores clipped to +-clip in the partition function only, and the gradient of
     js_fgan_lower_bound (Song and Ermon 2020, eq. 9)."""
+    f = _wide(f, 2)
     partition = logmeanexp_nodiag(f if clip is None else f.clamp(-clip, clip))
     js = js_fgan_lower_bound(f)
     return js + (f.diagonal().mean() - partition - js).detach()

@@ -120,6 +120,13 @@ def test_siglip_loss(oracle, bias):
     same(open_clip.SigLipLoss()(image, text, scale, bias, output_dict=True)["contrastive_loss"], want, inputs)
 
 
+def test_captions_of_other_shapes_are_named():
+    image, text = pair()
+    for logits, labels in ((draw(7, 4, 6, 1), (7, 4)), (draw(7, 6), (7,)), (draw(7, 4, 6), (7, 5))):
+        with pytest.raises(ValueError, match="logits"):
+            open_clip.CoCaLoss(1.0, 1.0)(image, text, logits, torch.zeros(labels, dtype=torch.long), 14.3)
+
+
 @pytest.mark.parametrize("oracle", ["formula", "original"])
 @pytest.mark.parametrize("weight", [1.5, 0])
 def test_coca_loss(oracle, weight):

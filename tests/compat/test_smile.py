@@ -167,6 +167,29 @@ def test_data_helpers():
     torch.testing.assert_close(smile.log_prob_gaussian(x), want)
 
 
+BOUNDS = [name for name in smile.__all__ if name.endswith("_lower_bound")]
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_scores_are_widened_before_they_cancel(name, dtype):
+    scores = (draw(6, 6).detach() / 8 + 8).to(dtype)
+    found, want = (getattr(smile, name)(s) for s in (scores, scores.double()))
+    if name == "mine_lower_bound":
+        found, want = found[0], want[0]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*BOUNDS, "logmeanexp_diag", "logmeanexp_nodiag"])
+def test_scores_that_are_no_square_of_floats_are_named(name):
+    for scores in (torch.randn(6), torch.randn(5, 6), torch.randn(2, 6, 6), torch.ones(6, 6, dtype=torch.long)):
+        with pytest.raises(ValueError, match="scores"):
+            getattr(smile, name)(scores)
+    with pytest.raises(TypeError, match="scores"):
+        getattr(smile, name)([[1.0, 2.0], [3.0, 4.0]])
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="estimator"):
         smile.estimate_mutual_information("mine", draw(3, 2), draw(3, 2), lambda x, y: x @ y.T)

@@ -22,6 +22,7 @@ are subclasses of its losses with its default distance and reducers, so its wrap
 * CrossBatchMemory and SelfSupervisedLoss refuse those losses of the original that the original does not support with
   them, and
   accept any other callable.
+* A NaN or infinite embedding gives NaN. The original's SupConLoss leaves the anchors whose loss is NaN out of the mean.
 * Wrong shapes and temperatures that are not positive raise ValueError.
 """
 
