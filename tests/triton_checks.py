@@ -143,7 +143,8 @@ def source(kind: str, variant: str, dtype: str, tf32: bool, D: int, arch: int):
     chosen = KINDS[kind][variant]
     # Heavier variants leave no registers for the larger tiles of Hopper.
     wide = {"wide": arch >= 90 and variant != "everything"} if kind == "dscores" else {}
-    t = tiling(getattr(torch, dtype), D, tf32, **wide)
+    ids = {"ids": chosen["PAIRS"] >= 2} if kind == "stats" else {}
+    t = tiling(getattr(torch, dtype), D, tf32, **wide, **ids)
     constants = {k: v for k, v in chosen.items() if k != "want"}
     constants |= {"PRECISION": "tf32" if tf32 else "ieee", "BM": t.BM, "BN": t.BN, "BK": t.BK, "BO": t.BO}
     constants |= {"WHOLE_D": t.BK >= D, "GROUP": triton_common.GROUP, "SHARE": {"own_g", "oth_g"} <= {*chosen["want"]}}

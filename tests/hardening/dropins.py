@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mi_kernels.compat import club, factorcl, info_nce, lightly, open_clip, smile, supcontrast
+from mi_kernels.compat._mlp import pair_scores
 from mi_kernels.compat.pytorch_metric_learning import losses as metric_learning
 from tests.hardening import oracle
-from tests.hardening.operators import BATCH, WIDTH, Call, Draw, Tensors
+from tests.hardening.operators import BATCH, WIDTH, Call, Draw, Tensors, terms_of_pairs
 
-Made = tuple[oracle.Function, dict[str, Any]]
+# The function, what a failure shows of it, and t of oracle.py where it is needed.
+Terms = Callable[[], list[float]]
+Made = tuple[oracle.Function, dict[str, Any]] | tuple[oracle.Function, dict[str, Any], Terms]
 # A row of one feature is normalised to its sign, and all of its gradient cancels.
 FEATURES = WIDTH.map(lambda width: max(width, 2))
 TEMPERATURE = st.sampled_from([0.1, 0.5, 1.0])
@@ -123,7 +127,16 @@ def _factorcl(draw: Draw, make: Tensors) -> Made:
     torch.manual_seed(make.generator.initial_seed() % 2**32)
     layers = draw(st.integers(1, 2))
     critic = getattr(factorcl, name)(*widths, 9, layers, "relu")
-    return _module(make, critic, lambda m, x, y: m(x, y)), {"name": name, "layers": layers}
+
+    def scores(x: Tensor, y: Tensor) -> Tensor:
+        network = copy.deepcopy(critic).double()._f
+        if name == "InfoNCECritic":  # every y is compared with all x
+            return pair_scores(network, x, y).mT
+        return pair_scores(network, y, x)
+
+    bound = {"InfoNCECritic": "infonce", "CLUBInfoNCECritic": "nce_club"}[name]
+    terms = partial(terms_of_pairs, scores, bound, make.made)
+    return _module(make, critic, lambda m, x, y: m(x, y)), {"name": name, "layers": layers}, terms
 
 
 def _smile(draw: Draw, make: Tensors) -> Made:
@@ -154,8 +167,8 @@ LIBRARIES: dict[str, Callable[[Draw, Tensors], Made]] = {
 @st.composite
 def dropins(draw: Draw) -> Call:
     make, library = Tensors(draw), draw(st.sampled_from(list(LIBRARIES)))
-    function, settings = LIBRARIES[library](draw, make)
+    function, settings, *terms = LIBRARIES[library](draw, make)
     # Bounds with networks are differences of means of the size of log B, also where they come out near 0.
     wide = torch.float64 if make.dtype == torch.float64 else torch.float32
     floor = oracle.unit(wide) if library in ("club", "factorcl", "smile") else 0.0
-    return Call(library, settings, function, make.made, floor)
+    return Call(library, settings, function, make.made, floor, *terms)

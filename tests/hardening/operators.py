@@ -133,13 +133,23 @@ def concat_bounds(draw: Draw) -> Call:
 
 
 def _terms_of_pairs(bound: torch.nn.Module, name: str, names: list[str], tensors: list[Tensor]) -> list[float]:
-    """Of every gradient the sum over pairs of |dS_ij| |dS_ij / dt|, in fp64. Where all hidden units agree on two pairs,
-    the gradient of an input is (sum of their dS) times a vector, and exactly 0 if the bound ignores shifts; plain torch
-    rounds dS = q and dS = -q alike, a kernel that forms them as p and p - 1 may not."""
+    def scores(x: Tensor, y: Tensor, *parameters: Tensor) -> Tensor:
+        named = {key.removeprefix("critic."): t for key, t in zip(names, parameters, strict=True)}
+        found: Tensor = torch.func.functional_call(bound.critic, named, (x, y))
+        return found
+
+    return terms_of_pairs(scores, name, tensors)
+
+
+def terms_of_pairs(scores_of: Callable[..., Tensor], name: str, tensors: list[Tensor]) -> list[float]:
+    """Of every gradient of a bound the sum over pairs of |dS_ij| |dS_ij / dt|, in fp64, for S = scores_of(*tensors).
+
+    Where all hidden units agree on two pairs, the gradient of an input is (sum of their dS) times a vector, and exactly
+    0 if the bound ignores shifts. Plain torch rounds dS = q and dS = -q alike; the CPU's kernel rounds them up or down
+    by a fixed pattern (docs/ops/mlp-critic.md)."""
     leaves = [t.detach().double().requires_grad_() for t in tensors]
     with mk.use_backend("reference"):
-        parameters = {key.removeprefix("critic."): t for key, t in zip(names, leaves[2:], strict=True)}
-        scores = torch.func.functional_call(bound.critic, parameters, tuple(leaves[:2]))
+        scores = scores_of(*leaves)
         given = scores.detach().requires_grad_()
         eye = torch.eye(scores.shape[-1], dtype=torch.float64)
         value = registry.find(name).bound(mk.DotCritic(1.0, normalize=False))(given, eye)

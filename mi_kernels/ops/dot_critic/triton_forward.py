@@ -108,15 +108,17 @@ def stats_kernel(
 INTERPRETED = not isinstance(stats_kernel, triton.runtime.JITFunction)
 
 
-def tiling(dtype: torch.dtype, D: int, tf32: bool, interpreted: bool = False) -> Tiling:
-    """Block sizes by dtype and feature size, all free of register spills on sm_80 and sm_90."""
+def tiling(dtype: torch.dtype, D: int, tf32: bool, ids: bool, interpreted: bool = False) -> Tiling:
+    """Block sizes by dtype and feature size, all free of register spills on sm_80 and sm_90; `ids` take registers."""
     if interpreted:
         return Tiling(32, 16, 16, 0, 4, 1)
     if dtype == torch.float64:
         return Tiling(32, 32, 16, 0, 4, 1)
     if dtype == torch.float32:
         # Rows that are not aligned take registers for their loads.
-        return Tiling(64, 64, 32, 0, 8, 1 if D % 16 else 2) if tf32 else Tiling(64, 32, 16, 0, 4, 1 if D % 16 else 2)
+        if tf32:
+            return Tiling(64, 64, 32, 0, 8, 1 if D % 16 else 2)
+        return Tiling(64, 32, 16, 0, 4, 1 if D % 16 else 2 if ids else 3)
     return Tiling(128, 64, next_power(D, 16) if D <= 128 else 64, 0, 8, 3)
 
 
@@ -125,7 +127,7 @@ def _launch(
 ) -> None:
     G, n_own, D = own.shape
     input_precision = precision(own.dtype, INTERPRETED)
-    t = tiling(own.dtype, D, input_precision == "tf32", INTERPRETED)
+    t = tiling(own.dtype, D, input_precision == "tf32", pairs >= 2, INTERPRETED)
     stats_kernel[(G * triton.cdiv(n_own, t.BM),)](
         own, oth, scale, own_bias, oth_bias, own_ids, oth_ids, lse, soft,
         n_own, oth.shape[1], D, max(shift, 0),
