@@ -43,7 +43,7 @@ def quirks(out: Path, quick: bool = False) -> str:
         raise ValueError(f"{out} holds a run of {config.name}; {NAME} reads runs of mird")
     if quick:
         config = config.changed({"training.epochs": 1})
-    data = load_data(config)
+    data, machine = load_data(config), describe()
     idle = {quirk: reason for quirk in QUIRKS if (reason := without_effect(quirk, config, data))}
     acting = [quirk for quirk in QUIRKS if quirk not in idle]
     arms: dict[str, list[str]] = {"none": []} | {quirk: [quirk] for quirk in acting} | {"all": acting}
@@ -55,7 +55,7 @@ def quirks(out: Path, quick: bool = False) -> str:
         changes = [run[metric] - plain[metric] for run, plain in zip(own, runs["none"], strict=True)]
         rows.append({"arm": arm, metric: row.pop(metric), "difference": moments(changes), **row})
     sizes = {split: len(data.labelled_rows(split)) for split in ("train", "test")} | {"seeds": seeds}
-    content = {"machine": describe(), "metric": metric, "config": config.to_dict(), "sizes": sizes, "rows": rows}
+    content = {"machine": machine, "metric": metric, "config": config.to_dict(), "sizes": sizes, "rows": rows}
     write_json(out / f"{NAME}.json", content | {"without_effect": idle})
     draw(out / f"{NAME}.svg", rows, metric)
     keys = list(rows[0])[1:]
