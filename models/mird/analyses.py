@@ -51,9 +51,10 @@ def quirks(out: Path, quick: bool = False) -> str:
     runs = {arm: [_scored(config, names, seed, metric) for seed in range(seeds)] for arm, names in arms.items()}
     rows: list[dict[str, Any]] = []
     for arm, own in runs.items():
-        row = {key: moments([run[key] for run in own]) for key in own[0]}
+        means = {key: moments([run[key] for run in own]) for key in own[0]}
         changes = [run[metric] - plain[metric] for run, plain in zip(own, runs["none"], strict=True)]
-        rows.append({"arm": arm, metric: row.pop(metric), "difference": moments(changes), **row})
+        first = {metric: means.pop(metric), "difference": moments(changes)}
+        rows.append({"arm": arm, **first, **means})
     sizes = {split: len(data.labelled_rows(split)) for split in ("train", "test")} | {"seeds": seeds}
     content = {"machine": machine, "metric": metric, "config": config.to_dict(), "sizes": sizes, "rows": rows}
     write_json(out / f"{NAME}.json", content | {"without_effect": idle})
