@@ -261,10 +261,11 @@ def test_bases_without_a_fused_representation_and_the_penalty_itself_are_refused
         made("mdm", mixed(missing=False))
 
 
-def test_fewer_negatives_are_that_many_rows():
+@pytest.mark.parametrize("negatives, rows, shuffled", [(0.5, 16, 8), (0.125, 48, 6), (0.125, 16, 4), (0.125, 3, 3)])
+def test_fewer_negatives_are_that_many_rows_and_at_least_four_if_the_batch_has_them(negatives, rows, shuffled):
     data = mixed(missing=False)
-    codes = made(data=data, negatives=0.25).eval().fixed(data.batch(torch.arange(16)))
-    assert len(codes.joint) == 16 and len(codes.product) == 4
+    codes = made(data=data, negatives=negatives).eval().fixed(data.batch(torch.arange(rows)))
+    assert len(codes.joint) == rows and len(codes.product) == shuffled
 
 
 @pytest.mark.parametrize("measure", ["kl", "f", "wasserstein"])
