@@ -101,6 +101,9 @@ INNER = {"model.inner_batch": "fresh", "model.club_critic": "shared", "model.inn
         ("factorcl-ssl", DROPOUT | INNER),
         ("cross-self", DROPOUT),
         ("mfn", RANDOM),
+        ("mird", RANDOM | {"model.inner_steps": 2, "model.as_published": ["fresh_codes"]}),
+        ("mdm", RANDOM | {"model.measure": "wasserstein", "model.fresh": True, "model.ramp": 0.9}),
+        ("mdm", RANDOM | {"model.critic_steps": 2, "model.lengths": "moved"}),
         ("simclr", {"training.precision": "64"}),
     ],
 )
