@@ -145,18 +145,25 @@ def _verdict(found: Row) -> str:
     return f"**Significantly different from weight 0: {'; '.join(parts)}** ({least})."
 
 
+def _sizes(found: Row) -> str:
+    """The data, rows, epochs and seeds of an analysis."""
+    config, sizes = found["config"], found["sizes"]
+    training = f"{config['training']['epochs']} epochs in batches of {config['training']['batch_size']}"
+    names = ", ".join(config["data"]["modalities"])
+    data = DATA[config["data"]["name"]] + (f" ({names})" if names else "")
+    return f"{data}, {sizes['train']} training and {sizes['test']} test rows, {training}, {sizes['seeds']} seeds"
+
+
 def robustness() -> list[str]:
     """The metric on damaged test rows, by measure and for the best single modality."""
     found = load("mdm_robustness")
     keys = [key for key in found["rows"][0] if key not in ("arm", "valid")]
     lines = [" | ".join([row["arm"], *(_cell(row.get(key)) for key in keys)]) for row in found["rows"]]
-    config, sizes = found["config"], found["sizes"]
+    model = found["config"]["model"]
     return [
         *paragraph(
-            f"{DATA[config['data']['name']]} with {BASES[config['model']['base']['name']]}: {sizes['train']} training and",
-            f"{sizes['test']} test rows, {config['training']['epochs']} epochs, {sizes['seeds']} seeds, weight",
-            f"{config['model']['weight']:g} without a search. The metric is {METRICS[found['metric']]}.",
-            f"{setting(found)}.",
+            f"{_sizes(found)}; base {BASES[model['base']['name']]}, weight {model['weight']:g} without a search. The",
+            f"metric is {METRICS[found['metric']]}. {setting(found)}.",
         ),
         *table(" | ".join([f"test {found['metric']}", *keys]), lines),
     ]
@@ -165,8 +172,7 @@ def robustness() -> list[str]:
 def quirks() -> list[str]:
     """What each quirk of MIRD's public code changes, on the data of the analysis."""
     found = load("mird_quirks")
-    metric, config, sizes = found["metric"], found["config"], found["sizes"]
-    lines = []
+    metric, lines = found["metric"], []
     for row in found["rows"]:
         arm = f"`{row['arm']}`" if row["arm"] not in ("none", "all") else row["arm"]
         change = "" if row["arm"] == "none" else _gain(row["difference"])
@@ -174,10 +180,8 @@ def quirks() -> list[str]:
     idle = "; ".join(f"`{quirk}` ({reason})" for quirk, reason in found["without_effect"].items())
     return [
         *paragraph(
-            f"{DATA[config['data']['name']]} ({' and '.join(config['data']['modalities'])}): {sizes['train']} training and",
-            f"{sizes['test']} test rows, {config['training']['epochs']} epochs in batches of",
-            f"{config['training']['batch_size']}, {sizes['seeds']} seeds; differences are paired by seed. CLUB is the sum",
-            f"over all pairs on validation rows, in nats. {setting(found)}.",
+            f"{_sizes(found)}. Differences are paired by seed. CLUB is the sum over all pairs on validation rows, in",
+            f"nats. {setting(found)}.",
         ),
         *table(f"quirk | test {metric} | difference | CLUB", lines),
         *(paragraph(f"Without effect on this data: {idle}.") if idle else []),
