@@ -62,6 +62,9 @@ class MDM(Model):
             raise ValueError("base must be a model without the penalty, got mdm")
         needs_several("mdm", data.names)
         self.base, self.config, self.modalities = base, config, len(data.names)
+        # One modality of a shuffled row may stay: the text, whose first and last tokens mean something to its encoder.
+        tokens = [modality.is_tokens for modality in data.modalities]
+        self.stays = tokens.index(True) if any(tokens) else 0
         self.headline, self.views, self.shown = base.headline, base.views, base.shown
         self.whole = hasattr(base, "loss_of") and hasattr(base, "features") and config.representation == "fused"
         self.widths = self._widths(data)
@@ -238,6 +241,8 @@ class MDM(Model):
         if self.config.control == "same":
             # All modalities of a row move together, and so do their lengths: the shuffled rows are rows of the batch.
             indices, lengths = [indices[-1]] * len(indices), "moved"
+        else:
+            indices.insert(self.stays, indices.pop(0))  # the first is the identity
         number = min(batch.size, max(FEWEST, round(self.config.negatives * batch.size)))
         return with_shuffled(batch, [index[:number] for index in indices], lengths)
 

@@ -253,6 +253,17 @@ def test_a_base_of_any_kind_has_a_triple():
     assert found.total.isfinite() and "dependency" in found.terms
 
 
+def test_the_text_of_a_shuffled_row_stays_and_the_others_move():
+    data = mixed(missing=False)
+    batch = data.batch(torch.arange(12))
+    for names in (data.names, ("tokens", "vectors"), ("frames", "vectors")):
+        chosen = data.choose(names)
+        both = made("early-fusion", chosen, negatives=0.5)._shuffled(chosen.batch(torch.arange(12)))
+        stays = "tokens" if "tokens" in names else names[0]
+        for name, x in both.inputs.items():
+            assert torch.equal(x.values[12:], batch.inputs[name].values[:6]) is (name == stays), name
+
+
 def test_bases_without_a_fused_representation_and_the_penalty_itself_are_refused():
     with pytest.raises(ValueError, match="no representation 'fused'; set representation to one of encoder"):
         made("simclr", mixed(missing=False))
