@@ -234,15 +234,19 @@ class MDM(Model):
             )
         return found[name]
 
+    def permutations(self, rows: int) -> list[Tensor]:
+        """For each modality, the row [rows] that a shuffled row takes it from; the row itself for the one that
+        stays."""
+        indices = self.measure.draws.product_indices(rows, self.modalities)
+        indices.insert(self.stays, indices.pop(0))  # the first is the identity
+        return indices
+
     def _shuffled(self, batch: Batch) -> Batch:
         """The batch and its shuffled rows."""
-        indices = self.measure.draws.product_indices(batch.size, len(batch.inputs))
-        lengths = self.config.lengths
+        indices, lengths = self.permutations(batch.size), self.config.lengths
         if self.config.control == "same":
             # All modalities of a row move together, and so do their lengths: the shuffled rows are rows of the batch.
-            indices, lengths = [indices[-1]] * len(indices), "moved"
-        else:
-            indices.insert(self.stays, indices.pop(0))  # the first is the identity
+            indices, lengths = [indices[self.stays - 1]] * len(indices), "moved"
         number = min(batch.size, max(FEWEST, round(self.config.negatives * batch.size)))
         return with_shuffled(batch, [index[:number] for index in indices], lengths)
 
