@@ -304,7 +304,7 @@ def _set(tree: dict[str, Any], name: str, value: Any) -> None:
     if last == "name" and len(path) > 1 and place.get(last) in MODELS and place[last] != value:
         place.clear()
     if isinstance(value, Mapping) and isinstance(place.get(last), Mapping):
-        for key, item in value.items():
-            _set(tree, f"{name}.{key}", item)
+        for key in sorted(value, key=lambda key: key != "name"):  # the name first: it may drop what stands beside it
+            _set(tree, f"{name}.{key}", value[key])
     else:
         place[last] = value

@@ -313,6 +313,7 @@ def test_nested_settings_go_through_yaml_and_are_changed_by_dotted_names():
     assert named.model.base.settings.rank == 2
     other = named.changed({"model.base.name": "mult", "model.base.sizes.dim": 10})
     assert other.model.base.name == "mult" and other.model.base.settings.sizes.dim == 10
+    assert named.changed({"model.base": {"memory": 5, "name": "mfn"}}).model.base.settings.memory == 5
     with pytest.raises(ValueError, match=r"model\.base\.memory"):
         named.changed({"model.base.memory": 5})
     with pytest.raises(ValueError, match=r"no setting model\.measure\.x: model\.measure holds no others"):
