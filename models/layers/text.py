@@ -103,9 +103,7 @@ class TextEncoder(nn.Module):
         ids, lengths = self._checked(x)
         mask = None
         if lengths is not None:
-            within = steps_within(lengths, ids.shape[1])
-            ids = ids.masked_fill(~within, self.pad)
-            mask = torch.ones_like(ids) if self.padding else within.long()
+            mask = torch.ones_like(ids) if self.padding else steps_within(lengths, ids.shape[1]).long()
         with _shifted(self.backbone, shift, None if self.padding else lengths):
             found = self.backbone(input_ids=ids, attention_mask=mask)
         return found.last_hidden_state, getattr(found, "pooler_output", None), lengths  # type: ignore[return-value]
@@ -150,8 +148,11 @@ class TextEncoder(nn.Module):
         if self.limit is not None and ids.shape[1] > self.limit:
             raise ValueError(f"x must have at most {self.limit} tokens a row, got {ids.shape[1]}: lower data.words")
         lengths = checked_lengths("x", x.lengths, ids)
+        if lengths is None:
+            return ids, None
+        ids = ids.masked_fill(~steps_within(lengths, ids.shape[1]), self.pad)
         # A missing text reads one padding token, as every layer does with a missing sequence.
-        return ids, None if lengths is None else lengths.clamp(min=1)
+        return ids, lengths.clamp(min=1)
 
 
 @contextmanager

@@ -140,6 +140,16 @@ def test_a_missing_text_is_finite_and_independent_of_the_tokens_given():
     torch.testing.assert_close(found[0], found[1])
 
 
+def test_a_missing_text_reads_the_padding_token_of_its_encoder():
+    net, seen = encoder(), []
+    net.pad = 7
+    net.backbone.embeddings.register_forward_pre_hook(
+        lambda module, args, given: seen.append(given["input_ids"]), with_kwargs=True
+    )
+    net(batch((0, 2), 3))
+    assert seen[0][0].tolist() == [7, 7, 7] and seen[0][1, 2] == 7
+
+
 def test_shift_sees_embedded_words_and_changes_what_the_layers_read():
     net, x, seen = encoder(), batch(), []
 

@@ -187,3 +187,29 @@ def test_what_xlnet_does_not_have_is_refused(checkpoint):
         XLNetEncoder(tokens(), TextConfig(name))
     with pytest.raises(ValueError, match="has 12 tokens, the encoder knows 11"):
         XLNetEncoder(tokens(name, 12), TextConfig(name))
+
+
+def test_texts_are_read_as_tokens_sep_and_cls(tmp_path, monkeypatch):
+    from models.batch import Target
+    from models.data import Dataset
+    from models.data.tokenizer import tokenised
+
+    special = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>"]
+    pieces = [(word, 0.0) for word in special] + [(word, -1.0) for word in ("▁", "▁good", "▁movie")]
+    tokenizer = transformers.XLNetTokenizer(vocab=[*pieces, *((letter, -5.0) for letter in "abcdefg")])
+    tokenizer.save_pretrained(tmp_path)
+    transformers.XLNetModel(transformers.XLNetConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(tmp_path)
+    said = ("good", "good movie good", "")
+    counts = torch.tensor([0, *(len(text.split()) for text in said)]).cumsum(0)
+    words = Modality("said", torch.zeros(int(counts[-1]), dtype=torch.int64), counts, texts=said)
+    name = str(tmp_path)
+    data = tokenised(Dataset("said", (words,), None, Target.none(), torch.zeros(3, dtype=torch.int64)), name)
+    net, seen = XLNetEncoder(data["said"], TextConfig(name)).eval(), {}
+    monkeypatch.setattr(net.backbone, "forward", lambda plain=net.backbone.forward, **given: seen.update(given) or
+                        plain(**given))  # fmt: skip
+    assert net(data.batch(torch.arange(3)).inputs["said"]).isfinite().all()
+    ids = {word: number for number, (word, _) in enumerate(pieces)}
+    good, movie, sep, cls, pad = (ids[word] for word in ("▁good", "▁movie", "<sep>", "<cls>", "<pad>"))
+    assert seen["input_ids"].tolist() == [[good, sep, cls, pad, pad], [good, movie, good, sep, cls], [pad] * 5]
+    assert seen["token_type_ids"].tolist() == [[0, 0, 2, 3, 3], [0, 0, 0, 0, 2], [2, 3, 3, 3, 3]]
+    assert seen["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1] * 5, [1, 0, 0, 0, 0]]
