@@ -83,6 +83,8 @@ class TextEncoder(nn.Module):
         self.hidden = self.out_dim = int(self.backbone.config.hidden_size)
         limit = getattr(self.backbone.config, "max_position_embeddings", None)
         self.limit = limit if limit and limit > 0 else None  # XLNet's is -1
+        self.remedy = "lower data.words" if config.name else "raise text.positions"
+        self._check_steps(f"modality {modality.name!r}", int(modality.lengths().max()) if len(modality) else 0)
         self.pad = int(self.backbone.config.pad_token_id or 0)
         if config.freeze:
             self.backbone.requires_grad_(False)
@@ -141,12 +143,15 @@ class TextEncoder(nn.Module):
         )
         return transformers.BertModel(sizes)
 
+    def _check_steps(self, name: str, steps: int) -> None:
+        if self.limit is not None and steps > self.limit:
+            raise ValueError(f"{name} must have at most {self.limit} tokens a row, got {steps}: {self.remedy}")
+
     def _checked(self, x: Inputs) -> tuple[Tensor, Tensor | None]:
         ids = x.values
         if ids.dim() != 2 or ids.shape[1] == 0 or ids.dtype != torch.int64:
             raise ValueError(f"x must have int64 tokens [batch, steps] with a step, got {ids.dtype} {tuple(ids.shape)}")
-        if self.limit is not None and ids.shape[1] > self.limit:
-            raise ValueError(f"x must have at most {self.limit} tokens a row, got {ids.shape[1]}: lower data.words")
+        self._check_steps("x", ids.shape[1])
         lengths = checked_lengths("x", x.lengths, ids)
         if lengths is None:
             return ids, None

@@ -43,9 +43,9 @@ class XLNetEncoder(TextEncoder):
         super().__init__(modality, config)
         sizes = self.backbone.config
         if self.config.readout == "first":
-            raise ValueError("readout must be pooler or mean for XLNet, whose CLS is the last token; got first")
+            raise ValueError("text.readout must be pooler or mean for XLNet, whose CLS is the last token; got first")
         if sizes.n_layer <= ENTERED:
-            raise ValueError(f"text needs {ENTERED + 1} layers or more for XLNet: the gate lies behind the first")
+            raise ValueError(f"text.layers must be at least {ENTERED + 1} for XLNet, got 1: the gate follows the first")
         self.marks = () if self.config.name else (modality.vocabulary, modality.vocabulary + 1)
         self.backbone.mask_emb.requires_grad_(False)  # for pretraining; it would never see a gradient
         self.summary = nn.Linear(self.hidden, self.hidden) if self.config.readout == "pooler" else None

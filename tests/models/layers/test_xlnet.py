@@ -178,9 +178,9 @@ def test_every_weight_but_that_of_pretraining_learns():
 
 
 def test_what_xlnet_does_not_have_is_refused(checkpoint):
-    with pytest.raises(ValueError, match="readout must be pooler or mean for XLNet"):
+    with pytest.raises(ValueError, match=r"text\.readout must be pooler or mean for XLNet"):
         encoder(readout="first")
-    with pytest.raises(ValueError, match="needs 2 layers or more for XLNet"):
+    with pytest.raises(ValueError, match=r"text\.layers must be at least 2 for XLNet"):
         encoder(layers=1)
     name = str(checkpoint)
     with pytest.raises(ValueError, match=f"set data.tokenizer={name}"):
