@@ -28,7 +28,7 @@ _backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _check_parameters(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
     for name, given in (("weights", weights), ("biases", biases)):
-        if not isinstance(given, list | tuple):
+        if not isinstance(given, (list, tuple)):
             raise TypeError(f"{name} must be a list of tensors, one per layer, got {type(given).__name__}")
         for k, t in enumerate(given):
             check_floats(f"{name}[{k}]", t)
