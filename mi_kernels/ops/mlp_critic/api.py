@@ -189,4 +189,4 @@ def statistics(
         )
     lead = x.shape[:-2]
     shaped = lambda t: t if t.dim() == len(lead) + 1 else t.reshape(*lead, t.shape[-1])  # noqa: E731
-    return Statistics(**{s: shaped(t) for s, t in zip(STATISTICS, found, strict=False) if s in stats})
+    return Statistics(**{s: shaped(t) for s, t in zip(STATISTICS[: len(found)], found, strict=True) if s in stats})
