@@ -20,7 +20,7 @@ def fast(one_thread):
 @pytest.fixture(params=KINDS)
 def kind(request, monkeypatch):
     names, target = KINDS[request.param]
-    monkeypatch.setitem(SOURCES, "synthetic", lambda seed=0: mixed(target, 60).choose(names))
+    monkeypatch.setitem(SOURCES, "synthetic", lambda seed=0: mixed(target, 40).choose(names))
     return request.param
 
 
@@ -38,6 +38,8 @@ def test_the_penalty_runs_around_every_base_from_the_command_line_and_from_yaml(
     assert status == 0
     settings = tmp_path / "first" / "config.yaml"
     assert yaml.safe_load(settings.read_text())["model"]["base"]["name"] == base
+    if kind != "words":
+        return  # once is enough
     assert main(["fit", "--config", str(settings), "--out", str(tmp_path / "second"), "--quiet"]) == 0
     first, second = ((tmp_path / run / WEIGHTS).read_bytes() for run in ("first", "second"))
     assert first == second
