@@ -228,7 +228,8 @@ def missing(out: Path, quick: bool = False) -> str:
     """Test accuracy with the second picture of ``paired_digits`` missing, and the error of its reconstruction.
 
     MFM with surrogate codes (trained by its loss, or in steps of their own), MFM that sees zeros, and the purely
-    generative and discriminative baselines, 1,000 steps of training each (quick: 5). The error is of pixels in [0, 1]; a constant picture, the training mean, stands beside.
+    generative and discriminative baselines, 1,000 steps of training each (quick: 5). The error is of pixels in [0, 1];
+    a constant picture, the training mean, stands beside.
     """
     found = averaged([_missing(seed, quick) for seed in seeds_of(quick)])
     write_json(out / "mfm-missing.json", {"machine": describe(), "missing": "inverted", "rows": found})
