@@ -65,7 +65,7 @@ def test_the_base_gets_the_gradient_of_its_loss_less_the_weighted_measure(measur
     got = torch.autograd.grad(found.total, parameters)
 
     model.measure.draws.set_extra_state(state)
-    indices = model.measure.draws.product_indices(12, 3)
+    indices = model.permutations(12)
     shuffled = with_shuffled(batch, indices)
     z = model.base.features(shuffled.inputs)
     t, s = model.scores(model._bounded(z)).split([12, 12])
@@ -123,7 +123,7 @@ def test_the_critic_reuses_the_codes_of_the_main_step_and_computes_others():
 def test_shuffled_rows_hold_no_true_pair_and_move_whole_modalities():
     data = mixed(missing=False)
     batch = data.batch(torch.arange(10))
-    indices = made(data=data).measure.draws.product_indices(10, 3)
+    indices = made(data=data).permutations(10)
     for i, first in enumerate(indices):
         for second in indices[:i]:
             assert not (first == second).any()
