@@ -34,7 +34,7 @@ class XLNetEncoder(TextEncoder):
 
     With a checkpoint, SEP and CLS are those of its tokenizer; a fresh XLNet appends two tokens of its own to the data's
     words. Readouts: "pooler", the summary, or "mean", of all states within the length. There is no limit of positions.
-    FLOP per token and layer, forward: 10 H^2 + 4 H I of products, 6 T H of attention.
+    FLOP per token and layer, forward: 12 H^2 + 4 H I of products, 8 T H of attention (2 T relative positions).
     """
 
     kind = "xlnet"
