@@ -68,7 +68,7 @@ def _check_alike(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequen
     on."""
     others = {"y": y}
     for kind, tensors in (("weights", weights), ("biases", biases)):
-        others |= {f"{kind}[{k}]": t for k, t in enumerate(tensors)}
+        others.update({f"{kind}[{k}]": t for k, t in enumerate(tensors)})
     for name, t in others.items():
         if t.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {t.device}")
