@@ -29,7 +29,7 @@ from models.settings import RunConfig
 from models.training.fit import fit, load_data
 
 from . import machine
-from .kept import moments
+from .kept import mean_and_deviation
 
 RESULTS = Path(__file__).parent / "results"
 UNIQUE = {"data.target": "unique"}
@@ -94,7 +94,7 @@ def summary(runs: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
     for name, seeds in runs.items():
         parts = [part for part in next(iter(seeds.values())) if part != "fit"] if seeds else []
         table[name] = {
-            f"{part} {split}": moments([found[part][split] for found in seeds.values()])
+            f"{part} {split}": mean_and_deviation([found[part][split] for found in seeds.values()])
             for part in parts
             for split in ("valid", "test")
         } | {"seeds": str(len(seeds))}

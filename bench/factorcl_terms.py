@@ -6,7 +6,7 @@
 "terms" removes one term at a time, trains about 400 steps a run, and probes encoders and factors. "search" gives every
 model equally many trials on the validation rows of a seed that is not reported, then trains the best of each on the
 reported seeds. Both write bench/results/factorcl_STUDY_DATA.json after every run and go on from it. Test rows choose
-nothing. DATA is synthetic, synthetic-gaussian (labels from unique latents alone) or two-digit-small.
+nothing. DATA is synthetic, synthetic-gaussian (labels from unique latents alone), two-digit-small or two-digit (MNIST).
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ DATA: dict[str, dict[str, Any]] = {
     "synthetic": UNIQUE | VECTORS,
     "synthetic-gaussian": UNIQUE | VECTORS,
     "two-digit-small": {"training.epochs": 25, "model.critic_hidden": 128},
+    "two-digit": {"training.epochs": 15, "model.critic_hidden": 128},
 }
 FACTOR = COSINE | {"model.heads": "factor"}
 UNIQUE_ONLY = COSINE | UNIQUE_TERMS

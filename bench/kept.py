@@ -43,15 +43,14 @@ class Kept:
         machine.save(self.path, self.content)
 
 
-def moments(values: list[float]) -> str:
-    """Mean and deviation over runs."""
-    found = summary.moments(values)
-    return f"{found['mean']:.3f} ± {found['deviation']:.3f}"
+def mean_and_deviation(values: list[float]) -> str:
+    """The text "mean ± deviation" of values over runs."""
+    return summary.with_deviation(**summary.moments(values), number=len(values))
 
 
 def summarised(found: list[Scores]) -> dict[str, str]:
     """{"encoder test": "mean ± deviation", ...} of runs' {part: {split: value}}, and how many there are."""
     parts = [(part, split) for part in found[0] for split in found[0][part]] if found else []
-    return {f"{part} {split}": moments([run[part][split] for run in found]) for part, split in parts} | {
+    return {f"{part} {split}": mean_and_deviation([run[part][split] for run in found]) for part, split in parts} | {
         "seeds": str(len(found))
     }

@@ -1,7 +1,8 @@
-"""Draws two figures from the JSON files of bench/results/; both name the machine, the commit and the date.
+"""Draws the figures of the pages from the JSON files of bench/results/.
 
 `python -m bench.plots`: cpu.png, time and memory of InfoNCE by batch size, for README.md; cpu_floor.png, time over the
-arithmetic floor of InfoNCE and of a concat critic, for docs/benchmarks.md.
+arithmetic floor of InfoNCE and of a concat critic, for docs/benchmarks.md, both with the machine, the commit and the
+date; mird_quirks.png and mdm_robustness.png, the figures of two analyses, for docs/mird.md and docs/mdm.md.
 """
 
 from __future__ import annotations
@@ -96,10 +97,24 @@ def floors() -> Any:
     return figure
 
 
+def analyses() -> list[str]:
+    """Draws the figures of the analyses from their tables; the names of the files."""
+    from models.mdm.analyses import draw_robustness
+    from models.mird.analyses import draw
+
+    names = []
+    for name, drawn in (("mird_quirks", draw), ("mdm_robustness", draw_robustness)):
+        found = load(name)
+        names.append(f"{name}.png")
+        drawn(machine.RESULTS / names[-1], found["rows"], found["metric"])
+    return names
+
+
 def main() -> None:
     for path, draw in ((SUMMARY, summary), (FLOORS, floors)):
         draw().savefig(path, dpi=110)
-    print(f"bench.plots: {SUMMARY.name} and {FLOORS.name} show the figures of bench/results/")
+    names = [SUMMARY.name, FLOORS.name, *analyses()]
+    print(f"bench.plots: {', '.join(names)} show the figures of bench/results/")
 
 
 if __name__ == "__main__":

@@ -308,11 +308,12 @@ PAGES: dict[str, dict[str, Section]] = {
         "analysis table": (readme_evidence.mfm,),
         "real-data table": (partial(readme_evidence.systems, "mfm"),),
     },
-    "docs/mird.md": {"label table": (readme_evidence.mird_labels,)},
-    "docs/mdm.md": {
-        "evidence table": (partial(readme_evidence.mdm, "mmmo-mfn"),),
-        "UTD-MHAD table": (partial(readme_evidence.mdm, "utd-mhad-mfn"),),
+    "docs/mird.md": {
+        "quirk table": (readme_evidence.quirks,),
+        "label table": (readme_evidence.mird_labels,),
+        "text table": (partial(readme_evidence.systems, "mird"),),
     },
+    "docs/mdm.md": {"robustness table": (readme_evidence.robustness,), "evidence table": (readme_evidence.mdm,)},
     "docs/drop-ins.md": {"drop-in table": (readme_systems.drop_ins,)},
     "docs/benchmarks.md": {
         "step table": (

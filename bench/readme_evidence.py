@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from .readme_parts import load, paragraph, table
+from .readme_parts import load, paragraph, setting, table
 
 Row = dict[str, Any]
 
@@ -77,34 +78,125 @@ def _cell(row: Row | None) -> str:
     return f"{row['mean']:.3f} ± {row['deviation']:.3f}" if row else ""
 
 
-def mdm(case: str) -> list[str]:
+DATA = {
+    "mmmo": "ICT-MMMO",
+    "utd-mhad": "UTD-MHAD",
+    "mosi": "MOSI",
+    "mosi-vectors": "MOSI, vectors of the ACL 2017 release",
+    "mustard": "MUStARD",
+}
+BASES = {"mfn": "MFN", "mult": "MulT", "lmf": "LMF"}
+METRICS = {"mae": "the mean absolute error (mae); lower is better", "accuracy": "the accuracy; higher is better"}
+
+
+def _unfinished(cases: Iterable[str]) -> list[str]:
+    """Names the cases whose runs are not all there."""
+    names = list(cases)
+    return paragraph(f"Not finished, and therefore without a table: {'; '.join(names)}.") if names else []
+
+
+def _mdm_name(case: str) -> str:
+    data, _, base = case.rpartition("-")
+    return f"{DATA[data]}, {BASES[base]}"
+
+
+def mdm() -> list[str]:
+    """A section for every case whose runs are all there, in the order of the study; names the others."""
+    from .mdm_evidence import CASES
+
+    found = load("mdm_evidence")["summary"]
+    lines = [line for case in CASES if case in found for line in _mdm_case(case, found[case])]
+    return lines + _unfinished(_mdm_name(case) for case in CASES if case not in found)
+
+
+def _mdm_case(case: str, found: Row) -> list[str]:
     """One row per arm: the metric, its gain over weight 0 paired by seed, and the metric with each modality damaged."""
-    found = load("mdm_evidence")["summary"][case]
     metric = found["metric"]
     kinds = [(name, kind) for name, by in found["rows"][0]["damaged"].items() for kind in by]
+    second = ["accuracy_2"] if "accuracy_2" in found["rows"][0] else []
     lines = []
     for row in found["rows"]:
-        cells = [_cell(row[metric]), _gain(row["gain"]) if "gain" in row else ""]
+        cells = [*(_cell(row.get(name)) for name in (metric, *second)), _gain(row["gain"]) if "gain" in row else ""]
         damaged = [_cell(row["damaged"].get(name, {}).get(kind)) for name, kind in kinds]
         lines.append(" | ".join([row["arm"], *cells, *damaged]))
-    header = ["arm", metric, "gain over weight 0", *(f"{name}: {kind}" for name, kind in kinds)]
+    header = ["arm", metric, *second, "gain over weight 0", *(f"{name}: {kind}" for name, kind in kinds)]
     weights = ", ".join(f"{name} {weight:g}" for name, weight in found["weights"].items())
     return [
-        *paragraph(f"Chosen on validation rows: learning rate {found['lr']:g}; weights {weights}."),
+        f"### {_mdm_name(case)}",
+        "",
+        *paragraph(
+            f"The metric is {METRICS[metric]}. Chosen on validation rows: learning rate {found['lr']:g}; weights",
+            f"{weights}. {found['rows'][0]['seeds']} seeds. {_verdict(found)}",
+        ),
         *table(" | ".join(header), lines),
     ]
 
 
-DATA = {"mmmo": "ICT-MMMO", "utd-mhad": "UTD-MHAD", "mosi": "MOSI", "mustard": "MUStARD"}
+def _verdict(found: Row) -> str:
+    """Which measures differ from weight 0, with Bonferroni's correction for the number of measures."""
+    gains = {row["arm"]: row["gain"] for row in found["rows"] if row["arm"] in found["weights"]}
+    corrected = {arm: min(1.0, len(gains) * gain.get("p", 1.0)) for arm, gain in gains.items()}
+    better = [arm for arm, p in corrected.items() if p < 0.05 and gains[arm]["mean"] > 0]
+    worse = [arm for arm, p in corrected.items() if p < 0.05 and gains[arm]["mean"] < 0]
+    least = f"p = {min(corrected.values()):.3f} for the nearest, corrected for {len(gains)} measures"
+    if not better and not worse:
+        return f"**No measure differs significantly from weight 0** ({least})."
+    parts = [f"{' and '.join(arms)} {how}" for arms, how in ((better, "gain"), (worse, "lose")) if arms]
+    return f"**Significantly different from weight 0: {'; '.join(parts)}** ({least})."
+
+
+def _sizes(found: Row) -> str:
+    """The data, rows, epochs and seeds of an analysis."""
+    config, sizes = found["config"], found["sizes"]
+    training = f"{config['training']['epochs']} epochs in batches of {config['training']['batch_size']}"
+    names = ", ".join(config["data"]["modalities"])
+    data = DATA[config["data"]["name"]] + (f" ({names})" if names else "")
+    return f"{data}, {sizes['train']} training and {sizes['test']} test rows, {training}, {sizes['seeds']} seeds"
+
+
+def robustness() -> list[str]:
+    """The metric on damaged test rows, by measure and for the best single modality."""
+    found = load("mdm_robustness")
+    keys = [key for key in found["rows"][0] if key not in ("arm", "valid")]
+    lines = [" | ".join([row["arm"], *(_cell(row.get(key)) for key in keys)]) for row in found["rows"]]
+    model = found["config"]["model"]
+    return [
+        *paragraph(
+            f"{_sizes(found)}; base {BASES[model['base']['name']]}, weight {model['weight']:g} without a search. The",
+            f"metric is {METRICS[found['metric']]}. {setting(found)}.",
+        ),
+        *table(" | ".join([f"test {found['metric']}", *keys]), lines),
+    ]
+
+
+def quirks() -> list[str]:
+    """What each quirk of MIRD's public code changes, on the data of the analysis."""
+    found = load("mird_quirks")
+    metric, lines = found["metric"], []
+    for row in found["rows"]:
+        arm = f"`{row['arm']}`" if row["arm"] not in ("none", "all") else row["arm"]
+        change = "" if row["arm"] == "none" else _gain(row["difference"])
+        lines.append(" | ".join([arm, _cell(row[metric]), change, _cell(row["club"])]))
+    idle = "; ".join(f"`{quirk}` ({reason})" for quirk, reason in found["without_effect"].items())
+    return [
+        *paragraph(
+            f"{_sizes(found)}. Differences are paired by seed. CLUB is the sum over all pairs on validation rows, in",
+            f"nats. {setting(found)}.",
+        ),
+        *table(f"quirk | test {metric} | difference | CLUB", lines),
+        *(paragraph(f"Without effect on this data: {idle}.") if idle else []),
+    ]
 
 
 def systems(system: str) -> list[str]:
-    """One table per data set that was run and one row per arm: the metric, the gain of the system over the arm, and the
-    metric with each modality missing."""
-    lines = []
-    for case, found in load("systems_evidence")["summary"].items():
-        if not case.startswith(f"{system}-"):
-            continue
+    """One table per data set whose runs are all there and one row per arm: the metric, the gain of the system over the
+    arm, and the metric with each modality missing; names the other data sets."""
+    from .systems_evidence import CASES
+
+    lines, summary = [], load("systems_evidence")["summary"]
+    cases = [case for case in CASES if case.startswith(f"{system}-")]
+    for case in (case for case in cases if case in summary):
+        found = summary[case]
         metric, names = found["metric"], list(found["rows"][0]["missing"])
         rows = []
         for row in found["rows"]:
@@ -120,7 +212,7 @@ def systems(system: str) -> list[str]:
             *paragraph(f"{DATA[case.partition('-')[2]]}, {seeds} seeds."),
             *table(" | ".join(header), rows),
         ]
-    return lines
+    return lines + _unfinished(DATA[case.partition("-")[2]] for case in cases if case not in summary)
 
 
 SWAP = {

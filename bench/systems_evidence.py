@@ -59,6 +59,8 @@ def mfm_arms(stride: int = 1, ablations: tuple[str, ...] = ABLATIONS) -> dict[st
     mfm = {"name": "mfm", **sizes, "code": 16, "factor": 16, "prior": "analytic", "surrogate": True}
     arms = {"MFM": Arm(mfm, ({}, LIGHT))}
     arms["MFM, zeros"] = Arm(mfm | {"surrogate": False}, follows="MFM")
+    arms["MFM, blocked targets"] = Arm(mfm | {"detach": True}, follows="MFM")
+    arms["MFM, own steps"] = Arm(mfm | {"surrogate_phase": True}, follows="MFM")
     arms |= {name: Arm(mfm | {"surrogate": False, "variant": name}, follows="MFM") for name in ablations}
     arms["MFN"] = Arm({"name": "mfn", **sizes, "hidden": [32]}, ({}, {"dropout": 0.2}))
     arms["EF-LSTM"] = Arm({"name": "ef-lstm", "hidden": 64, "align": 16, "stride": stride}, ({}, {"dropout": 0.2}))

@@ -44,7 +44,8 @@ MODELS: dict[str, Entry] = {
     "mfn": Entry(fusion.MFNSettings, fusion.build_mfn, "Memory Fusion Network on aligned modalities"),
     "mfm": Entry(mfm.Settings, mfm.build, "MFM, factorized and generative; surrogates for missing modalities"),
     "mult": Entry(fusion.MulTSettings, fusion.build_mult, "cross-modal transformers on unaligned modalities"),
-    "mag-bert": Entry(mag.MAGBERTSettings, mag.build_mag_bert, "BERT on words shifted by the other modalities"),
+    "mag-bert": Entry(mag.MAGSettings, mag.build_mag_bert, "BERT on words shifted by the other modalities"),
+    "mag-xlnet": Entry(mag.MAGSettings, mag.build_mag_xlnet, "XLNet on words shifted by the other modalities"),
     "mdm": Entry(
         mdm.Settings, around(mdm.build), "a fused model with a penalty that maximises dependence of the modalities"
     ),

@@ -24,7 +24,7 @@ import yaml  # type: ignore[import-untyped]
 from models.data import DataConfig
 from models.files import replace_file
 from models.model import Nested
-from models.registry import entry
+from models.registry import MODELS, entry
 from models.training.config import TrainingConfig
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -240,6 +240,8 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         return value
     elif hint is str and type(value) is int:
         return str(value)  # YAML reads the word 32 of precision=32 as a number
+    elif hint is str and value is None:
+        return ""  # what YAML makes of nothing, as in data.tokenizer=
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[hint]
     raise ValueError(f"{name} must be {expected}, got {value!r}")
 
@@ -285,7 +287,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]
 
 
 def _set(tree: dict[str, Any], name: str, value: Any) -> None:
-    """Changes one setting in place. A mapping changes several, as in training={epochs: 3, lr: 0.1}."""
+    """Changes one setting in place. A mapping changes several, as in training={epochs: 3, lr: 0.1}. A nested model that
+    is given by its name takes settings; another name drops those of the model before."""
     *path, last = name.split(".")
     place: Any = tree
     for depth, key in enumerate((*path, last)):
@@ -294,9 +297,14 @@ def _set(tree: dict[str, Any], name: str, value: Any) -> None:
         if not isinstance(place, dict):
             raise ValueError(f"there is no setting {name}: {'.'.join(path[:depth])} holds no others")
         if depth < len(path):
-            place = place.setdefault(key, {})
+            inside = place.setdefault(key, {})
+            if isinstance(inside, str) and inside in MODELS:
+                inside = place[key] = {"name": inside}
+            place = inside
+    if last == "name" and len(path) > 1 and place.get(last) in MODELS and place[last] != value:
+        place.clear()
     if isinstance(value, Mapping) and isinstance(place.get(last), Mapping):
-        for key, item in value.items():
-            _set(tree, f"{name}.{key}", item)
+        for key in sorted(value, key=lambda key: key != "name"):  # the name first: it may drop what stands beside it
+            _set(tree, f"{name}.{key}", value[key])
     else:
         place[last] = value

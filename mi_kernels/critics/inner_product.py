@@ -82,7 +82,7 @@ class InnerProductCritic(Critic):
                 found["row_sum"] = found["row_sum"] - found["positive"]
         if wanted:
             sums = dot_critic.statistics(a, b, scale, stats=wanted, pairs=pairs, tiles=tiles)
-            found |= {s: getattr(sums, s) for s in wanted}
+            found.update({s: getattr(sums, s) for s in wanted})
         if "clipped_row_lse" in stats:
             clipped = dot_critic.statistics(a, b, scale, pairs=pairs, clip=clip, tiles=tiles).row_lse
             assert clipped is not None

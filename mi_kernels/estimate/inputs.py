@@ -33,7 +33,7 @@ def _tensor(name: str, value: Any) -> Tensor:
     """Converts to a dense tensor of real numbers; lists and arrays become float64."""
     if isinstance(value, Tensor):
         return _dense(name, value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         try:
             return torch.as_tensor(value, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -81,4 +81,4 @@ def _json(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {k: _json(v) for k, v in value.items()}
-    return [_json(v) for v in value] if isinstance(value, list | tuple) else value
+    return [_json(v) for v in value] if isinstance(value, (list, tuple)) else value

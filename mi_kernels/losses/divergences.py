@@ -64,7 +64,7 @@ def median_distance(*samples: Tensor) -> Tensor:
 
 
 def _is_sequence(bandwidth: Bandwidth) -> TypeGuard[Sequence[float | Tensor]]:
-    return isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str | bytes)
+    return isinstance(bandwidth, Sequence) and not isinstance(bandwidth, (str, bytes))
 
 
 def _bandwidths(given: Bandwidth, groups: torch.Size, like: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def _column(s: object, groups: torch.Size, like: Tensor) -> Tensor:
         limits = torch.finfo(like.dtype)
         if not limits.tiny <= s <= limits.max:  # type: ignore[operator]
             raise ValueError(f"bandwidth must be within the range of {like.dtype}, got {s}")
-        value = s if isinstance(s, torch.SymFloat | torch.SymInt) else float(s)  # type: ignore[arg-type]
+        value = s if isinstance(s, (torch.SymFloat, torch.SymInt)) else float(s)  # type: ignore[arg-type]
         return like.new_full((groups.numel(),), value)  # type: ignore[arg-type]
     check_tensor("bandwidth", s)
     if s.numel() != 1 and s.shape != groups:

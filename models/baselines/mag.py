@@ -1,12 +1,12 @@
-"""MAG-BERT: a text encoder whose word embeddings are shifted by the other modalities (Rahman et al., ACL 2020).
+"""MAG-BERT and MAG-XLNet: text encoders whose words are shifted by the other modalities (Rahman et al., ACL 2020).
 
-The gate lies between BERT's embeddings and its first layer; the pooled output is the fused representation z:
+In BERT the gate lies between the embeddings and the first layer, in XLNet between the first layer and the second. The
+pooled output is the fused representation z:
 
     z = Pool(BERT(MAG(E(words), x_1 .. x_M))),   y = W Drop(z) + b
 
 Each word is shifted by the mean of the frames in its share of the time. The public code copies the aligned features of
-each word to its word pieces, which needs an alignment by word that few data sets have. MAG-XLNet is not implemented:
-the gate hooks into a module ``embeddings``, which XLNet does not have, and in XLNet the gate follows the first layer.
+each word to its word pieces, which needs an alignment by word that few data sets have.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from models.layers.mag import AdaptationGate, beside
 from models.layers.sequence import check_positive
 from models.layers.text import TextConfig, TextEncoder
 from models.layers.transformer import check_rate
+from models.layers.xlnet import XLNetEncoder
 from models.model import Model, needs_several
 
 
 @dataclass(frozen=True)
-class MAGBERTSettings(SupervisedSettings):
+class MAGSettings(SupervisedSettings):
     """text: the encoder of the first tokens. beta: bound of the shift. shift_dropout: in the gate. dropout: before the
     head. stride: averages this many neighbouring frames of the other modalities first."""
 
@@ -59,8 +60,8 @@ class _Read(nn.Module):
         return [inputs[self.text], *self.inlet(inputs)]
 
 
-class _MAGBERT(nn.Module):
-    def __init__(self, encoder: TextEncoder, dims: tuple[int, ...], config: MAGBERTSettings, out: int):
+class _MAG(nn.Module):
+    def __init__(self, encoder: TextEncoder, dims: tuple[int, ...], config: MAGSettings, out: int):
         super().__init__()
         self.encoder = encoder
         self.gate = AdaptationGate(encoder.hidden, dims, config.beta, config.shift_dropout)
@@ -73,12 +74,21 @@ class _MAGBERT(nn.Module):
         return self.out(z)
 
 
-def build_mag_bert(config: MAGBERTSettings, data: Dataset) -> Model:
+def build_mag_bert(config: MAGSettings, data: Dataset) -> Model:
     """Raises ValueError for data without tokens or of one modality."""
-    needs_several("mag-bert", data.names)
+    return _built("mag-bert", TextEncoder, config, data)
+
+
+def build_mag_xlnet(config: MAGSettings, data: Dataset) -> Model:
+    """Raises ValueError for data without tokens or of one modality, and for a checkpoint of another kind."""
+    return _built("mag-xlnet", XLNetEncoder, config, data)
+
+
+def _built(name: str, encoder: type[TextEncoder], config: MAGSettings, data: Dataset) -> Model:
+    needs_several(name, data.names)
     text = next((modality for modality in data.modalities if modality.is_tokens), None)
     if text is None:
-        raise ValueError(f"mag-bert needs tokens, data {data.name!r} has {', '.join(data.names)}")
+        raise ValueError(f"{name} needs tokens, data {data.name!r} has {', '.join(data.names)}")
     inlet = Inlet([m for m in data.modalities if m is not text], config.embedding, config.stride)
-    net = _MAGBERT(TextEncoder(text, config.text), inlet.dims, config, outputs_of(data.target))
+    net = _MAG(encoder(text, config.text), inlet.dims, config, outputs_of(data.target))
     return Supervised(_Read(text.name, inlet), net, data, config.loss)

@@ -44,7 +44,7 @@ def critic(out: Path, quick: bool = False) -> str:
     are those on which linear models of single modalities disagree, or which the model predicts badly.
     """
     config = _run(out, quick)
-    data = load_data(config)
+    data, machine = load_data(config), describe()
     config, model = load_run(out, data)
     if not isinstance(model, MDM):
         raise ValueError(f"{out} holds a run of {config.name}; {CRITIC} reads runs of mdm")
@@ -61,7 +61,7 @@ def critic(out: Path, quick: bool = False) -> str:
     found["spearman"] = {name: spearman(columns["score"], columns[name], permutations) for name in others}
     found["deciles"] = deciles(columns["score"], {name: columns[name] for name in others})
     found["ranking"] = ranking(data, rows, columns, "score")
-    content = {"machine": describe(), "config": config.to_dict(), "test_rows": len(rows), **found}
+    content = {"machine": machine, "config": config.to_dict(), "test_rows": len(rows), **found}
     write_json(out / f"{CRITIC}.json", content)
     _draw_critic(out, joint, product, found)
     lines = [f"AUC of rows against shuffled rows: {found['auc']['train']:.3f} train, {found['auc']['test']:.3f} test"]
@@ -142,7 +142,7 @@ def robustness(out: Path, quick: bool = False) -> str:
         measure: {"model.measure": measure} for measure in ("kl", "f", "wasserstein")
     }
     seeds = range(1 if quick else 3)
-    data = load_data(config)
+    data, machine = load_data(config), describe()
     metric = primary(data.target)
     rows: list[dict[str, Any]] = []
     for arm, changes in arms.items():
@@ -151,9 +151,10 @@ def robustness(out: Path, quick: bool = False) -> str:
     alone = _best_alone(config, data, seeds, out)
     if alone is not None:
         rows.append(alone)
-    content = {"machine": describe(), "metric": metric, "config": config.to_dict(), "rows": rows}
+    sizes = {split: len(data.labelled_rows(split)) for split in ("train", "test")} | {"seeds": len(seeds)}
+    content = {"machine": machine, "metric": metric, "config": config.to_dict(), "sizes": sizes, "rows": rows}
     write_json(out / f"{ROBUSTNESS}.json", content)
-    _draw_robustness(out, rows, metric)
+    draw_robustness(out / f"{ROBUSTNESS}.svg", rows, metric)
     keys = [key for key in rows[0] if key not in ("arm", "valid")]
     lines = [" | ".join(["arm", *keys])]
     for row in rows:
@@ -204,7 +205,8 @@ def _best_alone(config: RunConfig, data: Dataset, seeds: range, out: Path) -> di
     return {"arm": f"{best} alone", **{key: moments([run[key] for run in found[best]]) for key in found[best][0]}}
 
 
-def _draw_robustness(out: Path, rows: list[dict[str, Any]], metric: str) -> None:
+def draw_robustness(path: Path, rows: list[dict[str, Any]], metric: str) -> None:
+    """A point and a bar of one deviation per arm and damage."""
     keys = [key for key in rows[0] if key not in ("arm", "valid")]
     figure = Figure(figsize=(1.2 * len(keys) + 2, 3.2))
     axis = figure.subplots()
@@ -216,4 +218,4 @@ def _draw_robustness(out: Path, rows: list[dict[str, Any]], metric: str) -> None
     axis.set(ylabel=metric)
     axis.set_xticks(range(len(keys)), keys, rotation=30, ha="right")
     axis.legend(frameon=False, fontsize="small")
-    figure.savefig(out / f"{ROBUSTNESS}.svg", bbox_inches="tight")
+    figure.savefig(path, bbox_inches="tight")

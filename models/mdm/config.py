@@ -21,8 +21,10 @@ class Settings:
     lengths: of shuffled sequences. "kept": a modality from another row is cut to the length of the row, or repeated
         from its start if it is too short, so that padding carries no information. "moved": it keeps its own length and
         padding.
-    negatives: shuffled rows per row of the batch, at most 1, and at least two rows. They determine the cost of the
-        penalty: 1/4 adds about a quarter to a step, 1 doubles it. "kl" is not reliable above the log of their number.
+    negatives: shuffled rows per row of the batch, at most 1. They determine the cost of the penalty: 1/8 adds about a
+        fifth to a step of MFN, 1/4 three tenths, and 1 doubles it. There are at least four of them (or the whole batch,
+        if it is smaller), since "kl" is not reliable above the log of their number, 1.4 nats for four; batches of fewer
+        than 32 rows therefore pay for more than 1/8.
     critic_steps: number of critic steps per batch, K. fresh: draw a new batch for each of them instead of reusing the
         codes of the main step.
     critic_lr: of the critic's AdamW. hidden: widths of its layers. clamp: largest |score| of "kl" and "f", 0 for no
@@ -43,7 +45,7 @@ class Settings:
     input: str = "fused"
     representation: str = "fused"
     lengths: str = "kept"
-    negatives: float = 0.25
+    negatives: float = 0.125
     critic_steps: int = 1
     fresh: bool = False
     critic_lr: float = 1e-4

@@ -44,8 +44,7 @@ def dependency(model: MDM, data: Dataset, rows: Tensor, shuffles: int = 20, size
         joint = torch.cat([_scores(model, batch.take(part)) for part in torch.arange(len(rows)).split(size)])
         product = []
         for _ in range(shuffles):
-            indices = model.measure.draws.product_indices(len(rows), len(data.names))
-            both = with_shuffled(batch, indices, model.config.lengths)
+            both = with_shuffled(batch, model.permutations(len(rows)), model.config.lengths)
             moved = torch.arange(len(rows), both.size)
             product += [_scores(model, both.take(part)) for part in moved.split(size)]
     finally:

@@ -57,7 +57,10 @@ class Settings(SupervisedSettings):
     reconstruction, prior_weight: weights of each modality's squared error and of each code's distance from the prior.
     padding: include padded steps in the squared errors, as the public code does.
     surrogate: also learn the codes of a missing modality from the others; only for variant "full".
-    detach: block the gradient of the surrogates' targets (the public code does not).
+    surrogate_phase: train the surrogates in steps of their own, by all their terms, while the rest of the model is
+        frozen. False adds their terms to the loss of the model, as published, where they change its other parts too.
+    detach: block the gradient of the surrogates' targets (the public code does not). Without effect under
+        surrogate_phase, which always blocks it.
     public_slip: reconstruct the last modality from the codes without the previous modality, as the public code does,
         instead of from the codes without itself.
     stride, align: see Inlet.
@@ -81,6 +84,7 @@ class Settings(SupervisedSettings):
     prior_weight: float = 1.0
     padding: bool = False
     surrogate: bool = False
+    surrogate_phase: bool = False
     detach: bool = False
     public_slip: bool = False
     stride: int = 1
@@ -104,6 +108,8 @@ class Settings(SupervisedSettings):
         for name in ("reconstruction", "prior_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+        if self.surrogate_phase and not self.surrogate:
+            raise ValueError("surrogate_phase needs surrogate true, got false")
         if self.surrogate and self.variant != "full":
             raise ValueError(f"surrogate needs variant full, got {self.variant!r}")
 

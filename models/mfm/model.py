@@ -233,11 +233,23 @@ class MFM(Supervised):
             # Validation uses the exact prior, so that a resumed run gets the same numbers.
             sampled = settings.prior == "sampled" and self.training
             terms["prior"] = prior_distance(codes, self.net.spreads, sampled=sampled)
-        if settings.surrogate:
+        if settings.surrogate and not settings.surrogate_phase:
             terms |= self._missing(sequences, codes, batch)
-        reconstruction = settings.reconstruction
+        return self._weighted(terms)
+
+    def surrogate_loss(self, found: tuple[Batch, Sequence[Inputs], Codes]) -> Loss:
+        """The terms of the surrogates alone, for a batch, its sequences and its codes."""
+        batch, sequences, codes = found
+        return self._weighted(self._missing(sequences, codes, batch))
+
+    def _frozen(self, batch: Batch) -> tuple[Batch, Sequence[Inputs], Codes]:
+        sequences = self.inlet(batch.inputs)
+        return batch, sequences, self.net.codes(sequences)
+
+    def _weighted(self, terms: dict[str, Tensor]) -> Loss:
+        reconstruction = self.settings.reconstruction
         weights = {"reconstruction": reconstruction, "reconstruction_missing": reconstruction}
-        return Loss.of(terms, weights | {"prior": settings.prior_weight})
+        return Loss.of(terms, weights | {"prior": self.settings.prior_weight})
 
     def _errors(self, decoded: Mapping[str, Tensor], sequences: Sequence[Inputs]) -> Tensor:
         wanted = {name: sequences[self.net.names.index(name)] for name in decoded}
@@ -267,7 +279,16 @@ class MFM(Supervised):
         return {term: torch.stack(values).sum() for term, values in sums.items()}
 
     def phases(self) -> list[Phase]:
-        return [Phase("main", list(self.parameters()), self.loss, usable=Batch.complete_with_labels)]
+        usable = Batch.complete_with_labels
+        if not self.settings.surrogate_phase:
+            return [Phase("main", list(self.parameters()), self.loss, usable=usable)]
+        surrogates = [*self.net.surrogate_codes.parameters(), *self.net.surrogate_joint.parameters()]
+        own = {id(p) for p in surrogates}
+        main = [p for p in self.parameters() if id(p) not in own]
+        return [
+            Phase("main", main, self.loss, usable=usable),
+            Phase("surrogate", surrogates, self.surrogate_loss, fixed=self._frozen, usable=usable),
+        ]
 
 
 def build(settings: Settings, data: Dataset) -> Model:

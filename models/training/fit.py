@@ -26,7 +26,7 @@ from models.training.distributed import Processes, check_shares, launch, process
 from models.training.folder import check_digest, checkpoint_of, refuse_folder, start_folder
 from models.training.phases import Training
 from models.training.selection import Selection
-from models.training.steps import check_batches, least_rows
+from models.training.steps import check_batches, check_finite, least_rows
 
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -57,9 +57,9 @@ def fit(
     script needs ``if __name__ == "__main__"``. Under torchrun and SLURM every process calls this function.
 
     Raises ValueError, without changing the folder, if ``out`` holds a run that is neither resumed nor overwritten, if
-    settings or data differ from those of the resumed run, for a damaged checkpoint, and for settings that do not fit
-    the data (for example, if a phase cannot use any batch). Raises ValueError at the end of a run in which a phase took
-    no step, and NotFinite if a loss becomes NaN or infinite.
+    settings or data differ from those of the resumed run, for a damaged checkpoint, for values that are not finite, and
+    for settings that do not fit the data (for example, if a phase cannot use any batch). Raises ValueError at the end
+    of a run in which a phase took no step, and NotFinite if a loss becomes NaN or infinite.
     """
     processes = processes_of(config.training.devices)
     checkpoint = None
@@ -67,6 +67,7 @@ def fit(
         checkpoint = checkpoint_of(config, data, out, "previous" if resume == "previous" else "last")
     else:
         refuse_folder(out, overwrite=overwrite)
+    check_finite(data)
     loaders = (
         data.loader("train", config.training.batch_size, seed=config.seed),
         data.loader("valid", config.training.batch_size),

@@ -42,6 +42,21 @@ def check_batches(module: Training, loaders: tuple[Iterable[Batch], Iterable[Bat
         )
 
 
+def check_finite(data: Dataset) -> None:
+    """Raises ValueError that names a modality with values that are not finite in a row that has it, and that row."""
+    for modality in data.modalities:
+        if modality.is_tokens or bool(modality.values.isfinite().all()):
+            continue
+        rows = modality.rows_of_frames()
+        bad = ~modality.values.isfinite().all(1) & modality.has()[rows]
+        if bool(bad.any()):
+            first, kind = int(rows[bad][0]), "NaN" if bool(modality.values[bad].isnan().any()) else "infinite"
+            raise ValueError(
+                f"data {data.name!r}: modality {modality.name!r} holds {kind} values, the first in row {first}, in "
+                f"{len(rows[bad].unique())} rows altogether; training needs finite ones"
+            )
+
+
 def _reads_validation(config: TrainingConfig, name: str) -> bool:
     return config.select == "best" if name == "select" else config.patience > 0
 

@@ -23,6 +23,7 @@ SMALL = {
     "mfm": {"code": 6, "joint_code": 6, "hidden": 8, "memory": 8, "networks": 8, "align": 4},
     "mdm": {"base": {"name": "mfn", "hidden": 8, "memory": 8, "networks": 8, "align": 4}},
     "mag-bert": {"text": {"hidden": 8, "layers": 1, "heads": 2, "intermediate": 8}},
+    "mag-xlnet": {"text": {"hidden": 8, "layers": 2, "heads": 2, "intermediate": 8}},
     "misa": {"hidden": 4, "dim": 8},
     "mmim": {"hidden": 4, "dim": 4, "fused": 8},
     "mird": {
@@ -35,7 +36,7 @@ SMALL = {
     "mult": {"sizes": {"dim": 4, "heads": 2, "layers": 1, "memory_layers": 1}},
 }
 # These read tokens by an encoder of the package transformers.
-NEED_TEXT = ("mag-bert",)
+NEED_TEXT = ("mag-bert", "mag-xlnet")
 
 
 def config(model="factorcl-sup", changes=None, **training):

@@ -1,7 +1,10 @@
 """Evidence runs: their steps are those of ``fit``, and kept runs are made again only where their settings changed."""
 
+import json
+
 import pytest
 
+from bench import mdm_evidence
 from bench.factorcl_terms import DATA, MODELS, SPACE, base, variants
 from bench.kept import Kept, summarised
 from bench.plain import train
@@ -53,6 +56,17 @@ def test_every_arm_and_every_trial_of_a_case_is_a_valid_setting(name):
         assert len(of.rates) * len(of.trials) == 4
         for changes in of.trials:
             config_of(case, arm, 0, of.rates[0], changes)
+
+
+def test_kept_runs_of_the_penalty_still_have_the_settings_of_their_arms():
+    kept = json.loads(mdm_evidence.RESULTS.read_text())
+    assert kept["summary"]
+    for case, found in kept["summary"].items():
+        for seed in mdm_evidence.SEEDS:
+            for arm, settings in mdm_evidence.arms_of(case, found["weights"]).items():
+                config = mdm_evidence.config_of(case, settings, seed, found["lr"])
+                stored = kept["runs"][case][f"{arm}, seed {seed}"]["settings"]
+                assert json.loads(json.dumps(config.to_dict())) == stored, f"{case}: {arm}"
 
 
 def test_the_reference_gains_where_it_errs_less():

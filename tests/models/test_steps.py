@@ -55,6 +55,22 @@ def test_a_modality_that_no_row_keeps_is_refused_or_every_phase_steps(model, dat
         assert watch.optimizers and all(optimizer.state for optimizer in watch.optimizers)
 
 
+@pytest.mark.parametrize("value, kind", [(float("nan"), "NaN"), (float("inf"), "infinite")])
+def test_values_that_are_not_finite_are_named_before_training(value, kind, tmp_path):
+    data = mixed()
+    frames, tokens, vectors = data.modalities
+    values = frames.values.clone()
+    values[frames.offsets[4]], values[frames.offsets[7]] = value, value
+    broken = dataclasses.replace(data, modalities=(dataclasses.replace(frames, values=values), tokens, vectors))
+    with pytest.raises(ValueError, match=f"'frames' holds {kind} values, the first in row 4, in 2 rows altogether"):
+        fit(config("mfn"), broken, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    values = vectors.values.clone()
+    values[~vectors.present] = value  # of rows that do not have the modality, which nobody reads
+    absent = dataclasses.replace(data, modalities=(frames, tokens, dataclasses.replace(vectors, values=values)))
+    fit(config("mfn", epochs=1), absent, tmp_path / "run", progress=False)
+
+
 @pytest.mark.parametrize("model", ["mird", "misa", "mmim", "simclr", "factorcl-sup", "mfm"])
 def test_models_of_complete_rows_refuse_a_modality_that_is_always_dropped(model, data, tmp_path):
     settings = config(model, {"training.corruption.drop": {data.names[0]: 1.0}})

@@ -101,10 +101,17 @@ INNER = {"model.inner_batch": "fresh", "model.club_critic": "shared", "model.inn
         ("factorcl-ssl", DROPOUT | INNER),
         ("cross-self", DROPOUT),
         ("mfn", RANDOM),
+        ("mird", RANDOM | {"model.inner_steps": 2, "model.as_published": ["fresh_codes"]}),
+        ("mdm", RANDOM | {"model.measure": "wasserstein", "model.fresh": True, "model.ramp": 0.9}),
+        ("mdm", RANDOM | {"model.critic_steps": 2, "model.lengths": "moved"}),
+        ("mag-xlnet", {"model.dropout": 0.3}),
         ("simclr", {"training.precision": "64"}),
     ],
 )
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(model, changes, data, tmp_path):
+    if model in NEED_TEXT:
+        pytest.importorskip("transformers")
+        data = mixed(missing=False)
     settings = config(model, changes, epochs=3)
     whole = weights(fit(settings, data, tmp_path / "whole", progress=False).model)
     with pytest.raises(MemoryError):

@@ -17,7 +17,7 @@ Formula = Callable[..., Sequence[Tensor]]
 
 def needs(flags: Sequence[bool], bits: Sequence[int]) -> int:
     """The bit mask of the inputs that need a gradient; flags beyond the bits belong to other arguments."""
-    return sum(bit for bit, wanted in zip(bits, flags, strict=False) if wanted)
+    return sum(bit for bit, wanted in zip(bits, flags[: len(bits)], strict=True) if wanted)
 
 
 def times(gradients: Sequence[Tensor | None], slopes: Sequence[Tensor]) -> list[Tensor | None]:

@@ -62,7 +62,7 @@ def check_number(
     """Raises TypeError or ValueError unless value is a finite real number (including symbolic numbers of
     torch.compile), positive if `positive`, and finite in `dtype` if given. `infinite` also allows math.inf."""
     if type(value) is not float:
-        symbolic = isinstance(value, torch.SymFloat | torch.SymInt)
+        symbolic = isinstance(value, (torch.SymFloat, torch.SymInt))
         if isinstance(value, bool) or not (symbolic or isinstance(value, Real)):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if infinite and value == math.inf:
@@ -91,7 +91,7 @@ def _brief(value: Any) -> str:
 
 def check_integer(name: str, value: Any, least: int = 0, most: float = MOST_INTEGER) -> None:
     """Raises TypeError or ValueError unless value is an integer from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {_brief(value)}")

@@ -27,10 +27,10 @@ class Statistics(NamedTuple):
 
 def check_request(stats: Sequence[str], pairs: str, clip: float | None) -> None:
     """Raises ValueError for unknown names of statistics or pairs, and for a missing or invalid clip."""
-    if not isinstance(stats, list | tuple) or not stats or any(s not in STATISTICS for s in stats):
+    if not isinstance(stats, (list, tuple)) or not stats or any(s not in STATISTICS for s in stats):
         raise ValueError(f"stats must be a non-empty sequence out of {STATISTICS}, got {stats!r}")
     check_choice("pairs", pairs, PAIRS)
-    if "clipped_row_lse" in stats and not (isinstance(clip, int | float | torch.SymFloat) and clip > 0):
+    if "clipped_row_lse" in stats and not (isinstance(clip, (int, float, torch.SymFloat)) and clip > 0):
         raise ValueError(f"clip must be a positive number if clipped_row_lse is requested, got {clip!r}")
 
 

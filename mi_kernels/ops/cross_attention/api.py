@@ -252,7 +252,7 @@ def cross_attention(
 
 
 def _sequence(name: str, given: Any, pairs: int) -> Sequence[Any]:
-    if not isinstance(given, list | tuple):
+    if not isinstance(given, (list, tuple)):
         raise TypeError(f"{name} must be a list, one entry per pair, got {type(given).__name__}")
     if len(given) != pairs:
         raise ValueError(f"{name} must have one entry per pair, {pairs}, got {len(given)}")
@@ -283,7 +283,7 @@ def cross_attention_grouped(
 
     Cost, errors and sources are those of `cross_attention`; errors name the entry, such as `keys[2]`.
     """
-    if not isinstance(queries, list | tuple):
+    if not isinstance(queries, (list, tuple)):
         raise TypeError(f"queries must be a list of tensors, got {type(queries).__name__}")
     if not queries:
         raise ValueError("queries must be a list of at least one tensor, got none")
@@ -293,7 +293,7 @@ def cross_attention_grouped(
     for name, given in (("query_lengths", query_lengths), ("key_lengths", key_lengths)):
         rules[name] = [None] * pairs if given is None else _sequence(name, given, pairs)
     for name, number in (("causal_offset", causal_offset), ("scale", scale), ("dropout_p", dropout_p)):
-        rules[name] = _sequence(name, number, pairs) if isinstance(number, list | tuple) else [number] * pairs
+        rules[name] = _sequence(name, number, pairs) if isinstance(number, (list, tuple)) else [number] * pairs
     plural = {"query": "queries", "key": "keys", "value": "values"} | {name: name for name in _RULES}
     labels = [{name: f"{shown}[{i}]" for name, shown in plural.items()} for i in range(pairs)]
     rule, tensors = _prepare(labels, inputs, rules, normalizer, seed)

@@ -92,7 +92,8 @@ def normalize(s: Tensor, allowed: Tensor, sparse: bool) -> tuple[Tensor, Tensor]
         p = (s - top - tau).clamp(min=0).where(allowed, 0.0)
         stat = top + tau
         # If tau was rounded up to the maximum, the support would be empty; the next smaller number is used instead.
-        stat = torch.where(stat >= top, top.nextafter(torch.full_like(top, -torch.inf)), stat)
+        below = top.detach().nextafter(torch.full_like(top, -torch.inf))  # has no forward mode in torch 2.6
+        stat = torch.where(stat >= top, below, stat)
     else:
         stat = s.masked_fill(~allowed, -torch.inf).where(alive, 0.0).logsumexp(-1, keepdim=True)
         p = (s.where(allowed, 0.0) - stat).exp().where(allowed, 0.0)

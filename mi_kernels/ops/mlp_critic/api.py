@@ -28,7 +28,7 @@ _backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _check_parameters(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
     for name, given in (("weights", weights), ("biases", biases)):
-        if not isinstance(given, list | tuple):
+        if not isinstance(given, (list, tuple)):
             raise TypeError(f"{name} must be a list of tensors, one per layer, got {type(given).__name__}")
         for k, t in enumerate(given):
             check_floats(f"{name}[{k}]", t)
@@ -68,7 +68,7 @@ def _check_alike(x: Tensor, y: Tensor, weights: Sequence[Tensor], biases: Sequen
     on."""
     others = {"y": y}
     for kind, tensors in (("weights", weights), ("biases", biases)):
-        others |= {f"{kind}[{k}]": t for k, t in enumerate(tensors)}
+        others.update({f"{kind}[{k}]": t for k, t in enumerate(tensors)})
     for name, t in others.items():
         if t.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {t.device}")
@@ -189,4 +189,4 @@ def statistics(
         )
     lead = x.shape[:-2]
     shaped = lambda t: t if t.dim() == len(lead) + 1 else t.reshape(*lead, t.shape[-1])  # noqa: E731
-    return Statistics(**{s: shaped(t) for s, t in zip(STATISTICS, found, strict=False) if s in stats})
+    return Statistics(**{s: shaped(t) for s, t in zip(STATISTICS[: len(found)], found, strict=True) if s in stats})

@@ -85,7 +85,7 @@ class _StatisticsFunction(torch.autograd.Function):
             found = run(*flat(tensors), *ctx.score, *sums, *slopes, *kept, need_parameters, *resources)
         else:
             found = dispatch.backward(flat(tensors), ctx.score, sums, slopes, kept, need_parameters, resources)
-        gradients = [reshaped(g, t.shape) for g, t in zip(found, tensors, strict=False)]
+        gradients = [reshaped(g, t.shape) for g, t in zip(found, tensors[: len(found)], strict=True)]
         return *none, *gradients, *((None,) * (len(tensors) - len(gradients)))
 
 
@@ -157,7 +157,7 @@ def transformed(
         clipped = clip if "clipped_row_lse" in wanted else None
 
         def shaped(found: Sequence[Tensor], batch: torch.Size) -> list[Tensor]:
-            by_name = dict(zip(STATISTICS, found, strict=False))
+            by_name = dict(zip(STATISTICS[: len(found)], found, strict=True))
             return [by_name[s].reshape(*batch, by_name[s].shape[-1]) for s in wanted]
 
         def run(lead: tuple[int, ...], *given: Tensor) -> list[Tensor]:

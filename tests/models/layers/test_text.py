@@ -140,6 +140,16 @@ def test_a_missing_text_is_finite_and_independent_of_the_tokens_given():
     torch.testing.assert_close(found[0], found[1])
 
 
+def test_a_missing_text_reads_the_padding_token_of_its_encoder():
+    net, seen = encoder(), []
+    net.pad = 7
+    net.backbone.embeddings.register_forward_pre_hook(
+        lambda module, args, given: seen.append(given["input_ids"]), with_kwargs=True
+    )
+    net(batch((0, 2), 3))
+    assert seen[0][0].tolist() == [7, 7, 7] and seen[0][1, 2] == 7
+
+
 def test_shift_sees_embedded_words_and_changes_what_the_layers_read():
     net, x, seen = encoder(), batch(), []
 
@@ -164,9 +174,15 @@ def test_a_shift_that_fails_leaves_no_hook():
     torch.testing.assert_close(net(x), want)
 
 
-def test_too_many_tokens_are_refused():
-    with pytest.raises(ValueError, match="at most 4 tokens a row, got 5"):
+def test_too_many_tokens_are_refused_where_the_encoder_is_built_and_where_it_reads(checkpoint):
+    with pytest.raises(ValueError, match=r"x must have at most 4 tokens a row, got 5: raise text\.positions"):
         encoder(positions=4)(batch())
+    with pytest.raises(ValueError, match="modality 'said' must have at most 2 tokens a row, got 3"):
+        encoder(positions=2)
+    name = str(checkpoint)
+    long = Modality("said", torch.ones(600, dtype=torch.int64), torch.tensor([0, 600]), vocabulary=11, tokenizer=name)
+    with pytest.raises(ValueError, match=r"at most 512 tokens a row, got 600: lower data\.words"):
+        TextEncoder(long, TextConfig(name))
 
 
 def test_frozen_weights_take_no_gradient(checkpoint):

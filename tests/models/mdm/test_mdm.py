@@ -65,7 +65,7 @@ def test_the_base_gets_the_gradient_of_its_loss_less_the_weighted_measure(measur
     got = torch.autograd.grad(found.total, parameters)
 
     model.measure.draws.set_extra_state(state)
-    indices = model.measure.draws.product_indices(12, 3)
+    indices = model.permutations(12)
     shuffled = with_shuffled(batch, indices)
     z = model.base.features(shuffled.inputs)
     t, s = model.scores(model._bounded(z)).split([12, 12])
@@ -123,7 +123,7 @@ def test_the_critic_reuses_the_codes_of_the_main_step_and_computes_others():
 def test_shuffled_rows_hold_no_true_pair_and_move_whole_modalities():
     data = mixed(missing=False)
     batch = data.batch(torch.arange(10))
-    indices = made(data=data).measure.draws.product_indices(10, 3)
+    indices = made(data=data).permutations(10)
     for i, first in enumerate(indices):
         for second in indices[:i]:
             assert not (first == second).any()
@@ -253,6 +253,17 @@ def test_a_base_of_any_kind_has_a_triple():
     assert found.total.isfinite() and "dependency" in found.terms
 
 
+def test_the_text_of_a_shuffled_row_stays_and_the_others_move():
+    data = mixed(missing=False)
+    batch = data.batch(torch.arange(12))
+    for names in (data.names, ("tokens", "vectors"), ("frames", "vectors")):
+        chosen = data.choose(names)
+        both = made("early-fusion", chosen, negatives=0.5)._shuffled(chosen.batch(torch.arange(12)))
+        stays = "tokens" if "tokens" in names else names[0]
+        for name, x in both.inputs.items():
+            assert torch.equal(x.values[12:], batch.inputs[name].values[:6]) is (name == stays), name
+
+
 def test_bases_without_a_fused_representation_and_the_penalty_itself_are_refused():
     with pytest.raises(ValueError, match="no representation 'fused'; set representation to one of encoder"):
         made("simclr", mixed(missing=False))
@@ -261,10 +272,11 @@ def test_bases_without_a_fused_representation_and_the_penalty_itself_are_refused
         made("mdm", mixed(missing=False))
 
 
-def test_fewer_negatives_are_that_many_rows():
+@pytest.mark.parametrize("negatives, rows, shuffled", [(0.5, 16, 8), (0.125, 48, 6), (0.125, 16, 4), (0.125, 3, 3)])
+def test_fewer_negatives_are_that_many_rows_and_at_least_four_if_the_batch_has_them(negatives, rows, shuffled):
     data = mixed(missing=False)
-    codes = made(data=data, negatives=0.25).eval().fixed(data.batch(torch.arange(16)))
-    assert len(codes.joint) == 16 and len(codes.product) == 4
+    codes = made(data=data, negatives=negatives).eval().fixed(data.batch(torch.arange(rows)))
+    assert len(codes.joint) == rows and len(codes.product) == shuffled
 
 
 @pytest.mark.parametrize("measure", ["kl", "f", "wasserstein"])
@@ -297,6 +309,15 @@ def test_nested_settings_go_through_yaml_and_are_changed_by_dotted_names():
     assert from_dict(settings.to_dict()) == settings
     assert settings.changed({"model.base.memory": 5}).model.base.settings.memory == 5
     assert settings.changed({"model.base": "lmf"}).model.base.name == "lmf"
+    named = settings.changed({"model.base": "lmf", "model.base.rank": 2})
+    assert named.model.base.settings.rank == 2
+    other = named.changed({"model.base.name": "mult", "model.base.sizes.dim": 10})
+    assert other.model.base.name == "mult" and other.model.base.settings.sizes.dim == 10
+    assert named.changed({"model.base": {"memory": 5, "name": "mfn"}}).model.base.settings.memory == 5
+    with pytest.raises(ValueError, match=r"model\.base\.memory"):
+        named.changed({"model.base.memory": 5})
+    with pytest.raises(ValueError, match=r"no setting model\.measure\.x: model\.measure holds no others"):
+        settings.changed({"model.measure.x": 5})
     assert settings.flat()["model.base.name"] == "mfn"
 
 

@@ -17,6 +17,7 @@ from models.mfm.config import VARIANTS, Settings
 from models.mfm.interpretation import gradient_curves, information_ratios, swapped
 from models.mfm.model import MFMNet, prior_distance
 from models.registry import build
+from models.training.fit import fit
 from tests.models.helpers import config, mixed
 
 NAMES, DIMS = ("l", "a", "v"), (5, 3, 4)
@@ -177,6 +178,7 @@ def test_settings_that_do_not_fit_are_refused():
     for wrong, message in (
         ({"variant": "M_F"}, "variant must be one of full"),
         ({"surrogate": True, "variant": "M_B"}, "surrogate needs variant full"),
+        ({"surrogate_phase": True}, "surrogate_phase needs surrogate true"),
         ({"prior_weight": -1.0}, "prior_weight must be finite and not negative"),
         ({"reconstruction": float("inf")}, "reconstruction must be finite and not negative"),
     ):
@@ -213,12 +215,16 @@ def trained(data, steps=200, **settings):
     base = {"reconstruction": 1.0, "prior": "analytic", "prior_weight": 0.1}
     torch.manual_seed(0)
     model = build("mfm", Settings(**sizes | base | settings), data, 0)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    phases = [(phase, torch.optim.Adam(phase.parameters, 1e-2)) for phase in model.phases()]
     rows = data.rows("train")
     for _ in range(steps):
-        optimizer.zero_grad()
-        model.loss(data.batch(rows[torch.randint(len(rows), (64,))])).total.backward()
-        optimizer.step()
+        batch = data.batch(rows[torch.randint(len(rows), (64,))])
+        for phase, optimizer in phases:
+            with torch.no_grad():
+                given = phase.fixed(batch) if phase.fixed else batch
+            optimizer.zero_grad()
+            phase.loss(given).total.backward()
+            optimizer.step()
     return model.eval()
 
 
@@ -232,9 +238,26 @@ def test_the_shared_factor_predicts_the_label():
     assert all(ratio > 0 for ratio in information_ratios(model.net, factors, 4).values())
 
 
-def test_surrogates_predict_with_either_modality_missing():
+def test_surrogates_with_steps_of_their_own_leave_the_model_as_it_would_be_without_them(tmp_path):
+    """The weights of the rest equal those of a run without surrogates bit for bit, and the surrogates have moved."""
+    data = mixed(missing=False)
+    networks = {"model.dropout": 0.0, "model.network_dropout": 0.0, "model.prior": "analytic"}
+    own = {"model.surrogate": True, "model.surrogate_phase": True}
+    found = {}
+    for name, changes in (("without", {}), ("with", own)):
+        settings = config("mfm", networks | changes, epochs=1)
+        found[name] = fit(settings, data, tmp_path / name, progress=False).model.state_dict()
+    fresh = build("mfm", config("mfm", networks | own).model, data, 0).state_dict()
+    surrogates = {name for name in found["with"] if "surrogate" in name}
+    assert set(found["with"]) - surrogates == set(found["without"])
+    assert all(torch.equal(found["with"][name], value) for name, value in found["without"].items())
+    assert surrogates and not any(torch.equal(found["with"][name], fresh[name]) for name in surrogates)
+
+
+@pytest.mark.parametrize("own_steps", [False, True])
+def test_surrogates_predict_with_either_modality_missing(own_steps):
     data, _ = known_factors()
-    model = trained(data, 100, surrogate=True, code=6, joint_code=6)
+    model = trained(data, 100, surrogate=True, surrogate_phase=own_steps, code=6, joint_code=6)
     found = evaluate(model, data, only=("head",))
     for name in data.names:
         assert damaged(model, data, found, CorruptionConfig(drop={name: 1.0}))["head"]["accuracy"] > 0.95
