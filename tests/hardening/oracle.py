@@ -1,20 +1,24 @@
-"""One comparison for every public operator: the backend that runs by default against the reference in fp64.
+"""Compares a call on the default backend with the fp64 reference, and derives how much error is allowed.
 
-The allowance of a result follows from the problem, not from a constant. In norm, an error may be at most
+An output or gradient may differ from the fp64 result `want`, in norm, by at most
 
     2 e + 16 d + 16 v g + w |want| + 16 f + 4 u t
 
-e being the error of the plain-torch reference in the inputs' own dtype, d how far the exact result moves when every
-input changes by a random unit roundoff of its dtype, g the largest gradient of the call (for an output: the sum of
-|input times gradient|, what it is made of), v the unit roundoff of the sums, and w 4 unit
-roundoffs of the result's dtype, for 16- and 32-bit inputs at least the one part in a million of the contract. In fp64
-e is 0, since the reference is compared with itself, and w is the probable effect of as many roundings as lie between
-an input and a result (`_roundings`). So a sum
-that cancels is allowed what its conditioning says, also where it cancels to nothing (the gradient of a bias that the
-bound ignores), and a well-conditioned one no more than rounding. f is 0 unless the terms of the sums are larger than
-both results and gradients say: a squared MMD of 1e-19 is a sum of kernels of size 1, whose fp64 rounding is 1e-16.
-t is the same for one gradient, a sum over pairs of terms that are rounded to the inputs' dtype, of unit roundoff u: the
-sum of the terms' sizes. Plain torch may round two terms alike that cancel, where its own error says nothing.
+| term | meaning |
+|---|---|
+| e | error of the plain-torch reference in the dtype of the inputs |
+| d | how far the exact result moves when every input changes by a random unit roundoff of its dtype |
+| v | unit roundoff of the accumulation type |
+| g | norm of the largest gradient of the call; for an output the sum of abs(input * gradient) |
+| w | 4 unit roundoffs of the dtype of the result, at least 1e-6 for 16- and 32-bit inputs; in fp64 `_roundings` |
+| f | given by the call where the terms of its sums are larger than d and g say; otherwise 0 |
+| u | unit roundoff of the dtype of the input |
+| t | of one gradient: the sum of the sizes of its terms, where pairs are rounded to the dtype of the inputs |
+
+In fp64, e is 0, because the reference is compared with itself. d and g are large where a sum cancels, so that an
+ill-conditioned result is allowed more than a well-conditioned one. Example of f: a squared MMD of 1e-19 is a sum of
+kernels of size 1, which fp64 rounds by 1e-16. t is needed because plain torch may round two terms alike that cancel;
+e is then 0 although the terms were rounded.
 """
 
 from __future__ import annotations
@@ -87,9 +91,9 @@ def _roundings(tensors: Sequence[Tensor]) -> float:
     over features, the scale, a difference, exp, a sum over candidates, log, a difference, a sum over the batch (of a
     gradient: over candidates) and a factor. A sum of L terms in any order rounds a term at most L - 1 times. A term is
     therefore multiplied by n factors 1 + d, |d| <= u. For d of mean 0 their product differs from 1 by at most
-    r sqrt(n) u, except with probability 2 exp(-r^2 / 2) (Higham and Mary, SIAM J. Sci. Comput. 41 (2019), theorem 2.4;
-    with certainty it is n u). Both results make n roundings: r sqrt(2 n) u. With r = 6 the probability is 3e-8, less
-    than one result in a million calls. What the scores' own size makes of it in exp is part of d above.
+    r sqrt(n) u, except with probability 2 exp(-r^2 / 2) (Higham and Mary, SIAM J. Sci. Comput. 41 (2019), theorem 2.4);
+    the bound without exception is n u. Both results make n roundings: r sqrt(2 n) u. With r = 6 the probability is
+    3e-8 for each result. Large scores make exp sensitive to their rounding; d of the module docstring contains that.
     """
     longest = max(max(t.shape, default=1) for t in tensors)
     return 6 * math.sqrt(2 * (8 + 3 * longest))
@@ -101,8 +105,10 @@ def differences(
     floor: float = 0.0,
     terms_of_gradients: Callable[[], list[float]] | None = None,
 ) -> list[Difference]:
-    """function(*tensors) returns one tensor or several; every tensor gets a gradient. `floor`: f above,
-    `terms_of_gradients`: t above of every tensor's gradient under a slope of 1; computed where it is needed."""
+    """The differences of all outputs and gradients of function(*tensors), which returns one tensor or several.
+
+    floor: f of the module docstring. terms_of_gradients: returns t of every gradient for a slope of 1; called only if
+    a result is above the allowance without it."""
     slopes: list[Tensor] = []
     with mk.use_backend("reference"):
         wide = [t.detach().double() for t in tensors]
