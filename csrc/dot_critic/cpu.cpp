@@ -110,7 +110,7 @@ struct Units {
   }
 };
 
-// Those of the type of the call, where they are wanted.
+// `Units` in the type of the call, if they are wanted.
 struct AnyUnits {
   std::tuple<std::optional<Units<float>>, std::optional<Units<double>>> units;
 

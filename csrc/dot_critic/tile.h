@@ -35,7 +35,7 @@ MK_INLINE void affine(int64_t m, T* s, T scale, const T* row_bias, const T* col_
   }
 }
 
-// To [-clip, clip]; -inf, a pair that takes no part, and NaN stay.
+// Clamps scores to [-clip, clip]. -inf, which marks an excluded pair, and NaN are unchanged.
 template <class T>
 MK_INLINE void clip_scores(int64_t m, T* s, T clip) {
   for (int64_t k = 0; k < m * kBlock; ++k) {
@@ -94,7 +94,7 @@ MK_INLINE void exact_columns(int64_t m, const T* s, T* top, T* part) {
     }
 }
 
-// (top, sum) of a log-sum-exp takes in another pair.
+// Merges a second (top, sum) of a log-sum-exp into the first.
 template <class T>
 MK_INLINE void merge(int64_t n, T* top, T* sum, const T* other_top, const T* other_sum) {
   for (int64_t j = 0; j < n; ++j) {

@@ -231,9 +231,9 @@ MK_OPERAND_FUNCTIONS(float, c10::BFloat16)
 MK_OPERAND_FUNCTIONS(double, double)
 #undef MK_OPERAND_FUNCTIONS
 
-// g rounded to bf16, up or down with a chance that makes it right on average. Score gradients are nearly equal over a
-// batch; rounded to nearest they would all err in one direction, and their sums with them. The "chance" is a low-
-// discrepancy sequence of the row and column, so that runs agree and errors along a row cancel.
+// Rounds g to bf16, up or down, so that the error is 0 on average. Score gradients are nearly equal over a batch:
+// rounded to nearest, they would all err in one direction, and so would their sums. Whether an element is rounded up
+// is decided by a low-discrepancy sequence of the row and column, so that runs agree and errors along a row cancel.
 [[maybe_unused]] MK_CLONES static void round_fairly(Shape t, int64_t row, int64_t column, const float* g, float* out) {
   for (int64_t r = 0; r < t.R; ++r)
     for (int64_t c = 0; c < t.C; ++c) {

@@ -1,9 +1,9 @@
 // Pairs of rows whose distance is lost in the rounding of inner products: found here and computed from differences.
 //
-// |a|^2 + |b|^2 - 2 a.b has an error of some eps (|a|^2 + |b|^2). With samples in units of the smallest bandwidth that
-// matters only where the norms are large, because the samples spread over many bandwidths, and the distance is small
-// against them. A pair that is neither has a kernel value that is right to about 1e-6 in fp32. A tile that holds a pair
-// that is both is computed from differences of the rows as they were given, before centring rounds them.
+// |a|^2 + |b|^2 - 2 a.b has an error of a few eps (|a|^2 + |b|^2). With samples in units of the smallest bandwidth, this
+// matters only for a pair whose norms are large (the samples spread over many bandwidths) and whose distance is small
+// compared with them. The kernel values of all other pairs are correct to about 1e-6 in fp32. A tile that contains such
+// a pair is computed from differences of the rows as they were given, before centring rounds them.
 #pragma once
 
 #include <algorithm>

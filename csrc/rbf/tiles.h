@@ -50,7 +50,7 @@ MK_INLINE void exponentials(double t, double& k, double& e) {
   }
 }
 
-// Squared distances of row i to 64 columns from their inner products; exactly 0 within rounding of it.
+// Squared distances of row i to 64 columns from their inner products; exactly 0 where they are within rounding of 0.
 template <class T>
 MK_INLINE void squared_distances(T own, const T* norm, const T* s, T* r) {
   const T tolerance = T(4) * std::numeric_limits<T>::epsilon();
