@@ -300,6 +300,7 @@ PAGES: dict[str, dict[str, Section]] = {
     "docs/factorcl.md": {
         "term table": (readme_evidence.factorcl_terms,),
         "search table": (
+            partial(readme_evidence.factorcl_search, "two-digit"),
             partial(readme_evidence.factorcl_search, "two-digit-small"),
             partial(readme_evidence.factorcl_search, "synthetic-gaussian"),
         ),
