@@ -27,8 +27,11 @@ from .critics import BilinearCritic, ConcatCritic, DotCritic, SeparableCritic
 from .estimate import MIEstimate, estimate_mi
 from .losses import clip_loss, gaussian_mmd, hsic, info_nce, mmd, nt_xent, siglip_loss, sup_con
 from .memory_bank import MemoryBank
+from .ops.common import compiler
 from .ops.cross_attention.api import cross_attention, cross_attention_grouped
 from .ops.lstm_scan.api import lstm, lstm_decode, lstm_scan
+
+compiler.prepare()
 
 __all__ = [
     "BarberAgakov",
