@@ -91,8 +91,9 @@ def statistics(
     s = clipped(s, clip)
     masked = s if mask is None else s.masked_fill(~mask, -torch.inf)
     # a new empty tensor for each, because outputs of an operator must not alias
-    row = _lse(masked, -1) if stats & ROW_LSE else s.new_empty(0)
-    col = _lse(masked, -2) if stats & COL_LSE else s.new_empty(0)
+    wide = lse_dtype(s.device)
+    row = _lse(masked, -1) if stats & ROW_LSE else s.new_empty(0, dtype=wide)
+    col = _lse(masked, -2) if stats & COL_LSE else s.new_empty(0, dtype=wide)
     return row, col, soft
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from mi_kernels import backends
 from mi_kernels.ops.dot_critic import api, dispatch
@@ -296,6 +297,19 @@ def test_opcheck_accepts_the_operators(backend):
     torch.library.opcheck(ops.dot_critic_loss.default, (*problem, 0.5, 0.25, 0.0, 0.5, False, True, 31, 0, backend))
     weights = (row, col, torch.ones_like(row), torch.ones_like(col), None, torch.ones_like(row))
     torch.library.opcheck(ops.dot_critic_grad.default, (*problem, *weights, False, 31, backend))
+
+
+def test_outputs_have_the_types_that_a_compiled_graph_expects(backend):
+    """Log-sum-exps are fp64 for fp32 inputs, those that were not asked for too."""
+    t, _ = draw(2, 5, 6, 3, torch.float32)
+    problem = (t["x"].detach(), t["y"].detach(), torch.ones(2), None, None, None, None, 0, 0)
+    operator = torch.ops.mi_kernels.dot_critic_stats
+    for stats in range(1, 8):
+        found = operator(*problem, stats, math.inf, backend)
+        with FakeTensorMode() as mode:
+            given = [mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for v in problem]
+            wanted = operator(*given, stats, math.inf, backend)
+        assert [(v.dtype, v.shape) for v in found] == [(v.dtype, v.shape) for v in wanted], stats
 
 
 @pytest.mark.usefixtures("two_threads")
