@@ -6,8 +6,7 @@ There are five backends:
 * `cpu`: the compiled C++ extension.
 * `triton`: Triton kernels, on GPUs or in Triton's interpreter.
 * `cuda`: the extension's CUDA C++ kernels. They run on request, and by default for operators without a Triton kernel
-  and
-  for attention with narrow heads.
+  and for attention with narrow heads.
 
 By default the device of the inputs decides. A backend that the caller names either runs or raises an error.
 """
@@ -67,6 +66,11 @@ def _triton_status() -> str:
     return _triton_version_status()
 
 
+def release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version: (2, 11) of "2.11.0+cu130"; empty for a version without numbers."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
 @functools.cache
 def _triton_version() -> str:
     return str(importlib.import_module("triton").__version__)
@@ -77,8 +81,7 @@ def _triton_version_status() -> str:
         version = _triton_version()
     except Exception as error:  # a damaged installation can raise any exception
         return f"triton does not import: {(str(error).splitlines() or [type(error).__name__])[0]}"
-    found = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-    if found < TRITON_OLDEST:
+    if release(version) < TRITON_OLDEST:
         wanted = ".".join(map(str, TRITON_OLDEST))
         return f"triton {version} is installed, the kernels need {wanted} or newer (torch 2.11 brings it)"
     return "available"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
+
+from ...backends import release
 
 # The oldest torch whose compiler traced the whole package in our tests. Versions 2.6 and 2.8 fail with an internal
 # error on methods and slices of named tuples, which ends the user's program.
@@ -12,9 +12,9 @@ TRACEABLE = (2, 11)
 
 
 def traceable(version: str) -> bool:
-    """Whether torch.compile of this torch version can trace mi_kernels."""
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    return numbers is None or (int(numbers[1]), int(numbers[2])) >= TRACEABLE
+    """Whether torch.compile of this torch version can trace mi_kernels; a version without numbers is taken for new."""
+    found = release(version)
+    return not found or found >= TRACEABLE
 
 
 def keep_out_of_compiled_graphs() -> None:
