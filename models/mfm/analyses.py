@@ -78,7 +78,7 @@ def paired_digits(rows: int = 2000, seed: int = 0) -> tuple[Dataset, Tensor]:
 
 
 def trained(data: Dataset, settings: Settings, steps: int, rate: float = 3e-3, seed: int = 0) -> MFM:
-    """Adam on batches of 64 training rows."""
+    """Every phase of the model by Adam of its own, on batches of 64 training rows."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = cast(MFM, build(settings, data)).train()

@@ -72,6 +72,17 @@ def assert_padding_is_never_read(module, *inputs, **options):
             torch.testing.assert_close(gradient, want_gradients[name], rtol=1e-7, atol=1e-10, msg=name)
 
 
+def assert_padding_tokens_are_never_read(net, batch):
+    """Neither the tokens in the padding nor how many there are changes a text's features, and a text alone has the
+    features that it has in the batch. ``batch(fill=)`` makes the same texts with that token as padding."""
+    x = batch()
+    want = net(x)
+    torch.testing.assert_close(net(batch(fill=7)), want)
+    torch.testing.assert_close(net(Inputs(torch.nn.functional.pad(x.values, (0, 3), value=4), x.lengths)), want)
+    for row, length in enumerate(x.lengths.tolist()):
+        torch.testing.assert_close(net(Inputs(x.values[row : row + 1, :length]))[0], want[row])
+
+
 def assert_items_are_independent(module, *inputs):
     """Every item alone, without any padding, gives its row of the batch."""
     module.eval()

@@ -12,6 +12,7 @@ import torch
 from models.batch import Inputs
 from models.data import Modality
 from models.layers.text import TextConfig, TextEncoder, load_backbone
+from tests.models.layers.checks import assert_padding_tokens_are_never_read
 
 transformers = pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")
@@ -114,17 +115,7 @@ def test_tokens_of_another_tokenizer_are_refused(checkpoint):
 
 @pytest.mark.parametrize("readout", ["pooler", "first", "mean"])
 def test_padding_is_never_read(readout):
-    net = encoder(readout=readout)
-    want = net(batch())
-    torch.testing.assert_close(net(batch(fill=7)), want)
-    longer = batch()
-    torch.testing.assert_close(
-        net(Inputs(torch.nn.functional.pad(longer.values, (0, 3), value=4), longer.lengths)), want
-    )
-    for row in range(3):
-        x = batch()
-        alone = Inputs(x.values[row : row + 1, : x.lengths[row]])
-        torch.testing.assert_close(net(alone)[0], want[row])
+    assert_padding_tokens_are_never_read(encoder(readout=readout), batch)
 
 
 def test_padding_takes_part_where_the_published_form_is_asked_for():

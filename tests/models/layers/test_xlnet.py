@@ -10,6 +10,7 @@ from models.data import Modality
 from models.layers.mag import AdaptationGate
 from models.layers.text import TextConfig, TextEncoder, load_backbone
 from models.layers.xlnet import XLNetEncoder
+from tests.models.layers.checks import assert_padding_tokens_are_never_read
 
 transformers = pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")
@@ -118,16 +119,7 @@ def test_features_are_those_of_padding_on_the_left():
 
 @pytest.mark.parametrize("readout", ["pooler", "mean"])
 def test_padding_is_never_read(readout):
-    net = encoder(readout=readout)
-    want = net(batch())
-    torch.testing.assert_close(net(batch(fill=7)), want)
-    longer = batch()
-    torch.testing.assert_close(
-        net(Inputs(torch.nn.functional.pad(longer.values, (0, 3), value=4), longer.lengths)), want
-    )
-    for row in range(3):
-        alone = Inputs(longer.values[row : row + 1, : longer.lengths[row]])
-        torch.testing.assert_close(net(alone)[0], want[row])
+    assert_padding_tokens_are_never_read(encoder(readout=readout), batch)
 
 
 def test_the_shift_sees_the_states_behind_the_first_layer():

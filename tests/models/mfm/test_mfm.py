@@ -13,6 +13,7 @@ from models.data import Dataset, Modality
 from models.data.corruption import CorruptionConfig
 from models.evaluation.scores import damaged, evaluate
 from models.layers.decoders import sequence_errors
+from models.mfm import analyses
 from models.mfm.config import VARIANTS, Settings
 from models.mfm.interpretation import gradient_curves, information_ratios, swapped
 from models.mfm.model import MFMNet, prior_distance
@@ -213,19 +214,7 @@ def trained(data, steps=200, **settings):
     """MFM with one number per code: what F_y holds already is no use to a private code, and the other way round."""
     sizes = {"code": 1, "joint_code": 1, "factor": 8, "joint_factor": 8, "encoder": "lstm", "dropout": 0.0}
     base = {"reconstruction": 1.0, "prior": "analytic", "prior_weight": 0.1}
-    torch.manual_seed(0)
-    model = build("mfm", Settings(**sizes | base | settings), data, 0)
-    phases = [(phase, torch.optim.Adam(phase.parameters, 1e-2)) for phase in model.phases()]
-    rows = data.rows("train")
-    for _ in range(steps):
-        batch = data.batch(rows[torch.randint(len(rows), (64,))])
-        for phase, optimizer in phases:
-            with torch.no_grad():
-                given = phase.fixed(batch) if phase.fixed else batch
-            optimizer.zero_grad()
-            phase.loss(given).total.backward()
-            optimizer.step()
-    return model.eval()
+    return analyses.trained(data, Settings(**sizes | base | settings), steps, rate=1e-2)
 
 
 def test_the_shared_factor_predicts_the_label():
