@@ -246,6 +246,7 @@ class MDM(Model):
         indices, lengths = self.permutations(batch.size), self.config.lengths
         if self.config.control == "same":
             # All modalities of a row move together, and so do their lengths: the shuffled rows are rows of the batch.
+            # The permutation is that of a modality that moves: the one before the one that stays, or the last.
             indices, lengths = [indices[self.stays - 1]] * len(indices), "moved"
         number = min(batch.size, max(FEWEST, round(self.config.negatives * batch.size)))
         return with_shuffled(batch, [index[:number] for index in indices], lengths)
