@@ -1,20 +1,21 @@
-// Gradients of the dot critic's statistics: scores are recomputed, every output is written once by its owner.
+// Gradients of the dot critic's statistics. Scores are recomputed, and one block writes each output, once.
 //
 //   dS_ij = [allowed] (g_row_i exp(S_ij - row_lse_i) + g_col_j exp(S_ij - col_lse_j) + g_soft_i softplus'(S_ij))
 //           + g_pos_i [j is the positive of i]
 //   dx = scale dS y, dy = scale dS^T x, da = row sums, db = column sums, dscale = sum dS <x, y>
 //
-// A block owns BM rows of one side and BO bytes of their features: it walks over the other side BN rows at a time,
-// makes a tile of scores, turns it into dS in shared memory and adds dS times the other side's rows to registers.
-// 2 N = 4 G B N D FLOPs a side for D up to BO; beyond it (`wide`) the scores are recomputed per feature block. Both
-// sides run in one launch, without atomics: every run gives the same bits. Only outputs are written.
+// A block owns BM rows of one side (x or y) and BO bytes of their features. It walks over the other side BN rows at a
+// time, computes a tile of scores, turns it into dS in shared memory and adds dS times the other side's rows to
+// registers. This takes 2 N = 4 G B N D FLOPs per side while the features fit BO bytes; with more features (`wide`),
+// every feature block recomputes the scores. Both sides run in one launch without atomics, so every run gives the same
+// bits. Nothing but the outputs is written to global memory.
 #pragma once
 
 #include "pairs.cuh"
 
 namespace mk::dot_critic {
 
-struct Side {  // what one side of the problem owns
+struct Side {  // one side of the problem: x (rows of S) or y (columns of S)
   const void* data;
   const float *bias, *lse, *g;
   const int64_t* ids;
@@ -26,23 +27,23 @@ struct GradientArguments {
   Side x, y;
   const float *scale, *gain, *g_soft, *g_pos;
   float* scale_rows;
-  int G, D, pairs, shift, x_tiles, y_tiles, feature_blocks;  // tiles: 0 where a side is not wanted
+  int G, D, pairs, shift, x_tiles, y_tiles, feature_blocks;  // x_tiles, y_tiles: 0 if the side is not requested
   bool soft_signed, aligned;
 };
 
 template <int BM_, int BN_, int BO_, bool wide_>
 struct Shape {
-  static constexpr int BM = BM_, BN = BN_, BO = BO_;  // rows, rows of the other side, bytes of features
+  static constexpr int BM = BM_, BN = BN_, BO = BO_;  // owned rows, rows of the other side, bytes of owned features
   static constexpr bool wide = wide_;
   static constexpr int panels = BO / kPanel;
-  static constexpr int own_bytes = wide ? 2 * (BM + BN) * kPanel : panels * BM * kPanel;  // wide: two stages of a stream
+  static constexpr int own_bytes = wide ? 2 * (BM + BN) * kPanel : panels * BM * kPanel;  // wide: a two-stage ring
   static constexpr int other_bytes = (wide ? 1 : 2) * panels * BN * kPanel;
   static constexpr int vectors = BM * (8 + 5 * 4) + 2 * BM * 2 * 4;
   static constexpr int shared = own_bytes + other_bytes + BM * kPanel + vectors;
   static constexpr int warp_rows = BM / 64, warp_columns = kWarps / warp_rows;  // how warps share the output
 };
 
-// Vectors of the owned rows in shared memory, and where their sums are gathered.
+// Per-row values of the owned rows in shared memory, and the space in which their sums are gathered.
 template <int BM>
 struct OwnRows {
   int64_t* id;
@@ -57,7 +58,7 @@ struct OwnRows {
 // A log-sum-exp over no pairs (-inf) becomes +inf, so that exp(S - lse) is 0 and never NaN.
 __device__ __forceinline__ float usable(float lse) { return lse == -MK_INFINITY ? MK_INFINITY : lse; }
 
-// dS of one pair; what an absent weight multiplies is not computed.
+// dS of one pair. Terms whose weight is absent are not computed.
 struct PairGradient {
   bool own_weight, other_weight, soft_weight, soft_signed;
   __device__ __forceinline__ float operator()(float s, bool taken, bool positive, float own_lse, float own_g,
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(const GradientArgume
   const int tile = at % tiles;
   at /= tiles;
   const int feature_block = at % a.feature_blocks, group = at / a.feature_blocks;
-  const bool swap = tile >= a.x_tiles;  // the owner holds columns of S
+  const bool swap = tile >= a.x_tiles;  // the block owns columns of S (rows of y)
   const Side own = swap ? a.y : a.x, other = swap ? a.x : a.y;
   const int row = (swap ? tile - a.x_tiles : tile) * BM, feature = feature_block * owned;
   const E* own_data = static_cast<const E*>(own.data) + static_cast<int64_t>(group) * own.n * a.D;
@@ -142,7 +143,7 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(const GradientArgume
     float c[m][n][4];
     clear(c);
     if constexpr (S::wide) {
-      __syncthreads();  // the last step's products are done with other_tile
+      __syncthreads();  // the previous step's products no longer read other_tile
       auto stream = [&](int k) {
         unsigned char* to = own_memory + k % 2 * (BM + BN) * kPanel;
         load_panel<P, BM, kThreads>(to, own_data, row, own.n, k * per_panel, a.D, a.aligned);
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(const GradientArgume
       }
     } else {
       copy_async_wait<0>();
-      __syncthreads();  // this tile is there, and the last step's products are done with the other one and with dS
+      __syncthreads();  // this tile has arrived, and the previous step's products no longer read the other tile or dS
       if (step + 1 < other_tiles) {
         unsigned char* next = other_memory + (step + 1) % 2 * S::panels * BN * kPanel;
         for (int k = 0; k < resident; ++k) load_other(next, (step + 1) * BN, k, 0);

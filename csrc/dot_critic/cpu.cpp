@@ -1,4 +1,4 @@
-// The dot critic's operators on a CPU: statistics, gradient, and loss with its gradient in one call.
+// The dot critic's CPU operators: statistics, their gradient, and losses with their gradients in one call.
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -25,7 +25,7 @@ T* group_of(Tensor& t, int64_t group, int64_t length) {
   return t.numel() ? t.mutable_data_ptr<T>() + group * length : nullptr;
 }
 
-// Inputs in the accumulation type, and which tiles serve them.
+// Inputs converted to the accumulation type, and whether tiles are multiplied in bf16 (`low`).
 struct Call {
   Tensor x, y, scale;
   OptTensor row_bias, col_bias, row_ids, col_ids;
@@ -59,7 +59,8 @@ struct Call {
     return at::empty(wanted ? shape : at::IntArrayRef{0}, x.options());
   }
 
-  // f.template operator()<T, E>(group, threads): many small groups share the threads, one large group splits.
+  // Calls f.template operator()<T, E>(group, threads) for each group. Many small groups run in parallel, one thread
+  // each; a few large groups run one after the other, each on all threads.
   template <class F>
   void each_group(F&& f) const {
     const int64_t available = at::in_parallel_region() ? 1 : at::get_num_threads();
@@ -83,8 +84,8 @@ struct Call {
   }
 };
 
-// Normalised rows of x and y, and 1 / norm of each for the backward pass. Stored in buffers instead of tensors, because
-// they are needed only during the call and the next call reuses them.
+// Normalised rows of x and y, and 1 / norm of each row for the backward pass. They are buffers, not tensors: only this
+// call needs them, and the next call reuses the memory.
 template <class T>
 struct Units {
   Buffer<T> x, y, x_inverse, y_inverse;
@@ -103,14 +104,14 @@ struct Units {
     });
   }
 
-  // Group i over unit rows, its gradients those of the rows that were given.
+  // Makes group i use the normalised rows; its gradients are still those of the original rows.
   void enter(const Call& c, int64_t i, Group<T>& group, Gradients<T>& gradients) const {
     group.x = x.get() + i * c.B * c.D, group.y = y.get() + i * c.N * c.D;
     gradients.x_inverse = x_inverse.get() + i * c.B, gradients.y_inverse = y_inverse.get() + i * c.N;
   }
 };
 
-// `Units` in the type of the call, if they are wanted.
+// `Units` in the call's accumulation type, or none if the rows are not to be normalised.
 struct AnyUnits {
   std::tuple<std::optional<Units<float>>, std::optional<Units<double>>> units;
 
@@ -130,7 +131,8 @@ void to_lse(int64_t n, const T* top, const T* sum, To* out) {
     out[i] = sum[i] == T(0) ? minus_infinity<To>() : To(top[i]) + std::log(static_cast<To>(sum[i]));
 }
 
-// The rounding error of the log-sum-exp of (top, sum), as a factor of exp(S - lse): 1e-4 at scores of 1000.
+// The rounding error of lse, the log-sum-exp of (top, sum), as a factor that corrects exp(S - lse). For scores of 1000
+// it differs from 1 by 1e-4.
 template <class T>
 void rounding_factors(int64_t n, const T* top, const T* sum, const T* lse, T* out) {
   for (int64_t i = 0; i < n; ++i)
@@ -173,7 +175,8 @@ struct Outputs {  // gradients, all in the accumulation type
   }
 };
 
-// The log-sum-exps of a group in T and their slopes. What is lost by rounding fp64 log-sum-exps goes into the slopes.
+// A group's log-sum-exps rounded to T, and the gradients of the loss with respect to them. The error of rounding fp64
+// log-sum-exps to T is corrected by a factor in these gradients.
 template <class T>
 struct Known {
   std::vector<T> rounded, corrected;
@@ -190,7 +193,7 @@ struct Known {
     rounded.resize(n), corrected.resize(n);
     for (int64_t k = 0; k < n; ++k) {
       rounded[k] = static_cast<T>(from[k]);
-      const double off = rounded[k] - from[k];  // NaN for a row without pairs (-inf), which has no gradient
+      const double off = rounded[k] - from[k];  // NaN if the row has no pairs (both are -inf); it has no gradient then
       corrected[k] = off == off ? static_cast<T>(g[k] * std::exp(off)) : g[k];
     }
     lse = rounded.data(), g = corrected.data();
@@ -240,7 +243,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
     if (w_soft != 0) weights.g_soft = g_soft.data();
     if (w_pos != 0) weights.g_pos = g_pos.data();
     T* positives = shift >= 0 ? positive.data() : nullptr;
-    Tensor kept;  // a tensor's memory is used again by the next call; a buffer of this size would be faulted in anew
+    Tensor kept;  // a tensor, because the next call reuses its memory; a buffer of this size would page-fault again
     T* stored = nullptr;
     std::vector<T> row_lse(c.B), col_lse(c.N);
     const bool lse = w_row != 0 || w_col != 0;
@@ -268,7 +271,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
       problem.statistics(nullptr, nullptr, nullptr, nullptr, soft.data(), soft_signed, kUnclipped<T>, nullptr,
                          lse ? nullptr : positives);
     }
-    // A log-sum-exp and its positive score are close once a critic is trained: subtract before the logarithm is added.
+    // Once a critic is trained, a log-sum-exp and its positive score nearly cancel. Subtracting the positive score from
+    // the maximum before adding the logarithm keeps the digits.
     double total = 0, left = w_pos;
     if (w_row != 0) {
       const double share = positives ? std::min(w_row, left) : 0;
@@ -295,9 +299,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss(
   return {value, out.x, out.y, out.scale, out.row_bias, out.col_bias};
 }
 
-// Per-row losses row_lse_i - S_i,pos(i) (symmetric: the mean with the column's), and what their gradient needs: per row
-// and per column the log-sum-exp and its rounding factor, [G, 2, .], and the scores where they are small enough to be
-// kept: their shape says in which order, which the gradient checks.
+// Per-row losses row_lse_i - S_i,pos(i) (symmetric: the mean of this and the column's loss), and what their gradient
+// needs: the log-sum-exp and its rounding factor per row and per column, [G, 2, .], and the scores if they are small
+// enough to be kept. The shape of the kept scores tells how they are tiled, which the gradient checks.
 std::tuple<Tensor, Tensor, Tensor, Tensor> row_losses(
     MK_DOT_PROBLEM_PARAMETERS, bool symmetric, bool normalize,
     bool keep) {
@@ -324,7 +328,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_losses(
     known(c.B, row_top, row_sum, group_of<T>(row, i, 2 * c.B));
     if (symmetric) known(c.N, col_top, col_sum, group_of<T>(col, i, 2 * c.N));
     T* const out = group_of<T>(losses, i, c.B);
-    // close once a critic is trained: subtract before the logarithm is added
+    // nearly cancels once a critic is trained, so subtract before the logarithm is added
     auto above = [&](const std::vector<T>& top, const std::vector<T>& sum, int64_t k) {
       return std::log(sum[k]) + (top[k] - positive[k]);
     };
@@ -357,7 +361,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> row_losses_grad(
     weights.row_lse = enter(row, c.B, g_row), weights.g_row = g_row.data();
     if (symmetric) weights.col_lse = enter(col, c.N, g_col), weights.g_col = g_col.data();
     weights.g_pos = positive.data();
-    const auto order = problem.stored_shape();  // another one under another number of threads
+    const auto order = problem.stored_shape();  // depends on the number of threads, which may have changed since
     const bool kept = scores.dim() == 5 && std::equal(order.begin(), order.end(), scores.sizes().begin() + 1);
     const T* const stored = kept ? scores.const_data_ptr<T>() + i * problem.stored_elements() : nullptr;
     problem.gradient(weights, gradients, nullptr, stored, nullptr);

@@ -29,7 +29,7 @@ Precision precision_of(const Tensor& x, bool tf32) {
   }
 }
 
-// Contiguous inputs in the kernels' types; keeps alive what it had to copy.
+// The inputs, contiguous and in the kernels' types. Holds the copies that this takes.
 struct Inputs {
   Tensor x, y, scale;
   OptTensor row_bias, col_bias, row_ids, col_ids;
@@ -88,8 +88,8 @@ std::tuple<Tensor, Tensor, Tensor> stats(MK_DOT_PROBLEM_PARAMETERS, int64_t want
   return {row, col, soft};
 }
 
-// A power of two near the largest weight. dS is linear in the weights: divided by it, its entries have the size of
-// probabilities, which fp16 still resolves. Stays on the device.
+// A power of two near the largest weight, computed on the device. dS is linear in the weights; divided by this gain,
+// its entries have the size of probabilities, which fp16 can represent.
 Tensor gain_of(std::initializer_list<OptTensor> weights, const Tensor& like) {
   Tensor largest = at::zeros({}, like.options().dtype(at::kFloat));
   for (const OptTensor& w : weights)

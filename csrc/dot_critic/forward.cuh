@@ -1,13 +1,14 @@
-// Statistics of the dot critic's scores, rows and columns in one pass: N = 2 G B N D FLOPs, scores stay in registers.
+// Row and column statistics of the dot critic's scores in one pass of N = 2 G B N D FLOPs; scores stay in registers.
 //
 //   row: (max_j S_ij, sum_j exp(S_ij - max)), sum_j softplus(S_ij);  column: the same over i
 //
-// A block owns the row tiles block, block + row_blocks, ... of one group against one range (`split`) of columns, in a
-// fixed order. Rows live in registers until the range ends; columns are merged into the block's own slice of the
-// workspace, tile after tile, by the same thread. combine_kernel merges splits and blocks. No atomics: every run
-// gives the same bits. Tiles are 128 x 128, fed by a three-stage ring of asynchronous copies, 128 bytes of features
-// deep. Traffic: each block reads its rows once per column tile and all columns of its range, mostly from L2;
-// workspace 8 (splits B + row_blocks N) bytes per group, row_blocks <= 128.
+// A block processes the row tiles block, block + row_blocks, ... of one group against one range (`split`) of columns,
+// in a fixed order. Row statistics stay in registers until the range ends. Column statistics are merged tile by tile
+// into the block's own slice of the workspace; the same thread always merges the same column. combine_kernel merges
+// splits and blocks. There are no atomics, so every run gives the same bits. Tiles are 128 x 128 and are fed by a
+// three-stage ring of asynchronous copies, each 128 bytes of features deep. Traffic: a block reads its rows once per
+// column tile and all columns of its range, mostly from L2. The workspace takes 8 (splits B + row_blocks N) bytes per
+// group, with row_blocks <= 128.
 #pragma once
 
 #include "pairs.cuh"
@@ -23,14 +24,14 @@ struct StatisticsPlan {
   float *row_top_sum, *column_top_sum, *soft;  // [splits, G, B, 2], [row_blocks, G, N, 2], [splits, G, B]
 };
 
-// Row vectors of one tile in shared memory.
+// Per-row values of one tile in shared memory.
 struct RowTile {
   int64_t* id;
   float* bias;
   int* positive;
 };
 
-struct Cursor {  // walks row tiles, then column tiles, then panels, fastest last
+struct Cursor {  // position in three nested loops: over row tiles, over column tiles, over panels (innermost)
   int row, column, panel;
   __device__ __forceinline__ void advance(const StatisticsPlan& plan, int first, int last, int panels) {
     if (++panel < panels) return;
@@ -48,7 +49,8 @@ __device__ __forceinline__ void load_stage(unsigned char* stage, const Problem& 
   load_panel<P, kTile, kThreads>(stage + kTile * kPanel, y, at.column * kTile, p.N, feature, p.D, aligned);
 }
 
-// Column statistics of one tile: each warp row reduces its 32 rows, 128 threads merge the four and the slice.
+// Column statistics of one tile: each warp row reduces its 32 rows, then 128 threads merge the four results into the
+// workspace slice.
 __device__ __forceinline__ void merge_columns(float (&s)[2][8][4], float2* across, float* slice, int column, int N,
                                               bool first_visit, int warp, int lane) {
   const int warp_row = warp / 2, base = warp % 2 * 64;
@@ -77,7 +79,7 @@ __device__ __forceinline__ void merge_columns(float (&s)[2][8][4], float2* acros
   }
 }
 
-// Merges the rows of a tile over the lanes of a quad and the two warps that share them, and writes them.
+// Merges the row statistics of a tile over the four lanes and two warps that share a row, and writes them.
 __device__ __forceinline__ void finish_rows(const LogSum (&rows)[4], const float (&soft)[4], float* across,
                                             float* top_sum, float* soft_out, int row, int B, int warp, int lane) {
   const int local = warp / 2 * 32 + lane / 4;
@@ -154,7 +156,7 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const Problem p, c
       for (int panel = 0; panel < panels; ++panel) {
         copy_async_wait<kStages - 2>();
         __syncthreads();
-        const int next = stage == 0 ? kStages - 1 : stage - 1;  // every warp is done with the stage before this one
+        const int next = stage == 0 ? kStages - 1 : stage - 1;  // no warp reads the previous stage any more
         if (ahead.row < plan.row_tiles) load_stage<P>(memory + next * kStage, p, x, y, ahead, aligned);
         copy_async_commit();
         ahead.advance(plan, first, last, panels);
@@ -180,7 +182,7 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const Problem p, c
             score = inside & allowed(p.pairs, row + i, k, rows.id[i], id, positive) ? value : -MK_INFINITY;
           }
         }
-      if (s.soft) {  // softplus(-inf) is 0: pairs that take no part add nothing
+      if (s.soft) {  // softplus(-inf) is 0, so excluded pairs add nothing
 #pragma unroll
         for (int r = 0; r < 4; ++r)
 #pragma unroll
@@ -219,14 +221,14 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const Problem p, c
       if (s.col_lse)
         merge_columns(c, reinterpret_cast<float2*>(across), slice, column_tile * kTile, p.N, row_tile == block, warp, lane);
     }
-    __syncthreads();  // `across` changes its meaning; nobody reads this tile's vectors any more
+    __syncthreads();  // before `across` is reused for the rows, and before this tile's per-row values are overwritten
     if (s.row_lse || s.soft)
       finish_rows(top_sum, soft, across, s.row_lse ? plan.row_top_sum + 2 * split_offset : nullptr,
                   s.soft ? plan.soft + split_offset : nullptr, row, p.B, warp, lane);
   }
 }
 
-// out[i] = the log-sum-exp, or the sum, of `parts` partial results in their order.
+// The log-sum-exp of `parts` partial results, merged in order.
 __device__ __forceinline__ float combined(const float* top_sum, int parts, int64_t stride, int64_t i) {
   LogSum total{-MK_INFINITY, 0.0f};
   for (int k = 0; k < parts; ++k) total = merge(total, {top_sum[2 * (k * stride + i)], top_sum[2 * (k * stride + i) + 1]});

@@ -1,4 +1,4 @@
-// Launchers of the dot critic: what runs for which precision and feature size.
+// Launchers of the dot critic: choose the kernel for a precision and a number of features.
 #include "launch.cuh"
 
 #include <algorithm>
@@ -12,8 +12,8 @@ namespace {
 #ifndef MK_ROW_BLOCKS
 #define MK_ROW_BLOCKS 128
 #endif
-constexpr int kRowBlocks = MK_ROW_BLOCKS;  // per group while groups are few; bounds the workspace of column statistics
-constexpr int kLeastRowBlocks = std::min(8, kRowBlocks), kBlocks = 256;  // per group when they are many; to aim for
+constexpr int kRowBlocks = MK_ROW_BLOCKS;  // per group, if groups are few; bounds the workspace of column statistics
+constexpr int kLeastRowBlocks = std::min(8, kRowBlocks), kBlocks = 256;  // per group, if groups are many; grid's target
 
 int tiles(int64_t n, int64_t tile) { return static_cast<int>((n + tile - 1) / tile); }
 

@@ -1,4 +1,4 @@
-// Which pairs of the dot critic take part, and what a tile needs to know of its rows.
+// Helpers of the dot critic's kernels: which pairs are included, clipping, and optional per-row inputs.
 #pragma once
 
 #include "../common/cuda/math.cuh"
@@ -10,14 +10,14 @@ namespace mk::dot_critic {
 
 constexpr int kThreads = 256, kWarps = 8;
 
-// Without branches: the tiles' loops over pairs are unrolled.
+// Whether a pair is included. Written without branches, because the loops over a tile's pairs are unrolled.
 __device__ __forceinline__ bool allowed(int pairs, int own, int other, int64_t own_id, int64_t other_id, bool positive) {
   const bool same_place = (pairs == kOffDiagonal) & (own == other);
   const bool same_id = (pairs >= kUnequalIds) & (own_id == other_id);
   return !(same_place | (same_id & !((pairs == kUnequalIdsOrPositive) & positive)));
 }
 
-__device__ __forceinline__ float clamped(float s, float clip) {  // -inf, which takes no part, and NaN stay
+__device__ __forceinline__ float clamped(float s, float clip) {  // -inf (an excluded pair) and NaN are unchanged
   if (s > clip) return clip;
   return s < -clip && s > -MK_INFINITY ? -clip : s;
 }

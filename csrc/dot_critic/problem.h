@@ -1,9 +1,9 @@
-// One group of a dot critic on a CPU: S = scale x y^T + a + b, worked through in panels of rows.
+// One group of a dot critic on a CPU: S = scale x y^T + a + b, computed in panels of rows.
 //
 // y is packed twice, as the right operand of S (y^T) and of dx (y); each panel of x is packed once. A tile of S is
-// made by brgemm, used while it is in L1 or L2, and never written out. dx belongs to the panel; dy is accumulated
-// per thread, transposed, and summed in a fixed order. E is the type of the tiles' operands: T, or BFloat16 with
-// T = float accumulation.
+// computed by brgemm, used while it is in L1 or L2, and never written out. dx is accumulated per panel; dy is
+// accumulated per thread, transposed, and summed in a fixed order. E is the type of the tiles' operands: T, or BFloat16
+// with T = float accumulation.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -32,7 +32,7 @@ struct Group {
 };
 
 template <class T>
-struct Weights {  // of dS; null pointers stand for absent terms
+struct Weights {  // of the terms of dS; a null pointer means that a term is absent
   const T *row_lse = nullptr, *g_row = nullptr, *col_lse = nullptr, *g_col = nullptr, *g_soft = nullptr,
           *g_pos = nullptr;
   bool soft_signed = false;
@@ -41,7 +41,7 @@ struct Weights {  // of dS; null pointers stand for absent terms
 template <class T>
 struct Gradients {
   T *x = nullptr, *y = nullptr, *scale = nullptr, *row_bias = nullptr, *col_bias = nullptr;
-  // 1 / norm of the rows before they were brought to unit length; with it, gradients are those of the rows before
+  // 1 / norm of the rows before they were normalised. If given, the gradients are those of the unnormalised rows.
   const T *x_inverse = nullptr, *y_inverse = nullptr;
 };
 
@@ -70,7 +70,7 @@ class Problem {
     pack_columns();
   }
 
-  // (top, sum) pairs of the row and column log-sum-exps, and softplus sums. Null pointers are not computed.
+  // Computes (top, sum) pairs of the row and column log-sum-exps, and softplus sums; null outputs are skipped.
   // `clip` bounds the scores that enter the log-sum-exps; with `stored` it must be kUnclipped.
   void statistics(T* row_top, T* row_sum, T* col_top, T* col_sum, T* soft, bool soft_signed, T clip, T* stored,
                   T* positive_score) {
@@ -108,7 +108,8 @@ class Problem {
         tile::weighted_columns(rows, w.exps.get(), factor.data(), part);
         const int64_t valid = std::min(kBlock, g.N - b * kBlock);
         std::fill_n(ref, kBlock, hi);
-        // A column far below its panel's largest score would lose precision or vanish: sum it about its own top.
+        // A column whose scores are far below the panel's largest would lose precision or underflow: sum its
+        // exponentials relative to the column's own maximum.
         if (*std::min_element(part, part + valid) < T(1e-20)) tile::exact_columns(rows, s, ref, part);
         tile::merge(kBlock, tops.get() + thread * width + b * kBlock, sums.get() + thread * width + b * kBlock, ref, part);
       }
@@ -123,7 +124,8 @@ class Problem {
     std::copy_n(sums.get(), g.N, col_sum);
   }
 
-  // dS from known statistics; `soft` (optional) receives softplus sums on the way, `stored` holds the scores.
+  // Gradients from known statistics. `soft` (optional) receives softplus sums; `stored` (optional) holds the scores,
+  // which are recomputed otherwise.
   void gradient(const Weights<T>& weights, const Gradients<T>& out, T* soft, const T* stored, T* positive_score) {
     prepare_gradients();
     const int64_t width = blocks_ * kBlock;
@@ -160,8 +162,8 @@ class Problem {
         }
         if (positive_score) read_positives(p, b, s, positive_score);
         if (weights.soft_signed) flip_positives(p, b, s);
-        // exp(S - c_j) = exp(S - r_i) exp(r_i - c_j) saves half of the exponentials; where r_i - c_j could be large,
-        // exp(S - r_i) might underflow before the product brings it back.
+        // exp(S - c_j) = exp(S - r_i) exp(r_i - c_j) saves half of the exponentials. It is not used where r_i - c_j may
+        // be large, because exp(S - r_i) could then underflow although exp(S - c_j) does not.
         const bool factored = weights.g_row && weights.g_col && high - col_low[b] <= T(20);
         if (factored)
           for (int64_t j = 0; j < kBlock; ++j) block_factor[j] = fast_exp(std::min(high - col_lse[b * kBlock + j], T(20)));
@@ -183,7 +185,7 @@ class Problem {
     finish_columns(out);
   }
 
-  // sum_i w_row row_lse_i - w_pos S_i,pos(i) with its gradients in one pass: 3N, a panel of scores in L2.
+  // sum_i w_row row_lse_i - w_pos S_i,pos(i) with its gradients in one pass of 3N FLOPs; a panel of scores stays in L2.
   double row_loss(T w_row, T w_pos, const Gradients<T>& out) {
     prepare_gradients();
     std::vector<double> partial(threads_, 0.0);
@@ -213,7 +215,7 @@ class Problem {
         } else {
           partial[thread] += static_cast<double>(w_row) * top[i];
         }
-        // exp(S - top) is not normalised: the factor w / sum goes into the rows of dx and of x instead of every pair
+        // exp(S - top) is left unnormalised: the factor w / sum multiplies the rows of dx and x instead of every pair
         weight[i] = sum[i] > T(0) ? w_row / sum[i] : T(0);
       }
       std::fill_n(w.dx.get(), dblocks_ * m_ * kBlock, T(0));
@@ -250,8 +252,9 @@ class Problem {
     double dscale = 0;
   };
 
-  // y and dy stream past every panel: the deeper they are, the more rows have to share a pass. Measured on Zen 4, one
-  // core, in GFLOP/s at B = N = 4096: D = 512 with 64, 128, 256, 512 rows 89, 95, 99, 102; D = 128 does not care.
+  // Every panel reads all of y and dy, so the larger D is, the more rows a panel should have. Measured on one Zen 4
+  // core at B = N = 4096: at D = 512, panels of 64, 128, 256, 512 rows reach 89, 95, 99, 102 GFLOP/s; at D = 128 the
+  // number of rows makes no difference.
   int64_t panel_rows() const {
     if (g.D < 256) return 128;
     const int64_t fitting = (int64_t{8} << 20) / (blocks_ * kBlock * static_cast<int64_t>(sizeof(T))) / 8 * 8;
@@ -306,7 +309,7 @@ class Problem {
       std::copy_n(in, n, out);
     }
   }
-  static void put_tile(E* out, const T* in, int64_t rows) {  // rows [rows][kBlock] as a right operand
+  static void put_tile(E* out, const T* in, int64_t rows) {  // stores [rows][kBlock] as a right operand
     if constexpr (kLow) {
       tile::to_vnni(rows / 2, in, reinterpret_cast<uint32_t*>(out));
     } else {

@@ -12,7 +12,8 @@ enum Needs : int64_t { kNeedX = 1, kNeedY = 2, kNeedRowBias = 4, kNeedColBias = 
 
 }  // namespace mk::dot_critic
 
-// What states a problem, in the order of problem.py: as an operator's schema, as parameters, as arguments.
+// The arguments that define a problem, in the order of problem.py: as an operator's schema, as parameters, as
+// arguments.
 #define MK_DOT_PROBLEM_SCHEMA                                                                                      \
   "Tensor x, Tensor y, Tensor scale, Tensor? row_bias, Tensor? col_bias, Tensor? row_ids, Tensor? col_ids, int pairs, " \
   "int positive_shift"
@@ -20,7 +21,7 @@ enum Needs : int64_t { kNeedX = 1, kNeedY = 2, kNeedRowBias = 4, kNeedColBias = 
   const Tensor &x, const Tensor &y, const Tensor &scale, const OptTensor &row_bias, const OptTensor &col_bias,         \
       const OptTensor &row_ids, const OptTensor &col_ids, int64_t pairs, int64_t shift
 #define MK_DOT_PROBLEM x, y, scale, row_bias, col_bias, row_ids, col_ids, pairs, shift
-// The terms of dS and what the gradient of the scores adds to a problem.
+// The further arguments of the gradient operators: the log-sum-exps and the weights of the terms of dS.
 #define MK_DOT_SLOPES_SCHEMA                                                                                       \
   "Tensor? row_lse, Tensor? col_lse, Tensor? g_row, Tensor? g_col, Tensor? g_soft, Tensor? g_pos, bool soft_signed"
 #define MK_DOT_SLOPES_PARAMETERS                                                                                   \

@@ -1,4 +1,4 @@
-// What happens to a tile of scores S[m][kBlock] while it is in cache. Every function exists for float and double.
+// Elementwise operations and reductions on a tile of scores S[m][kBlock] while it is in cache, for float and double.
 #pragma once
 
 #include <algorithm>
@@ -8,14 +8,14 @@
 namespace mk::tile {
 
 template <class T>
-struct DScore {  // the weights of one tile's gradient; null pointers stand for absent terms
+struct DScore {  // weights of the terms of one tile's gradient; a null pointer means that a term is absent
   const T* row_lse;
   const T* g_row;
   const T* col_lse;
   const T* g_col;
   const T* g_soft;
   T* softplus_sum;  // optional: accumulates sum_j softplus(S_ij)
-  bool factored;    // exp(S - col_lse) may be had from exp(S - row_lse); see Problem::factored
+  bool factored;    // compute exp(S - col_lse) from exp(S - row_lse); see Problem::gradient
   const T* row_factor;
   const T* col_factor;
 };
@@ -200,7 +200,7 @@ MK_TILE_FUNCTIONS(float)
 MK_TILE_FUNCTIONS(double)
 #undef MK_TILE_FUNCTIONS
 
-// VNNI pairs of rows.
+// Rounds to bf16 and interleaves rows 2p and 2p + 1 (VNNI order).
 MK_CLONES static inline void to_vnni(int64_t pairs, const float* in, uint32_t* out) {
   for (int64_t p = 0; p < pairs; ++p)
     for (int64_t j = 0; j < kBlock; ++j)
