@@ -1,4 +1,4 @@
-// Activations of the MLP critic and their slopes at the pre-activation z. A NaN stays one.
+// Activations of the MLP critic and their derivatives at the pre-activation z. NaN propagates.
 #pragma once
 
 #include "../common/simd.h"
@@ -6,7 +6,7 @@
 
 namespace mk::mlp_critic {
 
-enum class Act : int64_t { kRelu, kLeakyRelu, kTanh, kSigmoid, kElu, kGelu, kSilu };  // as kActivations
+enum class Act : int64_t { kRelu, kLeakyRelu, kTanh, kSigmoid, kElu, kGelu, kSilu };  // in the order of kActivations
 
 template <class T>
 MK_INLINE T capped_exp(T x) {

@@ -3,10 +3,11 @@
 //   dh1 = g (m (diag(w) W2))      du_i = sum_j dh1 act'(u_i + v_j)      dv_j = sum_i of the same
 //   P = m^T (g h1)                s = m^T g
 //
-// dW2 = diag(w) P, db2 = w s and dw = rowsum(W2 * P) + b2 s follow outside. With a leaky ReLU, m is 1 or its slope.
-// input_kernel: a block owns rows and 128 features; it walks over columns, accumulates du in registers and dv in its
-// own slice [N, H1] of the output, one slice a row block. product_kernel: a block owns 128 x 128 entries of P and a
-// range of pairs. No atomics. M = 2 G B N H1 H2 FLOPs each; bits, 1/8 byte a unit and pair, are read H1 / 128 times.
+// The caller computes dW2 = diag(w) P, db2 = w s and dw = rowsum(W2 * P) + b2 s. With a leaky ReLU, m is 1 or its
+// slope. input_kernel: a block owns rows and 128 features; it walks over columns and accumulates du in registers and dv
+// in its own slice [N, H1] of the output (one slice per row block). product_kernel: a block owns 128 x 128 entries of P
+// and a range of pairs. There are no atomics. Each kernel takes M = 2 G B N H1 H2 FLOPs; the bits, 1/8 byte per unit
+// and pair, are read H1 / 128 times.
 #pragma once
 
 #include "pairs.cuh"
@@ -33,7 +34,7 @@ static __global__ void __launch_bounds__(kThreads) score_gradient_kernel(const C
   a.g[pair] = c.softplus ? g * sigmoid(raw) : g;
 }
 
-// Slopes of the second layer, pairs down and units along: [kPairs, one panel].
+// Derivatives of the second layer's activation from its bits: a row per pair, a column per unit, [kPairs, one panel].
 template <class P>
 __device__ __forceinline__ void expand_bits(unsigned char* panel, const uint32_t* bits, const Critic& c, int row, int column,
                                             int first) {
@@ -56,7 +57,7 @@ template <class P>
 __global__ void __launch_bounds__(kThreads) input_kernel(const Critic c, const LayerGradients a, const int row_tiles,
                                                          const bool aligned) {
   using E = typename P::Element;
-  constexpr int depth = kPerPanel<P>, stage = kUnits * kPanel;  // units of the second layer a step
+  constexpr int depth = kPerPanel<P>, stage = kUnits * kPanel;  // depth: units of the second layer per step
   unsigned char* left = shared_memory<unsigned char, kInputShared>();
   unsigned char* ring = left + 2 * kPanelBytes;
   float* u_tile = reinterpret_cast<float*>(ring + 3 * stage);  // [kRows, kUnits]
@@ -164,7 +165,7 @@ constexpr int kProductShared = 2 * kUnits * kPanel + kPerPanel<P> * (kUnits / 32
 template <class P>
 __global__ void __launch_bounds__(kThreads) product_kernel(const Critic c, const LayerGradients a, const bool aligned) {
   using E = typename P::Element;
-  constexpr int depth = kPerPanel<P>, n_words = kUnits / 32, per = kPerChunk<P>;  // depth: pairs a step
+  constexpr int depth = kPerPanel<P>, n_words = kUnits / 32, per = kPerChunk<P>;  // depth: pairs per step
   unsigned char* left = shared_memory<unsigned char, kProductShared<P>>();       // m^T: [kUnits, depth]
   unsigned char* right = left + kUnits * kPanel;                                  // g h1: [depth, kUnits] in panels
   uint32_t* words = reinterpret_cast<uint32_t*>(right + kUnits * kPanel);         // [n_words, depth]
@@ -213,7 +214,7 @@ __global__ void __launch_bounds__(kThreads) product_kernel(const Critic c, const
       *reinterpret_cast<Chunk<P>*>(left + panel_at(row, chunk)) = m;
     }
     for (int n = threadIdx.x; n < kUnits * 8; n += kThreads) {
-      constexpr int chunks = kUnits / per;  // of a pair's features
+      constexpr int chunks = kUnits / per;  // per pair
       const int row = n / chunks, f = n % chunks * per;
       const int64_t pair = min(first + row, pairs - 1);
       const Features<P> x = load_features<P>(u, static_cast<int>(pair / c.N), c.B, feature + f, c.H1, aligned);

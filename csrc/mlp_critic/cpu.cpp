@@ -1,4 +1,4 @@
-// The MLP critic's operators on a CPU. Python has checked shapes; here inputs are brought to the accumulation type.
+// The MLP critic's CPU operators. Python has checked the shapes; inputs are converted to the accumulation type here.
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -22,7 +22,7 @@ Act activation_of(c10::string_view name) {
   TORCH_CHECK_VALUE(false, "mlp_critic has no activation '", name, "'");
 }
 
-// Inputs in the accumulation type. The type of the products is that of the weights: u and v may be wider.
+// Inputs in the accumulation type. The weights' type determines the precision of the products; u and v may be wider.
 struct Call {
   Tensor u, v;
   std::vector<Tensor> parameters;  // [w2, b2,] w, b
@@ -65,7 +65,7 @@ struct Call {
             own_weights, act, softplus_output, off_diagonal};
   }
 
-  // f.template operator()<T, E>()
+  // Calls f.template operator()<T, E>() with the accumulation type T and the type E of the products' operands.
   template <class F>
   void with_types(F&& f) const {
     if (type == at::kDouble) {
@@ -134,7 +134,7 @@ std::vector<Tensor> backward(const Tensor& u, const Tensor& v, at::TensorList we
                   kept_masks.numel() ? reinterpret_cast<const uint32_t*>(kept_masks.const_data_ptr<int32_t>()) : nullptr,
                   gradients);
   });
-  // Back to the inputs' types, order and sharing: u, v, weights, biases.
+  // Convert the gradients to the inputs' types and order (u, v, weights, biases); sum those of shared parameters.
   std::vector<Tensor> result{out[0].to(u.scalar_type()), out[1].to(v.scalar_type())};
   if (!need_parameters) return result;
   for (size_t offset : {0, 1})

@@ -1,5 +1,6 @@
-// The MLP critic's operators on CUDA tensors (with the emulator: on CPU tensors): two hidden layers, ReLU or leaky ReLU.
-// Python has validated the inputs, brought parameters to one group or all, and chosen the chunk.
+// The MLP critic's operators on CUDA tensors (with the emulator: on CPU tensors): two hidden layers, ReLU or leaky
+// ReLU. Python has validated the inputs, expanded the parameters to one group or all groups, and chosen the chunk of
+// rows.
 #ifdef MI_KERNELS_WITH_CUDA
 
 #include <ATen/ops/empty.h>
@@ -25,8 +26,8 @@ Precision precision_of(const Tensor& w2, bool tf32) {
   }
 }
 
-// u [G, B, H1] and v [G, N, H1], b2, w [1 or G, H2] and b [1 or G] fp32; w2 [1 or G, H2, H1] of the products' type; all
-// contiguous.
+// u [G, B, H1], v [G, N, H1], b2 and w [1 or G, H2], and b [1 or G] are fp32; w2 [1 or G, H2, H1] has the products'
+// type. All are contiguous.
 Critic critic(const Tensor& u, const Tensor& v, const Tensor& w2, const OptTensor& b2, const OptTensor& w,
               const OptTensor& b, int64_t first_row, bool softplus, bool off_diagonal, double slope) {
   constexpr int64_t most = 1 << 30;
@@ -52,7 +53,8 @@ Critic critic(const Tensor& u, const Tensor& v, const Tensor& w2, const OptTenso
 
 using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// positive, row_lse, col_lse, row_sum, row_softplus, clipped, scores, bits; columns are complete only if all rows are.
+// Returns positive, row_lse, col_lse, row_sum, row_softplus, clipped, scores and bits. col_lse covers the rows of the
+// chunk only.
 Forward forward(const Tensor& u, const Tensor& v, const Tensor& w2, const Tensor& b2, const Tensor& w, const Tensor& b,
                 int64_t first_row, bool softplus, bool off_diagonal, double slope, int64_t stats, double clip,
                 bool positive, bool keep, bool tf32) {
@@ -78,7 +80,8 @@ Forward forward(const Tensor& u, const Tensor& v, const Tensor& w2, const Tensor
   return {diagonal, row_lse, col_lse, row_sum, soft, clipped, scores, bits};
 }
 
-// g [G, B, N] of a chunk; statistics and their gradients are those of its rows and of all columns.
+// dL / dS [G, B, N] of a chunk of rows. Row statistics and their gradients belong to the chunk, those of columns to all
+// rows.
 Tensor score_gradient(const Tensor& scores, const OptTensor& row_lse, const OptTensor& col_lse, const OptTensor& g_positive,
                       const OptTensor& g_row, const OptTensor& g_col, const OptTensor& g_sum, const OptTensor& g_soft,
                       int64_t first_row, bool softplus, bool off_diagonal) {
@@ -94,7 +97,8 @@ Tensor score_gradient(const Tensor& scores, const OptTensor& row_lse, const OptT
   return g;
 }
 
-// du [G, B, H1] and parts of dv [parts, G, N, H1]. `part_bytes` bounds the parts, one at least.
+// du [G, B, H1] and partial sums of dv [parts, G, N, H1]. `part_bytes` bounds the size of the partial sums; there is at
+// least one part.
 std::tuple<Tensor, Tensor> input_gradient(const Tensor& u, const Tensor& v, const Tensor& folded, const Tensor& g,
                                           const Tensor& bits, double slope, int64_t part_bytes, bool tf32) {
   const DeviceGuard guard(u);
@@ -111,7 +115,7 @@ std::tuple<Tensor, Tensor> input_gradient(const Tensor& u, const Tensor& v, cons
   return {du, dv};
 }
 
-// Parts of P / gain [parts, G, H2, H1] and of s / gain [parts, G, H2].
+// Partial sums of P / gain [parts, G, H2, H1] and of s / gain [parts, G, H2].
 std::tuple<Tensor, Tensor> weight_gradient(const Tensor& u, const Tensor& v, const Tensor& w2, const Tensor& g,
                                            const Tensor& bits, const OptTensor& gain, double slope, int64_t part_bytes,
                                            bool tf32) {

@@ -1,11 +1,11 @@
-// Scores and statistics of the MLP critic; neither activations nor, unless asked for, scores leave a block.
+// Scores and statistics of the MLP critic. Activations never leave a block; scores do only on request.
 //
-// A block owns the row tiles block, block + row_blocks, ... of one group against one range of columns. For a tile of
-// 128 pairs it builds act(u_i + v_j) in shared memory, once while H1 fits 1024 bytes, else for every block of 128
-// units of the second layer, streams w2 through a two-stage ring, and reduces act(z) against w in registers. Row
-// statistics stay in the threads that own the rows; columns are merged into the block's slice of the workspace.
-// combine_kernel merges splits and blocks in a fixed order. M = 2 G B N H1 H2 FLOPs. Reads w2 once per tile of pairs,
-// from L2; writes 4 bytes and one bit per unit a pair where a backward wants them.
+// A block processes the row tiles block, block + row_blocks, ... of one group against one range of columns. For a tile
+// of 128 pairs it builds act(u_i + v_j) in shared memory (once if H1 features fit 1024 bytes, otherwise for every block
+// of 128 units of the second layer), streams w2 through a two-stage ring, and sums act(z) weighted by w in registers.
+// Row statistics stay in the threads that own the rows; column statistics are merged into the block's slice of the
+// workspace. combine_kernel merges splits and blocks in a fixed order. This takes M = 2 G B N H1 H2 FLOPs. w2 is read
+// once per tile of pairs, from L2; if a backward follows, 4 bytes and one bit per unit are written for each pair.
 #pragma once
 
 #include "pairs.cuh"
@@ -37,7 +37,7 @@ __device__ __forceinline__ void build_hidden(unsigned char* panel, const float* 
   }
 }
 
-// Adds sum_k w[k] act(z[p, k]) of a block of units to the four pairs of a thread, and stores the bits of z > 0.
+// Adds sum_k w[k] act(z[p, k]) over a block of units to the scores of a thread's four pairs, and stores the bits z > 0.
 __device__ __forceinline__ void reduce_units(const float (&z)[2][8][4], float (&score)[4], const float* b2, const float* w,
                                              const Critic& c, uint32_t* bits, int row, int column, int first, int warp,
                                              int lane) {
@@ -72,7 +72,7 @@ __device__ __forceinline__ void reduce_units(const float (&z)[2][8][4], float (&
     }
 }
 
-// Row statistics by threads 0..15, column statistics by threads 32..39, from the tile's scores in shared memory.
+// Updates the statistics from the tile's scores in shared memory: threads 0..15 the rows', threads 32..39 the columns'.
 __device__ __forceinline__ void tile_statistics(const Critic& c, const Statistics& s, const float* scores, RowState& state,
                                                 float* slice, float* positive, int row, int column, bool first_visit) {
   const int thread = threadIdx.x;
@@ -87,7 +87,7 @@ __device__ __forceinline__ void tile_statistics(const Critic& c, const Statistic
       state.sum += score;
       if (s.row_soft) state.soft += softplus(score);
       if (s.row_lse) state.lse = merge(state.lse, {score, 1.0f});
-      const float clipped = score > s.clip ? s.clip : score < -s.clip ? -s.clip : score;  // NaN stays
+      const float clipped = score > s.clip ? s.clip : score < -s.clip ? -s.clip : score;  // NaN propagates
       if (s.clipped) state.clipped = merge(state.clipped, {clipped, 1.0f});
     }
   }
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const Critic c, const
   using E = typename P::Element;
   unsigned char* hidden = shared_memory<unsigned char, kForwardShared>();
   unsigned char* ring = hidden + kHiddenPanels * kPanelBytes;
-  float* gathered = reinterpret_cast<float*>(ring + 2 * kUnits * kPanel);  // [2, kPairs]: by half of a block of units
+  float* gathered = reinterpret_cast<float*>(ring + 2 * kUnits * kPanel);  // [2, kPairs]: a row per half block of units
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int block = blockIdx.x % plan.row_blocks, rest = blockIdx.x / plan.row_blocks;

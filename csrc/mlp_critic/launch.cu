@@ -12,8 +12,8 @@ namespace {
 #ifndef MK_ROW_BLOCKS
 #define MK_ROW_BLOCKS 256
 #endif
-constexpr int kRowBlocks = MK_ROW_BLOCKS;  // bounds the workspace of column statistics: 8 bytes a block and column
-constexpr int kBlocks = 512;               // to aim for
+constexpr int kRowBlocks = MK_ROW_BLOCKS;  // bounds the workspace of column statistics: 8 bytes per block and column
+constexpr int kBlocks = 512;               // target for the grid
 
 Plan plan_of(const Critic& c, const Statistics& s) {
   Plan plan{};
@@ -35,7 +35,7 @@ bool aligned(const Critic& c, const void* matrix) {
   return aligned_rows(c.u, c.v, c.H1 * sizeof(typename P::Element)) && reinterpret_cast<uintptr_t>(matrix) % kChunk == 0;
 }
 
-// f.template operator()<P>()
+// Calls f.template operator()<P>() with the operand type of a precision.
 template <class F>
 cudaError_t in(Precision precision, F f) {
   switch (precision) {

@@ -1,4 +1,4 @@
-// Tiles of pairs that the MLP critic's CUDA kernels share: 16 rows of u against 8 rows of v, pair p = 8 i + j.
+// Tiles of pairs in the MLP critic's CUDA kernels: 16 rows of u against 8 rows of v; pair (i, j) has index p = 8 i + j.
 #pragma once
 
 #include "../common/cuda/math.cuh"
@@ -8,9 +8,9 @@
 namespace mk::mlp_critic {
 
 constexpr int kThreads = 256, kRows = 16, kColumns = 8, kPairs = kRows * kColumns;
-constexpr int kUnits = 128;  // of a layer in a block of a product
+constexpr int kUnits = 128;  // units of a layer in one block of a matrix product
 constexpr int kPanelBytes = kPairs * kPanel;
-// Further than this, loops over k-steps spill in TF32 on sm_90a.
+// Unroll factor of loops over k-steps: with a larger one, TF32 kernels spill registers on sm_90a.
 template <class P>
 constexpr int kUnroll = P::terms == 1 ? 2 : kStepUnroll<P>;
 
@@ -23,14 +23,14 @@ struct alignas(kChunk) Chunk {
   typename P::Element e[kPerChunk<P>];
 };
 
-// As many features of u or v as a chunk of operands holds. They stay in fp32 for every type of operand: a pair's first
-// layer is a sum of one u and one v, which is rounded once.
+// Features of u or v, as many as one chunk of operands holds. They are fp32 for every operand type, so that the first
+// layer's sum u + v is rounded only once.
 template <class P>
 struct Features {
   float e[kPerChunk<P>];
 };
 
-// Features f and on of row i of [n, D], zeros outside.
+// Loads the features of row i of [n, D] that start at f; elements outside are zero.
 template <class P>
 __device__ __forceinline__ Features<P> load_features(const float* from, int i, int n, int f, int D, bool aligned) {
   Features<P> c{};
@@ -60,7 +60,8 @@ __device__ __forceinline__ Chunk<P> hidden_chunk(const Features<P>& u, const Fea
   return h;
 }
 
-// Which of 8 (16-bit operands: its own 8; fp32: 4 of 8) positions of k an operand's chunk holds, see load_right_down.
+// The position along k of element e of a chunk. In 16 bit a chunk holds 8 consecutive positions; in fp32 it holds every
+// second one of 8 (see load_right_down).
 template <class P>
 __device__ __forceinline__ int unit_of(int chunk, int e) {
   return P::terms == 0 ? 8 * chunk + e : 8 * (chunk / 2) + 2 * e + chunk % 2;

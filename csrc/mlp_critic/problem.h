@@ -1,13 +1,13 @@
-// A concat critic on a CPU: all groups, in tiles of R rows x C columns (64 pairs or a little less).
+// A concat critic on a CPU, for all groups, in tiles of R rows x C columns (64 pairs or a little less).
 //
 // With two hidden layers a tile is three products, M = 2 B N H1 H2 FLOPs each over all tiles:
 //   forward   Z^T [H2, P] = W2 [H2, H1] H1^T [H1, P]            H1^T built from u and v^T, never stored for two tiles
 //   backward  dW2 [H2, H1] += D^T [H2, P] H1 [P, H1]            H1 built from u and v, so nothing is transposed
 //             dH1^T [H1, P] = W2^T [H1, H2] D^T [H2, P]
-// where D is the gradient at the second layer. With ReLU the forward may keep one bit per pair and unit, and w is folded
-// into W2^T: D^T is then g times the bits, dW2 = diag(w) P with P = sum D^T H1, dw = rowsum(W2 * P) + b2 * sum D, and
-// the second layer's activations are never needed again. Otherwise the backward makes Z again.
-// Work is split into items of rows with accumulators of their own, summed in a fixed order.
+// where D is the gradient at the second layer. With ReLU the forward may keep one bit per pair and unit, and w is
+// folded into W2^T: D^T is then g times the bits, dW2 = diag(w) P with P = sum D^T H1, dw = rowsum(W2 * P) + b2 * sum
+// D, and the second layer's activations are not needed again. With other activations the backward recomputes Z. Work is
+// split into items of rows. Each item has its own accumulators, which are summed in a fixed order.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -22,7 +22,7 @@
 namespace mk::mlp_critic {
 
 template <class T>
-struct Inputs {  // weights belong to every group, or to one where the stride is 0
+struct Inputs {  // own_weights: each group has its own parameters; otherwise all groups share them
   int64_t G, B, N, H1, H2;  // H2 = 0: one hidden layer
   const T *u, *v, *w2, *b2, *w, *b;
   bool own_weights;
@@ -31,14 +31,14 @@ struct Inputs {  // weights belong to every group, or to one where the stride is
 };
 
 template <class T>
-struct Outputs {  // null: not wanted
+struct Outputs {  // null if not requested
   T *positive = nullptr, *row_lse = nullptr, *col_lse = nullptr, *row_sum = nullptr, *row_softplus = nullptr,
     *clipped = nullptr;
   T clip = 0;
 };
 
 template <class T>
-struct Weights {  // what flows back, and the log-sums it refers to; null: absent
+struct Weights {  // gradients with respect to the statistics, and the log-sum-exps that they need; null if absent
   const T *positive = nullptr, *row = nullptr, *col = nullptr, *sum = nullptr, *soft = nullptr, *row_lse = nullptr,
           *col_lse = nullptr;
 };
@@ -64,7 +64,7 @@ class Problem {
     w1_ = 32 * ceil_div(in.H1, 32);
     w2_ = in.H2 ? 32 * ceil_div(in.H2, 32) : 0;
     bits_ = in.act == Act::kRelu || in.act == Act::kLeakyRelu;
-    // Few items: each has accumulators. Enough that every thread has as many rows as the others.
+    // As few items as possible, because each has accumulators, but enough that all threads get equally many rows.
     const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
     const int64_t least = ceil_div(threads, in.G);
     splits_ = least;
@@ -126,7 +126,7 @@ class Problem {
     Buffer<uint32_t> masks;
   };
 
-  struct Sums {  // an item's accumulators, side by side
+  struct Sums {  // layout of the items' accumulators, which lie next to each other
     int64_t product, width, dvt;
     Buffer<T> memory{};
     int64_t size() const { return product + 2 * width + 1 + dvt; }
@@ -153,7 +153,7 @@ class Problem {
     });
   }
 
-  // Units in blocks whose tile stays in L1.
+  // Visits units in blocks small enough that their tile stays in L1.
   static constexpr int64_t kUnits = 64;
   template <class F>
   static void each_block(int64_t width, F&& f) {
@@ -189,7 +189,7 @@ class Problem {
     }
   }
 
-  // W2 as the left operand of the forward; the caller's own where it needs no padding or rounding.
+  // W2 as the left operand of the forward. The caller's array is used directly if it needs no padding or rounding.
   void pack_left() {
     if (std::is_same_v<T, E> && w1_ == in.H1 && w2_ == in.H2) {
       left_operand_ = reinterpret_cast<const E*>(in.w2);
@@ -210,7 +210,7 @@ class Problem {
     });
   }
 
-  // W2^T, w folded in, as the left operand of the backward.
+  // W2^T with w folded in, as the left operand of the backward.
   void pack_back() {
     const int64_t weight_groups = in.own_weights ? in.G : 1, blocks = w1_ / 16;
     back_ = make_zeros<E>(weight_groups * w2_ * w1_);
@@ -227,7 +227,7 @@ class Problem {
     });
   }
 
-  // Scores of tile (i, j) before the output activation, [P]; masks or z are left for the backward.
+  // Scores [P] of tile (i, j) before the output activation; also stores the masks or z that the backward needs.
   void tile_scores(int64_t g, int64_t i, int64_t j, Scratch& s, uint32_t* masks, T* score) {
     const int64_t own = weights_of(g);
     const T *u = u_of(g, i), *vt = vt_.get() + (g * column_tiles + j) * t.C * w1_;
@@ -236,7 +236,7 @@ class Problem {
     if (!s.columns) s.columns = make_buffer<E>(w1_ * t.P);
     hidden_columns(in.act, w1_, t, u, vt, s.columns.get());
     each_block(w2_, [&](int64_t k, int64_t n) {
-      T* z = s.z.get() + (bits_ ? 0 : k * t.P);  // only a smooth activation's backward reads it again
+      T* z = s.z.get() + (bits_ ? 0 : k * t.P);  // z is kept only for smooth activations, whose backward needs it
       gemm(n, t.P, w1_, w1_, t.P, t.P, false, left_operand_ + (own * w2_ + k) * w1_, s.columns.get(), z);
       second_layer(in.act, n, t, z, b2_.get() + own * w2_ + k, w_.get() + own * w2_ + k, score,
                    masks ? masks + k / 32 * t.P : nullptr);
@@ -279,7 +279,7 @@ class Problem {
     return out;
   }
 
-  // g [P] of tile (i, j) from its scores before the output activation.
+  // dL / dscore, g [P], of tile (i, j) from its scores before the output activation.
   void score_gradient(int64_t group, int64_t i, int64_t j, const Scratch& s, const Weights<T>& w, const T* raw, T* g) {
     T scores[kTilePairs];
     if (in.softplus_output) {
@@ -391,7 +391,8 @@ class Problem {
     });
   }
 
-  // The parameters' gradients that unit k of the last hidden layer has a share in; the others' with k = 0.
+  // With two hidden layers: writes the gradients of unit k's parameters, and for k = 0 that of b. With one hidden
+  // layer: writes all parameters' gradients (k is 0).
   void finish_unit(const Sums& all, int64_t g, int64_t k, int64_t items, const Gradients<T>& out) const {
     auto total = [&](auto part) {
       T sum = T(0);

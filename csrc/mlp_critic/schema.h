@@ -1,5 +1,5 @@
-// Bits, activations and tile sizes that mi_kernels/ops/mlp_critic/schema.py states too; tests/ops/common/test_schemas.py
-// compares the two.
+// Bits, activations and tile sizes that mi_kernels/ops/mlp_critic/schema.py states too;
+// tests/ops/common/test_schemas.py compares the two.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@ namespace mk::mlp_critic {
 
 enum Stats : int64_t { kRowLse = 1, kColLse = 2, kRowSoftplus = 4, kClippedRowLse = 8 };
 
-// What the operators' strings may be, in the order of Act.
+// The values that the operators' string arguments accept; kActivations is in the order of Act.
 constexpr const char* kActivations[] = {"relu", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "silu"};
 constexpr const char* kOutputs[] = {"identity", "softplus"};
 

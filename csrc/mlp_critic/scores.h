@@ -13,7 +13,7 @@ MK_INLINE T log_sum_exp(int64_t n, const T* s, T low, T high) {
 #pragma omp simd reduction(max : top)
   for (int64_t j = 0; j < n; ++j) top = s[j] > top ? s[j] : top;
   if (top == minus_infinity<T>()) {
-    T total = T(0);  // nothing to sum, or NaN only
+    T total = T(0);  // there are no scores, or all are masked or NaN
     for (int64_t j = 0; j < n; ++j) total += s[j];
     return n == 0 || total == minus_infinity<T>() ? minus_infinity<T>() : total;
   }
@@ -22,7 +22,7 @@ MK_INLINE T log_sum_exp(int64_t n, const T* s, T low, T high) {
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) {
     const T bounded = s[j] < low ? low : s[j] > high ? high : s[j];
-    // A masked score is -inf and stays so.
+    // A masked score stays -inf.
     sum += fast_exp((s[j] == minus_infinity<T>() ? s[j] : bounded) - clipped_top);
   }
   return clipped_top + std::log(sum);
@@ -46,7 +46,7 @@ MK_INLINE void take_in(int64_t n, const T* in, bool add, T* out) {
   }
 }
 
-// <a, b>, with b multiplied by `factor` on the way
+// Returns <a, b>, then multiplies b by `factor`.
 template <class T>
 MK_INLINE T dot_and_scale(int64_t n, const T* a, T factor, T* b) {
   T total = T(0);
@@ -66,7 +66,7 @@ MK_INLINE T softplus_sum(int64_t n, const T* s) {
   return total;
 }
 
-// The running log-sum-exps (top, total) of columns take in a row.
+// Adds a row of scores to the running log-sum-exps (top, total) of the columns.
 template <class T>
 MK_INLINE void add_to_columns(int64_t n, const T* s, const T* weight, T* top, T* total) {
   for (int64_t j = 0; j < n; ++j) {
@@ -77,7 +77,7 @@ MK_INLINE void add_to_columns(int64_t n, const T* s, const T* weight, T* top, T*
   }
 }
 
-// g += gr exp(s - lse) + gc_j exp(s - col_lse_j) + gs sigmoid(s); null pointers stand for absent columns.
+// g += gr exp(s - lse) + gc_j exp(s - col_lse_j) + gs sigmoid(s); the columns' term is absent if its pointers are null.
 template <class T>
 MK_INLINE void add_gradient(int64_t n, const T* s, T gr, T lse, const T* gc, const T* col_lse, T gs, T* g) {
   if (gr != T(0))

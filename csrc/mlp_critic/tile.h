@@ -1,9 +1,10 @@
-// What surrounds the products of an MLP critic's tile: R rows x C columns = P pairs, the pairs along the vector lanes.
+// Elementwise steps around the matrix products of an MLP critic's tile. A tile has R rows x C columns = P pairs, and
+// the pairs lie along the vector lanes.
 //
 // A hidden unit's values over the tile are one row of P numbers, so that activations, ReLU bits (bit k % 32 of
-// masks[k / 32][pair]), the score and every gradient are elementwise over lanes. u [R][width], v [C][width] and
-// vt [width][C] are the two halves of the first layer. E is the type of the products' operands: T, or BFloat16 in pairs
-// along the product's inner dimension (VNNI).
+// masks[k / 32][pair]), the score and every gradient are elementwise over lanes. u [R][width] and v [C][width] (vt is
+// its transpose, [width][C]) are the two halves of the first layer. E is the type of the products' operands: T, or
+// BFloat16 in pairs along the product's inner dimension (VNNI).
 #pragma once
 
 #include <algorithm>
@@ -19,7 +20,7 @@ struct Shape {
 
 namespace body {
 
-// out [width][P] = act(u + v), or [width / 2][P] pairs.
+// out [width][P] = act(u + v); in bf16, [width / 2][P] VNNI pairs.
 template <Act A, class T, class E>
 MK_INLINE void hidden_columns(int64_t width, Shape t, const T* u, const T* vt, E* out) {
   for (int64_t r = 0; r < t.R; ++r) {
@@ -37,7 +38,7 @@ MK_INLINE void hidden_columns(int64_t width, Shape t, const T* u, const T* vt, E
   }
 }
 
-// out [P][n] = act(u + v) of n units out of `width`, or [P / 2][n] pairs.
+// out [P][n] = act(u + v) for n of the `width` units; in bf16, [P / 2][n] VNNI pairs.
 template <Act A, class T, class E>
 MK_INLINE void hidden_rows(int64_t n, int64_t width, Shape t, const T* u, const T* v, E* out) {
   for (int64_t r = 0; r < t.R; ++r) {
@@ -55,7 +56,7 @@ MK_INLINE void hidden_rows(int64_t n, int64_t width, Shape t, const T* u, const 
   }
 }
 
-// score[p] += sum_k w_k act(z[k][p] + b_k); with `masks`, the bits of z + b > 0.
+// score[p] += sum_k w_k act(z[k][p] + b_k); `masks`, if given, receives the bits z + b > 0.
 template <Act A, class T>
 MK_INLINE void second_layer(int64_t width, Shape t, const T* z, const T* bias, const T* w, T* score, uint32_t* masks) {
   if constexpr (A == Act::kRelu || A == Act::kLeakyRelu) {
@@ -74,7 +75,8 @@ MK_INLINE void second_layer(int64_t width, Shape t, const T* z, const T* bias, c
   }
 }
 
-// The gradient of the second layer as left operand rows and, for 16 bits, as right operand pairs too.
+// Stores unit k's gradient d as a row of a left operand and, in bf16, also (after every second unit) as VNNI pairs of a
+// right operand.
 template <class T, class E>
 MK_INLINE void put_gradient(int64_t k, int64_t P, const T* d, const T* before, E* rows, E* pairs) {
   if constexpr (std::is_same_v<T, E>) {
@@ -89,7 +91,8 @@ MK_INLINE void put_gradient(int64_t k, int64_t P, const T* d, const T* before, E
   }
 }
 
-// d[k][p] = operand_p slope_k from the bits; d_bias[k] += sum_p g_p slope_k. `operand` is g, rounded for 16 bits.
+// d[k][p] = operand_p act'_kp and d_bias[k] += sum_p g_p act'_kp, where the bits give act'. `operand` is g, rounded if
+// the products are in bf16.
 template <Act A, class T, class E>
 MK_INLINE void masked_gradient(int64_t width, Shape t, const uint32_t* masks, const T* g, const T* operand, E* rows,
                                E* pairs, T* d_bias) {
@@ -171,8 +174,8 @@ MK_INLINE void single_layer(int64_t width, Shape t, const T* u, const T* vt, con
   }
 }
 
-// Its gradient without the factor w_l: with d = g act'(u + v), du[r][l] += sum_c d, dv[c][l] += sum_r d and d_w[l] +=
-// sum g act(u + v). Units along the lanes, so that no sum crosses them; v and dv are [C][width].
+// The gradient of single_layer without the factor w_l: with d = g act'(u + v), du[r][l] += sum_c d, dv[c][l] += sum_r d
+// and d_w[l] += sum g act(u + v). Units lie along the lanes, so that no sum crosses lanes; v and dv are [C][width].
 template <Act A, class T>
 MK_INLINE void single_layer_gradient(int64_t width, Shape t, const T* u, const T* v, const T* g, T* du, T* dv, T* d_w) {
   for (int64_t r = 0; r < t.R; ++r) {
@@ -207,7 +210,7 @@ MK_INLINE void single_layer_gradient(int64_t width, Shape t, const T* u, const T
     case Act::kSilu: return body::function<Act::kSilu>(__VA_ARGS__);                  \
   }
 
-// What reads or writes operands of the products, for T and E.
+// Functions that read or write operands of the products, for each T and E.
 #define MK_OPERAND_FUNCTIONS(T, E)                                                                                     \
   [[maybe_unused]] MK_CLONES static void hidden_columns(Act act, int64_t n, Shape t, const T* u, const T* vt, E* h) {  \
     MK_EACH_ACTIVATION(hidden_columns, n, t, u, vt, h)                                                                 \
@@ -231,9 +234,9 @@ MK_OPERAND_FUNCTIONS(float, c10::BFloat16)
 MK_OPERAND_FUNCTIONS(double, double)
 #undef MK_OPERAND_FUNCTIONS
 
-// Rounds g to bf16, up or down, so that the error is 0 on average. Score gradients are nearly equal over a batch:
-// rounded to nearest, they would all err in one direction, and so would their sums. Whether an element is rounded up
-// is decided by a low-discrepancy sequence of the row and column, so that runs agree and errors along a row cancel.
+// Rounds g to bf16 so that the error is 0 on average. Score gradients are nearly equal over a batch; if they were
+// rounded to nearest, all would err in the same direction and so would their sums. A low-discrepancy sequence of the
+// row and column decides which elements are rounded up, so that runs are reproducible and errors along a row cancel.
 [[maybe_unused]] MK_CLONES static void round_fairly(Shape t, int64_t row, int64_t column, const float* g, float* out) {
   for (int64_t r = 0; r < t.R; ++r)
     for (int64_t c = 0; c < t.C; ++c) {
