@@ -1,11 +1,12 @@
-// Attention backward for small heads (rows.cuh); weights are recomputed from the statistics.
+// Attention backward for small heads (see rows.cuh). Weights are recomputed from the saved statistics.
 //
 //   dp_ij = m_ij <g_i, v_j>, ds_ij = p_ij (dp_ij - delta_i), delta_i = <g_i, out_i>
 //   sparsemax: ds_ij = [p_ij > 0] (dp_ij - delta_i), delta_i = the mean of dp_ij over the support
 //   dq_i = scale sum_j ds_ij k_j,  dk_j = scale sum_i ds_ij q_i,  dv_j = sum_i m_ij p_ij g_i
 //
-// Owners compute, no atomics. query_kernel: 3 D multiplications per query and key (2 D more for sparsemax's mean);
-// key_kernel: 4 D, and the queries' statistics, deltas and hash keys travel in the tile.
+// The owner of a row computes its gradient, so there are no atomics. query_kernel takes 3 D multiplications per query
+// and key (2 D more for sparsemax's mean); key_kernel takes 4 D, and its tiles also hold the queries' statistics,
+// deltas and hash keys.
 #pragma once
 
 #include "rows.cuh"
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(kThreads, 2) query_kernel(const __grid_constan
     for (int e = 0; e < D; ++e) q[r][e] *= p.scale * kUnit<sparse>;
     if (drops) hash[r] = row_keys(head_key(p, at.item), i);
   }
-  // Calls f(r, weight, dp, k) for the rows' products with every allowed key.
+  // Calls f(r, weight, dp, k) for every owned row r and every key that it may attend to.
   auto products = [&](auto f) {
     walk<D, true>(keys, 1.0f, values, 0, end, tile, NoExtra(), [&](int key) {
       const bool masked = key + kTile > at.end_k || key + kTile - 1 > at.row + p.offset;
@@ -99,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, 2) key_kernel(const __grid_constant_
   const Rows keys = rows_of(p.key, at, at.end_k, call.E, call.type);
   const Rows values = rows_of(p.value, at, at.end_k, call.EV, call.type);
   const int64_t first_row = static_cast<int64_t>(at.item) * p.n_q;
-  // The first query that may read any of the keys, and the end of the queries.
+  // The range of queries that may attend to any of the owned keys.
   const int first = max(at.row - p.offset, 0) / kTile * kTile, end = at.row < at.end_k ? at.end_q : 0;
   const uint32_t head = drops ? head_key(p, at.item) : 0;
 

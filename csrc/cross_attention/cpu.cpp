@@ -1,5 +1,5 @@
-// Attention operators on a CPU. Python has checked the shapes. Inputs are converted to the accumulation type, and threads
-// process the heads of all items of all pairs, the longest pairs first.
+// Attention operators on a CPU. Python has checked the shapes. Inputs are converted to the accumulation type. The heads
+// of all items of all pairs are distributed over threads, the longest pairs first.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -35,7 +35,7 @@ const Kernels<T>& kernels() {
   return found;
 }
 
-// What small.h takes at most.
+// Scratch elements that small.h needs at most.
 template <class T>
 int64_t small_scratch(const Item<T>& it, bool backward) {
   if (!backward) return it.Tk * (2 * kSmall + 3 * kMostLanes) + 512;
@@ -186,7 +186,7 @@ Tensors backward(at::TensorList grad_out, at::TensorList query, at::TensorList k
     for (Tensor& t : problem.out) t = t.contiguous();
     for (const Tensor& t : stat) problem.stat.push_back(t.contiguous());
     if (type != query[0].scalar_type() && !sparse) {
-      // delta = <g, o> cancels against dp, so an output rounded to 16 bits would dominate the error.
+      // delta = <g, o> cancels against dp, so the rounding of a 16-bit output would dominate the error: recompute it.
       Problem<T> again{call, problem.query, problem.key, problem.value, problem.query_lengths, problem.key_lengths,
                        {}, {}, {}, {}, {}, {}};
       for (size_t n = 0; n < query.size(); ++n) {

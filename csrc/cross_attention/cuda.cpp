@@ -26,7 +26,7 @@ Type type_of(const Tensor& x) {
   }
 }
 
-// What a call is made of; keeps alive what it had to copy.
+// The inputs of a call, in the kernels' layouts. Holds the copies that this takes.
 struct Arguments {
   Tensors query, key, value, query_lengths, key_lengths;
   std::vector<int64_t> offset;
@@ -60,7 +60,8 @@ struct Arguments {
     p.scale = static_cast<float>(scale[i]), p.keep = static_cast<float>(1.0 / (1.0 - dropout[i]));
     return p;
   }
-  // Runs f(call) for pairs of the same head sizes; set(pair, i) fills in what a direction adds.
+  // Calls run(call) for each group of pairs with the same head sizes; set(pair, i) first fills in the fields that only
+  // the forward or only the backward has.
   template <class Set, class Run>
   void for_groups(Set set, Run run) {
     std::map<std::pair<int64_t, int64_t>, std::vector<size_t>> alike;
@@ -121,7 +122,7 @@ Tensors backward_op(at::TensorList grad_out, at::TensorList query, at::TensorLis
   a.for_groups(
       [&](Pair& p, size_t i) {
         p.grad = a.sequence(grad_out[i]);
-        p.out = const_cast<void*>(outs[i].const_data_ptr());  // the kernels of this direction only read them
+        p.out = const_cast<void*>(outs[i].const_data_ptr());  // the backward kernels only read out and stat
         p.stat = const_cast<float*>(stats[i].const_data_ptr<float>());
         p.delta = delta[i].mutable_data_ptr<float>();
         p.dquery = dq[i].mutable_data_ptr(), p.dkey = dk[i].mutable_data_ptr(), p.dvalue = dv[i].mutable_data_ptr();

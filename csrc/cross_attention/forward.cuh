@@ -1,17 +1,18 @@
-// Attention forward for small heads: a lane owns queries, a warp walks over the keys (rows.cuh).
+// Attention forward for small heads: each lane owns queries, and the warp walks over the keys (see rows.cuh).
 //
-//   softmax:   online log-sum-exp, one pass; per query and key 2 D multiplications, an exponential, four more
-//   sparsemax: tau, then one pass. A first pass bounds tau from below: any set A of keys has (sum_A s - 1) / |A| <= tau,
-//              and A gathers, in order, what exceeds the bound so far (Condat 2016). Then Newton's steps on all keys
-//              from below, tau <- tau + (sum max(s - tau, 0) - 1) / #{s > tau}, until no score of a row lies between
-//              tau and its step: the support was right and the step exact. A step that is not the last drops a key.
+//   softmax:   online log-sum-exp in one pass; per query and key 2 D multiplications, an exponential and four more
+//   sparsemax: finds tau, then computes the output in one pass. The first pass bounds tau from below: any set A of keys
+//              has (sum_A s - 1) / |A| <= tau, and A collects, in order, the scores above the bound so far (Condat
+//              2016). Newton's steps on all keys follow, tau <- tau + (sum max(s - tau, 0) - 1) / #{s > tau}, until no
+//              score of a row lies between tau and the new tau: then the support was right and the step is exact. Every
+//              other step removes at least one key from the support.
 #pragma once
 
 #include "rows.cuh"
 
 namespace mk::cross_attention {
 
-// Scores of kUnroll keys from `u` of the tile on; -inf where not allowed.
+// Scores of the tile's kUnroll keys that start at `u`; -inf where the query may not attend to the key.
 template <int D, int R, bool masked>
 __device__ __forceinline__ void scores(float (&s)[R][kUnroll], const float (&q)[R][D], const float* tile, int u, int key,
                                        int end_k, const int (&last)[R]) {
@@ -31,7 +32,7 @@ template <int R>
 struct Thresholds {
   float tau[R], highest[R];
 
-  // The first pass: sum and count of A, against `base` so that few digits cancel.
+  // The first pass: sum and count of A. Scores are summed relative to `base`, so that few digits cancel.
   float base[R], sum[R], count[R];
   __device__ __forceinline__ void start() {
 #pragma unroll
@@ -52,16 +53,17 @@ struct Thresholds {
       if (count[r] > 0.0f) tau[r] = fmaxf(tau[r], base[r] + (sum[r] - 1.0f) / count[r]);
     }
   }
-  __device__ __forceinline__ void below() {  // rounding must not have carried the bound past tau
+  __device__ __forceinline__ void below() {  // lowers the bound a little, in case rounding carried it past tau
 #pragma unroll
     for (int r = 0; r < R; ++r) tau[r] = below_top(r, tau[r] - 1e-6f * (fabsf(tau[r]) + 1.0f));
   }
-  // Scores may be so large that tau is rounded up to the highest: then the number below, and the support stays.
+  // If scores are so large that tau would be rounded up to the highest score, returns the next smaller number instead,
+  // so that the support does not become empty.
   __device__ __forceinline__ float below_top(int r, float at) const {
     return at >= highest[r] && highest[r] > -MK_INFINITY ? nextafterf(highest[r], -MK_INFINITY) : at;
   }
 
-  // A step on all keys.
+  // One Newton step on all keys.
   float least[R];
   __device__ __forceinline__ void start_step() {
 #pragma unroll
@@ -74,7 +76,7 @@ struct Thresholds {
       for (int c = 0; c < kUnroll; ++c)
         if (s[r][c] > tau[r]) sum[r] += s[r][c] - tau[r], count[r] += 1.0f, least[r] = fminf(least[r], s[r][c]);
   }
-  __device__ __forceinline__ bool step() {  // whether some row has to go on
+  __device__ __forceinline__ bool step() {  // returns whether any row needs another step
     bool unsettled = false;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -99,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const __grid_const
   const int end = keys_end(at, kOwned<D>);
 
   float q[R][D], out[R][D], top[R], sum[R];
-  int last[R];  // the last key that the causal offset allows
+  int last[R];  // the last key that the causal mask allows
   RowKeys hash[R];
 #pragma unroll
   for (int r = 0; r < R; ++r) {
@@ -111,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const __grid_const
     top[r] = -MK_INFINITY, sum[r] = 0.0f, last[r] = i + p.offset;
     if (drops) hash[r] = row_keys(head_key(p, at.item), i);
   }
-  // Calls f(s, u, key) for every kUnroll keys of a tile.
+  // Calls f(s, u, key) for each block of kUnroll keys of a tile.
   auto chunks = [&](int key, auto f) {
     const bool masked = key + kTile > at.end_k || key + kTile - 1 > at.row + p.offset;
     for (int u = 0; u < kTile; u += kUnroll) {
@@ -177,10 +179,10 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const __grid_const
     const int i = at.row + 32 * r + lane;
     if (i >= p.n_q) continue;
     const int64_t row = static_cast<int64_t>(at.item) * p.n_q + i;
-    const bool seen = i < at.end_q && min(at.end_k, last[r] + 1) > 0;  // some key, if only one whose score is NaN
+    const bool seen = i < at.end_q && min(at.end_k, last[r] + 1) > 0;  // attends to some key (its score may be NaN)
     const bool alive = seen && top[r] > -MK_INFINITY;
     float factor = drops ? p.keep : 1.0f;
-    if (alive && !(sum[r] <= 0.0f)) factor /= sum[r];  // sparsemax's sum is 1 but for rounding
+    if (alive && !(sum[r] <= 0.0f)) factor /= sum[r];  // sparsemax's sum is 1 up to rounding
     if (!seen) clear(out[r]);
     store_row(p.out, row * call.EV, out[r], factor, call.EV, call.type);
     p.stat[row] = !alive ? MK_INFINITY : sparse ? top[r] : (top[r] + log2f(sum[r])) * (1.0f / kLog2e);

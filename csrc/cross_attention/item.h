@@ -1,7 +1,8 @@
-// One head of one item of one pair, the unit of work of the attention kernels; and the kernels of an instruction set.
+// The unit of work of the CPU attention kernels (one head of one item of one pair), and the kernels of an instruction
+// set.
 //
-// Everything here is shared by sources that are compiled for different processors: it is inlined everywhere, so that no copy
-// made for one is linked into code for another.
+// Sources compiled for different instruction sets share this header. Everything in it is inlined, so that the linker
+// cannot use a copy compiled for one instruction set in code for another.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +15,7 @@ namespace mk::cross_attention {
 
 MK_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Rows of features wherever the caller's tensor has them.
+// Rows of features in the caller's tensor, with its strides.
 template <class T>
 struct View {
   const T* data;
@@ -32,24 +33,24 @@ template <class T>
 struct Item {
   View<T> query, key, value;
   int64_t Tq, Tk, E, Ev;
-  int64_t queries, keys;  // without padding
+  int64_t queries, keys;  // numbers without padding
   int64_t offset;
   T scale;
   bool sparse;
   Dropout dropout;
-  T *out, *stat;  // [Tq, Ev], [Tq]; inputs of the backward
+  T *out, *stat;  // [Tq, Ev], [Tq]; in the backward these are inputs
   View<T> grad_out;
   T *dq, *dk, *dv;
 
-  // Query i may look at keys [0, allowed(i)).
+  // Query i may attend to keys [0, allowed(i)).
   MK_INLINE int64_t allowed(int64_t i) const { return std::clamp<int64_t>(i + offset + 1, 0, keys); }
-  // Queries [first_query(), queries) have a key.
+  // Queries [first_query(), queries) have at least one key to attend to.
   MK_INLINE int64_t first_query() const { return keys == 0 ? queries : std::clamp<int64_t>(-offset, 0, queries); }
-  // Keys [0, reached()) have a query.
+  // Keys [0, reached()) are attended to by at least one query.
   MK_INLINE int64_t reached() const { return queries == 0 ? 0 : allowed(queries - 1); }
 };
 
-// Arrays of one thread, handed out of one block.
+// Scratch arrays of one thread, allocated from one block.
 template <class T>
 class Scratch {
  public:
@@ -68,22 +69,23 @@ class Scratch {
   int64_t size_ = 0, used_ = 0;
 };
 
-// Heads of at most kSmall features may have a kernel of their own; tiles of the others are kTile x kTile. Measured on
-// Zen 4: at 9 to 16 features a kernel of its own took up to twice as long as matmuls of tiles.
+// Heads of at most kSmall features may have a specialised kernel (small.h); the others are computed in tiles of
+// kTile x kTile (wide.h). Measured on Zen 4: at 9 to 16 features a specialised kernel took up to twice as long as
+// tiles.
 constexpr int64_t kSmall = 8, kTile = 64, kMostLanes = 16;
 
-// The rows of a tile, as its elementwise steps see them; the queries lie along the lanes.
+// The queries of a tile in its elementwise steps; they lie along the vector lanes.
 template <class T>
 struct TileRows {
-  int64_t first, n;  // queries
-  T *top, *sum;      // [kTile]: forward, the running maximum and sum; backward, the shift and delta
+  int64_t first, n;  // the first query, and their number
+  T *top, *sum;      // [kTile]; forward: running maximum and sum; backward: shift and delta
 };
 
 // small.h and tile.h, compiled for one instruction set.
 template <class T>
 struct Kernels {
   using Small = void (*)(const Item<T>&, bool backward, Scratch<T>&);
-  Small small[kSmall + 1];  // by the larger of both widths; null where wide.h serves
+  Small small[kSmall + 1];  // index: the larger of E and Ev; null: use wide.h
   void (*soften)(const Item<T>&, const TileRows<T>&, int64_t j, int64_t n, int64_t features, T* s, T* out);
   void (*sparsify)(const Item<T>&, const TileRows<T>&, int64_t n, T* s, T* z, int32_t* index);
   void (*differentiate)(const Item<T>&, const TileRows<T>&, int64_t j, int64_t n, T* s, T* d);
@@ -91,7 +93,7 @@ struct Kernels {
   void (*transpose)(int64_t n, const T* in, T* out);
 };
 
-// The dropout hash of schema.py; vec.h has it for vectors.
+// The dropout hash of schema.py; vec.h has the vector version.
 MK_INLINE uint32_t mix(uint32_t x) {
   x ^= x >> 16, x *= 0x7feb352du;
   x ^= x >> 15, x *= 0x846ca68bu;

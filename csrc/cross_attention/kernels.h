@@ -1,5 +1,5 @@
-// The table of kernels of one instruction set, table<T, widths...>(): the padded widths are those of small heads. The
-// including source defines MK_ISA and MK_VECTOR_BYTES, see vec.h.
+// table<T, widths...>(): the kernels of one instruction set; `widths` are the padded widths of small heads. The
+// including source defines MK_ISA and MK_VECTOR_BYTES (see vec.h).
 #pragma once
 
 #include "small.h"

@@ -1,5 +1,5 @@
-// Attention's kernels for the baseline build, which assumes no instruction set extension. On x86 it serves processors
-// without AVX2, where small heads go the wide way.
+// Attention's kernels for the baseline build, which assumes no instruction set extension. On x86 these run on
+// processors without AVX2, where small heads use wide.h too.
 #define MK_ISA base
 #define MK_VECTOR_BYTES 16
 #include "kernels.h"

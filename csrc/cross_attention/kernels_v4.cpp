@@ -1,4 +1,5 @@
-// Attention's kernels for AVX-512. Headers that other sources share come first: what they define must not be compiled for it.
+// Attention's kernels for AVX-512. Headers shared with other sources are included first, so that they are compiled
+// without AVX-512.
 #include "../common/buffer.h"
 #include "item.h"
 

@@ -25,7 +25,7 @@ cudaError_t start(Kernel kernel, Call call, Length n, cudaStream_t stream) {
   return launch(kernel, dim3(static_cast<unsigned>((work + kWarps - 1) / kWarps)), kThreads, kShared<D>, stream, call);
 }
 
-// f.template operator()<D, sparse, drops>() for a call.
+// Calls f.template operator()<D, sparse, drops>() with the call's rule and dropout.
 template <int D, class F>
 cudaError_t with_rule(const Call& call, F f) {
   if (call.sparse) return call.drops ? f.template operator()<D, true, true>() : f.template operator()<D, true, false>();

@@ -10,14 +10,14 @@ namespace mk::cross_attention {
 
 enum class Type : int { fp32, bf16, fp16 };
 
-struct Sequence {  // [B, heads, T, features], features next to each other; distances in elements
+struct Sequence {  // [B, heads, T, features] with contiguous features; strides in elements
   const void* data;
   int64_t per_item, per_head, per_row;
 };
 
 struct Pair {
   Sequence query, key, value, grad;
-  const int64_t *query_lengths, *key_lengths, *seed;  // [B], [B], null for "all"; [1]
+  const int64_t *query_lengths, *key_lengths, *seed;  // lengths [B], or null if all have full length; seed [1]
   void *out, *dquery, *dkey, *dvalue;                 // contiguous
   float *stat, *delta;                                // [B, heads, Tq]
   int items, heads, n_q, n_k, offset;                 // items: B; offset in [-n_q, n_k]

@@ -1,11 +1,11 @@
-// Rows of strided views as the arrays that kernels read.
+// Copies rows of strided views into the layouts that the kernels read.
 #pragma once
 
 #include "item.h"
 
 namespace mk::cross_attention {
 
-// `n` rows of a view, times `factor`, in rows of `width` with zeros behind.
+// Copies `n` rows of a view, times `factor`, into rows of `width` elements, padded with zeros.
 template <class T>
 MK_INLINE void pack_rows(const View<T>& view, int64_t first, int64_t n, int64_t features, int64_t width, T factor, T* out) {
   for (int64_t i = 0; i < n; ++i) {
@@ -15,7 +15,7 @@ MK_INLINE void pack_rows(const View<T>& view, int64_t first, int64_t n, int64_t 
   }
 }
 
-// `n` rows of a view, times `factor`, as columns: out [features][length], zeros behind column n.
+// Transposes `n` rows of a view, times `factor`, into out [features][length], with zeros after column n.
 template <class T>
 MK_INLINE void pack_columns(const View<T>& view, int64_t first, int64_t n, int64_t features, int64_t length, T factor, T* out) {
   for (int64_t e = 0; e < features; ++e)

@@ -1,12 +1,13 @@
-// What attention's CUDA kernels share: work items, rows of features in registers, tiles of the other side, dropout.
+// Shared by attention's CUDA kernels: work items, rows of features in registers, tiles of the other side, dropout.
 //
-// A warp is a work item: 32 R rows of one head that it owns, R to a lane, against all rows of the other side, which pass
-// through the warp's own slice of shared memory 32 at a time. Every lane reads the same row of a tile at once, which
-// shared memory broadcasts; owning two rows halves those reads per product, which would otherwise bound the kernels
-// (four to eight reads of 16 bytes for D = 8 against 16 to 32 multiplications). Heads this small leave tensor cores
-// mostly padding: D of 16. Warps never wait for one another, so that rows of any length fill the machine.
+// Each warp processes one work item: it owns 32 R rows of one head, R per lane, and multiplies them with all rows of
+// the other side, which it loads into its own slice of shared memory 32 at a time. All lanes read the same row of a
+// tile at once, which shared memory broadcasts. With two owned rows per lane, each read serves two products; otherwise
+// reads would bound the kernels (four to eight reads of 16 bytes for D = 8 against 16 to 32 multiplications). Tensor
+// cores are not used: with so few features they would multiply mostly padding (D of 16). Warps never wait for one
+// another, so that rows of any length fill the device.
 //
-// Rows are computed in fp32 whatever their type in memory, padded to D = 4, 8, 12 or 16 features.
+// Arithmetic is fp32 whatever the type in memory; rows are padded to D = 4, 8, 12 or 16 features.
 #pragma once
 
 #include "../common/cuda/math.cuh"
@@ -20,28 +21,29 @@ namespace mk::cross_attention {
 
 constexpr int kThreads = 128, kWarps = kThreads / 32, kTile = 32, kUnroll = 8;
 
-// Registers: a lane keeps 4 R D values in the backward; R = 2 beyond D = 8 would leave eight warps of a multiprocessor.
+// R is bound by registers: a lane keeps 4 R D values in the backward. R = 2 for D > 8 would leave only eight warps per
+// multiprocessor.
 template <int D>
 constexpr int kRowsPerLane = D <= 8 ? 2 : 1;
-// Rows of a tile whose products are under way at once in the backward.
+// Rows of a tile that the backward multiplies at once.
 template <int D>
 constexpr int kStep = D <= 8 ? 4 : 2;
 template <int D>
 constexpr int kOwned = 32 * kRowsPerLane<D>;
-// Two rows of D and four more numbers: an odd number of 16-byte chunks, so that eight lanes that write one chunk each
-// meet no bank twice.
+// A tile's row holds two rows of D and four more numbers: an odd number of 16-byte chunks, so that eight lanes that
+// write one chunk each cause no bank conflict.
 template <int D>
 constexpr int kStride = 2 * D + 4;
 template <int D>
 constexpr int kShared = kWarps * kTile * kStride<D> * static_cast<int>(sizeof(float));
 
-struct Head {  // where a work item is
+struct Head {  // the rows of a work item
   const Pair* pair;
-  int item, row, end_q, end_k;  // item: b heads + head; row: the first one owned
+  int item, row, end_q, end_k;  // item: b heads + head; row: the first owned row; end_q, end_k: lengths
   int64_t b, h;
 };
 
-// `owned` rows of the side of length n(pair) make an item.
+// Locates a work item, which is `owned` rows of the side whose length is n(pair).
 template <class Length>
 __device__ __forceinline__ Head head_of(const Call& call, int work, int owned, Length n) {
   int i = 0;
@@ -55,7 +57,7 @@ __device__ __forceinline__ Head head_of(const Call& call, int work, int owned, L
   return at;
 }
 
-struct Rows {  // of one head; beyond n they are zero and not read
+struct Rows {  // of one head; rows beyond n count as zero and are not read
   const void* data;
   int64_t at, per_row;
   int n, features;
@@ -129,8 +131,9 @@ __device__ __forceinline__ void add(float (&sum)[D], float factor, const float (
   for (int e = 0; e < D; ++e) sum[e] += factor * x[e];
 }
 
-// Brings rows first .. end of `a`, times `factor`, (and of `b`) into the tile, 32 at a time, with what extra(row, place)
-// writes behind them, and calls visit(row) for each tile. The next tile's loads are under way while one is visited.
+// Loads rows first .. end of `a`, times `factor` (with `both`, also of `b`), into the tile 32 at a time, lets
+// extra(row, place) write the four further numbers, and calls visit(row) for each tile. The next tile's loads are in
+// flight during the visit.
 template <int D, bool both, class Extra, class Visit>
 __device__ __forceinline__ void walk(const Rows& a, float factor, const Rows& b, int first, int end, float* tile,
                                      Extra extra, Visit visit) {
@@ -140,7 +143,7 @@ __device__ __forceinline__ void walk(const Rows& a, float factor, const Rows& b,
   load_row(x, a, first + lane);
   if (both) load_row(y, b, first + lane);
   for (int row = first; row < end; row += kTile) {
-    __syncwarp();  // every lane is done with the tile before
+    __syncwarp();  // no lane reads the previous tile any more
     put_row(mine, x, factor);
     if (both) put_row(mine + D, y, 1.0f);
     extra(row + lane, mine + 2 * D);
@@ -183,8 +186,9 @@ __device__ __forceinline__ bool kept(const RowKeys& row, int j, uint32_t drop_be
   return (x ^ (x >> 16)) >= drop_below;
 }
 
-// Scores of the softmax are kept in bits: the hardware exponentiates to base 2. Every kernel multiplies the queries with
-// scale and unit, so that all find the same scores to the last bit and a weight is exactly what the statistic was made of.
+// Softmax scores are in units of log 2, because the hardware exponentiates to base 2. Every kernel multiplies the
+// queries by scale and unit, so that all compute bitwise the same scores, and recomputed weights match the saved
+// statistic.
 template <bool sparse>
 constexpr float kUnit = sparse ? 1.0f : kLog2e;
 
@@ -195,7 +199,7 @@ __device__ __forceinline__ float weight(float score, float stat) {
   return over < 0.0f ? 0.0f : over > 1.0f ? 1.0f : over;  // fmaxf and fminf would hide a NaN
 }
 
-// The end of the keys that some of the owned queries may read.
+// The end of the keys that any of the owned queries may attend to.
 __device__ __forceinline__ int keys_end(const Head& at, int owned) {
   const int last = min(at.row + owned, at.end_q) - 1;
   return at.row < at.end_q ? max(min(at.end_k, last + at.pair->offset + 1), 0) : 0;

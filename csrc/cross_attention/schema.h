@@ -4,7 +4,7 @@
 
 namespace mk::cross_attention {
 
-// Features of a head at most, and pairs of one launch at most: a launch's arguments take 4 KiB.
+// The largest number of features per head, and of pairs per launch (a launch's arguments may take 4 KiB).
 constexpr int kMostFeatures = 16, kMostPairs = 16;
 
 }  // namespace mk::cross_attention

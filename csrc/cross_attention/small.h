@@ -1,11 +1,14 @@
-// Heads of at most 8 features in fp32. Matrix products would be dominated by overhead, so everything stays in registers.
+// Heads of at most 8 features in fp32. In matrix products of this size overhead would dominate, so everything stays in
+// registers.
 //
-// Forward: as many queries along the lanes as a register holds (up to 16), keys one after the other as broadcasts; E
-// multiplications for the score, an exp2, Ev multiplications for the output. No maximum is subtracted while Cauchy and Schwarz say that exp2 stays in range. Sparsemax
-// keeps the scores of these 16 queries and finds their thresholds (sparse.h).
+// Forward: as many queries along the lanes as a register holds (up to 16); keys are broadcast one after the other. A
+// weight takes E multiplications for the score, an exp2, and Ev multiplications for the output. No maximum is
+// subtracted if the Cauchy-Schwarz inequality guarantees that exp2 stays in range. Sparsemax keeps the scores of these
+// queries and finds their thresholds (sparse.h).
 //
-// Backward: 16 keys along the lanes with their gradients in registers, eight queries one after the other; the score gradients
-// of these eight rows stay in L1 for a second loop that sums dq. 4 (E + Ev) + 2 E FLOPs and one exp2 per weight.
+// Backward: up to 16 keys along the lanes with their gradients in registers; eight queries are broadcast one after the
+// other. The score gradients of these eight rows stay in L1 for a second loop that sums dq. 4 (E + Ev) + 2 E FLOPs and
+// one exp2 per weight.
 #pragma once
 
 #include "pack.h"
@@ -13,7 +16,7 @@
 #include "vec.h"
 
 #define MK_LAMBDA __attribute__((always_inline))
-// Every variant is a function of its own: compilers take far more than twice as long over one of twice the size.
+// Keeps every variant a separate function: compile time grows much faster than a function's size.
 #define MK_NOINLINE __attribute__((noinline))
 
 namespace mk::cross_attention {
@@ -28,7 +31,7 @@ constexpr T score_factor(bool sparse) {
   return sparse ? T(1) : static_cast<T>(kLog2e);
 }
 
-// acc[e] lanes -> rows of out.
+// Transposes: writes lane l of acc[e] to out[l][e].
 template <class T, int P>
 MK_INLINE void scatter(const Vec<T>* acc, int64_t n, int64_t width, T* out) {
   T columns[P][kLanes<T>];
@@ -75,7 +78,7 @@ MK_NOINLINE void small_forward(const Item<T>& it, Scratch<T>& scratch) {
       for (int e = 0; e < P; ++e) x += q[e] * k[j * P + e];
       return x;
     };
-    // Lanes whose query may look at key j >= full.
+    // Lanes whose query may attend to key j >= full.
     auto visible = [&](int64_t j) MK_LAMBDA { return lane >= static_cast<typename Lanes<T>::Int>(j - full + 1); };
     auto add = [&](int64_t j, Vec<T> p) MK_LAMBDA {
       if constexpr (Drop)
@@ -119,7 +122,7 @@ MK_NOINLINE void small_forward(const Item<T>& it, Scratch<T>& scratch) {
   }
 }
 
-// dq of up to four rows from their score gradients [4][length].
+// dq of up to four queries from their score gradients [4][length].
 template <class T, int P, int Rows>
 MK_INLINE void query_gradients(int64_t n, const T* ds, const T* kt, int64_t length, int64_t width, T scale, T* dq) {
   Vec<T> acc[Rows][P];
@@ -155,7 +158,7 @@ struct Backward {
   Row rows[kRows];
 
   MK_INLINE Vec<T> weight(const Row& row, const Vec<T>* k) const {
-    // Sparsemax's scores are those of forward to the last bit: at large ones the support hangs on it.
+    // Sparsemax's scores must equal those of the forward bit for bit: if scores are large, the support depends on it.
     Vec<T> x = fill(Sparse ? T(0) : -row.shift);
     for (int e = 0; e < P; ++e) x += row.q[e] * k[e];
     if constexpr (Sparse) return sparse_weight<T>(x - row.shift);
@@ -173,7 +176,7 @@ struct Backward {
     return iota<T>(0) < static_cast<typename Lanes<T>::Int>(std::min<int64_t>(row.allowed - j, L));
   }
 
-  // Sparsemax's mean of dp over the support.
+  // Sparsemax: the mean of dp over the support.
   MK_INLINE T support_mean(const Row& row) const {
     const Vec<T> zero = fill(T(0));
     Vec<T> sum = zero, size = zero;

@@ -1,9 +1,9 @@
 // The threshold of sparsemax without sorting, for one vector of rows at a time (rows along the lanes).
 //
-// With z = s - max s, tau solves f(tau) = sum_j max(z_j - tau, 0) - 1 = 0; f is convex, piecewise linear and falling, so
-// Newton's steps tau <- (sum_{z > tau} z - 1) / #{z > tau} from tau = -1 rise to the root and end exactly there after
-// finitely many, in practice three to six (Michelot 1986 takes the same steps). Only keys with z > -1 in some row can ever
-// count: they are gathered first.
+// With z = s - max s, tau solves f(tau) = sum_j max(z_j - tau, 0) - 1 = 0. f is convex, piecewise linear and
+// decreasing, so Newton's steps tau <- (sum_{z > tau} z - 1) / #{z > tau} from tau = -1 increase to the root and reach
+// it exactly after finitely many steps, in practice three to six (Michelot 1986 takes the same steps). Only keys with z
+// > -1 in some row can be in a support, so these candidates are gathered first.
 #pragma once
 
 #include <cmath>
@@ -17,17 +17,17 @@ namespace body {
 template <class T>
 struct Threshold {
   Vec<T> top, tau;  // p_j = max(s_j - top - tau, 0)
-  Vec<T> size;      // of the support
+  Vec<T> size;      // number of keys in the support
   int64_t candidates;
 };
 
-// Scores [n][stride] of one vector of rows; -inf is a key that is masked, a NaN or +inf makes tau a NaN. `z` [n][lanes]
-// receives the candidates' z and `index` their keys.
+// Thresholds for the scores [n][stride] of one vector of rows. A score of -inf marks a masked key; NaN or +inf makes
+// tau NaN. `z` [n][lanes] receives the candidates' z and `index` their keys.
 template <class T>
 MK_INLINE Threshold<T> threshold(int64_t n, const T* s, int64_t stride, T* z, int32_t* index) {
   const Vec<T> zero = fill(T(0)), low = fill(minus_infinity<T>());
   Vec<T> top0 = low, top1 = low;
-  IntVec<T> lost = low != low;  // rows with a score that has no place in the order
+  IntVec<T> lost = low != low;  // rows with a NaN or +inf
   int64_t j = 0;
   for (; j + 2 <= n; j += 2) {
     const Vec<T> a = load(s + j * stride), b = load(s + (j + 1) * stride);
@@ -55,7 +55,7 @@ MK_INLINE Threshold<T> threshold(int64_t n, const T* s, int64_t stride, T* z, in
     sum += counts ? d : zero;
     size += counts ? zero + T(1) : zero;
   }
-  if (m == 0 && any<T>(lost)) m = 1;  // something has to carry the NaN
+  if (m == 0 && any<T>(lost)) m = 1;  // one candidate is needed to propagate the NaN
   found.candidates = m;
   for (;;) {
     found.tau = (sum - T(1)) / larger<T>(size, zero + T(1));
@@ -67,7 +67,7 @@ MK_INLINE Threshold<T> threshold(int64_t n, const T* s, int64_t stride, T* z, in
       next_size += counts ? zero + T(1) : zero;
     }
     const bool changed = any<T>(next_size < size);
-    // Rounding may raise tau past the last supporting key, or let one back in: neither is a step of Newton's.
+    // Rounding may raise tau past the last key of the support, or let a removed key in again. Neither is a Newton step.
     const IntVec<T> step = (next_size < size) & (next_size > zero);
     if (!changed || !any<T>(step)) break;
     sum = step ? next_sum : sum;
@@ -78,8 +78,8 @@ MK_INLINE Threshold<T> threshold(int64_t n, const T* s, int64_t stride, T* z, in
   return found;
 }
 
-// top + tau, the statistic that backward gets. Where scores are so large that it would be rounded up to the top, the
-// number below the top: the support stays what it was.
+// The statistic that is saved for the backward, top + tau. If scores are so large that it would be rounded up to top,
+// it is the next number below top, so that the support does not become empty.
 template <class T>
 MK_INLINE Vec<T> statistic(const Threshold<T>& found) {
   Vec<T> stat = found.top + found.tau;
@@ -89,7 +89,7 @@ MK_INLINE Vec<T> statistic(const Threshold<T>& found) {
   return stat;
 }
 
-// A weight from the score's excess over the statistic: at most 1, beyond which only rounded statistics lead.
+// A weight from the score's excess over the statistic, clamped to [0, 1]: only a rounded statistic leads beyond 1.
 template <class T>
 MK_INLINE Vec<T> sparse_weight(const Vec<T>& over) {
   const Vec<T> p = larger<T>(over, fill(T(0)));

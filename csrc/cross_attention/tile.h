@@ -1,4 +1,4 @@
-// The elementwise steps of wide.h on a tile of scores [keys][kTile queries], the queries along the vector lanes.
+// The elementwise steps of wide.h on a tile of scores [keys][kTile queries]; queries lie along the vector lanes.
 #pragma once
 
 #include "sparse.h"
@@ -8,7 +8,7 @@ namespace mk::cross_attention {
 inline namespace MK_ISA {
 namespace body {
 
-// Lanes of queries from `i` on that may look at key j.
+// The lanes, starting with query i, whose query may attend to key j.
 template <class T>
 MK_INLINE IntVec<T> sees(const Item<T>& it, int64_t i, int64_t j) {
   const int64_t gap = std::clamp<int64_t>(j - it.offset - i, -1, kLanes<T>);
@@ -33,7 +33,8 @@ MK_INLINE IntVec<T> kept(const LaneKeys<T>& keys, const Dropout& dropout, int64_
   return mk::cross_attention::kept<T>(keys.r1, keys.r2, fill_word<T>(0x9e3779b9u * static_cast<uint32_t>(j)), dropout.threshold);
 }
 
-// S^T [n][kTile] of keys j.. -> weights before the division by their sum; `out` [features][kTile] is rescaled.
+// Softmax: replaces S^T [n][kTile] of the keys from j by weights that are not yet divided by their sum, and rescales
+// `out` [features][kTile] to the new maximum.
 template <class T>
 MK_INLINE void soften(const Item<T>& it, const TileRows<T>& rows, int64_t j, int64_t n, int64_t features, T* s, T* out) {
   const Vec<T> zero = fill(T(0)), low = fill(minus_infinity<T>());
@@ -69,7 +70,7 @@ MK_INLINE void soften(const Item<T>& it, const TileRows<T>& rows, int64_t j, int
   }
 }
 
-// S^T [n][kTile] of all keys -> sparsemax's weights; the thresholds go to rows.top, 1 to rows.sum.
+// Sparsemax: replaces S^T [n][kTile] of all keys by weights; writes the thresholds to rows.top and 1 to rows.sum.
 template <class T>
 MK_INLINE void sparsify(const Item<T>& it, const TileRows<T>& rows, int64_t n, T* s, T* z, int32_t* index) {
   const Vec<T> zero = fill(T(0)), low = fill(minus_infinity<T>());
@@ -90,7 +91,8 @@ MK_INLINE void sparsify(const Item<T>& it, const TileRows<T>& rows, int64_t n, T
   }
 }
 
-// s = S^T, d = dP^T of keys j.. -> s = the weights that met the values, d = dS^T; rows.top is the shift, rows.sum delta.
+// For the keys from j: turns s = S^T into the weights that multiplied the values (after dropout), and d = dP^T into
+// dS^T. rows.top holds the shift, rows.sum delta.
 template <class T, bool Sparse>
 MK_INLINE void differentiate(const Item<T>& it, const TileRows<T>& rows, int64_t j, int64_t n, T* s, T* d) {
   const Vec<T> zero = fill(T(0));
@@ -120,7 +122,7 @@ MK_INLINE void differentiate(const Item<T>& it, const TileRows<T>& rows, int64_t
   }
 }
 
-// rows.sum = the mean of dp over sparsemax's support, from S^T and dP^T of all keys.
+// Sparsemax: rows.sum = the mean of dp over the support, from S^T and dP^T of all keys.
 template <class T>
 MK_INLINE void support_means(const Item<T>& it, const TileRows<T>& rows, int64_t n, const T* s, const T* d) {
   const Vec<T> zero = fill(T(0));

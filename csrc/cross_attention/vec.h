@@ -1,7 +1,7 @@
-// Explicit vectors of one register, and what attention does with them: exp2, lane sums, the dropout hash.
+// Vectors of one register, with attention's operations on them: exp2, sums over lanes, the dropout hash.
 //
-// Included by one source per instruction set, which names the set in MK_ISA and the size of its registers in
-// MK_VECTOR_BYTES: GCC splits wider vectors before it inlines, and badly.
+// One source per instruction set includes this header, with the set's name in MK_ISA and the size of its registers in
+// MK_VECTOR_BYTES. Vectors must not be wider: GCC splits them before it inlines, which makes slow code.
 #pragma once
 
 #include <cmath>
@@ -60,13 +60,13 @@ MK_INLINE IntVec<T> iota(int64_t first) {
   for (int64_t l = 0; l < kLanes<T>; ++l) v[l] = static_cast<typename Lanes<T>::Int>(first + l);
   return v;
 }
-// b where b is larger: a NaN in a stays.
+// The larger of a and b; a NaN in a propagates.
 template <class T>
 MK_INLINE Vec<T> larger(const Vec<T>& a, const Vec<T>& b) {
   return a < b ? b : a;
 }
 
-// Vectors are folded in halves.
+// Sums over lanes add the two halves of a vector, repeatedly.
 #define MK_FOLD(T, bytes)                                            \
   typedef T T##bytes __attribute__((vector_size(bytes), may_alias)); \
   struct T##bytes##Halves {                                          \
@@ -116,7 +116,8 @@ MK_INLINE void set(T* p, int64_t n, T x) {
 
 constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
-// 2^x for x <= 127, error 2 ulp; 2^-125 for anything below. The coefficients are a minimax fit of 2^r on [-1/2, 1/2].
+// 2^x for x <= 127 with an error of 2 ulp; x below -125 gives 2^-125. The coefficients are a minimax fit of 2^r on
+// [-1/2, 1/2].
 MK_INLINE Vec<float> exp2_lanes(Vec<float> x) {
   const Vec<float> magic = fill(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
   x = larger<float>(x, fill(-125.0f));
@@ -145,7 +146,7 @@ MK_INLINE RowKey row_key(uint32_t head_key, int64_t i) {
   const uint32_t r1 = mix(head_key + static_cast<uint32_t>(i));
   return {r1, mix(head_key ^ r1)};
 }
-// All bits set where the weight is kept. `r1` and `r2` belong to the rows, `golden` is 0x9e3779b9 j.
+// A mask of the weights that dropout keeps. `r1` and `r2` are the rows' hash keys, `golden` is 0x9e3779b9 j.
 template <class T>
 MK_INLINE IntVec<T> kept(WordVec<T> r1, WordVec<T> r2, WordVec<T> golden, uint32_t threshold) {
   using Word = typename Lanes<T>::Word;

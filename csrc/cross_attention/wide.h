@@ -1,9 +1,9 @@
-// Heads of more than 8 features, and all in fp64: products of tiles of kTile keys x kTile queries, the queries along the
-// vector lanes, so that maxima, sums and thresholds are elementwise.
+// Heads of more than 8 features, and all heads in fp64: matrix products on tiles of kTile keys x kTile queries. Queries
+// lie along the vector lanes, so that maxima, sums and thresholds are elementwise.
 //
-// Forward: S^T = K Q^T, P^T = exp2(S^T - running maximum), O^T = rescaled O^T + V^T P^T. Sparsemax keeps S^T of all keys for
-// kTile queries and finds the thresholds first. Backward, per tile: S^T and dP^T = V G^T again, then dV += P^T G,
-// dK += dS^T Q, dQ += dS K. 2 (E + Ev) FLOPs per weight forward, 2 (3 E + 2 Ev) backward.
+// Forward: S^T = K Q^T, P^T = exp2(S^T - running maximum), O^T = rescaled O^T + V^T P^T. Sparsemax keeps S^T of all
+// keys for kTile queries and finds the thresholds first. Backward, per tile: recomputes S^T, computes dP^T = V G^T,
+// then dV += P^T G, dK += dS^T Q, dQ += dS K. 2 (E + Ev) FLOPs per weight forward, 2 (3 E + 2 Ev) backward.
 #pragma once
 
 #include "../common/gemm.h"
