@@ -1,4 +1,5 @@
-// Elementwise halves of an LSTM step (mi_kernels/ops/lstm_scan/schema.py has the formulas), in blocks of 16 units.
+// The elementwise parts of an LSTM step, forward and backward, in blocks of 16 units.
+// mi_kernels/ops/lstm_scan/schema.py has the formulas.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +11,7 @@ namespace mk::lstm_scan {
 constexpr int64_t kUnits = 16;           // units of a panel of the recurrent weight
 constexpr int64_t kPanel = 4 * kUnits;   // its columns: i, f, g, o of each unit
 
-// x P(x^2) / Q(x^2), a minimax fit on [0, 9] of our own, relative error below 5e-7 also near 0. NaN propagates.
+// x P(x^2) / Q(x^2), our own minimax fit on [0, 9]; the relative error is below 5e-7, also near 0. NaN propagates.
 MK_INLINE float fast_tanh(float x) {
   const float y = x > 9.0f ? 9.0f : (x < -9.0f ? -9.0f : x), s = y * y;
   float p = 1.3354880119956574e-8f;
@@ -28,7 +29,8 @@ MK_INLINE float fast_tanh(float x) {
 }
 MK_INLINE double fast_tanh(double x) { return std::tanh(x); }
 
-// Steps of a row lie next to each other, rows far apart: the processor's own prefetching sees no stream.
+// Prefetches by hand, because the hardware prefetcher sees no stream: steps of a row are adjacent in memory, but the
+// rows of one step are far apart.
 template <bool kWrite, class T>
 MK_INLINE void prefetch(const T* p, int64_t n) {
 #if defined(__GNUC__)
@@ -36,7 +38,8 @@ MK_INLINE void prefetch(const T* p, int64_t n) {
 #endif
 }
 
-// One row's slices of `n` units at one step. `z` is W h [i, f, g, o] of kUnits each; the others lie `gate` apart.
+// One row's slices of `n` units at one step. `z` holds W h as [i, f, g, o] of kUnits each; in `gates` and `activations`
+// the four lie `gate` apart.
 template <class T>
 struct ForwardRow {
   const T *z, *gates, *bias, *c_before;
@@ -72,8 +75,8 @@ MK_INLINE void forward_units(int64_t n, const ForwardRow<T>& row) {
   for (int64_t j = 0; j < w; ++j) row.activations[3 * row.gate + j] = o[j];
 }
 
-// One row at one step: `dh` holds W^T d of the step after, `dc` its dc f and then this step's; `d` and `kept` take the
-// gradients of the four pre-activations.
+// One row at one step. `dh` holds W^T d of time step t + 1. `dc` holds dc f of time step t + 1 and is overwritten by
+// that of t. `d` and `kept` both receive the gradients of the four pre-activations.
 template <class T>
 struct BackwardRow {
   const T *activations, *c, *c_before, *g_h, *g_c, *dh;
@@ -114,7 +117,7 @@ MK_INLINE void backward_row(int64_t H, const BackwardRow<T>& row) {
   if (at < H) backward_units<0>(H - at, H, at, row);
 }
 
-// `columns` of each row, one row below the other, filled up with zeros to a panel.
+// Copies `columns` elements of each row, from column `at` on, into rows of kPanel elements, padded with zeros.
 template <class T>
 MK_INLINE void gather_columns(int64_t rows, int64_t columns, const T* const* in, int64_t at, T* out) {
   for (int64_t k = 0; k < rows; ++k) {
@@ -123,7 +126,7 @@ MK_INLINE void gather_columns(int64_t rows, int64_t columns, const T* const* in,
   }
 }
 
-// target_clones wants plain functions.
+// Plain functions, because target_clones does not work on templates.
 #define MK_LSTM_CELLS(T)                                                                                             \
   [[maybe_unused]] MK_CLONES static void forward_cell(int64_t n, const ForwardRow<T>& row) {                         \
     n == kUnits ? forward_units<kUnits>(n, row) : forward_units<0>(n, row);                                          \

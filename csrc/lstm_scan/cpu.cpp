@@ -1,8 +1,9 @@
-// LSTM scan on a CPU (mi_kernels/ops/lstm_scan/schema.py has the formulas). A thread takes a block of rows through all
-// steps by itself: no barrier, the packed weight stays in its cache, and the gates of 16 units are turned into h and c
-// as soon as their tile of W h is there; backward, threads meet after every window of steps to sum up the weights'
-// gradients. 8 H^2 FLOP per row and step forward, 16 H^2 backward, with an input of D features 8 D H and 16 D H more.
-// Every row's arithmetic is its own: bits depend on neither threads nor blocks.
+// LSTM scan on a CPU; mi_kernels/ops/lstm_scan/schema.py has the formulas. In the forward, a thread takes a block of
+// rows through all steps by itself: there is no barrier, the packed weight stays in its cache, and the gates of 16
+// units are turned into h and c as soon as their tile of W h is computed. In the backward, threads synchronise after
+// every window of steps to sum the weights' gradients. 8 H^2 FLOP per row and step forward, 16 H^2 backward; an input
+// of D features adds 8 D H and 16 D H. Each row is computed independently, so its bits depend on neither threads nor
+// blocks.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -18,11 +19,11 @@ namespace {
 using at::Tensor;
 using OptTensor = std::optional<Tensor>;
 
-constexpr int64_t kChunk = 256;  // steps of rows that one matmul of dW sums over
-constexpr int64_t kTasks = 16;   // of dW at least, where there are steps enough
-constexpr int64_t kChunks = 8;   // of a task that shares its columns with others: their sums are added up in the end
-constexpr int64_t kWindow = 16 << 20;  // bytes of slopes at a time, in the last-level cache
-constexpr int64_t kSum = 1 << 19;  // bytes of dW that a task adds to: they stay in the second-level cache
+constexpr int64_t kChunk = 256;  // (row, step) pairs that one matmul of dW sums over
+constexpr int64_t kTasks = 16;   // tasks of dW, at least, if there are enough steps
+constexpr int64_t kChunks = 8;   // chunks per task, if several tasks share columns (their partial sums are added up)
+constexpr int64_t kWindow = 16 << 20;  // bytes of pre-activation gradients per window, in the last-level cache
+constexpr int64_t kSum = 1 << 19;  // bytes of dW that one task accumulates; they stay in the second-level cache
 
 template <class T>
 const T* data(const OptTensor& t) {
@@ -35,12 +36,12 @@ struct ForwardTask {
   int64_t inputs;
   const T *gates, *h0, *c0, *weight, *bias;  // weight and bias are packed
   T *h, *c, *activations;
-  const T* zeros;  // 8H of them: the gates of a step without input, and what is prefetched behind them
+  const T* zeros;  // 8H zeros: the gates of a step without input, and what is prefetched after them
   Projected<T> in;
 
   struct Scratch {
     Buffer<T> states[2], cells, tiles, x;
-    int64_t from, until, stride;  // steps that are projected, and rows of a tile of each
+    int64_t from, until, stride;  // the steps projected so far, and rows per step in `tiles`
   };
   Scratch scratch() const {
     const int64_t n = kRows * s.padded;
@@ -67,7 +68,7 @@ struct ForwardTask {
     }
   }
 
-  // W x of the next steps in one product, so that the weight is read once for all of them.
+  // Computes W x of the next steps in one product, so that the weight is read once for all of them.
   void project(const Block& block, int64_t t, Scratch& own) const {
     own.stride = rounded_rows(block.running(t), static_cast<int64_t>(block.rows.size()));
     own.from = t, own.until = std::min(block.longest(), t + kAhead / own.stride);
@@ -141,7 +142,7 @@ void forward_of(const Shape& s, const Source& source, const Tensor& weight, cons
             [&](int64_t k, auto& own) { task.run(blocks[k], own); });
 }
 
-// Slopes of the pre-activations, [G, B, steps, 4H], from step `first` on.
+// Gradients of the pre-activations, [G, B, steps, 4H], starting at step `first`.
 template <class T>
 struct Slopes {
   T* data;
@@ -154,7 +155,7 @@ struct BackwardTask {
   const Shape& s;
   const T *weight, *c0, *c, *activations, *g_h, *g_c;  // the weight is packed
   T *dh0, *dc0;
-  const T* zeros;  // H of them: a slope or a state that is not there
+  const T* zeros;  // H zeros, in place of an absent gradient or state
   Projected<T> in;  // x is not read here
   T* dx;
 
@@ -164,14 +165,15 @@ struct BackwardTask {
   Scratch scratch() const {
     return {make_zeros<T>((dx ? kAhead : kRows) * 4 * s.H), make_buffer<T>(dx ? kAhead * kPanel : 0)};
   }
-  struct State {  // W^T d and dc f of the step behind those that have been run, for the rows of a block
+  struct State {  // W^T d and dc f of the earliest time step processed so far, for the rows of a block
     T *dh, *dc;
   };
 
-  // Steps [first, last), the ones behind them done. Rows that end early join later, with nothing behind them.
+  // Processes time steps [first, last), backwards; those from `last` on are done. A row shorter than `last` joins at
+  // its own last step, with a gradient of 0 from later steps.
   void run(const Block& block, const State& state, const Slopes<T>& d, int64_t first, int64_t last, Scratch& own) const {
     const int64_t H = s.H, rows = static_cast<int64_t>(block.rows.size());
-    // several steps at a time where their slopes go back to x in one product
+    // if dx is requested, several steps at a time: their dx is one product
     const int64_t ahead = dx && rows ? kAhead / rows : 1;
     for (int64_t until = std::min(last, block.longest()), from; until > first; until = from) {
       from = std::max(first, until - ahead);
@@ -181,7 +183,8 @@ struct BackwardTask {
     }
   }
 
-  // What lies beyond the lengths, in `d` too where it holds all steps, and the slopes of the initial states.
+  // Fills the steps beyond the lengths with zeros (in `d`, if it holds all steps, and in dx), and writes the gradients
+  // of the initial states.
   void finish(const Block& block, const State& state, T* d) const {
     for (int64_t r = 0; r < static_cast<int64_t>(block.rows.size()); ++r) {
       const int64_t H = s.H, row = block.g * s.B + block.rows[r], length = block.lengths[r];
@@ -204,7 +207,7 @@ struct BackwardTask {
     }
   }
 
-  // The slopes of the step's pre-activations go to `slopes`, one row below the other.
+  // One time step; `slopes` receives the gradients of its pre-activations, one row per row of the block.
   void step(const Block& block, int64_t t, const State& state, const Slopes<T>& d, T* slopes) const {
     const int64_t H = s.H, m = block.running(t), most = static_cast<int64_t>(block.rows.size());
     for (int64_t r = 0; r < m; ++r) {
@@ -215,7 +218,7 @@ struct BackwardTask {
                                       slopes + r * 4 * H, d.at(row, t), t > std::max<int64_t>(1, d.first)});
     }
     if (t == 0 && !dh0) return;
-    // rounding up computes rows that have not joined yet: nothing comes back to them
+    // rounding up includes rows that have not joined yet; their gradients are 0
     const int64_t m_rounded = rounded_rows(m, most);
     std::fill(slopes + m * 4 * H, slopes + m_rounded * 4 * H, T(0));
     for (int64_t j = 0; j < s.padded; j += kPanel)
@@ -225,7 +228,7 @@ struct BackwardTask {
 };
 
 // dW^T = sum over rows and steps of [h_before, 1, x] d^T for one group, [H + 1 + width, 4H]: the gradients of the
-// recurrent weight, of the bias and of the input's weight in one matmul. Steps come a window at a time.
+// recurrent weight, of the bias and of the input's weight in one matmul. Steps are added one window at a time.
 template <class T>
 struct WeightGradient {
   const Shape& s;
@@ -233,15 +236,15 @@ struct WeightGradient {
   const T *h, *h0, *zeros;
   Projected<T> in;
   int64_t height = s.H + 1 + in.width, columns = (4 * s.H + kPanel - 1) / kPanel;
-  int64_t parts = 1, together = 1;  // columns of a task, which share a chunk of [h, 1, x]
+  int64_t parts = 1, together = 1;  // together: columns per task; they share a chunk of [h, 1, x]
   Buffer<T> turned, partial;
-  std::vector<uint8_t> begun;  // whether a panel of a part holds a sum
-  std::vector<const T*> before = {}, inputs = {}, slopes = {};  // of every step of the window: h_{t-1}, x_t and d_t
+  std::vector<uint8_t> begun;  // whether a part's panel already holds a sum to add to
+  std::vector<const T*> before = {}, inputs = {}, slopes = {};  // h_{t-1}, x_t, d_t of every (row, step) of a window
 
   WeightGradient(const Shape& s, int64_t g, const T* h, const T* h0, const T* zeros, const Projected<T>& in,
                  int64_t window)
       : s(s), g(g), h(h), h0(h0), zeros(zeros), in(in) {
-    const int64_t most = (s.B * window + kChunk - 1) / kChunk;  // chunks of a window
+    const int64_t most = (s.B * window + kChunk - 1) / kChunk;  // chunks per window
     const int64_t fit = std::max<int64_t>(1, kSum / (height * kPanel * static_cast<int64_t>(sizeof(T))));
     const int64_t shares = std::max<int64_t>(1, most / kChunks);
     const int64_t groups = std::clamp((kTasks + shares - 1) / shares, (columns + fit - 1) / fit, columns);
@@ -272,7 +275,8 @@ struct WeightGradient {
     if (in.width) transposed(inputs, in.width, to + (s.H + 1) * kChunk);
   }
 
-  // Slopes are copied to where they are read again and again: steps lie 4H apart, often a multiple of the cache's sets.
+  // Copies the gradients of a chunk into a dense panel before they are read many times: in memory steps are 4H apart,
+  // which often maps them to the same cache sets.
   void sum(int64_t part, int64_t task, T* panel) {
     for (int64_t chunk = part; chunk < chunks(); chunk += parts)
       for (int64_t column = task * together; column < std::min(columns, (task + 1) * together); ++column) {
@@ -317,7 +321,7 @@ struct WeightGradient {
   }
 };
 
-// Those that are not wanted are empty.
+// Gradients that are not requested are empty tensors.
 struct Gradients {
   Tensor gates, x, input_weight, weight, bias, h0, c0;
 };
@@ -350,7 +354,8 @@ void backward_of(const Shape& s, const Source& source, const Tensor& weight, con
     state.push_back({dh.get() + at * s.padded, dc.get() + at * s.padded});
     at += static_cast<int64_t>(block.rows.size());
   }
-  // Fresh memory costs more than arithmetic: slopes and turned states live for a window of steps, and stay in cache.
+  // Page faults on fresh memory would cost more than the arithmetic. So the pre-activation gradients and transposed
+  // states exist for one window of steps at a time, and stay in cache.
   const int64_t window = std::clamp<int64_t>(kWindow / (s.G * s.B * height * static_cast<int64_t>(sizeof(T))), 1, s.T);
   Buffer<T> some = make_buffer<T>(d_gates ? 0 : s.G * s.B * window * height);
   std::vector<WeightGradient<T>> weights;
@@ -372,7 +377,8 @@ void backward_of(const Shape& s, const Source& source, const Tensor& weight, con
                      d_input_weight ? d_input_weight + g * height * width : nullptr);
 }
 
-// Whole sequences are allocated and written at every call: page by page, that can take as long as the arithmetic.
+// A tensor with huge pages: every call allocates and writes whole sequences, and page faults on small pages can take as
+// long as the arithmetic.
 Tensor allocated(at::IntArrayRef sizes, const Tensor& like) {
   Tensor t = at::empty(sizes, like.options());
   wish_huge_pages(t.mutable_data_ptr(), t.nbytes());
@@ -408,7 +414,7 @@ States forward(const Tensor& x, const Tensor& input_weight, const Tensor& weight
   return states_of(s, {nullptr, &wide, &projection, s.T}, wide, weight, bias, h0, c0, keep);
 }
 
-// Without an input to project, the gradient of the gates is among them.
+// If there is no input x to project, the result includes the gradient of the gates.
 Gradients gradients_of(const Source& source, const Tensor& weight, const OptTensor& h0, const OptTensor& c0,
                        const OptTensor& lengths, const Tensor& h, const Tensor& c, const Tensor& activations,
                        const OptTensor& g_h, const OptTensor& g_c, int64_t needs) {

@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& gates, const Tensor
   return {h, c, activations};
 }
 
-// sum over rows and steps of d h_before^T, in one matmul over all of them.
+// The sum over rows and steps of d h_before^T, as one matmul.
 Tensor weight_gradient(const Tensor& d, const Tensor& h, const OptTensor& h0) {
   Tensor first = h0 ? floats(*h0) : at::zeros({h.size(0), h.size(1), h.size(3)}, h.options());
   const Tensor before = at::cat({first.unsqueeze(2), h.narrow(2, 0, h.size(2) - 1)}, 2);

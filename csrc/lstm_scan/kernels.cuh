@@ -1,12 +1,13 @@
-// One launch for all steps of the LSTM scan, forward and backward, in fp32 multiply-adds.
+// The LSTM scan's kernels: one launch for all steps of the forward and one for those of the backward, in fp32
+// multiply-adds.
 //
-// A block owns a slice of the units of one group and some rows of its batch. A thread owns one unit of four rows
-// throughout: its four gates are 16 sums in registers, and the cell state's gradient stays there from step to step.
-// The block's slice of the weight, four gates of a unit side by side, stays in shared memory from step to step where it
-// fits, and is read through the L2 cache where it does not. At every step the block stages the vectors that W is
-// multiplied with (h of the step before, d of the step after), kDepth of them at a time.
-// While one slice holds all units (H up to 96) blocks run on their own, with block barriers. More slices exchange h and
-// d through global memory: the kernel is launched cooperatively and all blocks meet at a barrier in every step.
+// A block owns a slice of the units of one group and some rows of its batch. A thread owns one unit of four rows for
+// all steps: the four gates are 16 sums in registers, and the cell state's gradient also stays in registers. The
+// block's slice of the weight, with the four gates of a unit next to each other, stays in shared memory for all steps
+// if it fits; otherwise it is read through the L2 cache at every step. At every step the block stages the vectors that
+// W is multiplied with (h of the previous time step, d of the next one), kDepth of them at a time. If one slice holds
+// all units (H up to 96), blocks are independent and use block barriers. Several slices exchange h and d through global
+// memory: the kernel is launched cooperatively, with a grid barrier in every step.
 #pragma once
 
 #include "../common/cuda/math.cuh"
@@ -15,26 +16,26 @@
 namespace mk::lstm_scan {
 
 constexpr int kMostThreads = 512, kRowsOfThread = 4, kMostRows = 64;
-constexpr int kDepth = 64;               // staged vectors; a multiple of 4
-constexpr int kStride = kMostRows + 4;   // of a staged vector, in floats; keeps float4s aligned
+constexpr int kDepth = 64;               // vectors staged at a time; a multiple of 4
+constexpr int kStride = kMostRows + 4;   // floats per staged vector; keeps float4s aligned
 #ifdef MI_CUDA_EMULATOR
-constexpr int kWeights = 512;  // small problems then take the way of large ones
+constexpr int kWeights = 512;  // so small that tests' problems take the code path of large ones
 #else
 constexpr int kWeights = (kSharedLimit - 4 * kDepth * kStride) / 16;
 #endif
 constexpr int kShared = 4 * kDepth * kStride + 16 * kWeights;  // bytes
 
 struct Slicing {
-  int slices, units;     // of the hidden units, and units of a slice
-  int rows, row_slices;  // rows of a block, and slices of a group's batch
-  int first;             // row slice (over all groups) of the launch's first block
+  int slices, units;     // slices of the hidden units, and units per slice
+  int rows, row_slices;  // rows per block, and slices of a group's batch
+  int first;             // row slice (counted over all groups) of the launch's first block
 };
 
-// What a thread works on.
+// The rows and the unit of a thread.
 struct Place {
   int g, row, rows_end;  // the first of its four rows, and the end of the batch
-  int unit, column;      // of the layer, and within the slice
-  int quad;              // which four of the block's rows
+  int unit, column;      // the unit's index in the layer, and in the slice
+  int quad;              // which four of the block's rows it owns
   bool active;
 
   __device__ __forceinline__ Place(const Sizes& z, const Slicing& s) {
@@ -61,7 +62,7 @@ __device__ __forceinline__ void step_barrier() {
   }
 }
 
-// The slice of the weight into shared memory: [H, units].
+// Copies the block's slice of the weight to shared memory: [H, units].
 __device__ __forceinline__ void stage_weight(float4* to, const float4* weight, const Place& p, const Sizes& z,
                                              const Slicing& s) {
   for (int i = threadIdx.x; i < z.H * s.units; i += blockDim.x) {
@@ -153,7 +154,7 @@ __global__ __launch_bounds__(kMostThreads) void backward_kernel(Sizes z, Backwar
     for (int u0 = 0; u0 < z.H && t + 1 < z.T; u0 += kDepth / 4) {
       __syncthreads();
       for (int i = threadIdx.x; i < kDepth * s.rows; i += blockDim.x) {
-        const int k = i % kDepth, r = i / kDepth, row = p.block_row() + r;  // k: gates outside, units inside
+        const int k = i % kDepth, r = i / kDepth, row = p.block_row() + r;  // k counts gates (outer) and units (inner)
         const int q = k / (kDepth / 4), u = u0 + k % (kDepth / 4);
         const int64_t at = (static_cast<int64_t>(p.g) * z.B + row) * z.T + t + 1;
         vectors[k * kStride + r] = u < z.H && row < z.B ? b.d[(at * 4 + q) * z.H + u] : 0.0f;

@@ -1,4 +1,4 @@
-// Launchers of the LSTM scan: how units and rows are cut into blocks.
+// Launchers of the LSTM scan: assign units and rows to blocks.
 #include "launch.cuh"
 
 #include <algorithm>
@@ -12,7 +12,7 @@ int parts(int64_t n, int64_t size) { return static_cast<int>((n + size - 1) / si
 
 struct Plan {
   Slicing s;
-  int threads, at_once;  // row slices, over all groups, that one launch takes
+  int threads, at_once;  // at_once: row slices (over all groups) per launch
   bool staged;
 };
 

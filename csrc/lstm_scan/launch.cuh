@@ -1,4 +1,4 @@
-// Launchers of the LSTM scan's CUDA kernels: contiguous device arrays in fp32, null pointers for what is absent.
+// Launchers of the LSTM scan's CUDA kernels: contiguous device arrays in fp32; absent arrays are null pointers.
 // mi_kernels/ops/lstm_scan/schema.py has the formulas and the shapes.
 #pragma once
 
@@ -10,13 +10,13 @@ namespace mk::lstm_scan {
 
 struct Sizes {
   int G, B, T, H;
-  int processors;  // of the device: that many blocks are resident at once
+  int processors;  // multiprocessors of the device: so many blocks are resident at once
 };
 
 struct Forward {
   const float *gates, *weight, *bias, *h0, *c0;  // weight [G, H (k), H (unit), 4 gates]
   const int64_t* lengths;
-  int inputs;  // steps that gates [G, B, inputs, 4H] has
+  int inputs;  // steps of gates [G, B, inputs, 4H]
   float *h, *c, *activations;
 };
 

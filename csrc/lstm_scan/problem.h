@@ -1,4 +1,4 @@
-// What both sweeps of the LSTM scan share: sizes, who works on which rows, and the weight in the order it is read.
+// Shared by the LSTM scan's forward and backward: sizes, the assignment of rows to threads, and packed weights.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -16,8 +16,8 @@
 
 namespace mk::lstm_scan {
 
-constexpr int64_t kRows = 64;  // of a block, at most: its states and one tile stay in the second-level cache
-constexpr int64_t kAhead = 128;  // rows, of all steps together, in one product with the weight of the input
+constexpr int64_t kRows = 64;  // rows per block, at most: their states and one tile stay in the second-level cache
+constexpr int64_t kAhead = 128;  // (row, step) pairs in one product with the input's weight, at most
 
 constexpr int64_t padded_units(int64_t n) { return (n + kUnits - 1) / kUnits * kUnits; }
 
@@ -34,16 +34,16 @@ struct Shape {
   }
 };
 
-// An input x [G, B, T, width] that is projected on the way, instead of gates that were projected before.
+// An input x [G, B, T, width] that the scan itself projects, instead of gates that the caller has projected.
 template <class T>
 struct Projected {
   int64_t width = 0;
   const T* x = nullptr;
-  const T* weight = nullptr;  // packed as the recurrent one
+  const T* weight = nullptr;  // packed like the recurrent weight
 };
 
-// Rows of one group that a thread takes through all steps by itself. The longest come first, so the rows still running at
-// a step are a prefix.
+// Rows of one group that a thread takes through all steps by itself. The longest come first, so the rows still running
+// at a step are a prefix.
 struct Block {
   int64_t g;
   std::vector<int64_t> rows, lengths;
@@ -56,7 +56,7 @@ struct Block {
   int64_t longest() const { return lengths.empty() ? 0 : lengths[0]; }
 };
 
-// Rows, sorted by length, go to the blocks in turn, so that every block gets its share of long ones.
+// Distributes the rows, sorted by length, to the blocks in turn, so that every block gets its share of long rows.
 inline std::vector<Block> make_blocks(const Shape& s) {
   const int64_t by_size = (s.B + kRows - 1) / kRows, by_threads = (s.threads + s.G - 1) / s.G;
   const int64_t count = std::max(by_size, std::min(by_threads, (s.B + 7) / 8));
@@ -77,7 +77,7 @@ inline std::vector<Block> make_blocks(const Shape& s) {
   return blocks;
 }
 
-// f(task, scratch) for every task, on whichever thread is free; make_scratch() once for each thread.
+// Calls f(task, scratch) for every task on whichever thread is free, and make_scratch() once per thread.
 template <class Make, class F>
 void each_task(int64_t tasks, int64_t threads, Make&& make_scratch, F&& f) {
   std::atomic<int64_t> next{0};
@@ -92,10 +92,11 @@ void each_task(int64_t tasks, int64_t threads, Make&& make_scratch, F&& f) {
   });
 }
 
-// Brgemm kernels are generated for every number of rows: lengths would ask for all of them.
+// brgemm generates a kernel for every number of rows. Rounding up to multiples of 8 bounds how many different numbers
+// the rows' lengths lead to.
 inline int64_t rounded_rows(int64_t m, int64_t most) { return std::min(most, (m + 7) / 8 * 8); }
 
-// W [4H, width] as B of h W^T: a panel [width, kPanel] for every 16 units, padded units zero.
+// Packs W [4H, width] as the right operand of h W^T: a panel [width, kPanel] per 16 units; padded units are zero.
 template <class T>
 void pack_forward(const Shape& s, int64_t width, const T* weight, T* out) {
   for (int64_t p = 0; p < s.panels; ++p, out += width * kPanel) {
@@ -116,7 +117,7 @@ void pack_bias(const Shape& s, const T* bias, T* out) {
       out[unit / kUnits * kPanel + gate * kUnits + unit % kUnits] = bias[gate * s.H + unit];
 }
 
-// W [4H, columns] as B of d W: panels of kPanel columns (the last narrower), [4H, width].
+// Packs W [4H, columns] as the right operand of d W: panels [4H, kPanel], the last one narrower.
 template <class T>
 void pack_backward(const Shape& s, int64_t columns, const T* weight, T* out) {
   for (int64_t j = 0; j < padded_units(columns); j += kPanel) {

@@ -5,7 +5,7 @@
 
 namespace mk::lstm_scan {
 
-// Gradients that a backward is asked for, besides that of the gates.
+// Gradients that a caller may request besides that of the gates.
 enum Needs : int64_t {
   kNeedWeight = 1,
   kNeedBias = 2,
