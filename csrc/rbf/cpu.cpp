@@ -1,5 +1,6 @@
-// Sums of a Gaussian kernel over pairs on a CPU, with their gradients in the same pass (mi_kernels/ops/rbf/schema.py).
-// x and y are one sequence of tiles (tiles.h), so that a symmetric sum costs half.
+// Weighted sums of a Gaussian kernel over pairs of rows (MMD) on a CPU, with their gradients in the same pass;
+// mi_kernels/ops/rbf/schema.py has the formulas. x and y are one sequence of tiles (tiles.h), so that a symmetric sum
+// costs half.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -14,20 +15,20 @@ using at::Tensor;
 template <class T>
 struct TileWork {
   int64_t rows;
-  T* s;                        // [rows][kBlock]: inner products, replaced by slopes
+  T* s;                        // [rows][kBlock]: inner products on entry, gradients dL/d(r^2) * 2 on return
   const T *row_norm, *col_norm, *col_valid;
   const T* gamma;
   int64_t K;
-  T slope;                     // of a kernel value: -2 weight gamma / K, without gamma
-  T *row_sum, *col_sum;        // of the slopes, accumulated
-  double* gamma_sum;           // [K], sum of r^2 k; may be null
+  T slope;                     // factor of the gradients: -2 weight / K (gamma varies with the kernel)
+  T *row_sum, *col_sum;        // accumulate the gradients in s
+  double* gamma_sum;           // [K], accumulates r^2 k; may be null
   bool own;                    // row i of the tile is its column i
 };
 
 template <class T>
 MK_INLINE double kernel_tile(const TileWork<T>& w) {
   T columns[kBlock] = {}, norm[kBlock], valid[kBlock];  // locals: no store can alias them
-  // Sum of e = k - 1 as a sum of small numbers and a count: e of near pairs, k of far ones.
+  // The sum of e = k - 1, accurately: `total` sums e of near pairs and k of far ones, which `far` counts.
   T total[kBlock] = {}, far[kBlock] = {};
   for (int64_t j = 0; j < kBlock; ++j) norm[j] = w.col_norm[j], valid[j] = w.col_valid[j];
   for (int64_t i = 0; i < w.rows; ++i) {
@@ -82,7 +83,7 @@ class Mmd {
     each_share([&](int64_t begin, int64_t end) { z_.pack(begin, end); });
   }
 
-  // The value; gradients go to the sides, d/dgamma [K] to `dgamma` if given.
+  // Returns the value. The samples' gradients go to the sides, those of gamma [K] to `dgamma`, if given.
   double run(double* dgamma) {
     std::vector<Scratch> scratch(threads_);
     each_thread(threads_, [&](int64_t t) { work(t, scratch[t], dgamma != nullptr); });

@@ -1,5 +1,6 @@
-// HSIC's sums on a CPU (mi_kernels/ops/rbf/schema.py): both Gram matrices tile by tile, pairs of tiles p <= q, nothing
-// stored. Forward M(Dx + Dy), backward three times that, with M(D) = B^2 D FLOP.
+// HSIC's sums on a CPU; mi_kernels/ops/rbf/schema.py has the formulas. Both Gram matrices are computed tile by tile,
+// for pairs of tiles p <= q, and never stored. The forward takes M(Dx + Dy), the backward three times that, with M(D) =
+// B^2 D FLOP.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -12,8 +13,8 @@ namespace {
 using at::Tensor;
 
 template <class T>
-struct Kernel {  // of one sample's tile
-  T* s;  // [rows][kBlock]: inner products; slopes in their place after the backward pass
+struct Kernel {  // one sample's tile
+  T* s;  // [rows][kBlock]: inner products, which the backward pass replaces by gradients
   const T *row_norm, *col_norm;
   T gamma;
 };
@@ -21,7 +22,7 @@ struct Kernel {  // of one sample's tile
 template <class T>
 struct Sums {
   T rows_e[kBlock], rows_f[kBlock];
-  double cols_e[kBlock], cols_f[kBlock], products[3];  // of e f, e e and f f
+  double cols_e[kBlock], cols_f[kBlock], products[3];  // products: sums of e f, e e and f f
 };
 
 template <class T>
@@ -41,7 +42,7 @@ MK_INLINE T sum_row(const T* v) {
   return sum;
 }
 
-constexpr int64_t kRun = 8;  // rows that are summed in T before doubles take over: HSIC is a small difference of the sums
+constexpr int64_t kRun = 8;  // rows summed in T, then doubles take over: HSIC is a small difference of the sums
 
 template <class T>
 MK_INLINE void sum_tile(int64_t rows, const Kernel<T>& x, const Kernel<T>& y, const T* valid_at, Sums<T>& out) {
@@ -81,18 +82,18 @@ MK_CLONES void sums_of_tile(int64_t rows, const Kernel<double>& x, const Kernel<
 }
 
 template <class T>
-struct Means {  // of the rows of E and F, and of all
+struct Means {  // of each row of E and F, and of all entries
   const T *row_e, *row_f, *col_e, *col_f;
   T e, f;
 };
 
 template <class T>
-struct Slopes {  // of a tile: factors of (E, F), and where the sums of the slopes go
-  T cross, own_x, own_y;  // under the three traces
+struct Slopes {  // a tile's gradients with respect to the entries of (E, F): their factors, and where their sums go
+  T cross, own_x, own_y;  // gradients of the three traces
   T factor;               // -2, or -4 for a pair of unlike tiles
   bool own;               // row i of the tile is its column i
   T *row_x, *col_x, *row_y, *col_y;
-  double gamma_x, gamma_y;  // sums of slope r^2 without factors
+  double gamma_x, gamma_y;  // sums of gradient * r^2, without constant factors
 };
 
 template <class T>
@@ -156,7 +157,7 @@ class Hsic {
     each_share([&](int64_t begin, int64_t end) { x_.pack(begin, end), y_.pack(begin, end); });
   }
 
-  // products [3], rows [2][B]
+  // Writes products [3] and rows [2][B].
   void forward(double* products, double* rows) {
     const int64_t width = x_.count() * kBlock;
     std::vector<std::vector<double>> found(threads_, std::vector<double>(3 + 2 * width, 0.0));
@@ -182,7 +183,8 @@ class Hsic {
     std::copy_n(found[0].data() + 3 + width, B_, rows + B_);
   }
 
-  // g [3] of the traces over B^2; gradients of the samples go to their sides, those of the bandwidths to dsx and dsy
+  // g [3]: gradients with respect to the three traces divided by B^2. The samples' gradients go to their sides, those
+  // of the bandwidths to dsx and dsy.
   void backward(const double* g, const double* rows, double* dsx, double* dsy) {
     const int64_t width = x_.count() * kBlock;
     std::vector<T> mean_e(width, T(0)), mean_f(width, T(0));
@@ -235,7 +237,8 @@ class Hsic {
     each_thread(threads_, [&](int64_t t) { f(x_.count() * t / threads_, x_.count() * (t + 1) / threads_); });
   }
 
-  // f(thread, p, q, both samples' tiles); begin(thread, -1) and begin(thread, p) before, end(thread, p) after
+  // Calls f(thread, p, q, both samples' pairs of tiles) for all p <= q. begin(thread, -1) comes before a thread's first
+  // pair, begin(thread, p) before and end(thread, p) after all pairs of row p.
   template <class F, class Begin, class End>
   void each_pair(F&& f, Begin&& begin, End&& end) const {
     each_thread(threads_, [&](int64_t t) {

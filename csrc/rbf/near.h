@@ -1,9 +1,9 @@
-// Pairs of rows whose distance is lost in the rounding of inner products: found here and computed from differences.
+// Finds pairs of rows whose distance is lost in the rounding of inner products, and computes it from differences.
 //
-// |a|^2 + |b|^2 - 2 a.b has an error of a few eps (|a|^2 + |b|^2). With samples in units of the smallest bandwidth, this
-// matters only for a pair whose norms are large (the samples spread over many bandwidths) and whose distance is small
-// compared with them. The kernel values of all other pairs are correct to about 1e-6 in fp32. A tile that contains such
-// a pair is computed from differences of the rows as they were given, before centring rounds them.
+// |a|^2 + |b|^2 - 2 a.b has an error of a few eps (|a|^2 + |b|^2). With samples in units of the smallest bandwidth,
+// this matters only for a pair whose norms are large (the samples spread over many bandwidths) and whose distance is
+// small compared with them. The kernel values of all other pairs are correct to about 1e-6 in fp32. A tile that
+// contains such a pair is computed from differences of the rows as they were given, before centring rounds them.
 #pragma once
 
 #include <algorithm>
@@ -12,10 +12,10 @@
 
 namespace mk::rbf {
 
-constexpr float kSafeNorms = 32.0f;      // in squared bandwidths; below it every distance is accurate enough
-constexpr float kNear = 1.0f / 64.0f;    // as a share of the norms; above it a distance keeps its digits
-constexpr float kLargestNorms = 1e30f;   // beyond it, or at a NaN, products may overflow
-constexpr float kFarthest = 1e36f;       // largest distance, finite so that a kernel value of 0 times it is 0
+constexpr float kSafeNorms = 32.0f;      // in squared bandwidths; below it, every distance is accurate enough
+constexpr float kNear = 1.0f / 64.0f;    // as a fraction of the norms; above it, a squared distance is accurate
+constexpr float kLargestNorms = 1e30f;   // above it, or with a NaN, products may overflow
+constexpr float kFarthest = 1e36f;       // largest squared distance; finite, so that 0 (the kernel value) times it is 0
 
 namespace body {
 
@@ -24,7 +24,7 @@ MK_INLINE void about(int64_t n, const T* in, const T* centre, T scale, T* out) {
   for (int64_t d = 0; d < n; ++d) out[d] = (in[d] - centre[d]) * scale;
 }
 
-// Whether one of the pairs of a tile is near, from inner products s [rows][kBlock].
+// Whether any pair of a tile is near, from inner products s [rows][kBlock].
 template <class T>
 MK_INLINE bool any_near(int64_t rows, const T* row_norm, const T* col_norm, const T* s) {
   T norm[kBlock];
@@ -40,7 +40,8 @@ MK_INLINE bool any_near(int64_t rows, const T* row_norm, const T* col_norm, cons
   return any != 0;
 }
 
-// s [rows][kBlock] = -|scale (x_i - y_j)|^2 / 2: what squared_distances() takes for inner products beside norms of 0.
+// s [rows][kBlock] = -|scale (x_i - y_j)|^2 / 2. As inner products, together with norms of 0, they give
+// squared_distances() the right distances.
 template <class T>
 MK_INLINE void from_differences(int64_t rows, int64_t depth, T scale, const T* x, const T* yt, T* s) {
   for (int64_t i = 0; i < rows; ++i) {
@@ -54,8 +55,9 @@ MK_INLINE void from_differences(int64_t rows, int64_t depth, T scale, const T* x
   }
 }
 
-// With slopes w [rows][kBlock]: sum_j w_ij scale (x_i - y_j) is taken from `own` [depth / kBlock][kBlock][kBlock], the
-// sum over i is added to `other` [depth][kBlock]; either may be null. A slope of 0 adds 0 whatever the distance.
+// Given gradients w [rows][kBlock]: subtracts sum_j w_ij scale (x_i - y_j) from `own` [depth / kBlock][kBlock][kBlock],
+// and adds the sum over i to `other` [depth][kBlock]; either may be null. A gradient of 0 adds 0 even if the distance
+// is infinite.
 template <class T>
 MK_INLINE void along_differences(int64_t rows, int64_t depth, T scale, const T* x, const T* yt, const T* w, T* own,
                                  T* other) {

@@ -5,7 +5,7 @@
 
 namespace mk::rbf {
 
-// Gradients that a call is asked for: of x, of y, and of the bandwidths (MMD has one set, HSIC one of each sample).
+// Gradients that a caller requests: of x, of y, and of the bandwidths (MMD has one set, HSIC one per sample).
 enum Needs : int64_t { kNeedX = 1, kNeedY = 2, kNeedBandwidth = 4, kNeedBandwidthY = 8 };
 
 }  // namespace mk::rbf

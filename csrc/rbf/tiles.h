@@ -1,12 +1,13 @@
 // Samples as tiles of 64 rows: inner products of two tiles, and the gradient of a symmetric sum over pairs of rows.
 //
-// Samples are packed as z = (x - centre) / unit, with their mean as the centre and a power of two near the smallest
-// bandwidth as the unit: squares then neither overflow nor vanish. Only pairs of tiles p <= q are formed. brgemm makes
-// a tile of inner products, and the caller turns it into slopes W = dL/d(r^2) * 2 while it is in cache; then
+// Samples are packed as z = (x - centre) / unit. The centre is their mean and the unit a power of two near the smallest
+// bandwidth, so that squares neither overflow nor underflow. Only pairs of tiles p <= q are formed. brgemm computes a
+// tile of inner products, and the caller turns it into W = dL/d(r^2) * 2 ("slopes") while it is in cache; then
 //   dz_p -= W z_q (owned by p's thread),   dz_q^T -= z_p^T W (per thread, summed in a fixed order),
 // and the parts along z_i itself come from W's row and column sums. With N^2 pairs in all and M = N^2 D FLOP:
-// M for the inner products, 2 M for the gradients. Extra memory: 3 copies of the tiles and one gradient a thread.
-// Tiles with pairs too near for inner products (near.h) take M and 2 M from differences of rows, at a lower speed.
+// M for the inner products, 2 M for the gradients. Extra memory: 3 copies of the tiles and one gradient per thread.
+// Tiles with pairs too near for inner products (near.h) are computed from differences of rows, with as many FLOP but at
+// a lower speed.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -21,8 +22,8 @@
 
 namespace mk::rbf {
 
-// k = exp(t) and e = k - 1 for t <= 0, both with a small relative error: e + 1 would leave no digits of a small k.
-// 2^n expm1(r) + (2^n or 2^n - 1), t = n log 2 + r.
+// k = exp(t) and e = k - 1 for t <= 0, both with a small relative error (k = e + 1 would lose the digits of a small k):
+// with t = n log 2 + r, k = 2^n expm1(r) + 2^n and e = 2^n expm1(r) + (2^n - 1).
 MK_INLINE void exponentials(float t, float& k, float& e) {
   const float clamped = t < -87.0f ? -87.0f : t;  // written so that NaN propagates
   const float magic = 12582912.0f;
@@ -39,7 +40,7 @@ MK_INLINE void exponentials(float t, float& k, float& e) {
   const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
-  k = t < -87.0f ? 0.0f : power * p + power;  // what is left of the clamp would outlive a product with a far r^2
+  k = t < -87.0f ? 0.0f : power * p + power;  // exp(-87) times a large r^2 would not be 0
   e = power * p + (power - 1.0f);
 }
 MK_INLINE void exponentials(double t, double& k, double& e) {
@@ -50,7 +51,7 @@ MK_INLINE void exponentials(double t, double& k, double& e) {
   }
 }
 
-// Squared distances of row i to 64 columns from their inner products; exactly 0 where they are within rounding of 0.
+// Squared distances r of one row to 64 columns from their inner products; exactly 0 if within rounding error of 0.
 template <class T>
 MK_INLINE void squared_distances(T own, const T* norm, const T* s, T* r) {
   const T tolerance = T(4) * std::numeric_limits<T>::epsilon();
@@ -67,7 +68,8 @@ Array<T> array(int64_t n) {
   return Array<T>(new T[static_cast<size_t>(std::max<int64_t>(n, 1))]);
 }
 
-// A group's kernels: 1 / unit, a power of two, and gamma of samples in units. A bandwidth of 0, infinity or NaN gives NaN.
+// A group's kernels: scale = 1 / unit, a power of two, and gamma for samples in these units. A bandwidth of 0, infinity
+// or NaN gives NaN.
 template <class T>
 struct Precisions {
   T scale;
@@ -82,7 +84,7 @@ struct Precisions {
     for (int64_t k = 0; k < count; ++k) gamma.push_back(T(0.5) / ((bandwidth[k] * scale) * (bandwidth[k] * scale)));
   }
 
-  double of_bandwidth(int64_t k, double of_gamma, T bandwidth) const {  // a gradient of gamma as one of the bandwidth
+  double of_bandwidth(int64_t k, double of_gamma, T bandwidth) const {  // converts a gradient of gamma
     return -2.0 * of_gamma * gamma[k] / bandwidth;
   }
 };
@@ -91,7 +93,7 @@ template <class T>
 struct Side {
   const T* rows;
   int64_t count;
-  T* gradient;  // null where it is not wanted
+  T* gradient;  // null if not requested
 };
 
 template <class F>
@@ -102,7 +104,8 @@ void each_thread(int64_t threads, F&& f) {
   });
 }
 
-// f(p) for thread t's rows of tiles, dealt out forwards, then backwards: every thread gets long and short ones.
+// Calls f(p) for thread t's rows of tiles. Rows are dealt to the threads forwards, then backwards, so that every thread
+// gets long and short ones.
 template <class F>
 void each_row_of_tiles(int64_t tiles, int64_t t, int64_t threads, F&& f) {
   for (int64_t p = 0; p < tiles; ++p) {
@@ -112,16 +115,16 @@ void each_row_of_tiles(int64_t tiles, int64_t t, int64_t threads, F&& f) {
 }
 
 template <class T>
-class Tiles {  // of one or two samples, one after the other
+class Tiles {  // the tiles of one sample, or of two samples one after the other
  public:
-  // What a thread accumulates.
+  // Accumulators of one thread.
   struct Work {
     Array<T> acc, dzt, col_sum;  // [dblocks][kBlock][kBlock], [tiles][D][kBlock], [tiles][kBlock]
     T row_sum[kBlock], unused[kBlock];
     bool started;
   };
 
-  // A pair of tiles for squared_distances(): inner products s [rows(p)][kBlock] and norms of both. Where `direct`, s
+  // The inputs of squared_distances() for a pair of tiles: inner products s [rows(p)][kBlock] and norms. If `direct`, s
   // holds -r^2 / 2 and the norms are 0.
   struct Pair {
     int64_t p, q;
@@ -156,7 +159,7 @@ class Tiles {  // of one or two samples, one after the other
     for (int64_t p = begin; p < end; ++p) pack_tile(p);
   }
 
-  // Tiles p and q, their products in s [kBlock][kBlock]
+  // The pair of tiles p and q; computes their inner products, or distances, in s [kBlock][kBlock].
   Pair products(int64_t p, int64_t q, T* s) const {
     static constexpr T kZeros[kBlock] = {};
     if (far_apart(p, q, s)) return {p, q, s, norm(p), norm(q), false};
@@ -166,7 +169,7 @@ class Tiles {  // of one or two samples, one after the other
     return {p, q, s, kZeros, kZeros, true};
   }
 
-  // Where the sums of a pair's slopes go; those of differences are not needed.
+  // Where the caller adds the row and column sums of a pair's slopes. Direct pairs do not need these sums.
   T* row_sum(const Pair& pair, Work& w) const { return pair.direct ? w.unused : w.row_sum; }
   T* col_sum(const Pair& pair, Work& w) const { return pair.direct ? w.unused : w.col_sum.get() + pair.q * kBlock; }
 
@@ -183,8 +186,8 @@ class Tiles {  // of one or two samples, one after the other
     w.started = false;
   }
 
-  // Takes in the slopes of a pair of tiles, which are in the place of its products. A row's slope along itself must be
-  // 0, and left out of the sums beforehand: it is as large as all others may be small.
+  // Adds the gradients of a pair of tiles, whose slopes have replaced its inner products. The slope of a row with
+  // itself must be 0 and left out of the sums, because it may be far larger than all others.
   void add(const Pair& pair, Work& w) const {
     const int64_t p = pair.p, q = pair.q, n = rows(p);
     T* slopes = pair.s;
@@ -210,7 +213,7 @@ class Tiles {  // of one or two samples, one after the other
         rows::scaled_copy(std::min(kBlock, D - d), w.acc.get() + (d + i) * kBlock, T(-1), out + i * D + d);
   }
 
-  // The gradients of tiles begin to end from what all threads have.
+  // Writes the gradients of tiles begin to end from the accumulators of all threads.
   void finish(int64_t begin, int64_t end, std::vector<Work*>& work) {
     std::vector<T> back(kBlock * D);
     for (int64_t p = begin; p < end; ++p) {
@@ -253,7 +256,7 @@ class Tiles {  // of one or two samples, one after the other
     for (int64_t d = 0; d < D; ++d) centre_[d] = static_cast<T>(total[d] / static_cast<double>(count));
   }
 
-  // Inner products of tiles p and q, and whether they will do.
+  // Computes the inner products of tiles p and q; returns whether they are accurate enough for the distances.
   bool far_apart(int64_t p, int64_t q, T* s) const {
     const T reach = peak_[p] + peak_[q];
     if (!(reach <= T(kLargestNorms))) return false;
@@ -262,14 +265,14 @@ class Tiles {  // of one or two samples, one after the other
       for (int64_t i = 0; p == q && i < rows(p); ++i) s[i * kBlock + i] = sign * norm(p)[i];
     };
     if (reach > T(kSafeNorms)) {
-      set_own(T(-1));  // a row and itself are no near pair
+      set_own(T(-1));  // so that a row and itself do not count as a near pair
       if (any_near(rows(p), norm(p), norm(q), s)) return false;
     }
     set_own(T(1));
     return true;
   }
 
-  void pack_as_given(int64_t q, T* out) const {  // [D][kBlock], zeros beyond the rows
+  void pack_as_given(int64_t q, T* out) const {  // out [D][kBlock], not centred or scaled; zeros beyond the rows
     if (rows(q) < kBlock) std::fill_n(out, D * kBlock, T(0));
     rows::transpose(rows(q), D, tiles_[q].at, D, nullptr, out, kBlock);
   }
@@ -315,7 +318,8 @@ class Tiles {  // of one or two samples, one after the other
   Array<T> centre_, z_, zt_, zp_, norm_, peak_, valid_, row_sum_;
 };
 
-// f(group, threads): many small groups share the threads, one large group splits. `flops` is of one group.
+// Calls f(group, threads) for each group. Many small groups run in parallel, one thread each; a few large groups run
+// one after the other, each on all threads. `flops` is the cost of one group.
 template <class F>
 void each_group(int64_t groups, double flops, F&& f) {
   const int64_t available = at::in_parallel_region() ? 1 : at::get_num_threads();
