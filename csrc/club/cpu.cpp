@@ -1,10 +1,12 @@
-// Gaussian CLUB on a CPU (mi_kernels/ops/club/schema.py has the formulas): one pass over mu, logvar and y forward, after
-// one over y for its mean (two in fp64), and one backward. About 15 and 30 B D FLOP; mu, logvar and y are read, gradients written.
+// Gaussian CLUB on a CPU; mi_kernels/ops/club/schema.py has the formulas. The forward passes over y once for its mean
+// (twice in fp64), then once over mu, logvar and y: about 15 B D FLOP. The backward is one pass that reads mu, logvar
+// and y and writes the gradients: about 30 B D FLOP.
 //
-// Without logvar sum_i (v - c_i^2) = 0, and it is left out: its rounding would drown a small value.
+// Without logvar, sum_i (v - c_i^2) = 0. It is left out, because its rounding error could exceed a small value of CLUB.
 //
-// Rows are cut into parts that depend on the shape alone, so the sums, and their bits, do not depend on the threads.
-// A part works in tiles of 64 rows by 64 columns: sums of a tile stay in registers, in T, and are flushed into doubles.
+// Rows are cut into parts that depend on the shape alone, so results are bitwise independent of the number of threads.
+// A part is processed in tiles of 64 rows by 64 columns. A tile's sums stay in registers, in T, and are then added to
+// doubles.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -32,11 +34,12 @@ static_assert(kWeightedMean + 1 == kMoments);
 enum Sum : int64_t { kC2, kW, kWM, kCross, kSums };
 
 MK_INLINE float precision(float logvar) {
-  return logvar < -88.0f ? std::numeric_limits<float>::infinity() : fast_exp(-logvar);  // fast_exp ends at 88
+  return logvar < -88.0f ? std::numeric_limits<float>::infinity() : fast_exp(-logvar);  // fast_exp takes x <= 88
 }
 MK_INLINE double precision(double logvar) { return fast_exp(-logvar); }
 
-// In: type of the tensors; T: of the arithmetic. Pointers are at the first row and column of a tile; `n` columns.
+// In the functions below, In is the tensors' type and T that of the arithmetic. Pointers point at the first row and
+// column of a tile, which has `n` columns.
 template <class In, class T>
 MK_INLINE void add_rows(int64_t rows, int64_t n, int64_t stride, const In* y, double* sum) {
   for (int64_t i = 0; i < rows; ++i)
@@ -64,7 +67,7 @@ MK_INLINE void add_tile(int64_t rows, int64_t n, int64_t stride, const In* mu, c
 }
 
 template <class In, class T>
-struct Slopes {  // all at the tile's first element; null pointers are not computed
+struct Slopes {  // pointers to a tile's first element; gradients whose pointer is null are not computed
   const In *mu, *lv, *y;
   const T *high, *low, *variance, *precision, *weighted_mean;
   In *dmu, *dlv, *dy;
@@ -73,7 +76,7 @@ struct Slopes {  // all at the tile's first element; null pointers are not compu
 
 template <class In, class T>
 MK_INLINE void slope_tile(int64_t rows, int64_t n, int64_t stride, const Slopes<In, T>& s) {
-  T high[kTile], low[kTile], variance[kTile], mean[kTile], shift[kTile];  // what the stores cannot alias
+  T high[kTile], low[kTile], variance[kTile], mean[kTile], shift[kTile];  // locals: no store can alias them
   for (int64_t d = 0; d < n; ++d) {
     high[d] = s.high[d], low[d] = s.low[d], variance[d] = s.variance[d];
     mean[d] = s.scale * s.precision[d], shift[d] = s.scale * s.weighted_mean[d];
@@ -103,7 +106,8 @@ MK_INLINE void slope_tile(int64_t rows, int64_t n, int64_t stride, const Slopes<
   }
 }
 
-// A tile of full width has its own copy, whose loops the compiler unrolls; target_clones wants plain functions.
+// Tiles of full width have a constant width, so that the compiler unrolls their loops. These are plain functions,
+// because target_clones does not work on templates.
 #define MK_CLUB_TILES(In, T)                                                                                        \
   MK_CLONES void sum_columns(int64_t rows, int64_t n, int64_t stride, const In* y, double* sum) {                   \
     n == kTile ? add_rows<In, T>(rows, kTile, stride, y, sum) : add_rows<In, T>(rows, n, stride, y, sum);           \
@@ -126,7 +130,7 @@ MK_CLUB_TILES(c10::Half, float)
 #undef MK_CLUB_TILES
 
 struct Shape {
-  int64_t G, B, D, parts, rows;  // rows of a part, a multiple of the tile
+  int64_t G, B, D, parts, rows;  // rows: rows per part, a multiple of kTile
   explicit Shape(const Tensor& mu) : B(mu.size(-2)), D(mu.size(-1)) {
     G = mu.numel() / (B * D);
     const int64_t tiles = (B + kTile - 1) / kTile, per_part = (tiles + kParts - 1) / kParts;
@@ -134,7 +138,7 @@ struct Shape {
     parts = (B + rows - 1) / rows;
   }
 
-  // f(group, part, first row, rows of the part), in parallel where there is enough to do
+  // Calls f(group, part, first row, rows of the part) for every part, in parallel if there is enough work.
   template <class F>
   void each_part(F&& f) const {
     const int64_t work = std::max<int64_t>(1, std::min(rows, B) * D);
@@ -147,7 +151,7 @@ struct Shape {
   }
 
   template <class F>
-  void each_tile(int64_t row, int64_t count, F&& f) const {  // f(first row, rows, first column, columns)
+  void each_tile(int64_t row, int64_t count, F&& f) const {  // calls f(first row, rows, first column, columns)
     for (int64_t d = 0; d < D; d += kTile)
       for (int64_t i = row; i < row + count; i += kTile)
         f(i, std::min(kTile, row + count - i), d, std::min(kTile, D - d));
@@ -159,7 +163,8 @@ const In* data(const OptTensor& t) {
   return t ? t->const_data_ptr<In>() : nullptr;
 }
 
-// fp64 sums have no wider type to accumulate in: a second pass sums what the rounded mean left over.
+// For fp64 inputs there is no wider type to accumulate in, so a second pass over y computes the mean's low part: the
+// mean of what remains after subtracting the rounded mean.
 template <class Total>
 void add_remainders(const Shape& s, const double* y, Total&& total, double* partial, double* moment) {
   const int64_t D = s.D, width = kSums * D;
@@ -196,7 +201,8 @@ void forward_of(const Shape& s, const Tensor& mu, const OptTensor& logvar, const
   };
   for (int64_t g = 0; g < s.G; ++g)
     for (int64_t d = 0; d < D; ++d) {
-      // one rounded mean would be off by half an ulp of y, which is large for y far from 0; high + low is not
+      // the mean is stored as high + low: rounded to one T it would be off by up to half an ulp, which is large for y
+      // far from 0
       const double mean = total(g, 0, d) * count_inverse;
       T* at = moment + g * kMoments * D + d;
       at[kHigh * D] = static_cast<T>(mean);
@@ -250,7 +256,7 @@ void backward_of(const Shape& s, const Tensor& mu, const OptTensor& logvar, cons
   });
 }
 
-// f.template operator()<In, T>()
+// Calls f.template operator()<In, T>() for a tensor type.
 template <class F>
 void by_type(at::ScalarType type, F&& f) {
   switch (type) {

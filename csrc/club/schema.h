@@ -5,10 +5,10 @@
 
 namespace mk::club {
 
-// Gradients that a backward is asked for.
+// Gradients that a caller requests.
 enum Needs : int64_t { kNeedMu = 1, kNeedLogvar = 2, kNeedY = 4 };
 
-// Moments of each dimension that a forward leaves for the backward.
+// Moments of each dimension that the forward keeps for the backward.
 constexpr int64_t kMoments = 5;
 
 }  // namespace mk::club
