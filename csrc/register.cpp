@@ -1,4 +1,5 @@
-// Schemas of the compiled CPU operators. Python validates, allocates nothing and owns autograd.
+// Schemas of the compiled CPU operators. The operators allocate their outputs; Python validates inputs and owns
+// autograd.
 #include <torch/library.h>
 
 #include "common/buffer.h"
@@ -6,9 +7,9 @@
 #include "dot_critic/schema.h"
 
 TORCH_LIBRARY(mi_kernels_cpu, m) {
-  // which products tiles go through: oneDNN's in fp32, in bf16; the plain loops otherwise
+  // whether oneDNN's brgemm multiplies tiles in fp32 and in bf16; where it does not, plain loops do
   m.def("brgemm() -> (bool, bool)", [] { return std::make_tuple(mk::has_brgemm_fp32(), mk::has_brgemm_bf16()); });
-  // frees the small buffers that are kept from call to call, 16 MiB at most: whoever measures memory wants them gone
+  // frees the small buffers kept between calls (at most 16 MiB), for tests and benchmarks that measure memory
   m.def("release_buffers() -> ()", [] { mk::Pool::instance().drain(); });
   m.def("dot_critic_stats(" MK_DOT_PROBLEM_SCHEMA ", int stats, float clip) -> (Tensor, Tensor, Tensor)");
   m.def("dot_critic_grad(" MK_DOT_PROBLEM_SCHEMA ", " MK_DOT_SLOPES_SCHEMA

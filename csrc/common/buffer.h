@@ -20,8 +20,8 @@
 
 namespace mk {
 
-// Keeps a few freed blocks for the next call: fresh memory from the system costs page faults, a tenth of a step at
-// small batches. Never waits for a lock, so a fork in the middle of a call does no harm.
+// Keeps a few freed blocks for the next call: page faults on fresh memory take a tenth of a step at small batches.
+// take() and keep() never wait for the lock, so a process forked in the middle of a call cannot deadlock in them.
 class Pool {
  public:
   static Pool& instance() {
@@ -29,9 +29,9 @@ class Pool {
     return *pool;
   }
 
-  // A kept block of at least `bytes`, or null; `bytes` becomes its size.
+  // Returns a kept block of at least `bytes`, or null; sets `bytes` to its size.
   void* take(size_t& bytes) {
-    if (2 * bytes < kSmallest || bytes > kLargest) return nullptr;  // nothing kept would serve
+    if (2 * bytes < kSmallest || bytes > kLargest) return nullptr;  // no kept block has a suitable size
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (!lock) return nullptr;
     auto best = blocks_.end();
@@ -45,7 +45,7 @@ class Pool {
     return memory;
   }
 
-  // Whether the block is kept; the caller frees it otherwise.
+  // Returns whether the block was kept; if not, the caller frees it.
   bool keep(void* memory, size_t bytes) {
     if (bytes < kSmallest || bytes > kLargest) return false;
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
@@ -55,7 +55,7 @@ class Pool {
     return true;
   }
 
-  // Gives everything back to the allocator.
+  // Frees all kept blocks.
   void drain() {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const Block& block : blocks_) std::free(block.memory);

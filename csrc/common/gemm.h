@@ -1,4 +1,4 @@
-// C[m, n] (+)= A[m, k] B[k, n] on tiles that stay in cache: oneDNN's brgemm where torch has it, a plain loop elsewhere.
+// C[m, n] (+)= A[m, k] B[k, n] on tiles that stay in cache: oneDNN's brgemm where torch provides it, else plain loops.
 #pragma once
 
 #include <ATen/native/CPUBlas.h>
@@ -105,7 +105,7 @@ inline bool has_brgemm_bf16() {
 inline bool has_brgemm_bf16() { return false; }
 #endif
 
-// C[m, n] (+)= A[m, k] B[k, n]; n is a multiple of 16. Every operand's rows lie lda, ldb, ldc apart.
+// C[m, n] (+)= A[m, k] B[k, n]; n is a multiple of 16. lda, ldb and ldc are the row strides.
 inline void gemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const double* a,
                  const double* b, double* c) {
   plain_gemm(m, n, k, lda, ldb, ldc, add, a, b, c);
@@ -122,7 +122,7 @@ inline void gemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int6
   plain_gemm(m, n, k, lda, ldb, ldc, add, a, b, c);
 }
 
-// B in VNNI order: rows 2p and 2p+1 interleaved, [k / 2][ldb][2]; k is even.
+// The same with bf16 operands and B in VNNI order: rows 2p and 2p+1 interleaved, [k / 2][ldb][2]; k is even.
 inline void gemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add,
                  const c10::BFloat16* a, const c10::BFloat16* b, float* c) {
 #ifdef CPUBLAS_BRGEMM_BF16BF16F32
@@ -130,7 +130,7 @@ inline void gemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int6
 #endif
 }
 
-// Tiles of kBlock columns.
+// The same for contiguous tiles B and C of kBlock columns.
 template <class E, class T>
 inline void gemm(int64_t m, int64_t k, int64_t lda, bool add, const E* a, const E* b, T* c) {
   gemm(m, kBlock, k, lda, kBlock, kBlock, add, a, b, c);

@@ -1,4 +1,4 @@
-// Loops over rows [rows][depth] around the tiles: unit length and its gradient, copies between layouts.
+// Loops over rows [rows][depth] before and after the tiles: normalisation and its gradient, changes of layout.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@ namespace mk::rows {
 
 namespace body {
 
-// out = in / max(|in|, 1e-12), inverse = 1 / max(|in|, 1e-12), as torch.nn.functional.normalize has it.
+// out = in / max(|in|, 1e-12), inverse = 1 / max(|in|, 1e-12), as in torch.nn.functional.normalize.
 template <class T>
 MK_INLINE void normalize(int64_t n, int64_t depth, const T* in, T* out, T* inverse) {
   for (int64_t i = 0; i < n; ++i, in += depth, out += depth) {
@@ -20,7 +20,7 @@ MK_INLINE void normalize(int64_t n, int64_t depth, const T* in, T* out, T* inver
       const T a = in[d] < T(0) ? -in[d] : in[d];
       top = a > top ? a : top;
     }
-    const T shrink = top > T(1e12) ? T(1) / top : T(1);  // a square must not overflow
+    const T shrink = top > T(1e12) ? T(1) / top : T(1);  // keeps the squares from overflowing
 #pragma omp simd reduction(+ : total)
     for (int64_t d = 0; d < depth; ++d) total += (in[d] * shrink) * (in[d] * shrink);
     const T norm = std::sqrt(total) / shrink;
@@ -30,7 +30,7 @@ MK_INLINE void normalize(int64_t n, int64_t depth, const T* in, T* out, T* inver
   }
 }
 
-// The gradient of the rows before normalisation, in place: (g - u <u, g>) / norm.
+// Turns the gradient g of the normalised rows u into that of the original rows, in place: (g - u <u, g>) / norm.
 template <class T>
 MK_INLINE void through_normalization(int64_t n, int64_t depth, const T* u, const T* inverse, T* g) {
   for (int64_t i = 0; i < n; ++i, u += depth, g += depth) {
@@ -56,7 +56,7 @@ MK_INLINE double dot(int64_t n, const T* a, const T* b) {
   return total;
 }
 
-// One butterfly of a transpose: lanes whose index has the bit kStep change places between two rows.
+// One butterfly step of a transpose: swaps between two rows the lanes whose index has the bit kStep.
 template <class V, int kStep, size_t... L>
 MK_INLINE void exchange(V& a, V& b, std::index_sequence<L...>) {
   constexpr int kLanes = sizeof...(L);
@@ -73,7 +73,7 @@ MK_INLINE void butterflies(V* r) {
   if constexpr (kStep > 1) butterflies<V, kLanes, kStep / 2>(r);
 }
 
-// out[c][r] = in[r][c] * weight[r], a square of 64 bytes a side in registers.
+// out[c][r] = in[r][c] * weight[r] for a square whose rows are 64 bytes long, in registers.
 template <class T>
 MK_INLINE void transpose_square(const T* in, int64_t in_stride, const T* weight, T* out, int64_t out_stride) {
   constexpr int kLanes = 64 / sizeof(T);

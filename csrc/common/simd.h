@@ -15,7 +15,7 @@
 
 namespace mk {
 
-// exp for x <= 88, error below 2 ulp; exactly 0 below -87.3 (so that -inf, a masked score, weighs nothing).
+// exp(x) for x <= 88 with an error below 2 ulp; exactly 0 below -87.3, so that a masked score of -inf adds nothing.
 MK_INLINE float fast_exp(float x) {
   const float clamped = x < -87.3f ? -87.3f : x;  // written so that NaN propagates
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
@@ -65,7 +65,7 @@ MK_INLINE T sigmoid(T s) {
   return (s < T(0) ? e : T(1)) / (T(1) + e);
 }
 
-// erf, error below 2e-7 (Abramowitz and Stegun 7.1.26), given e = exp(-x^2).
+// erf(x) with an error below 2e-7 (Abramowitz and Stegun 7.1.26), given e = exp(-x^2).
 MK_INLINE float fast_erf(float x, float e) {
   const float t = 1.0f / (1.0f + 0.3275911f * (x < 0.0f ? -x : x));
   float p = 1.061405429f;
@@ -78,14 +78,14 @@ MK_INLINE float fast_erf(float x, float e) {
 }
 MK_INLINE double fast_erf(double x, double) { return std::erf(x); }
 
-// The bits of x rounded to bf16, to nearest even, in the upper half; NaN stays NaN.
+// x rounded to bf16 (to nearest, ties to even), as bits in the upper half of the word; NaN stays NaN.
 MK_INLINE uint32_t bf16_high(float x) {
   uint32_t u;
   std::memcpy(&u, &x, 4);
   return x == x ? (u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u : 0x7fc00000u;
 }
 MK_INLINE uint16_t bf16_bits(float x) { return static_cast<uint16_t>(bf16_high(x) >> 16); }
-// Two neighbours of a VNNI pair, the first in the lower half.
+// Two values as a VNNI pair of bf16, the first in the lower half.
 MK_INLINE uint32_t bf16_pair(float first, float second) { return (bf16_high(first) >> 16) | bf16_high(second); }
 
 [[maybe_unused]] MK_CLONES static void to_bf16(int64_t n, const float* in, uint16_t* out) {

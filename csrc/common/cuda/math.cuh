@@ -1,4 +1,4 @@
-// Scalar functions that kernels share: exponentials, softplus and its derivative, log-sum-exps in two numbers.
+// Scalar functions that kernels share: exponentials, softplus and its derivative, log-sum-exps as (maximum, sum).
 #pragma once
 
 #include "primitives.cuh"
@@ -10,7 +10,7 @@ constexpr float kLog2e = 1.4426950408889634f;
 
 __device__ __forceinline__ float fast_exp(float x) { return fast_exp2(x * kLog2e); }
 
-// sum exp = sum * exp(top); empty: (-inf, 0).
+// A running log-sum-exp: the sum of exponentials is sum * exp(top). Without elements it is (-inf, 0).
 struct LogSum {
   float top, sum;
 };
@@ -24,7 +24,7 @@ __device__ __forceinline__ LogSum merge(LogSum a, LogSum b) {
 
 __device__ __forceinline__ float log_of(LogSum v) { return v.sum == 0.0f ? -MK_INFINITY : v.top + logf(v.sum); }
 
-// log(1 + t), t in [0, 1], as 2 artanh(t / (2 + t)): accurate where 1 + t rounds t away.
+// log(1 + t) for t in [0, 1], as 2 artanh(t / (2 + t)): accurate even where 1 + t rounds to 1.
 __device__ __forceinline__ float log1p_unit(float t) {
   const float r = t / (2.0f + t), z = r * r;
   float poly = 1.0f / 15;

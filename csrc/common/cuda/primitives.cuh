@@ -7,8 +7,8 @@
 //   csrc/<op>/launch.cu    launchers; plain nvcc, no torch header; kernels start through mk::launch below
 //   csrc/<op>/cuda.cpp     torch glue inside #ifdef MI_KERNELS_WITH_CUDA: allocates, reads the current stream through
 //                          common/cuda/torch.h, launches; the emulator compiles it too, for CPU tensors
-// Rules: shared memory is dynamic and comes from shared_memory<T, bytes>(); warp collectives run with all 32 lanes; a block
-// is a whole number of warps; 16-bit floats are the structs below (CUDA's own headers do not compile everywhere).
+// Rules: shared memory is dynamic and comes from shared_memory<T, bytes>(); warp collectives run with all 32 lanes; a
+// block is a whole number of warps; 16-bit floats are the structs below (CUDA's own headers do not compile everywhere).
 //
 // With MI_CUDA_EMULATOR, g++ compiles the same .cu files: tests/cuda_emulator/emulator.h runs each thread of a block
 // as a fiber, barriers and warp collectives included, and defines the functions of this header on the CPU. It poisons
@@ -20,7 +20,7 @@
 
 namespace mk {
 
-constexpr int kSharedLimit = 163 * 1024;  // bytes of a block on sm_80; sm_90 has more, sm_86 and sm_89 have 99 KiB
+constexpr int kSharedLimit = 163 * 1024;  // bytes per block on sm_80; sm_90 has more, sm_86 and sm_89 have 99 KiB
 
 struct bf16 {
   uint16_t bits;
@@ -39,8 +39,8 @@ struct fp16 {
 
 namespace mk {
 
-// The block's dynamic shared memory. `bytes` is what the launcher asks for; it goes into the PTX as a comment, where
-// tests/cuda_checks.py reads it.
+// The block's dynamic shared memory. `bytes` is the size that the launcher requests; it is written into the PTX as a
+// comment for tests/cuda_checks.py.
 template <class T, int bytes>
 __device__ __forceinline__ T* shared_memory() {
   static_assert(bytes <= kSharedLimit);
@@ -49,7 +49,7 @@ __device__ __forceinline__ T* shared_memory() {
   return reinterpret_cast<T*>(mk_shared);
 }
 
-// All threads of all blocks; the kernel must have been started by launch_cooperative.
+// Synchronises all threads of all blocks; the kernel must have been started by launch_cooperative.
 __device__ __forceinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
 
 __device__ __forceinline__ float to_float(float v) { return v; }
@@ -95,22 +95,23 @@ __device__ __forceinline__ uint32_t pack<fp16>(float low, float high) {
   return r;
 }
 
-// Nearest TF32 value, as fp32 bits.
+// The bits of f as fp32, rounded to the nearest TF32 value.
 __device__ __forceinline__ uint32_t to_tf32(float f) {
   uint32_t r;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(f));
   return r;
 }
 
-// 2^x, two units in the last place; results below 2^-126 become 0.
+// 2^x with an error of at most 2 ulp; results below 2^-126 become 0.
 __device__ __forceinline__ float fast_exp2(float x) {
   float r;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
 }
 
-// c += a b of one warp, fp32 accumulation. With g = lane / 4 and t = lane % 4, a register of two 16-bit elements:
-//   a[0..3]: rows g, g+8, g, g+8 and k = 2t, 2t+1 (+8 for a[2], a[3]); b[0..1]: column g and k = 2t, 2t+1 (+8);
+// c += a b by one warp, with fp32 accumulation. A register holds two 16-bit elements; with g = lane / 4, t = lane % 4:
+//   a[0..3]: rows g, g+8, g, g+8 and k = 2t, 2t+1 (+8 for a[2], a[3]);
+//   b[0..1]: column g and k = 2t, 2t+1 (+8 for b[1]);
 //   c[0..3]: (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1).
 template <class T>
 __device__ __forceinline__ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b);
@@ -129,8 +130,8 @@ __device__ __forceinline__ void mma_16x8x16<fp16>(float (&c)[4], const uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The same for TF32: a[0..3]: rows g, g+8, g, g+8 and k = t (+4 for a[2], a[3]); b[0..1]: column g and k = t (+4).
-// The low 13 bits of a and b are ignored: round with to_tf32 first.
+// The same in TF32: a[0..3]: rows g, g+8, g, g+8 and k = t (+4 for a[2], a[3]); b[0..1]: column g and k = t (+4 for
+// b[1]). The hardware ignores the low 13 bits of a and b, so round with to_tf32 first.
 __device__ __forceinline__ void mma_16x8x8_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b) {
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -138,8 +139,8 @@ __device__ __forceinline__ void mma_16x8x8_tf32(float (&c)[4], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Four 8 x 8 matrices of 16-bit elements (8 rows of 16 bytes). Lane 8 m + r names row r of matrix m, 16-byte aligned
-// in shared memory; r[m] receives elements 2t, 2t+1 of row g of matrix m (transposed: of column g).
+// Loads four 8 x 8 matrices of 16-bit elements (8 rows of 16 bytes). Lane 8 m + r gives the address of row r of matrix
+// m, 16-byte aligned in shared memory; r[m] receives elements 2t, 2t+1 of row g of matrix m (transposed: of column g).
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -155,13 +156,14 @@ __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], const v
                : "memory");
 }
 
-// 16 bytes from global to shared memory, both aligned to 16; the bytes past `valid` (0..16) become 0 and are not read.
+// Copies 16 bytes from global to shared memory, both 16-byte aligned. Reads only the first `valid` (0..16) bytes; the
+// others become 0.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, int valid) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(valid) : "memory");
 }
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most `pending` of this thread's groups are under way; other threads see the data after a barrier.
+// Waits until at most `pending` of this thread's copy groups are in flight. Other threads see the data after a barrier.
 template <int pending>
 __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
@@ -179,7 +181,7 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, int threads, int shared, cud
   return cudaGetLastError();
 }
 
-// The same with every block resident at once, for kernels that call grid_barrier.
+// The same as a cooperative launch (all blocks are resident at once), for kernels that call grid_barrier.
 template <class... P, class... A>
 cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, int threads, int shared, cudaStream_t stream,
                                A... arguments) {

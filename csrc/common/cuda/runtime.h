@@ -1,4 +1,4 @@
-// The CUDA runtime's types for launcher declarations; the emulator has its own.
+// The CUDA runtime's types for launcher declarations; the emulator defines its own.
 #pragma once
 
 #ifdef MI_CUDA_EMULATOR

@@ -1,8 +1,9 @@
 // Matrix tiles in shared memory and their products on tensor cores.
 //
-// A *panel* is a number of rows of 128 bytes of features (64 16-bit or 32 fp32 ones). Its eight 16-byte chunks are
-// stored exclusive-or the row's number, so that the eight rows of an ldmatrix lie in different banks. In units of
-// chunks the fragments of m16n8k16 (16 bit) and m16n8k8 (TF32) are the same: k-step s uses chunks 2s and 2s + 1.
+// A *panel* is a number of rows of 128 bytes of features (64 features in 16 bit, 32 in fp32). The eight 16-byte chunks
+// of a row are permuted by an exclusive-or with the row's number, so that the eight rows of an ldmatrix lie in
+// different banks. Counted in chunks, the fragments of m16n8k16 (16 bit) and m16n8k8 (TF32) are the same: k-step s uses
+// chunks 2s and 2s + 1.
 #pragma once
 
 #include <type_traits>
@@ -13,7 +14,7 @@ namespace mk {
 
 constexpr int kPanel = 128, kChunk = 16, kSteps = 4;  // bytes of a panel's row and of a chunk; k-steps of a panel
 
-// How products treat their operands: Element in memory, `terms` TF32 products per product (0: 16-bit operands).
+// Precision of a product: operands are stored as Element and multiplied in `terms` TF32 products (0: 16-bit operands).
 struct InBf16 {
   using Element = bf16;
   static constexpr int terms = 0;
@@ -26,14 +27,15 @@ struct InTf32 {
   using Element = float;
   static constexpr int terms = 1;
 };
-struct InFp32 {  // 3xTF32: the operands' rounding errors take part in first order
+struct InFp32 {  // 3xTF32: the operands' rounding errors are multiplied too, to first order
   using Element = float;
   static constexpr int terms = 3;
 };
 
 template <class P>
 constexpr int kPerPanel = kPanel / static_cast<int>(sizeof(typename P::Element));
-// How far loops over the k-steps of a panel unroll: 3xTF32 splits its operands in registers, of which none are to spare.
+// Unroll factor of loops over the k-steps of a panel. 3xTF32 is not unrolled: it splits its operands in registers, and
+// none are free.
 template <class P>
 constexpr int kStepUnroll = P::terms == 3 ? 1 : kSteps;
 template <class P>
@@ -41,8 +43,8 @@ constexpr int kPerChunk = kChunk / static_cast<int>(sizeof(typename P::Element))
 
 __device__ __forceinline__ int panel_at(int row, int chunk) { return row * kPanel + ((chunk ^ (row & 7)) << 4); }
 
-// Panel [rows, kPerPanel] <- row-major [n, D] at (row, feature), zero outside. `aligned`: every row starts at a
-// multiple of 16 bytes; the copy is then asynchronous, to be committed and awaited by the caller.
+// Loads a panel [rows, kPerPanel] from a row-major [n, D] at (row, feature); elements outside are zero. With `aligned`
+// (every row starts at a multiple of 16 bytes) the copy is asynchronous, and the caller commits and awaits it.
 template <class P, int rows, int threads>
 __device__ __forceinline__ void load_panel(unsigned char* panel, const typename P::Element* from, int row, int n,
                                            int feature, int D, bool aligned) {
@@ -63,14 +65,15 @@ __device__ __forceinline__ void load_panel(unsigned char* panel, const typename 
   }
 }
 
-// Left operand: 16 m rows from `row` on, k-step `step`.
+// Loads the left operand of k-step `step`: 16 m rows, starting at `row`.
 template <int m>
 __device__ __forceinline__ void load_left(uint32_t (&a)[m][4], const unsigned char* panel, int row, int step, int lane) {
 #pragma unroll
   for (int i = 0; i < m; ++i) ldmatrix_x4(a[i], panel + panel_at(row + 16 * i + lane % 16, 2 * step + lane / 16));
 }
 
-// Right operand stored with k along its rows: 8 n columns of the product are rows `row` on. n is even.
+// Loads the right operand when k runs along its stored rows: the product's 8 n columns are the 8 n rows that start at
+// `row`. n is even.
 template <int n>
 __device__ __forceinline__ void load_right(uint32_t (&b)[n][2], const unsigned char* panel, int row, int step, int lane) {
 #pragma unroll
@@ -81,9 +84,9 @@ __device__ __forceinline__ void load_right(uint32_t (&b)[n][2], const unsigned c
   }
 }
 
-// Right operand stored with k down its rows: k rows of step `step`, 8 n columns from feature `feature` of the panel
-// row on (several panels of `rows` rows follow one another). For fp32, k runs 0, 2, 4, 6, 1, 3, 5, 7 within a step,
-// which spares bank conflicts; position_of tells the writer of the left operand.
+// Loads the right operand when k runs down its stored rows: the k rows of `step`, and 8 n columns that start at feature
+// `feature` (panels of `rows` rows follow one another). In fp32, k takes the order 0, 2, 4, 6, 1, 3, 5, 7 within a
+// step, which avoids bank conflicts; the left operand must be written in the same order (store_left).
 template <class P, int n>
 __device__ __forceinline__ void load_right_down(uint32_t (&b)[n][2], const unsigned char* panels, int rows, int feature,
                                                 int step, int lane) {

@@ -1,5 +1,5 @@
-// What torch glue shares: the current stream, the device of the inputs, errors, and the dispatch key. With
-// MI_CUDA_EMULATOR the same glue serves CPU tensors. For csrc/<op>/cuda.cpp alone.
+// Shared by every csrc/<op>/cuda.cpp, and included nowhere else: the current stream, the inputs' device, errors and the
+// dispatch key. With MI_CUDA_EMULATOR the same code takes CPU tensors.
 #pragma once
 
 #include <ATen/core/Tensor.h>
