@@ -31,7 +31,7 @@ CRITICS: dict[str, Callable[[], Critic]] = {
 
 
 def off(s: Tensor) -> Tensor:
-    """The entries off the diagonal, [*, B, B - 1]."""
+    """The off-diagonal entries, [*, B, B - 1]."""
     b = s.shape[-1]
     keep = [[j for j in range(b) if j != i] for i in range(b)]
     return s.gather(-1, torch.tensor(keep).expand(*s.shape[:-2], b, b - 1))
@@ -58,7 +58,7 @@ def tuba(s: Tensor) -> Tensor:
 
 
 def interpolated(s: Tensor, alpha: float = 0.5, log_a: float = 0.0) -> Tensor:
-    """Anchored at the columns."""
+    """The interpolated bound with the columns as anchors."""
     n = s.shape[-1] - 1
     m = off(s.mT).exp().mean(-1)
     candidates = (diagonal(s).exp() + (n - 1) * m) / n
@@ -83,7 +83,8 @@ def interpolated_x(s: Tensor) -> Tensor:
     return interpolated(s.mT, 0.2)
 
 
-# name: the bound, its value, and the objective whose gradient it has and which its critic maximises
+# name: (the bound, a formula for its value, a formula for the objective that its critic maximises and whose gradient
+# the bound has)
 BOUNDS: dict[str, tuple[Callable, Callable, Callable]] = {
     "nwj": (NWJ, nwj, nwj),
     "tuba": (TUBA, tuba, tuba),

@@ -1,9 +1,9 @@
-"""The matrix: critic x bound x backend x dtype x shape, against the definition in fp64.
+"""Every combination of critic, bound, backend, dtype and shape against the definition in fp64.
 
-Over all shapes together a result may err, norm-wise and gradients included, at most twice as much as plain torch does
-in the same precision, plus one part in a million, or one rounding of a 16-bit type, as a single value of plain torch
-may be right by luck. The parts are of the scores' size, 1, for values, and of the longest gradient for gradients; at
-least of 1 in fp32, where the last bias's gradient sums score gradients that add up to 1 and cancel.
+The error of a result (a value or a gradient, in norm, over all shapes together) may be at most twice that of plain
+torch in the same precision, plus one part in a million or, in 16 bits, one rounding: plain torch's error may be 0 by
+chance. Errors are relative: of values to 1, the size of the scores; of gradients to the longest gradient, but in fp32
+at least to 1, because the last bias's gradient sums score gradients that add up to 1 and cancel.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ SHAPES = [(2,), (13,), (2, 7), (1, 67)]
 def evaluate(
     bound: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype, backend: str
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Values of forward and learning_loss, and the gradients of their sum."""
+    """Values of forward and learning_loss, and the gradients of a weighted sum of both."""
     bound = copy.deepcopy(bound).to(dtype)
     leaves = [t.to(dtype).requires_grad_() for t in (x, y)]
     parameters = [*leaves, *bound.parameters()]
     with mk.use_backend(backend):
         values = [bound(*leaves), bound.learning_loss(*leaves)]
-        # Unequal weights: learning_loss is often the negative of forward.
+        # Unequal weights, because learning_loss is often the negative of forward.
         total = values[0].double().sum() + 3 * values[1].double().sum()
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     kept = [torch.zeros(()) if g is None else g for g in gradients]
@@ -68,7 +68,7 @@ def test_every_backend_is_as_exact_as_plain_torch(critic: str, bound: str, dtype
     part = torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 1e-6
     errors: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for shape in SHAPES:
-        # Strided and wider than the features that are used.
+        # A view of a wider tensor, so that rows are not contiguous.
         x, y = (torch.randn(*shape, 6, dtype=torch.float64)[..., 1:].to(dtype).double() for _ in range(2))
         rounded = copy.deepcopy(module).to(dtype).double()
         exact = evaluate(rounded, x, y, torch.float64, "reference")

@@ -1,4 +1,4 @@
-"""CLUB and its variants: closed forms under the true conditional, the formulas over all pairs, and what is refused."""
+"""CLUB and its variants: closed forms under the true conditional, formulas over all pairs, and rejected arguments."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def assert_expectation(values: Tensor, expected: float) -> None:
 @pytest.mark.parametrize("kind", [mk.CLUB, mk.CLUBSample])
 @pytest.mark.parametrize("negatives", ["all", "others"])
 def test_expectation_with_the_true_conditional(kind: type, negatives: str, mi: float, expected: float) -> None:
-    """E CLUB = d rho^2 / (1 - rho^2) = d (e^(2 I / d) - 1), times (B - 1) / B where j = i counts as a negative."""
+    """E CLUB = d rho^2 / (1 - rho^2) = d (e^(2 I / d) - 1), times (B - 1) / B if j = i counts as a negative."""
     rho = math.sqrt(1 - math.exp(-2 * mi / DIM))
     exact = DIM * rho**2 / (1 - rho**2)
     assert exact == pytest.approx(expected, rel=5e-4)
@@ -53,7 +53,7 @@ def test_expectation_with_the_true_conditional(kind: type, negatives: str, mi: f
 
 
 def test_expectation_of_club_mean() -> None:
-    """With unit variances and mu = rho x the terms are rho^2 a dimension."""
+    """CLUBMean has unit variances; with mu = rho x its expectation is rho^2 per dimension."""
     rho = 0.8
     values = with_true_conditional(mk.CLUBMean(DIM, DIM, negatives="others"), rho)(*correlated(rho))
     assert_expectation(values.detach(), DIM * rho**2)
@@ -123,7 +123,7 @@ def test_sampled_negatives_never_meet_themselves_when_others_are_asked_for() -> 
     assert (partner != torch.arange(5)).all()
     assert torch.equal(partner.sort(-1).values, torch.arange(5).expand(300, 5))
     counts = torch.bincount(partner[:, 0], minlength=5)
-    assert counts[0] == 0 and (counts[1:] > 40).all()  # 75 each, and four standard deviations are 30
+    assert counts[0] == 0 and (counts[1:] > 40).all()  # 75 expected of each; four standard deviations are 30
     loose = _partners(torch.Size([300, 5]), "all", torch.device("cpu"), generator)
     assert (loose == torch.arange(5)).any()
 
@@ -151,7 +151,7 @@ def test_categorical_equals_the_mean_over_all_pairs(negatives: str, hidden_dim: 
 
 
 def test_categorical_with_the_true_conditional() -> None:
-    """A label seen through a channel that keeps it with probability 1 - e: I_CLUB = (1 - e - 1/C) log odds."""
+    """A label passes a channel that keeps it with probability 1 - e: I_CLUB = (1 - e - 1/C) log odds."""
     classes, error = 4, 0.2
     bound = mk.CLUBCategorical(classes, classes, negatives="others").double()
     odds = math.log((1 - error) / (error / (classes - 1)))

@@ -1,4 +1,4 @@
-"""InfoNCE and NCE-CLUB within the groups of equal labels."""
+"""Conditional InfoNCE and NCE-CLUB: negatives come from samples with the same label."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def draw(*lead: int, batch: int = 12) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def conditional(scores: Tensor, labels: Tensor, anchor: str, upper: bool) -> Tensor:
-    """The same from materialised scores [B, B], row by row."""
+    """The conditional bound from materialised scores [B, B], row by row."""
     if anchor == "y" and not upper:
         scores = scores.T
     terms = []
@@ -70,7 +70,7 @@ def test_one_label_is_no_condition_and_singletons_know_nothing(bound) -> None:
 
 
 def test_a_label_that_explains_the_dependence_leaves_none() -> None:
-    """x and y share a cluster and nothing else, so that I(X; Y | C) = 0; log 4 is what the cluster tells."""
+    """x and y share only their cluster C, so I(X; Y | C) = 0, while I(X; Y) = log 4."""
     values = []
     for _ in range(8):
         labels = torch.randint(0, 4, (256,))

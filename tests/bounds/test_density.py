@@ -15,7 +15,7 @@ KINDS = [mk.LeaveOneOut, mk.VariationalUpperBound, mk.BarberAgakov]
 
 
 def log_densities(bound: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """log q(y_j | x_i), [*, i, j], through B x B x D."""
+    """log q(y_j | x_i) as [*, i, j], with materialised B x B x D differences."""
     mu, logvar = (t.double() for t in bound.get_mu_logvar(x))  # type: ignore[operator]
     pairs = (y.double().unsqueeze(-3) - mu.unsqueeze(-2)).square() / logvar.exp().unsqueeze(-2)
     return -0.5 * (pairs + logvar.unsqueeze(-2) + math.log(2 * math.pi)).sum(-1)
@@ -40,7 +40,7 @@ def test_leave_one_out_is_the_formula(shape: tuple[int, ...]) -> None:
 
 
 def test_leave_one_out_is_below_club_and_not_equal_to_it() -> None:
-    """The public code's broadcast mask makes both the same number."""
+    """In the public code, an error in the mask's broadcasting makes the two equal."""
     one_out = mk.LeaveOneOut(4, 5, 16).double()
     club = mk.CLUB(4, 5, 16, negatives="others").double()
     club.load_state_dict(one_out.state_dict())
@@ -111,7 +111,7 @@ def test_variational_upper_bound_is_torchs_kl_summed_over_dimensions() -> None:
 
 @pytest.mark.parametrize("mi", [2.0, 10.0])
 def test_bounds_meet_the_truth_at_the_true_conditional(mi: float) -> None:
-    """p(y) = N(0, I), so KL(p(y | x) || N(0, I)) has expectation I, and Barber-Agakov is tight."""
+    """Both have expectation I: as p(y) = N(0, I), that is E KL(p(y | x) || N(0, I)), and Barber-Agakov is tight."""
     dim, batch, repeats = 20, 64, 400
     rho = math.sqrt(1 - math.exp(-2 * mi / dim))
     x = torch.randn(repeats, batch, dim).double()

@@ -1,4 +1,4 @@
-"""Arguments of every kind for the bounds through a conditional density, and for CLUB: one sentence names a bad one."""
+"""Bad arguments of the bounds with a conditional density, and of CLUB, raise one sentence that names the argument."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_bad_samples_are_named(kind):
     for method in (module, module.learning_loss, module.loglikeli):
         for bad in BAD_SAMPLES:
             if isinstance(bad, torch.Tensor) and bad.shape == (2, 5, 3, 3):
-                continue  # a shape of its own; y is then what does not fit
+                continue  # valid for x alone; the error would name y, whose shape does not match
             if not (isinstance(bad, torch.Tensor) and bad.is_meta):
                 refused(lambda m=method, b=bad: m(b, y), "x", bad)
         for bad in BAD_LABELS if kind is mk.CLUBCategorical else BAD_SAMPLES:
@@ -72,7 +72,7 @@ def test_bad_arguments_of_gaussian_club_are_named():
     for name in good:
         for bad in BAD_SAMPLES:
             if name == "mu" and isinstance(bad, torch.Tensor) and bad.dim() >= 2 and bad.dtype.is_floating_point:
-                continue  # a mu of its own shape or device: y is then what does not fit
+                continue  # valid for mu alone; the error would name y, whose shape or device does not match
             if not (name == "logvar" and bad is None):
                 refused(lambda n=name, b=bad: gaussian_club(**good | {n: b}), name, bad)
     for bad in ("some", None, 1, ["all"]):

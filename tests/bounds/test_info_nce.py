@@ -1,4 +1,4 @@
-"""Bounds: golden numbers of FactorCL's public code, closed forms, and invariances."""
+"""InfoNCE and NCE-CLUB: golden numbers of FactorCL's public code, closed forms, and invariances."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_function_of_the_anchor_changes_nothing() -> None:
 
 
 def oracle_features(x: Tensor, y: Tensor, rho: float) -> tuple[Tensor, Tensor]:
-    """Features whose inner product is log p(x, y) / p(x) p(y) of standard Gaussians correlated by rho."""
+    """Features whose inner product is log p(x, y) / (p(x) p(y)) of standard Gaussians with correlation rho."""
     spread = 2 * (1 - rho**2)
     constant = -0.5 * x.shape[-1] * math.log(1 - rho**2)
     one = torch.ones_like(x[:, :1])

@@ -1,4 +1,4 @@
-"""What the bounds must say: constants, tables of noisy bits, Gaussians, scores of several hundred."""
+"""The bounds on problems with known answers: constant scores, noisy bits, Gaussians, scores of several hundred."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_constant_scores_know_nothing(c: float) -> None:
 
 
 def oracle_features(x: Tensor, y: Tensor, rho: float) -> tuple[Tensor, Tensor]:
-    """Features whose inner product is log p(x, y) / p(x) p(y) of standard Gaussians correlated by rho."""
+    """Features whose inner product is log p(x, y) / (p(x) p(y)) of standard Gaussians with correlation rho."""
     spread = 2 * (1 - rho**2)
     one = torch.ones_like(x[..., :1])
     constant = -0.5 * x.shape[-1] * math.log(1 - rho**2)
@@ -100,8 +100,8 @@ def test_bounds_of_the_true_critic_are_the_mutual_information() -> None:
 
 @pytest.mark.parametrize(("mi", "d", "batch"), [(0.5, 4, 8), (1.0, 20, 16)])
 def test_the_variance_of_nwj_under_the_true_critic_is_known(mi: float, d: int, batch: int) -> None:
-    """Var_P log r = d rho^2, Var_Q r = e^2I - 1. The strangers of one batch add the pairs (i, j), (j, i), which are
-    dependent: E r(x_i, y_j) r(x_j, y_i) = (1 - rho^4)^-d, by Hermite expansion; the others are uncorrelated."""
+    """Var_P log r = d rho^2 and Var_Q r = e^2I - 1. Within a batch, the negative pairs (i, j) and (j, i) are dependent:
+    E r(x_i, y_j) r(x_j, y_i) = (1 - rho^4)^-d, by Hermite expansion. All other negative pairs are uncorrelated."""
     rho2 = 1 - math.exp(-2 * mi / d)
     x, y = gaussians(repeats=12_000, batch=batch, mi=mi, d=d)
     values = NWJ(Shifted(DotCritic(), 1.0))(x, y)
@@ -111,25 +111,26 @@ def test_the_variance_of_nwj_under_the_true_critic_is_known(mi: float, d: int, b
     error = blocks.std().item() / math.sqrt(40)
     assert error < 0.1 * expected
     assert values.var().item() == pytest.approx(expected, abs=4 * error)
-    # without the strangers' own term, or with independent ones, the law is another
+    # the test can tell this formula from one without the negatives' term
     assert abs(values.var().item() - d * rho2 / batch) > 8 * error
     assert values.mean().item() == pytest.approx(mi, abs=4 * math.sqrt(expected / 12_000))
 
 
 def test_js_trained_critics_are_valued_without_the_offset_of_nwj() -> None:
-    """At the optimum of the JS objective, log r, the NWJ value is 1 / e short; the reported one is not."""
+    """At log r, the optimum of the JS objective, NWJ is 1 / e too small; the value that JensenShannon reports is
+    not."""
     x, y = gaussians(repeats=16, batch=512, mi=2.0)
     true = DotCritic()
     difference = JensenShannon(true)(x, y) - NWJ(true)(x, y)
     assert difference.mean().item() == pytest.approx(1 / math.e, abs=0.02)
-    # log r is where the objective's gradient vanishes: scores above and below lose
+    # log r maximises the JS objective: shifting the scores up or down lowers it
     base, (a, b) = js(true(x, y)).mean(), (js(true(x, y) + c).mean() for c in (-0.3, 0.3))
     assert base > a and base > b
 
 
 def loo_interpolated(s: Tensor, alpha: float) -> Tensor:
-    """The published notebook's form, rows being the conditioning variable: the logarithm is averaged over which
-    stranger the partner replaces."""
+    """The interpolated bound as in the published notebook, with rows as the conditioning variable: the logarithm is
+    averaged over the choice of the negative that the positive replaces."""
     b = s.shape[-1]
     values = []
     for i in range(b):
@@ -182,7 +183,7 @@ def test_scores_of_500_give_finite_values_and_gradients(name: str, sign: int, dt
 def test_an_exponential_that_overflows_continues_along_its_tangent() -> None:
     x, y = torch.ones(2, 1), torch.full((2, 1), 20.0)
     assert TUBA(DotCritic())(x, y).item() == pytest.approx(21 - math.exp(20), rel=1e-6)
-    # from e^80 on: slope and value of the tangent
+    # beyond e^80 the exponential continues as its tangent: check value and slope
     t = torch.full((2, 1), 90.0, requires_grad=True)
     value = TUBA(DotCritic())(x, t)
     assert value.item() == pytest.approx(-11 * math.exp(80), rel=1e-5)
@@ -191,7 +192,8 @@ def test_an_exponential_that_overflows_continues_along_its_tangent() -> None:
 
 
 def test_a_critic_table_trained_on_noisy_bits_reaches_their_information() -> None:
-    """Counts that realise P exactly; Q of a finite batch leaves the true pairs out, which the closed form knows."""
+    """The counts realise P exactly. The negatives of a finite batch exclude the positive pairs, so the expected value
+    uses that Q instead of the product of the marginals."""
     counts = torch.tensor([[82, 18], [18, 82]])
     n = int(counts.sum())
     cells = [(i, j) for i in range(2) for j in range(2) for _ in range(counts[i, j])]

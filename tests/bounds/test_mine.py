@@ -1,4 +1,4 @@
-"""The moving average of MINE: its gradient, its state, its checkpoint."""
+"""MINE's moving average: the gradient that it corrects, its state, and checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.bounds.formulas import CRITICS, dv, mean_exp, off, pair
 
 
 def mine_gradient(scores: Tensor, log_average: float) -> Tensor:
-    """dS of E_P[T] - E_Q[exp T] / A."""
+    """The gradient of E_P[T] - E_Q[exp T] / A with respect to the scores, A being the average."""
     b = scores.shape[-1]
     weights = (scores.detach() - log_average).exp() / (b * (b - 1))
     return torch.eye(b, dtype=scores.dtype) / b - weights.masked_fill(torch.eye(b, dtype=torch.bool), 0)

@@ -1,4 +1,4 @@
-"""Total correlation: shuffles, values from scores, noisy bits, Gaussians of three modalities, seeds, errors."""
+"""Total correlation: shuffles, values from scores, noisy bits, Gaussians with three modalities, seeds, errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_shuffled_rows_are_uniform_over_tuples_of_distinct_samples() -> None:
     possible = expected > 0
     assert (counts[~possible] == 0).all()
     statistic = ((counts - expected)[possible].square() / expected[possible]).sum()
-    assert statistic < 31.3  # 99.9 % of chi^2 with 11 degrees of freedom
+    assert statistic < 31.3  # the 99.9 % quantile of chi^2 with 11 degrees of freedom
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -77,7 +77,7 @@ def test_values_and_gradients_are_those_of_the_scores(measure: str, lead: tuple[
 
 
 def noisy_bits(m: int, flip: float, n: int) -> tuple[Tensor, Tensor]:
-    """How often each of the 2^m cells occurs in n samples that realise the joint exactly, and the product."""
+    """Counts of the 2^m cells in n samples that realise the joint exactly, and those of the product of marginals."""
     p = torch.zeros(2**m, dtype=torch.float64)
     for cell in range(2**m):
         ones = bin(cell).count("1")
@@ -125,7 +125,7 @@ def test_tables_reach_what_is_known_of_noisy_bits(m: int, flip: float, n: int, t
 
 
 def lipschitz_potential(m: int, difference: Tensor) -> Tensor:
-    """The table of Lipschitz constant 1 on the corners of the cube that gains most from P - Q."""
+    """The function on the cube's corners with Lipschitz constant 1 that maximises E_P - E_Q (`difference` is P - Q)."""
     linprog = pytest.importorskip("scipy.optimize").linprog
     corners = torch.tensor(list(itertools.product((0.0, 1.0), repeat=m)), dtype=torch.float64)
     pairs = list(itertools.permutations(range(2**m), 2))
@@ -161,7 +161,7 @@ def test_one_shuffle_for_all_modalities_finds_nothing() -> None:
 
 
 class TrueRatio(nn.Module):
-    """log p(a, v, l) / p(a) p(v) p(l) + c for three standard Gaussians of d dimensions, equicorrelated by rho."""
+    """log p(a, v, l) / (p(a) p(v) p(l)) + c for three d-dimensional standard Gaussians, equicorrelated with rho."""
 
     def __init__(self, rho: float, d: int, c: float = 0.0):
         super().__init__()
@@ -315,7 +315,8 @@ def test_bad_inputs_and_settings_are_named() -> None:
 @pytest.mark.parametrize("measure", ["kl", "f"])
 @pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1), (0, 2, 1)])
 def test_relabelled_modalities_have_the_same_measure(measure: str, order: tuple[int, ...]) -> None:
-    """With the critic's inputs relabelled alike: all that the shuffles of four samples can give is the same."""
+    """Reordering the modalities, and the critic's inputs with them, leaves the set of values over many shuffles of four
+    samples unchanged."""
     critic, inputs = JointCritic(6, hidden_dims=(8,), activation="tanh").double(), modalities(batch=4)
     places = list(torch.arange(6).split([2, 3, 1]))
 

@@ -1,4 +1,4 @@
-"""Bounds with off-diagonal negatives: independent formulas on materialised scores, gradients, baselines, errors."""
+"""Bounds whose negatives are the off-diagonal pairs: formulas on materialised scores, gradients, baselines, errors."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from mi_kernels.ops.common.statistics import Statistics
 
 
 class Linear(Critic):
-    """f(x, y) = <a, x> + <b, y>: its gradient is (a, b) everywhere, its dependency 0."""
+    """f(x, y) = <a, x> + <b, y>: its gradient is (a, b) everywhere and its Wasserstein dependency is 0."""
 
     def __init__(self, a: list[float], b: list[float]):
         super().__init__()
@@ -152,7 +152,7 @@ def test_spectral_norm_needs_a_weight() -> None:
 
 
 def steepest(critic: torch.nn.Module) -> float:
-    """The critic's Lipschitz constant on the four points that noisy bits take."""
+    """The critic's Lipschitz constant on the four values of a pair of bits."""
     points = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     scores = critic(points[:, :1], points[:, 1:]).diagonal()
     i, j = torch.combinations(torch.arange(4)).mT
@@ -161,7 +161,7 @@ def steepest(critic: torch.nn.Module) -> float:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_penalised_critic_reaches_the_distance_of_noisy_bits(seed: int) -> None:
-    """W_1 of two bits that agree with probability 0.82 = (1 - e)^2 + e^2 from two independent bits: 0.32."""
+    """W_1 between two bits that agree with probability 0.82 = (1 - e)^2 + e^2 and two independent bits is 0.32."""
     torch.manual_seed(seed)
     critic = ConcatCritic(1, 1, hidden_dims=(32, 32))
     bound = WassersteinDependency(critic, penalty=10.0)
@@ -176,22 +176,22 @@ def test_a_penalised_critic_reaches_the_distance_of_noisy_bits(seed: int) -> Non
         loss.backward()
         optimizer.step()
         decay.step()
-    # The finite batch leaves true pairs out of Q, which moves the distance to 0.82 - 4918 / 9900 = 0.3232. No critic
-    # exceeds it by more than its own slope. The slopes met in the last step say less: they are of random points, and
-    # of the critic before that step.
+    # A finite batch excludes the positive pairs from Q, which changes the distance to 0.82 - 4918 / 9900 = 0.3232. A
+    # critic's value is at most the distance times its Lipschitz constant. That is computed here, because
+    # gradient_norm_mean is about random points and about the critic before the last step.
     slope, distance = steepest(critic), 0.82 - 4918 / 9900
     assert 0.95 * distance < bound(x, y).item() / slope < distance + 1e-5
     assert 0.9 < slope < 1.1 and 0.9 < bound.gradient_norm_mean.item() < 1.1
 
 
 def test_tables_of_the_distance_reach_its_closed_form() -> None:
-    """The potential of noisy bits is 1 where both agree and 0 elsewhere."""
+    """The optimal potential of noisy bits is 1 where both bits agree and 0 elsewhere."""
     n = 100
     cells = torch.arange(4).repeat_interleave(torch.tensor([41, 9, 9, 41]))
     x, y = (F.one_hot(side, 2).double() for side in (cells // 2, cells % 2))
     critic = BilinearCritic(2, 2).double()
     with torch.no_grad():
         critic.weight.copy_(torch.eye(2))
-    # off the diagonal agreement has probability (n^2 / 2 - 82) / (n (n - 1)) instead of 1 / 2
+    # off-diagonal pairs agree with probability (n^2 / 2 - 82) / (n (n - 1)) instead of 1 / 2
     expected = 0.82 - (n * n / 2 - 82) / (n * (n - 1))
     assert WassersteinDependency(critic)(x, y).item() == pytest.approx(expected, abs=1e-12)
