@@ -1,4 +1,5 @@
-"""One rank of test_open_clip_ranks.py: `python -m tests.compat.neighbours_worker RANK WORLD STORE`; asserts inside."""
+"""One rank of test_open_clip_ranks.py and its assertions: `python -m tests.compat.neighbours_worker RANK WORLD
+STORE`."""
 
 import sys
 
@@ -18,7 +19,7 @@ def exchange(rank: int, world: int, group=None) -> None:
     from_right, from_left = open_clip.neighbour_exchange_bidir(left, right, of(rank, 0.25), of(rank, 0.5), group)
     assert torch.equal(from_right, of(right, 0.25)) and torch.equal(from_left, of(left, 0.5))
 
-    # Every rank weighs what it receives by its own number: the weight that comes back is the receiver's.
+    # Every rank multiplies what it receives by its rank + 1, so the sender's gradient must be the receiver's rank + 1.
     sent = of(rank, 0).requires_grad_()
     (open_clip.neighbour_exchange_with_grad(left, right, sent, group) * (rank + 1)).sum().backward()
     assert torch.equal(sent.grad, torch.full((2, 3), float(right + 1)))
@@ -32,7 +33,7 @@ def exchange(rank: int, world: int, group=None) -> None:
 def main(rank: int, world: int, store: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     exchange(rank, world)
-    two = dist.new_group([0, 1])  # both neighbours are one rank: messages must pair up in order
+    two = dist.new_group([0, 1])  # left and right neighbour are the same rank, so messages must be matched in order
     if rank < 2:
         exchange(rank, 2, two)
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The replaced libraries, where they are installed, and what comparing with them needs."""
+"""Helpers that compare the drop-ins with the original libraries, if these are installed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import Tensor
 
 
 def original(module: str, *hollow: str) -> ModuleType:
-    """The original's module; skips where it is not installed. `hollow` names parent packages whose own imports (image
-    libraries) are not wanted: they are replaced by empty packages."""
+    """Imports a module of the original library; skips the test if it is not installed. Parent packages named in
+    `hollow` are replaced by empty packages, so that their own imports (image libraries) are not needed."""
     spec = importlib.util.find_spec(module.partition(".")[0])
     if spec is None or not spec.submodule_search_locations:
         pytest.skip(f"{module} is not installed")
@@ -44,7 +44,7 @@ def draw(*shape: int, seed: int = 0, unit: bool = False, dtype: torch.dtype = to
 
 
 def same(got: Tensor, want: Tensor, inputs: Sequence[Tensor], rtol: float = 1e-8, atol: float = 1e-10) -> None:
-    """One value and one gradient for each input."""
+    """Asserts that two values and their gradients with respect to every input are close."""
     torch.testing.assert_close(got, want, rtol=rtol, atol=atol, check_dtype=False)
     found = torch.autograd.grad(got, inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
     wanted = torch.autograd.grad(want, inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
@@ -53,7 +53,7 @@ def same(got: Tensor, want: Tensor, inputs: Sequence[Tensor], rtol: float = 1e-8
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:
-    """'name' or 'name=default' of every parameter but self; '**name' for keywords."""
+    """Every parameter except self as 'name' or 'name=default'; keyword arguments as '**name'."""
     shown = []
     for p in inspect.signature(function).parameters.values():
         if p.kind is p.VAR_KEYWORD:
@@ -64,7 +64,7 @@ def parameters(function: Callable[..., Any]) -> list[str]:
 
 
 def largest_saved(loss: Callable[[], Tensor]) -> int:
-    """Elements of the largest tensor that autograd keeps for the backward."""
+    """Number of elements of the largest tensor that autograd saves for the backward."""
     sizes = [0]
 
     def pack(t: Tensor) -> Tensor:

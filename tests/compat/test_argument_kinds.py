@@ -1,6 +1,7 @@
-"""Every argument of the drop-ins' losses, replaced by every odd kind of thing.
+"""Every argument of the drop-ins' losses, replaced by unusual objects of many kinds.
 
-A call may succeed, or raise ValueError or TypeError with a sentence; what is not finite may not come out finite.
+A call may succeed, or raise ValueError or TypeError with a sentence. An input that is not finite must not give a finite
+result.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def functions() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
 
 
 FUNCTIONS = functions()
-# VarUB reads no y, as the original; a text loss looks at targets alone where every weight is finite.
+# VarUB ignores y, as in the original.
 UNREAD = {"CLUB VarUB": ("y_samples",)}
 
 

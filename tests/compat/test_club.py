@@ -1,4 +1,4 @@
-"""mi_kernels.compat.club against the formulas written out over all pairs in fp64."""
+"""mi_kernels.compat.club against formulas over all pairs in fp64."""
 
 import math
 
@@ -16,12 +16,12 @@ def data(items=8):
 
 
 def log_q(mu, logvar, y):
-    """log q(y_j | x_i) without its constant, [i, j]."""
+    """log q(y_j | x_i) without the constant, as [i, j]."""
     return (-((y[None] - mu[:, None]) ** 2) / logvar[:, None].exp() - logvar[:, None]).sum(-1) / 2
 
 
 def pair_scores(network, x, y):
-    """f(x_j, y_i), [i, j]."""
+    """f(x_j, y_i) as [i, j]."""
     return torch.stack([torch.cat([network(torch.cat([a, b])) for a in x]) for b in y])
 
 
@@ -93,7 +93,7 @@ def test_leave_one_out_is_not_club():
     module = club.L1OutUB(3, 2, 10).double()
     other = club.CLUB(3, 2, 10).double()
     other.load_state_dict(module.state_dict())
-    # The original's broadcast mask makes both equal.
+    # In the original, an error in the mask's broadcasting makes both equal.
     assert abs((module(x, y) - other(x, y)).item()) > 1e-2
 
 
@@ -201,7 +201,7 @@ def test_bad_input_is_named():
 
 
 def literal_club(mu, logvar, y):
-    """The original's formula: the mean over the first dimension of y for every position."""
+    """The original's formula: negatives are averaged over the first dimension of y, for every position."""
     positive = -((mu - y) ** 2) / 2 / logvar.exp()
     negative = -((y[None] - mu[:, None]) ** 2).mean(1) / 2 / logvar.exp()
     return (positive.sum(-1) - negative.sum(-1)).mean()

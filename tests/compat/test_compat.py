@@ -1,4 +1,4 @@
-"""mi_kernels.compat as a package: every library is there, imported when it is used, and needs torch alone."""
+"""mi_kernels.compat as a package: it has every drop-in, imports them lazily, and needs only torch."""
 
 import importlib
 import subprocess

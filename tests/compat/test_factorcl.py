@@ -25,7 +25,8 @@ def golden(kind):
 
 
 def info_nce_loss(network, first, second, anchor, temperature=1.0):
-    """Minus InfoNCE of network([first_i, second_j]); anchor names the side that is contrasted with all of the other."""
+    """Minus InfoNCE with scores network([first_i, second_j]). Each item of side `anchor` is compared with all of the
+    other side."""
     scores = torch.stack([torch.cat([network(torch.cat([a, b])) for b in second]) for a in first]) / temperature
     return scores.logsumexp(1 if anchor == "first" else 0).mean() - scores.diagonal().mean() - math.log(len(first))
 

@@ -161,7 +161,7 @@ def test_rows_of_zeros_are_finite_in_fp16(negatives):
 
 @pytest.mark.parametrize("mode", ["unpaired", "paired"])
 def test_losses_near_zero_keep_their_digits(mode, monkeypatch):
-    """The logarithm of a sum close to 1 has lost them, and so has softplus with PyTorch's default threshold of 20."""
+    """A logarithm of a sum close to 1 would lose them, and so would softplus with PyTorch's default threshold of 20."""
     monkeypatch.setattr(negatives_module, "_SMALL", 0)
     query = torch.eye(4, dtype=torch.float64)
     rest = -query.expand(4, 4, 4) if mode == "paired" else -query

@@ -1,5 +1,7 @@
-"""mi_kernels.compat.open_clip in one process, against fp64 formulas and, where installed, open_clip. Two processes:
-tests/test_distributed.py."""
+"""mi_kernels.compat.open_clip in one process, against fp64 formulas and, where installed, open_clip.
+
+tests/test_distributed.py tests it in two processes.
+"""
 
 import pytest
 import torch
@@ -297,14 +299,14 @@ def test_no_scores_are_stored(name):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_distilled_gradients_in_16_bits_near_the_teacher(dtype):
-    """The gradient is a small difference of large ones; only what is returned may be rounded to 16 bits."""
+    """The gradient is a small difference of large terms, so nothing but the result may be rounded to 16 bits."""
     image, text = (t.detach().to(dtype) for t in pair(300, 16))
     teacher = (image + 0.02 * draw(300, 16, seed=2).detach()).to(dtype), text
 
     def gradient(kind):
         inputs = image.clone().to(kind).requires_grad_(), text.clone().to(kind).requires_grad_()
         _, loss = open_clip.DistillClipLoss()(*inputs, 10.0, teacher[0].to(kind), teacher[1].to(kind), 10.0)
-        return torch.autograd.grad(1e4 * loss, inputs)  # as a loss scale: fp16 has no smaller numbers
+        return torch.autograd.grad(1e4 * loss, inputs)  # a loss scale: the gradient is too small for fp16
 
     for got, want in zip(gradient(dtype), gradient(torch.float64), strict=True):
         assert (got.double() - want).norm() < 2 * torch.finfo(dtype).eps * want.norm()

@@ -1,4 +1,4 @@
-"""open_clip's exchanges between neighbours, in rings of three and of two gloo processes."""
+"""open_clip's exchanges between neighbouring ranks, in rings of three and of two gloo processes."""
 
 import os
 import subprocess

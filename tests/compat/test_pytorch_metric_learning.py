@@ -19,7 +19,8 @@ NAMES = ["NTXentLoss", "SupConLoss"]
 
 @pytest.fixture(params=["stored", "fused"])
 def path(request, monkeypatch):
-    """Small batches store their scores; large ones, here all, do not, and lists of pairs go through in many blocks."""
+    """Both code paths: small batches store their scores; "fused" makes all batches take the path of large ones, which
+    does not store them and processes lists of pairs in blocks."""
     if request.param == "fused":
         monkeypatch.setattr(losses, "_SMALL", dict.fromkeys(NAMES, 0))
         monkeypatch.setattr(base, "_BLOCK_BYTES", 8 * 40)
@@ -30,7 +31,7 @@ def theirs(name="losses"):
 
 
 def formula(name, embeddings, labels, temperature, ref=None, ref_labels=None, own=None):
-    """Each pair and anchor written out; the means are those of the default reducers."""
+    """The loss pair by pair and anchor by anchor, averaged as the default reducers do."""
     if ref is None:
         ref, ref_labels, own = embeddings, labels, torch.arange(len(labels))
     scores = F.normalize(embeddings, dim=1) @ F.normalize(ref, dim=1).T / temperature
@@ -209,7 +210,7 @@ def test_one_positive_of_each_row_among_the_references(name, extra, path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_twins_cost_no_pairs(name, monkeypatch):
-    """Labels of two views take the kernel of nt_xent, whatever their order."""
+    """Labels that form two views of every item use nt_xent's kernel, in any order, instead of lists of pairs."""
     monkeypatch.setattr(losses, "_SMALL", dict.fromkeys(NAMES, 0))
     monkeypatch.setattr(large, "negatives_log_sum", None)
     for pattern in ("twins", "twins in any order"):
@@ -219,7 +220,7 @@ def test_twins_cost_no_pairs(name, monkeypatch):
 
 @pytest.mark.parametrize("temperature", [0.05, 0.04, 0.02])
 def test_supcon_counts_every_anchor_however_small_its_loss(temperature, path):
-    """In fp32 the losses of most anchors are below the rounding of their log-sums."""
+    """In fp32 the losses of most anchors are smaller than the rounding errors of their log-sum-exps."""
     one = draw(32, 64, unit=True)
     two = F.normalize(one + 0.02 * draw(32, 64, seed=1), dim=1)
     two = torch.cat([F.normalize(one[:1] + 0.9 * one[1:2], dim=1), two[1:]])
@@ -233,7 +234,7 @@ def test_supcon_counts_every_anchor_however_small_its_loss(temperature, path):
 
 
 def test_the_positive_and_the_negatives_are_weighed_in_full_precision(path):
-    """log(1 + exp t) beyond t = 20, where torch's softplus is the identity."""
+    """log(1 + exp t) is exact beyond t = 20, where torch's softplus returns t."""
     labels = torch.tensor([0, 0, 1])
     embeddings = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 1e-3]], dtype=torch.float64, requires_grad=True)
     want = formula("NTXentLoss", embeddings, labels, 0.09)
@@ -247,7 +248,7 @@ def test_a_batch_scored_against_itself_has_no_own_pairs(name, path):
     want = formula(name, embeddings, LABELS, 0.2)
     for ref_labels in (LABELS, LABELS.clone(), None):
         same(loss(embeddings, LABELS, ref_emb=embeddings, ref_labels=ref_labels), want, [embeddings])
-    # Labels of their own for the columns: the pair of a row with itself still does not count as positive.
+    # The columns have other labels than the rows: a row's pair with itself still does not count as positive.
     other = LABELS.roll(1)
     pairs = LABELS[:, None] == other
     want = loss(embeddings, None, (*torch.where(pairs & ~torch.eye(11, dtype=torch.bool)), *torch.where(~pairs)))
@@ -255,7 +256,7 @@ def test_a_batch_scored_against_itself_has_no_own_pairs(name, path):
 
 
 class Shifted(parts.DotProductSimilarity):
-    """A distance that overrides how scores are made, under the name of one that does not."""
+    """A subclass of a known distance that overrides how scores are computed."""
 
     def compute_mat(self, query_emb, ref_emb):
         return super().compute_mat(query_emb, ref_emb) ** 3
@@ -414,7 +415,7 @@ def test_a_listed_loss_keeps_no_scores(name, monkeypatch):
 def test_no_scores_are_stored(name, classes, monkeypatch):
     monkeypatch.setattr(base, "_BLOCK_BYTES", 8 * 512 * 8)
     embeddings, labels = draw(512, 4), torch.arange(512) % classes
-    # 8 rows' worth of pairs at most, where 512 x 512 scores would be 262144.
+    # A block holds the pairs of 8 rows; all 512 x 512 scores would be 262144 elements.
     assert largest_saved(lambda: getattr(losses, name)()(embeddings, labels)) < 512 * 32
 
 

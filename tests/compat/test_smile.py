@@ -1,4 +1,4 @@
-"""mi_kernels.compat.smile against formulas written out in fp64."""
+"""mi_kernels.compat.smile against formulas in fp64."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_signatures():
         assert parameters(getattr(smile, name)) == ["f"]
     assert parameters(smile.mine_lower_bound) == ["f", "buffer=None", "momentum=0.9"]
     assert parameters(smile.smile_lower_bound) == ["f", "clip=None"]
-    # The original's default is device='cuda': here the device is the input's.
+    # The original's default is device='cuda'; the drop-in uses the input's device.
     assert parameters(smile.logmeanexp_diag) == ["x", "device=None"]
     assert parameters(smile.logmeanexp_nodiag) == ["x", "dim=None", "device=None"]
     assert parameters(smile.estimate_mutual_information) == [
@@ -219,4 +219,4 @@ def test_infonce_of_a_concatenated_critic_stores_no_activations():
     x, y = draw(128, 3).float(), draw(128, 3, seed=1).float()
     critic = smile.ConcatCritic(3, 8, 1, "relu")
     kept = largest_saved(lambda: smile.estimate_mutual_information("infonce", x, y, critic))
-    assert kept < 128 * 128 * 8 <= largest_saved(lambda: critic(x, y))  # at most a bit for each hidden unit and pair
+    assert kept < 128 * 128 * 8 <= largest_saved(lambda: critic(x, y))  # at most one bit per hidden unit and pair

@@ -11,7 +11,7 @@ LABELS = torch.tensor([0, 1, 0, 2, 1, 0, 3])
 
 
 def formula(features, mask, temperature=0.07, mode="all", base=0.07):
-    """Written out per anchor; an anchor without positives adds nothing and counts."""
+    """The loss, anchor by anchor. An anchor without positives adds 0 but counts in the mean."""
     items, views = features.shape[:2]
     features = features.flatten(2)
     anchors = [(i, v) for v in range(views if mode == "all" else 1) for i in range(items)]
@@ -106,7 +106,7 @@ def test_no_scores_are_stored(given):
     labels = torch.arange(256) % 17
     mask = labels[:, None] == labels
     arguments = {"labels": labels} if given == "labels" else {"mask": mask}
-    assert largest_saved(lambda: SupConLoss()(features, **arguments)) <= 256 * 256  # the caller's mask, no scores
+    assert largest_saved(lambda: SupConLoss()(features, **arguments)) <= 256 * 256  # the mask, but no scores
 
 
 def test_bad_input_is_named():
