@@ -1,4 +1,4 @@
-"""Compiles CUDA sources for the emulator with g++; built libraries are kept in build/ under a hash of their input."""
+"""Compiles CUDA sources for the emulator with g++. Libraries are cached in build/ under a hash of their inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# Variables that a kernel forgets to set hold a pattern, and products are not contracted behind its back.
+# Uninitialised variables are filled with a pattern, and the compiler does not contract products to multiply-adds.
 FLAGS = ["-std=c++20", "-fPIC", "-ffp-contract=off", "-ftrivial-auto-var-init=pattern", "-Wno-attributes"]
 EMULATED = ["-DMI_CUDA_EMULATOR=1", "-I" + str(ROOT / "tests/cuda_emulator"), "-I" + str(ROOT / "csrc")]
 
@@ -22,7 +22,7 @@ def compiler() -> str | None:
 
 
 def library(name: str, sources: list[str], extra: Sequence[str] = (), link: Sequence[str] = ()) -> Path:
-    """The shared library of `sources` (paths from the repository's root), built when it is out of date."""
+    """The shared library of `sources` (paths from the repository's root), built if it is out of date."""
     flags = ["-O1", *FLAGS, *EMULATED, *extra]
     digest = hashlib.sha256(" ".join([*flags, *sources, *link]).encode())
     for path in sorted([*ROOT.glob("csrc/**/*"), *ROOT.glob("tests/cuda_emulator/*")]):
@@ -70,7 +70,7 @@ def operators(*ops: str) -> Path:
     include = torch_root / "include"
     extra = [
         "-DMI_KERNELS_WITH_CUDA=1",
-        "-DMK_ROW_BLOCKS=2",  # small problems then take the way of large ones
+        "-DMK_ROW_BLOCKS=2",  # so that small problems take the code path of large ones
         f"-I{include}",
         f"-I{include / 'torch/csrc/api/include'}",
         f"-L{torch_root / 'lib'}",

@@ -1,4 +1,4 @@
-"""What tests of torch operators on the emulator share: loading them, and inputs whose surroundings are NaN."""
+"""Helpers for tests of torch operators on the emulator: loading them, and inputs surrounded by NaNs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.cuda_emulator import build
 
 
 class Emulated:
-    """The operators of csrc/<op>/, and how the emulator orders threads and lets copies land."""
+    """Loads the operators of csrc/<op>/; `schedule` sets the order of threads and when asynchronous copies land."""
 
     def __init__(self, op: str) -> None:
         path = build.operators(op)
@@ -22,7 +22,7 @@ class Emulated:
 
 
 def poisoned(op: str) -> Iterator[Emulated]:
-    """For a fixture: the operators, while torch fills what it allocates with NaN."""
+    """For a fixture: yields the operators while torch fills uninitialised memory with NaN (deterministic mode)."""
     kernels = Emulated(op)
     torch.use_deterministic_algorithms(True)
     yield kernels
@@ -30,7 +30,7 @@ def poisoned(op: str) -> Iterator[Emulated]:
 
 
 def surrounded(t: Tensor) -> Tensor:
-    """The same values between NaNs (integers: between small numbers), still aligned to 16 bytes."""
+    """A copy of t inside a larger buffer of NaNs (integers: of ones), still aligned to 16 bytes."""
     pad = 64
     whole = torch.full((t.numel() + 2 * pad,), math.nan if t.is_floating_point() else 1, dtype=t.dtype)
     whole[pad : pad + t.numel()] = t.reshape(-1)

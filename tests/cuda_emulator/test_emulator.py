@@ -1,4 +1,4 @@
-"""The emulator computes what a GPU would, and notices what a GPU would get wrong."""
+"""The emulator computes what a GPU would, and detects errors such as missing barriers."""
 
 from __future__ import annotations
 
