@@ -1,4 +1,4 @@
-"""estimate_mi: values with known answers, what it may look at, its warnings and what it prints."""
+"""estimate_mi: problems with known answers, no use of held-out samples, warnings and printed output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments of estimate_mi, good and bad, of every kind: an estimate, or one sentence that names the argument."""
+"""estimate_mi with good and bad arguments of every kind: an estimate, or one sentence that names the argument."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ ARGUMENTS = ("x", "y", *BAD_SETTINGS)
 
 
 def outcome(**changed: Any) -> mk.MIEstimate | str:
-    """An estimate, or the message of an error that must be one sentence about one of the arguments."""
+    """Returns the estimate or the error message, which must be one sentence about one of the arguments."""
     try:
         return mk.estimate_mi(**({"x": GOOD, "y": GOOD.flip(0), "max_steps": 1, "progress": False} | changed))
     except (TypeError, ValueError) as error:

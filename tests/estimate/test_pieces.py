@@ -1,4 +1,4 @@
-"""The pieces of estimate_mi: preprocessing, canonical pairs, critics, the value on held-out samples."""
+"""Parts of estimate_mi: preprocessing, canonical pairs, critics, the value on held-out samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copied rows, outliers and series: what is warned of, and what is not."""
+"""Copied rows, outliers and time series: which data cause a warning, and which do not."""
 
 from __future__ import annotations
 
@@ -92,5 +92,5 @@ def test_series_are_warned_of_where_both_sides_are_slow() -> None:
     message = screening.follows(slow, other)[0]
     assert message.startswith("serial: ") and "time series" in message
     assert screening.follows(slow, fast) == screening.follows(fast, other) == []
-    # ties take their middle rank: their order is no sign of anything
+    # ties share their mean rank, so that the order in which they come does not count as dependence
     assert screening.follows((fast > 1).double(), (series(1000, 0.0, 3) > 1).double()) == []
