@@ -1,4 +1,4 @@
-"""Every script of examples/ runs at small settings, and says what its page says that it does."""
+"""Every script of examples/ runs with small settings and prints the results that its page claims."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL_CLIP = ("--steps", "30", "--batch", "64")
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], one_thread: None):
-    """Runs one script in this process, as its main program would; returns what it printed."""
+    """A function that runs one script in this process, as from the command line, and returns what it printed."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -41,7 +41,7 @@ def losses(text: str) -> list[float]:
 
 
 def found_texts(text: str) -> float:
-    """The share of images that find their text, in per cent; one in 500 would by chance."""
+    """The percentage of images that retrieve their text; by chance it would be one in 500."""
     found = re.search(r"(\d+)% of 500 unseen images", text)
     assert found, text
     return float(found[1])
@@ -66,7 +66,7 @@ def test_the_lightning_module_trains(run) -> None:
 
 
 def test_two_processes_train_as_the_plain_loop_does(run) -> None:
-    """Same rows, same weights: the loss of two ranks is that of the loop, as the example says."""
+    """With the same rows and weights, two ranks have the losses of the single-process loop, as the example says."""
     script = "clip_ddp"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("RANK", None)
@@ -90,7 +90,7 @@ def test_estimates_come_with_intervals_and_a_plot(run, tmp_path: Path) -> None:
 def test_a_bound_of_ones_own_estimates(run, monkeypatch: pytest.MonkeyPatch) -> None:
     from mi_kernels.bounds import registry
 
-    # The declaration of an example must not reach other tests.
+    # Undo the example's registration after this test.
     monkeypatch.setattr(registry, "_declared", dict(registry._declared))
     text = run("own_bound", "--samples", 400, "--max-steps", 100)
     found = dict(re.findall(r"(\w+) +truth 1.00  (\S+) ±", text))
@@ -104,5 +104,5 @@ def test_factorcl_trains_on_arrays_of_ones_own(run, tmp_path: Path) -> None:
     assert (tmp_path / "own" / "fit" / "weights.safetensors").is_file()
     found = dict(re.findall(r"^[* ] (\S+ +\S.*?)  +(\d\.\d{3})\b", text, flags=re.M))
     found = {" ".join(name.split()): float(value) for name, value in found.items()}
-    # The bits are signs of products: a linear model of the inputs misses them.
+    # The labels are signs of products, which a linear model of the inputs cannot represent.
     assert found["factorcl-sup full"] > found["linear input"] + 0.2, text
