@@ -1,4 +1,4 @@
-"""Fixtures of the tests that run on a device."""
+"""Fixtures for tests that run on a device."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import mi_kernels as mk
 
 @pytest.fixture(params=["chunked", "cpu", "triton", "cuda"])
 def device_backend(request: pytest.FixtureRequest, device: torch.device) -> str:
-    """Every backend that runs on the device."""
+    """Parametrised over the backends; skips those that do not run on the device."""
     name = request.param
     status = mk.backends().get(name, "no such backend in this version")
     if status != "available":
         pytest.skip(f"{name}: {status}")
-    # Triton's status says whether it has a GPU or the interpreter.
+    # Triton needs no check here: its status tells whether there is a GPU or the interpreter.
     if (name == "cpu" and device.type != "cpu") or (name == "cuda" and device.type != "cuda"):
         pytest.skip(f"{name} does not run on {device}")
     return name
@@ -23,7 +23,7 @@ def device_backend(request: pytest.FixtureRequest, device: torch.device) -> str:
 
 @pytest.fixture
 def gpu(device: torch.device) -> torch.device:
-    """The device, where it is a GPU."""
+    """The device; skips the test if it is not a GPU."""
     if device.type != "cuda":
         pytest.skip("needs a GPU")
     return device

@@ -1,4 +1,4 @@
-"""Critic x bound x backend x dtype on the device, against the definition in fp64 on the CPU."""
+"""Every combination of critic, bound, backend and dtype on the device, against the definition in fp64 on the CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHAPES = [(13,), (2, 7), (1, 67)]
 
 
 def evaluate(bound: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype, backend: str) -> tuple[list, list]:
-    """Values of forward and learning_loss, and the gradients of their sum, in fp64 on the CPU."""
+    """Values of forward and learning_loss, and gradients of a weighted sum of both, returned in fp64 on the CPU."""
     bound = copy.deepcopy(bound).to(x.device, dtype)
     leaves = [t.to(dtype).requires_grad_() for t in (x, y)]
     parameters = [*leaves, *bound.parameters()]

@@ -1,7 +1,7 @@
 """Every loss on every backend of the device, against the definition in fp64 on the CPU.
 
-A result may err, norm-wise and gradients included, at most twice as much as the definition does in that precision on
-that device, plus one part in a million, or half a rounding of a 16-bit type.
+The error of a result (a value or a gradient, in norm) may be at most twice that of the definition in the same precision
+on the same device, plus one part in a million or, in 16 bits, half a rounding.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def evaluate(loss: Callable[..., Tensor], leaves: list[Tensor]) -> list[Tensor]:
 
 
 def errors(got: list[Tensor], want: list[Tensor]) -> list[float]:
-    """Of the value, and of each gradient by the size of the largest."""
+    """Relative errors: of the value, and of each gradient relative to the largest gradient."""
     wide = [t.double().cpu() for t in got]
     assert all(t.isfinite().all() for t in wide)
     scales = [max(float(want[0].norm()), 1e-3), *[max(float(w.norm()) for w in want[1:])] * (len(want) - 1)]

@@ -1,4 +1,4 @@
-"""On a real GPU: no loss waits for the device, and a loss with its gradients replays from a CUDA graph."""
+"""On a real GPU: no loss synchronises with the device, and losses with their gradients replay from a CUDA graph."""
 
 from __future__ import annotations
 
