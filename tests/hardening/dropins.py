@@ -1,4 +1,4 @@
-"""Strategy: the drop-ins of mi_kernels.compat, drawn in shapes, dtypes, strides and options."""
+"""Strategy that draws calls of the drop-ins of mi_kernels.compat: shapes, dtypes, strides and options."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mi_kernels.compat.pytorch_metric_learning import losses as metric_learning
 from tests.hardening import oracle
 from tests.hardening.operators import BATCH, WIDTH, Call, Draw, Tensors, terms_of_pairs
 
-# The function, what a failure shows of it, and t of oracle.py where it is needed.
+# The function, the settings that a failure prints, and t of oracle.py if needed.
 Terms = Callable[[], list[float]]
 Made = tuple[oracle.Function, dict[str, Any]] | tuple[oracle.Function, dict[str, Any], Terms]
-# A row of one feature is normalised to its sign, and all of its gradient cancels.
+# At least two features: a row of one feature is normalised to its sign, so that its gradient cancels to 0.
 FEATURES = WIDTH.map(lambda width: max(width, 2))
 TEMPERATURE = st.sampled_from([0.1, 0.5, 1.0])
 SEVERAL = BATCH.map(lambda batch: max(batch, 2))
@@ -99,12 +99,12 @@ def _supcontrast(draw: Draw, make: Tensors) -> Made:
 
 
 def _module(make: Tensors, module: torch.nn.Module, run: Callable[[Any, Tensor, Tensor], Tensor]) -> oracle.Function:
-    """run(module, x, y) with the module's weights in the type of x, rounded once to the type of the call."""
+    """Calls run(module, x, y) with weights rounded to the call's dtype and then converted to that of x."""
     module = module.to(make.dtype)
 
     def function(x: Tensor, y: Tensor) -> Tensor:
-        torch.manual_seed(0)  # some draw a permutation
-        if x.dtype == torch.bfloat16:  # the networks are torch's, whose product reads behind rows of odd length
+        torch.manual_seed(0)  # some modules draw a permutation
+        if x.dtype == torch.bfloat16:  # torch's matrix product reads beyond rows of odd length
             x, y = x.contiguous(), y.contiguous()
         return run(copy.deepcopy(module).to(x.dtype), x, y)
 
@@ -168,9 +168,9 @@ LIBRARIES: dict[str, Callable[[Draw, Tensors], Made]] = {
 def dropins(draw: Draw) -> Call:
     make, library = Tensors(draw), draw(st.sampled_from(list(LIBRARIES)))
     function, settings, *terms = LIBRARIES[library](draw, make)
-    # Bounds with networks are differences of means of the size of log B, also where they come out near 0.
+    # Bounds with networks are differences of means of size log B, even if the result is near 0.
     wide = torch.float64 if make.dtype == torch.float64 else torch.float32
-    # The others are differences of cosines over temperatures of 0.1 and more: with a single candidate, which cancels
-    # exactly, the fp64 reference is off by the rounding of a score.
+    # The others are differences of cosines divided by temperatures of at least 0.1. With a single candidate they cancel
+    # exactly, but the fp64 reference is off by the rounding of a score.
     floor = oracle.unit(wide) if library in ("club", "factorcl", "smile") else 10 * oracle.unit(torch.float64)
     return Call(library, settings, function, make.made, floor, *terms)

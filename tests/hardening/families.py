@@ -1,4 +1,4 @@
-"""Every family of drawn calls by its name."""
+"""The families of drawn calls by name."""
 
 from tests.hardening.dropins import dropins
 from tests.hardening.operators import OPERATORS, Call

@@ -1,7 +1,7 @@
-"""Drawn calls of the public operators and drop-ins, by the thousand: `python -m tests.hardening.fuzz --calls 2000`.
+"""Thousands of random calls of the public operators and drop-ins: `python -m tests.hardening.fuzz --calls 2000`.
 
-Every call is compared with the fp64 reference on the same values, contiguous (oracle.py). The first call of a family
-that fails is shrunk and printed.
+Every call is compared with the fp64 reference on contiguous copies of the same values (oracle.py). The first failing
+call of a family is shrunk and printed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.hardening import families, oracle
 
 
 def failure(family: str, calls: int, seed: int) -> str | None:
-    """What the first failing call of a family says."""
+    """The message of a family's first failing call, or None."""
 
     @hypothesis.seed(seed)
     @settings(

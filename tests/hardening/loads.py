@@ -1,4 +1,4 @@
-"""Every operator in fixed small sizes, and three losses in training: what threads, forks and many steps run."""
+"""Workloads for the tests of threads, forks and memory: every operator at small sizes, and three losses in training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _leaf(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def steps(seed: int = 0) -> dict[str, Callable[[], list[Tensor]]]:
-    """Name to a step: one forward and backward pass; returns the value and the gradients."""
+    """Maps names to steps. A step runs one forward and backward pass and returns the value and the gradients."""
     g = torch.Generator().manual_seed(seed)
     x, y = _leaf(g, 33, 20), _leaf(g, 33, 20)
     q, k, v = (_leaf(g, 2, 2, 9, 8) for _ in range(3))
@@ -48,7 +48,7 @@ def steps(seed: int = 0) -> dict[str, Callable[[], list[Tensor]]]:
 
     def step(name: str) -> list[Tensor]:
         function, leaves = cases[name]
-        # The critic's parameters get gradients without being arguments.
+        # The critic's parameters are leaves but not arguments.
         value = function(*leaves[:2]) if name == "concat critic" else function(*leaves)
         return [value.detach(), *torch.autograd.grad(value, leaves)]
 
@@ -56,7 +56,7 @@ def steps(seed: int = 0) -> dict[str, Callable[[], list[Tensor]]]:
 
 
 def training(seed: int = 0) -> dict[str, Callable[[], Tensor]]:
-    """Name to a training step: new rows, encoders, a loss, backward and Adam; returns the loss."""
+    """Maps names to training steps: new rows, encoders, a loss, backward and Adam. A step returns the loss."""
     g = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,8 +1,8 @@
 """Resident memory over many steps: `python -m tests.hardening.memory --steps 10000 [--training]`.
 
-A step runs every operator, on other rows than the step before; with --training it is a training step, new rows and
-Adam included, of InfoNCE, of SMILE with a concat critic and of CLUB. Prints MiB at every tenth of the steps; ends with
-status 1 where it grew by more than --allowed MiB in the second half.
+A step runs every operator, on different rows than the previous step. With --training it is a training step (new rows
+and Adam included) of InfoNCE, of SMILE with a concat critic, and of CLUB. Prints MiB after every tenth of the steps;
+exits with status 1 if memory grew by more than --allowed MiB in the second half.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def resident_mib() -> float:
 
 
 def profile(steps: int, points: int = 10, training: bool = False) -> list[float]:
-    """Resident MiB after every tenth of the steps, two seeds in turns."""
+    """Resident MiB after every tenth (or 1 / points) of the steps, which alternate between two seeds."""
     every = [list((loads.training if training else loads.steps)(seed).values()) for seed in range(2)]
     found = []
     for point in range(points):

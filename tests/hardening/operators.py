@@ -1,4 +1,4 @@
-"""Strategies: every public operator with its tensors, drawn in all shapes, dtypes, strides and magnitudes."""
+"""Strategies that draw calls of every public operator: shapes, dtypes, strides and magnitudes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 
 class Call(NamedTuple):
-    """What a failure shows: the operator, its settings and its tensors' shapes."""
+    """A drawn call; a failure prints the operator, its settings and its tensors' shapes."""
 
     name: str
     settings: dict[str, Any]
@@ -41,7 +41,7 @@ SIZE = st.sampled_from([1e-3, 0.1, 1.0, 1.0, 1.0, 4.0])
 
 
 class Tensors:
-    """Draws tensors of one dtype; their values come from a drawn seed, so that a failure shrinks in shapes alone."""
+    """Draws tensors of one dtype. Values come from a drawn seed, so that Hypothesis shrinks only shapes, not values."""
 
     def __init__(self, draw: Draw):
         self.draw = draw
@@ -53,7 +53,7 @@ class Tensors:
         size = self.draw(SIZE) if size is None else size
         values = size * torch.randn(shape, generator=self.generator, dtype=torch.float64)
         kind = self.draw(st.sampled_from((*oracle.STRIDES, *(oracle.EXPANDED,) * (len(shape) > 2))))
-        if kind == oracle.EXPANDED:  # groups or items that share what they hold
+        if kind == oracle.EXPANDED:  # groups or items that share their values
             self.made.append(values[:1].to(self.dtype).expand(shape))
         else:
             self.made.append(oracle.strided(values.to(self.dtype), kind))
@@ -90,11 +90,11 @@ def dot_losses(draw: Draw) -> Call:
     size, normalized = draw(st.sampled_from([0.3, 1.0])), bool(settings.get("normalize")) or name == "nt_xent"
     for _ in range(2):
         make(*groups, batch, width, size=size / (1 if normalized else width**0.5))
-    # A loss is a difference of scores, and the reference computes the positive ones in a product of their own: what
-    # exactly cancels, as for a single candidate, leaves the fp64 rounding of a score.
+    # A loss is a difference of scores, and the reference computes positive scores in a product of their own. If scores
+    # cancel exactly, as for a single candidate, the fp64 rounding of a score remains.
     longest = [1.0, 1.0] if normalized else [float(t.double().norm(dim=-1).max()) for t in make.made]
     floor = oracle.unit(torch.float64) * longest[0] * longest[1] * max(3.0, 1 / settings.get("temperature", 1.0))
-    if normalized and width == 1:  # a row is normalised to its sign: terms of the size of 10 / |x| cancel to nothing
+    if normalized and width == 1:  # a row is normalised to its sign: terms of size 10 / |x| cancel to 0
         floor = oracle.unit(torch.float64 if make.dtype == torch.float64 else torch.float32)
         floor *= 10 / min(float(t.double().abs().min().clamp(min=1e-3)) for t in make.made)
     return Call(name, settings, function, make.made, floor)
@@ -126,7 +126,7 @@ def concat_bounds(draw: Draw) -> Call:
     def function(x: Tensor, y: Tensor, *parameters: Tensor) -> Tensor:
         return torch.func.functional_call(bound, dict(zip(weights, parameters, strict=True)), (x, y))
 
-    # The slopes of the scores sum to 1 for positives and for negatives: what the last bias gets is their difference.
+    # The last bias's gradient is a difference: the score gradients of positives and of negatives each sum to 1.
     floor = oracle.unit(torch.float64 if make.dtype == torch.float64 else torch.float32)
     terms = partial(_terms_of_pairs, bound, name, list(weights), make.made)
     return Call(name, {"dims": dims, "hidden": hidden}, function, make.made, floor, terms)
@@ -142,11 +142,11 @@ def _terms_of_pairs(bound: torch.nn.Module, name: str, names: list[str], tensors
 
 
 def terms_of_pairs(scores_of: Callable[..., Tensor], name: str, tensors: list[Tensor]) -> list[float]:
-    """Of every gradient of a bound the sum over pairs of |dS_ij| |dS_ij / dt|, in fp64, for S = scores_of(*tensors).
+    """t of oracle.py for each gradient of a bound with S = scores_of(*tensors): sum over pairs of |dS_ij| |dS_ij / dt|.
 
-    Where all hidden units agree on two pairs, the gradient of an input is (sum of their dS) times a vector, and exactly
-    0 if the bound ignores shifts. Plain torch rounds dS = q and dS = -q alike; the CPU's kernel rounds them up or down
-    by a fixed pattern (docs/ops/mlp-critic.md)."""
+    If all hidden units are active or inactive alike on two pairs, the gradient of an input is a vector times the sum of
+    the pairs' dS, which is exactly 0 if the bound ignores shifts. Plain torch rounds dS = q and dS = -q alike, so that
+    they cancel; the CPU kernel rounds each up or down by a fixed pattern (docs/ops/mlp-critic.md)."""
     leaves = [t.detach().double().requires_grad_() for t in tensors]
     with mk.use_backend("reference"):
         scores = scores_of(*leaves)
@@ -170,7 +170,7 @@ def club(draw: Draw) -> Call:
     if variances:
         make(*groups, batch, width, size=0.5)
     function = lambda mu, y, logvar=None: gaussian_club(mu, logvar, y, negatives=negatives)  # noqa: E731
-    # m and c below are differences from the mean of y; about it sum_i c_i = 0, so what all m_i share cancels.
+    # The loss multiplies m = mu - mean(y) by c = y - mean(y). As sum_i c_i = 0, what all m_i have in common cancels.
     mu, y, *logvar = (t.double() for t in make.made)
     centre = y.mean(-2, keepdim=True)
     terms = 2 * ((mu - centre) * (y - centre)).abs()
@@ -194,8 +194,8 @@ def kernels(draw: Draw) -> Call:
     elif name == "hsic":
         settings["normalized"] = draw(st.booleans())
         make(*groups, batch, draw(WIDTH), size=1.0)
-    # Kernels are at most 1, their slopes at most 1 / bandwidth. fp64 sums round by its unit; five digits of 1e-4 are
-    # promised for 16- and 32-bit inputs.
+    # Kernel values are at most 1, their derivatives at most 1 / bandwidth. Sums in fp64 round by its unit; for 16- and
+    # 32-bit inputs the promised accuracy is 1e-9: five digits of a value of 1e-4.
     of_kernel = oracle.unit(torch.float64) if make.dtype == torch.float64 else 1e-9
     floor = of_kernel * (1 + 1 / settings["bandwidth"])
     if settings.get("normalized"):
@@ -204,10 +204,11 @@ def kernels(draw: Draw) -> Call:
 
 
 def _of_a_ratio(x: Tensor, y: Tensor, bandwidth: float) -> float:
-    """Rounding of h / sqrt(a b), the three being HSICs of (x, y), (x, x) and (y, y).
+    """f of oracle.py for h / sqrt(a b), where h, a and b are the HSICs of (x, y), (x, x) and (y, y).
 
-    Value: each is a difference of sums of products of e = k - 1, in fp64, so its relative error is the unit of fp64
-    times mean(e^2) B^2 over tr(EHEH). Gradient: the three logarithms' gradients, which cancel to 0 for two rows.
+    Value: each HSIC is a difference of fp64 sums of products of e = k - 1, so its relative error is the unit of fp64
+    times mean(e^2) B^2 / tr(EHEH). Gradient: the sum of the gradients of the three logarithms, which cancel to 0 if
+    there are two rows.
     """
     wide = [t.detach().double().requires_grad_() for t in (x, y)]
     accumulated = oracle.unit(torch.float64 if x.dtype == torch.float64 else torch.float32)

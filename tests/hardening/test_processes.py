@@ -1,4 +1,4 @@
-"""Threads of Python and of OpenMP, forked workers, and memory over many steps."""
+"""Python threads, OpenMP threads, forked workers, and memory over many steps."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Steps(Dataset):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_forked_workers_compute_what_the_parent_does(one_thread: None) -> None:
-    """After the parent has used the operators, whose buffers and threads the workers inherit."""
+    """Workers are forked after the parent has used the operators: they inherit its buffers, but not its threads."""
     want = [_Steps()[k] for k in range(4)]
     loader = DataLoader(_Steps(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=100)
     for found, expected in zip(loader, want, strict=True):
@@ -80,7 +80,7 @@ def threads() -> Iterator[None]:
 
 
 def test_results_do_not_depend_on_the_number_of_threads(threads: None) -> None:
-    """To rounding: sums over panels may be taken in another order. More threads than cores are among them."""
+    """Equal up to rounding, because the order of sums over panels may differ; also with more threads than cores."""
     found = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
@@ -103,14 +103,14 @@ def test_the_environment_sets_the_threads(count: str) -> None:
 
 
 def test_memory_is_flat(one_thread: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """A leak of one gradient (2.6 KB) by every operator and step would show as 3.6 MiB; `memory` looks for longer."""
+    """A leak of one gradient (2.6 KB) per operator and step would add 3.6 MiB. For longer runs there is memory.py."""
     memory.profile(20, points=1)
     found = memory.profile(200, points=2)
     assert found[1] - found[0] < 2.0
 
 
 def test_the_training_steps_learn(one_thread: None) -> None:
-    """What `memory --training` watches is training: the losses fall."""
+    """The steps that `memory --training` runs are real training: the losses decrease."""
     for name, step in loads.training().items():
         values = [float(step()) for _ in range(60)]
         assert sum(values[-10:]) < sum(values[:10]), name

@@ -1,7 +1,7 @@
 """Every public operator agrees with the fp64 reference, whatever the shapes, dtypes, strides and values.
 
-MI_KERNELS_HYPOTHESIS=long draws thousands of calls of every family, others at every run; by default a few dozen are
-drawn, the same ones at every run.
+By default a few dozen calls per family are drawn, the same in every run. MI_KERNELS_HYPOTHESIS=long draws thousands,
+different ones in every run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def test_operators_agree_with_the_fp64_reference(family: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_comparison_notices_small_errors(dtype: torch.dtype) -> None:
-    """One part in 10,000 (fp32) in the value, or in the gradient alone, on the backend under test."""
+    """An error of 1e-4 in the value, or in the gradient alone, on the backend under test exceeds the allowance."""
     x, y = torch.randn(2, 17, 9, dtype=dtype)
 
     def wrong(part: str) -> oracle.Function:
@@ -70,7 +70,7 @@ def test_strides_keep_values(kind: str, shape: tuple[int, ...]) -> None:
 
 
 def test_a_decoder_reads_nothing_between_the_rows_of_its_code() -> None:
-    """torch's bf16 product does, where rows have an odd length."""
+    """NaNs between the rows do not change the result; torch's bf16 product reads beyond rows of odd length."""
     code, w_ih, w_hh = (torch.randn(shape).bfloat16() for shape in ((65, 9), (36, 9), (36, 9)))
     want = mk.lstm_decode(code, w_ih, w_hh, None, None, 2)
     for kind in ("gapped", "sliced"):
