@@ -1,21 +1,22 @@
 """Values and gradients of the losses on random calls, against plain formulas in fp64.
 
-`python -m tests.losses.fuzz_values --calls 20000 [--seed S]` prints every call that fails; tests run a few hundred.
+`python -m tests.losses.fuzz_values --calls 20000 [--seed S]` prints every call that fails; the test suite runs a few
+hundred.
 
-A call draws a loss, a dtype, sizes, group dimensions, strides, a normalisation, the scale of scores and the magnitude
-of features. The formula takes what the inputs hold, in fp64. With u the unit roundoff of the sums (fp32 or fp64) the
-errors that are allowed follow from the sums themselves:
+Each call draws a loss, a dtype, sizes, group dimensions, strides, a normalisation, the scale of the scores and the
+magnitude of the features. The formula is evaluated in fp64 on the inputs' exact values. With u the unit roundoff of the
+sums (fp32 or fp64), the allowed errors are derived from the sums:
 
-* a score is a sum of D products: it errs by at most (D + 4) u s |x||y|, s being its scale. A log-sum, a softplus and
-  the positive err by at most as much, and a sum of N exponentials by N u of itself; a loss is a mean of such rows. The
-  error of the scores is E = (D + 8) u max s |x||y|.
-* a gradient is s sum_j dS_ij y_j, dS being a softmax or a sigmoid less what positives have. The first changes by at
-  most the factor exp(2 E) with the scores, dS is rounded to the products' type, and terms may cancel: the error is
-  measured against T, the sum of the absolute terms, never against a gradient that may be 0. It is at most
-  (exp(2 E) - 1 + (N + 8) u + 4 v) T, v being the unit roundoff of the inputs' dtype.
+* A score is a sum of D products with an error of at most (D + 4) u s |x||y|, where s is its scale. The errors of a
+  log-sum-exp, a softplus and a positive score are at most as large, and the relative error of a sum of N exponentials
+  is N u. A loss is a mean of such rows. The error of the scores is E = (D + 8) u max s |x||y|.
+* A gradient is s sum_j dS_ij y_j, where dS is a softmax or sigmoid minus the positives' part. Errors of the scores
+  change the softmax by at most a factor exp(2 E), dS is rounded to the products' type, and terms may cancel. So the
+  error is compared with T, the sum of the absolute terms, never with the gradient, which may be 0. It is at most
+  (exp(2 E) - 1 + (N + 8) u + 4 v) T, where v is the unit roundoff of the inputs' dtype.
 
-Errors of sums grow as the root of the number of terms in practice, so the bounds have room; wrong formulas, strides,
-groups, slopes and cancellations exceed them by orders of magnitude.
+In practice errors of sums grow as the root of the number of terms, so the bounds have room. Wrong formulas, strides,
+groups, gradients and cancellations exceed them by orders of magnitude.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class Call:
     dim: int
     strides: tuple[str, str]
     normalize: bool
-    factor: float  # the scale of scores
-    size: float  # of features
-    near: bool  # y is x with noise: positives are the best candidates
+    factor: float  # scale of the scores
+    size: float  # magnitude of the features
+    near: bool  # y is x plus noise, so that positives are the best candidates
     learnable: bool  # the scale is a tensor
     extra: dict[str, Tensor] = field(default_factory=dict)
 
@@ -75,7 +76,7 @@ def drawn(seed: int) -> Call:
 
 
 def _strided(t: Tensor, kind: str) -> Tensor:
-    """The same values in other strides."""
+    """The same values with other strides; "expanded" also makes all groups equal."""
     if kind == "transposed":
         return t.mT.contiguous().mT
     if kind == "sliced":
@@ -93,7 +94,7 @@ def inputs(call: Call) -> tuple[Tensor, Tensor, Tensor | float]:
     x = torch.randn(shape, generator=g, dtype=torch.float64)
     y = torch.randn(shape, generator=g, dtype=torch.float64)
     y = x + 0.2 * y if call.near else y
-    if not call.normalize:  # rows of about unit length, so that the scale says how large scores are
+    if not call.normalize:  # rows of about unit length, so that the scale determines the size of the scores
         x, y = x / call.dim**0.5, y / call.dim**0.5
         factor = call.factor / call.size**2
     else:
@@ -142,16 +143,16 @@ def ours(call: Call, x: Tensor, y: Tensor, scale: Any) -> Tensor:
 
 
 class Score(NamedTuple):
-    """Scores that a loss is made of, and the rows and columns that they are products of."""
+    """Scores that enter a loss, and the features that they are products of."""
 
     scores: Tensor
     rows: Tensor
     columns: Tensor
-    columns_are: str  # "y", "rest" (negatives given apart), "own rest" (each query's) or "views"
+    columns_are: str  # "y", "rest" (separate negatives), "own rest" (each query's own) or "views"
 
 
 def formula(call: Call, x: Tensor, y: Tensor, scale: Any) -> tuple[Tensor, Tensor, list[Score]]:
-    """The two parts of a loss in fp64, log-sums or softplus and positives, which are subtracted; and its scores."""
+    """A loss in fp64 as two parts, the first minus the second (log-sum-exps or softplus; positives), and its scores."""
     rest, mask, ids = call.extra["rest"].to(x.dtype), call.extra["mask"], call.extra["ids"]
     scale = scale[..., None, None] if isinstance(scale, Tensor) and scale.dim() else scale
     if call.normalize:
@@ -201,7 +202,7 @@ def unit(dtype: torch.dtype) -> float:
 
 
 def excess(call: Call) -> dict[str, float]:
-    """Every error over the bound on it: above 1 is a failure."""
+    """The ratio of every error to its bound; a ratio above 1 is a failure."""
     x, y, scale = inputs(call)
     value = ours(call, x, y, scale)
     found = torch.autograd.grad(value, [x, y])
@@ -216,7 +217,7 @@ def excess(call: Call) -> dict[str, float]:
     products, sums = unit(call.dtype), unit(torch.float64 if call.dtype == torch.float64 else torch.float32)
     largest = float(factor.max()) if isinstance(factor, Tensor) else factor
     longest = max(float((s.rows.norm(dim=-1).max() * s.columns.norm(dim=-1).max()).detach()) for s in used) * largest
-    # Features that are normalised are rounded once more to the type of the products.
+    # Normalised features are rounded once more, to the type of the products.
     of_score = ((call.dim + 8) * sums + (2 * products if call.normalize else 0.0)) * (longest + 1)
     of_value = {"sup_con": 1 / largest, "siglip": 2.0 * call.batch}.get(call.loss, 2.0) * of_score
     absolute = sum(abs(float(part.detach())) for part in parts)
@@ -228,14 +229,14 @@ def excess(call: Call) -> dict[str, float]:
     for name, g, reference, bound in zip("xy", found, gradients, bounds, strict=True):
         limits = torch.finfo(call.dtype)
         error = (g.double().clamp(limits.min, limits.max) - reference.clamp(limits.min, limits.max)).abs()
-        tiny = limits.smallest_normal  # below it the dtype has no relative precision
+        tiny = limits.smallest_normal  # below this, the dtype has no relative precision
         result[name] = float((error / (relative * bound + tiny)).max())
     return result
 
 
 def terms(call: Call, parts: list[Tensor], used: list[Score], wide: list[Tensor], scale: float) -> list[Tensor]:
-    """Sums of absolute terms of the gradients of x and y, [*, B, 1] each: s sum_j |dS_ij| |y_j| and its other side,
-    |dS| being that of the log-sums plus that of the positives."""
+    """Sums of the absolute terms of the gradients of x and y, [*, B, 1] each: s sum_j |dS_ij| |y_j|; y likewise.
+    dS counts with the absolute values of its parts from the log-sum-exps and from the positives."""
     found = [torch.zeros_like(t[..., :1]) for t in wide]
     slopes = [torch.zeros_like(s.scores) for s in used]
     for part in parts:

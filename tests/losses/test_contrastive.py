@@ -1,4 +1,4 @@
-"""The contrastive losses against formulas written out in fp64, their reductions, options and errors."""
+"""The contrastive losses against formulas in fp64; their reductions, options and errors."""
 
 import math
 
@@ -158,7 +158,7 @@ def test_sup_con_leaves_out_anchors_without_a_positive(backend):
 
 
 def test_a_converged_loss_keeps_its_digits(backend):
-    """Near exp(-10) the difference of a rounded LSE and its positive score would be wrong in the third digit."""
+    """For a loss near exp(-10), a rounded log-sum-exp minus the positive score would be wrong in the third digit."""
     q = torch.eye(8) * 3
     loss = mk.info_nce(q, q, temperature=0.1, backend=backend)
     want = math.log1p(7 * math.exp(-10.0))
@@ -219,7 +219,7 @@ def test_compiles_into_one_graph(backend):
     for function in functions:
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         same(compiled(a, b, t), function(a, b, t), [a, b, t])
-    # fp32 features, whose log-sum-exps are fp64 in between
+    # With fp32 features, the log-sum-exps between the operators are fp64.
     single = [v.detach().float().requires_grad_() for v in (a, b, t)]
     compiled = torch.compile(functions[1], fullgraph=True, backend="aot_eager")
     got, want = (torch.autograd.grad(f(*single), single) for f in (compiled, functions[1]))

@@ -1,4 +1,4 @@
-"""Arguments of every kind for MMD and HSIC: a finite value, or one sentence that names the argument."""
+"""MMD and HSIC with arguments of every kind: a finite value, or one sentence that names the argument."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GOOD_BANDWIDTHS = [
 
 
 def choices(name: str) -> list[object]:
-    if name in ("x", "z"):  # of any shape and device of its own: what follows it must agree
+    if name in ("x", "z"):  # any shape and device is valid here; the later arguments must match it
         return [b for b in BAD_SAMPLES if not (isinstance(b, torch.Tensor) and (b.dim() == 4 or b.is_meta))]
     if name in SAMPLES:
         return [b for b in BAD_SAMPLES if name != "prior_samples" or b is not None]
@@ -57,7 +57,7 @@ def test_a_bad_argument_is_named(entry):
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_good_arguments_of_every_kind_give_finite_values(entry):
-    """Dtypes, strides, group shapes and bandwidths at random."""
+    """Random dtypes, strides, group shapes and bandwidths."""
     function, names = ENTRIES[entry]
     draw = random.Random(0)
 

@@ -1,4 +1,4 @@
-"""MMD, MMD to a standard normal, and HSIC: fp64 formulas over all pairs, closed forms between Gaussians."""
+"""MMD, MMD to a standard normal, and HSIC: fp64 formulas over all pairs, and closed forms for Gaussians."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_second_derivatives(backend):
 @pytest.mark.parametrize("depth", [8, 256])
 @pytest.mark.parametrize("flat", [False, True])
 def test_fp32_stays_accurate_near_the_null(backend, offset, depth, flat):
-    """Both samples from one distribution. `flat` is MFM's kernel, whose terms are all near 1."""
+    """Both samples come from the same distribution. `flat`: MFM's bandwidth, at which all kernel values are near 1."""
     x, y = draw(90, depth, dtype=torch.float32, shift=offset), draw(130, depth, dtype=torch.float32, shift=offset)
     s = depth / math.sqrt(2) if flat else math.sqrt(2 * depth)
     got, want = mk.mmd(x, y, bandwidth=s, backend=backend), naive_mmd(x, y, s)
@@ -120,7 +120,7 @@ def test_short_inputs_cost_only_their_own_rounding(backend):
 
 
 def gaussian_kernel_mean(variance: float, shift: float, depth: int, s: float) -> float:
-    """E k(a, b) where a - b has N(shift, variance) in each of `depth` dimensions."""
+    """E k(a, b) if a - b is distributed as N(shift, variance) in each of `depth` dimensions."""
     return (1 + variance / s**2) ** (-depth / 2) * math.exp(-depth * shift**2 / (2 * (s**2 + variance)))
 
 
@@ -181,7 +181,8 @@ def test_gaussian_mmd_is_the_expectation_over_the_prior(backend, shape, bandwidt
 
 
 def test_mfms_published_magnitudes():
-    """MMD's null value is about 4 / (B D) with a sampled prior, a shift of one a dimension about 2 / D."""
+    """With a sampled prior, MMD is about 4 / (B D) if both distributions are equal, and about 2 / D if z is shifted by
+    1 in every dimension."""
     for depth, batch, null in ((32, 32, 3.82e-3), (80, 128, 3.91e-4), (256, 128, 1.21e-4)):
         z, prior = torch.randn(50, batch, depth), torch.randn(50, batch, depth)
         sampled = mk.gaussian_mmd(z, prior_samples=prior).mean().item()
@@ -263,7 +264,7 @@ def test_memory_kept_for_backward_is_linear_in_the_batch(name):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             loss = mk.gaussian_mmd(x) if name == "gaussian_mmd" else getattr(mk, name)(x, y, bandwidth=2.0)
         nodes = [loss.grad_fn]
-        for node in nodes:  # what waits on a node to be handed over is not among its saved tensors
+        for node in nodes:  # gradients that a node holds as attributes are not among its saved tensors
             nodes += [n for n, _ in node.next_functions if n is not None]
             for t in getattr(node, "gradients", ()):
                 if t is not None:
@@ -322,7 +323,7 @@ def test_hsic_is_an_operator_with_backends(backend):
     ("shape", "other"), [((1, 3), 2), ((64, 5), 64), ((131, 70), 3), ((2, 97, 129), 33), ((3, 30, 4), 1)]
 )
 def test_hsic_and_its_gradients_equal_the_materialised_definition(backend, shape, other, dtype):
-    """Sums, and every gradient under random weights of the three traces, at sizes of several tiles."""
+    """The three traces, and all gradients of a random combination of them, at sizes of several tiles."""
     x, y = draw(*shape).detach().to(dtype), draw(*shape[:-1], other).detach().to(dtype)
     x, y = x.reshape(-1, *shape[-2:]), y.reshape(-1, shape[-2], other)
     sx, sy = ((2 * torch.rand(x.shape[0]) / d + 0.02).rsqrt() for d in (shape[-1], other))

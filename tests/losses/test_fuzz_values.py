@@ -1,4 +1,4 @@
-"""A few hundred random calls of fuzz_values, and that its bounds notice small errors."""
+"""Runs a few hundred random calls of fuzz_values, and checks that its bounds detect small errors."""
 
 import pytest
 import torch
@@ -26,9 +26,9 @@ def test_small_errors_are_noticed(kind, monkeypatch) -> None:
         value = right(call, x, y, scale)
         if kind == "value":
             return value + 1e-3 * (1 + value.detach().abs())
-        if kind == "slope":  # the gradient alone, by a thousandth
+        if kind == "slope":  # changes only the gradient, by a factor of 1.001
             return value + 1e-3 * (value - value.detach())
-        row = x[..., :1, :]  # the first row's alone, by a thousandth of its own length
+        row = x[..., :1, :]  # changes only the first row's gradient, by 1e-3 per element
         return value + 1e-3 * (row - row.detach()).mul(row.detach().sign()).sum()
 
     monkeypatch.setattr(fuzz_values, "ours", wrong)

@@ -1,4 +1,4 @@
-"""mk.sup_con with a mask of positives: several labels an item, weights, asymmetric masks."""
+"""mk.sup_con with a mask of positives: several labels per item, weights, asymmetric masks."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def features(dtype=torch.float64, views=V, seed=0):
 def masks() -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(1)
     tags = torch.rand(B, 4, generator=draw) < 0.4
-    tags[3] = False  # an item without tags has no positive, its other view included
+    tags[3] = False  # an item without tags has no positive, not even its own other view
     shared = (tags.double() @ tags.double().mT) > 0
     weights = torch.rand(B, B, generator=draw, dtype=torch.float64)
     weights[:, 4] = 0
@@ -32,7 +32,7 @@ def masks() -> dict[str, torch.Tensor]:
 
 
 def formula(x: torch.Tensor, mask: torch.Tensor, mode: str, temperature: float) -> torch.Tensor:
-    """Anchor after anchor: L_out of Khosla et al. 2020 with the weighted mean over the positives."""
+    """L_out of Khosla et al. 2020 with a weighted mean over the positives, anchor by anchor."""
     views, rows = x.shape[1], []
     for v in range(views if mode == "all" else 1):
         for i in range(len(x)):

@@ -1,4 +1,4 @@
-"""mk.info_nce with negatives given apart, beside the batch's own and with different numbers of them."""
+"""mk.info_nce with separate negatives: with and without in-batch negatives, and with masks that select negatives."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def route(request, monkeypatch):
 
 
 def formula(query, key, rest, mask, in_batch, temperature=0.2):
-    """One row after the other: [B]."""
+    """The losses [B], row by row."""
     query, key, rest = (F.normalize(t, dim=-1) for t in (query, key, rest))
     rows = []
     for i in range(len(query)):

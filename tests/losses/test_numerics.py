@@ -1,4 +1,4 @@
-"""Kinds of numerical fault in losses over dot-product scores: cancellation, 16 bits, loss scales, large scores."""
+"""Losses of dot-product scores in numerically difficult cases: cancellation, 16 bits, loss scales, large scores."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_any_group_shape_and_a_learnable_scale_or_bias(lead: tuple[int, ...], co
         x = q.clone().requires_grad_()
         run = torch.compile(loss, backend="eager", fullgraph=True) if compiled else loss
         found = torch.autograd.grad(run(x, k, t), [x, t])
-        # One group at a time; the mean over all samples is the mean over groups of equal size.
+        # One group at a time: groups have equal sizes, so the mean over all samples is the mean over the groups' means.
         ones = [loss(x.flatten(0, -3)[g], k.flatten(0, -3)[g], t.flatten()[g]) for g in range(t.numel())]
         want = torch.autograd.grad(torch.stack(ones).mean(), [x, t])
         torch.testing.assert_close(found, want, msg=name)
@@ -109,7 +109,7 @@ def test_16_bit_gradients_near_convergence_are_those_of_upcast_features(name: st
     }
 
     def loss(p: Tensor, q: Tensor) -> Tensor:
-        return 1024 * losses[name](p, q)  # a loss scale, against fp16's subnormal numbers
+        return 1024 * losses[name](p, q)  # a loss scale keeps fp16 gradients out of the subnormal range
 
     x, y = a.to(dtype).requires_grad_(), b.to(dtype)
     got = torch.autograd.grad(loss(x, y), x)[0]
@@ -117,7 +117,7 @@ def test_16_bit_gradients_near_convergence_are_those_of_upcast_features(name: st
     want = torch.autograd.grad(loss(z, y.double()), z)[0]
     z = x.detach().float().requires_grad_()
     upcast = torch.autograd.grad(loss(z, y.float()), z)[0].to(dtype)
-    if "bilinear" in name:  # its features are rounded themselves
+    if "bilinear" in name:  # its features x W are rounded too
         features = (x.detach() @ bilinear.weight.to(dtype)).double().requires_grad_()
         scores = features @ y.double().T
         want = torch.autograd.grad(F.cross_entropy(scores, labels), features)[0] * 1024 / t
@@ -171,7 +171,7 @@ def test_a_row_of_zeros_stays_finite(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("how", ["symmetric", "rows", "one-sided"])
 def test_large_common_scores_cost_no_digits_of_the_gradient(how: str, backend: str) -> None:
     x, y = torch.randn(96, 32), torch.randn(96, 32)
-    bias = torch.tensor(900.0)  # cancels in every softmax; scores are multiples of 6e-5 then
+    bias = torch.tensor(900.0)  # cancels in every softmax, but makes fp32 scores multiples of 6e-5
 
     def gradient(dtype: torch.dtype, backend: str) -> Tensor:
         z = x.to(dtype).requires_grad_()
@@ -241,7 +241,7 @@ def test_torch_func(name: str) -> None:
     torch.testing.assert_close(vmap(grad(loss))(x, y), gradients)
     value, tangent = jvp(lambda a: loss(a, y[0]), (x[0],), (y[1],))
     torch.testing.assert_close(value, loss(x[0], y[0]))
-    if name not in ("SMILE", "JensenShannon"):  # their value and gradient belong to different objectives
+    if name not in ("SMILE", "JensenShannon"):  # their values are not those of the objectives that they differentiate
         torch.testing.assert_close(tangent, (gradients[0] * y[1]).sum())
 
 
@@ -270,9 +270,10 @@ def test_vmap_over_a_learnable_temperature() -> None:
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the extension is not built")
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only x86 is slow there, and switched")
 def test_kernels_flush_subnormal_results_and_the_callers_mode_stays() -> None:
-    """A product with a subnormal number takes a hundred cycles: losses of saturated scores were 60 times slower.
+    """Subnormal results are flushed to zero inside the kernels, and not outside.
 
-    Every result here is a product of a number below 1/8 with the weight exp(-86), 4.5e-38.
+    A product with a subnormal number takes a hundred cycles, which made losses of saturated scores 60 times slower.
+    Every result here is a product of a number below 1/8 and the weight exp(-86), 4.5e-38.
     """
     a = torch.eye(8, requires_grad=True)
     q, k, v = torch.tensor([[1.0]]), torch.tensor([[0.0], [-86.0]]), torch.tensor([[0.0], [0.01]])
