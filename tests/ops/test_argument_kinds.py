@@ -1,4 +1,4 @@
-"""Every argument of attention, the LSTM scans and the concat critic, replaced by every odd kind of thing.
+"""Every argument of attention, the LSTM scans and the concat critic, replaced by unusual objects of many kinds.
 
 A call may succeed, or raise ValueError, TypeError or RuntimeError with a sentence that names the argument.
 """
@@ -55,7 +55,7 @@ def functions() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
 
 
 def variants(given: Any) -> Iterator[tuple[str, Any]]:
-    """The argument itself in other types and shapes."""
+    """The given argument, converted to other types and shapes."""
     if isinstance(given, list):
         for k in range(len(given)):
             for kind, odd in [*variants(given[k]), ("None", None), ("a string", "a")]:
@@ -89,7 +89,7 @@ def test_odd_arguments_work_or_are_named(name: str) -> None:
     for argument in given:
         for kind, odd in [*ODD.items(), *variants(given[argument])]:
             if "device" in kind and "lengths" in argument:
-                continue  # lengths may lie elsewhere, but a meta tensor has no values
+                continue  # lengths may be on another device, but meta tensors have no values to read
             try:
                 function(**{**given, argument: odd})
             except (ValueError, TypeError, RuntimeError) as error:
@@ -98,7 +98,7 @@ def test_odd_arguments_work_or_are_named(name: str) -> None:
 
 
 def _depends(other: str, argument: str) -> bool:
-    """Whether `other` has to fit `argument`, so that it may be the one that an error names."""
+    """Whether `other` must match `argument`, so that an error may name it instead."""
     first = {"query", "queries", "x", "gates", "code", "weight_hh", "key", "keys", "weights", "weight_ih"}
     return argument in first and other not in ("backend", "seed")
 

@@ -1,4 +1,5 @@
-"""Compiled graphs of attention, LSTM scans and the concat critic: sizes and numbers that change are not constants."""
+"""Compiled graphs of attention, LSTM scans and the concat critic are not specialised to sizes or numbers that
+change."""
 
 from __future__ import annotations
 

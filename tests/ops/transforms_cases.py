@@ -1,4 +1,4 @@
-"""What transform tests of several operators share: every transform of torch.func, compared with a plain formula."""
+"""Shared by the transform tests of several operators: every torch.func transform, compared with a plain formula."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Function = Callable[..., Any]
 
 
 def weighted(outputs: Any) -> Tensor:
-    """A scalar that every entry of every output has a share of its own in."""
+    """A scalar to which every entry of every output contributes with a different weight."""
     tensors = (outputs,) if isinstance(outputs, Tensor) else outputs
     ramps = (torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype).view(t.shape) for t in tensors)
     return torch.stack([(t.sin() * ramp).sum() for t, ramp in zip(tensors, ramps, strict=True)]).sum()
 
 
 def assert_transforms(op: Function, plain: Function, inputs: tuple[Tensor, ...]) -> None:
-    """Transforms of `op` equal those of `plain`, over floating-point inputs that are all differentiated."""
+    """Asserts that transforms of `op` equal those of `plain`. All inputs are floating-point and differentiated."""
     many = tuple(torch.stack([t, t.cos(), t / 2]) for t in inputs)
     tangents = tuple(t.sin() for t in inputs)
     every = tuple(range(len(inputs)))
@@ -55,8 +55,8 @@ def dual(f: Function, x: Tensor, tangent: Tensor, rest: tuple[Tensor, ...]) -> T
 
 
 def assert_batched_and_repeated_backward(f: Function, x: Tensor) -> None:
-    """Gradients of f(x), whose inputs may depend on each other through x, are the same with and without create_graph,
-    one by one, in `is_grads_batched` and under vmap."""
+    """Asserts that gradients of f(x) are the same with and without create_graph, one by one, with `is_grads_batched`
+    and under vmap. The inputs of the operator in f may depend on each other through x."""
     x = x.detach().requires_grad_()
     out = f(x)
     slopes = torch.randn(3, *out.shape, dtype=out.dtype)

@@ -26,7 +26,7 @@ def draw(shape, dtype=torch.float64, offset=0.0, variances=True):
 
 
 def pairwise(mu, logvar, y):
-    """The public code's formulation, B x B x D."""
+    """CLUB as the public code computes it, with a B x B x D intermediate."""
     mu, y = mu.double(), y.double()
     w = torch.ones_like(mu) if logvar is None else (-logvar.double()).exp()
     apart = (y.unsqueeze(-3) - mu.unsqueeze(-2)).square().mean(-2)
@@ -77,7 +77,7 @@ def test_short_inputs_are_accumulated_in_fp32(backend, dtype):
     assert got.dtype == torch.float32
     assert error(got, want) < 1e-6
     rounding = 2 ** -(9 if dtype == torch.bfloat16 else 12)
-    # fp16 gradients of a mean over 150 samples reach into the subnormals
+    # without a factor, fp16 gradients of a mean over 150 samples would be partly subnormal
     for g, w in zip(gradients(got * 256, leaves), gradients(want * 256, leaves), strict=True):
         assert g.dtype == dtype
         assert error(g, w) < 2 * rounding
@@ -217,7 +217,8 @@ def test_bad_input_is_refused_by_name(change, message):
 
 
 def test_equal_variances_leave_no_rounding_of_the_spread(backend):
-    """The terms v - c_i^2 sum to 0: left in, their rounding would be a thousand times this value's."""
+    """The terms v - c_i^2 sum to 0. If they were computed, their rounding error would be 1000 times that of this
+    value."""
     y = torch.randn(65, 3)
     mu = 1e-9 * torch.randn(65, 3) + y.mean(0)
     found = gaussian_club(mu, None, y, backend=backend)

@@ -1,4 +1,4 @@
-"""First gradients under create_graph, torch.func and batches of slopes of the CLUB bound; large means in fp64."""
+"""Derivatives of the CLUB bound: create_graph, torch.func, batched backward passes; and large means in fp64."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def plain(x: Tensor, y: Tensor) -> Tensor:
 
 
 def test_create_graph_leaves_the_first_gradient_as_it_is(backend):
-    """Inputs that depend on each other: a formula on the inputs themselves would count a path twice."""
+    """The first gradient is right if one input depends on another: a formula that differentiates through both would
+    count a path twice."""
     z = X[0].clone().requires_grad_()
     modules = [mk.CLUB(4, 4, 5), mk.CLUBMean(4, 4), mk.LeaveOneOut(4, 4, 5), mk.VariationalUpperBound(4, 4, 5)]
     calls = [lambda m=m: m(z, z) for m in map(torch.nn.Module.double, [*modules, mk.BarberAgakov(4, 4, 5)])]
@@ -64,7 +65,7 @@ def test_batches_of_slopes(backend, again):
 
 
 def test_per_sample_gradients_of_the_bounds():
-    """vmap over groups of samples, with a module's parameters shared."""
+    """vmap over groups of samples with shared module parameters."""
     y = torch.randint(3, (3, 6))
     for module in (mk.CLUB(4, 4, 5), mk.CLUBMean(4, 4), mk.BarberAgakov(4, 4, 5), mk.VariationalUpperBound(4, 4, 5)):
         module = module.double()
@@ -76,7 +77,7 @@ def test_per_sample_gradients_of_the_bounds():
 
 @pytest.mark.parametrize("offset", [1e6, -3e8])
 def test_fp64_keeps_the_remainder_of_a_large_mean(backend, offset):
-    """The bound is the same wherever the samples lie: an fp64 mean rounded at 1e6 would leave 3e-10."""
+    """A common offset does not change the bound; rounding the mean to fp64 at 1e6 would change it by 3e-10."""
     step = 2.0**-20  # offsets are exact on this grid
     mu, y = (((torch.randn(301, 7, dtype=torch.double) / step).round() * step).requires_grad_() for _ in range(2))
     logvar = torch.randn(301, 7, dtype=torch.double)

@@ -1,4 +1,4 @@
-"""Interpreter cases of the CLUB bound's Triton kernels against the formula over all pairs in fp64 with autograd.
+"""The CLUB bound's Triton kernels in the interpreter, against autograd through the formula over all pairs in fp64.
 
 Run by tests/triton_checks.py in a process of its own.
 """
@@ -24,7 +24,7 @@ class Case:
     wanted: tuple[str, ...] = NAMES
     slope: float = 1.0
     programs: int = 1024
-    sorted: bool = False  # the mean drifts from the first row to the last
+    sorted: bool = False  # means increase from the first row to the last
 
 
 CASES = (
@@ -51,14 +51,14 @@ def inputs(case: Case, seed: int) -> list[Tensor | None]:
 
 
 def pairwise(mu: Tensor, logvar: Tensor | None, y: Tensor) -> Tensor:
-    """mean_i [log q(y_i | x_i) - mean_j log q(y_j | x_i)], B x B x D."""
+    """mean_i [log q(y_i | x_i) - mean_j log q(y_j | x_i)] with a B x B x D intermediate."""
     w = torch.ones_like(mu) if logvar is None else (-logvar).exp()
     apart = (y.unsqueeze(-3) - mu.unsqueeze(-2)).square().mean(-2)
     return ((apart - (y - mu).square()) * w / 2).sum(-1).mean(-1)
 
 
 def run(case: Case, tensors: list[Tensor | None], function, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The value and the gradients asked for, under a slope that differs between groups."""
+    """The value and the requested gradients, with an incoming gradient that differs between groups."""
     given = {n: t for n, t in zip(NAMES, tensors, strict=True) if t is not None}
     leaves = {n: t.to(dtype).requires_grad_(n in case.wanted) for n, t in given.items()}
     value = function(leaves["mu"], leaves.get("logvar"), leaves["y"])
@@ -85,7 +85,7 @@ def failures(case: Case, seed: int) -> list[str]:
 
 
 def rejections() -> list[str]:
-    """A NaN shows, and two derivatives are as the formula's."""
+    """Checks that NaN propagates and that second derivatives equal the formula's; returns complaints."""
     mu, logvar, y = inputs(Case(dtype=torch.float64, shape=(6, 3)), 0)
     leaves = [t.requires_grad_() for t in (mu, logvar, y)]
     found = []

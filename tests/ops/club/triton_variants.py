@@ -1,4 +1,4 @@
-"""The CLUB bound's Triton kernels as launches specialise them, for tests/triton_checks.py to compile.
+"""The CLUB bound's Triton kernels, specialised as launches do; tests/triton_checks.py compiles them.
 
 A variant is "club kernel/case/dtype".
 """

@@ -1,4 +1,4 @@
-"""torch.compile of a torch version whose tracer cannot follow this package."""
+"""torch.compile in torch versions that cannot trace this package."""
 
 from __future__ import annotations
 
@@ -51,6 +51,6 @@ assert torch._dynamo.explain(step)(x, y).graph_break_count > 0
 
 
 def test_an_old_compiler_runs_the_package_outside_its_graphs() -> None:
-    """In a process of its own, because the rule cannot be taken back."""
+    """Runs in its own process, because keep_out_of_compiled_graphs cannot be undone."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Precision is the operators' own choice: autocast does not reach their products, TF32 follows torch's switches."""
+"""Operators choose their precision: autocast does not change their products, and TF32 follows torch's switches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import mi_kernels as mk
 from mi_kernels.ops.common import precision
 from mi_kernels.ops.common.precision import add_product, outside_autocast, product, tf32_allowed
 
-backends = sys.modules["mi_kernels.backends"]  # mi_kernels.backends is its function
+backends = sys.modules["mi_kernels.backends"]  # the module; the attribute mi_kernels.backends is a function
 
 MASK = torch.rand(12, 12, generator=torch.Generator().manual_seed(1))
 MASK = (MASK + MASK.T) / 2
@@ -42,11 +42,11 @@ def test_autocast_changes_nothing_where_features_are_fp32(name, backend):
         x, y = (torch.randn(12, 5, generator=generator).requires_grad_() for _ in range(2))
         with mk.use_backend(backend), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             value = LOSSES[name](x, y)
-            if name != "negatives":  # few negatives are scored by torch's own products, whose slopes autocast reaches
+            if name != "negatives":  # torch's matmul scores few negatives, and autocast affects its backward
                 return [value.detach(), *torch.autograd.grad(value, (x, y))]
         return [value.detach(), *torch.autograd.grad(value, (x, y))]
 
-    # A product in bf16 errs by 1e-3 and more.
+    # A product in bf16 would have an error of at least 1e-3.
     for plain, under in zip(run(False), run(True), strict=True):
         assert under.dtype == plain.dtype
         torch.testing.assert_close(under, plain, rtol=1e-6, atol=1e-6)
@@ -73,7 +73,7 @@ def test_outside_autocast_switches_it_off_and_keeps_the_function():
 
 
 class _Mixed:
-    """torch.backends.cuda.matmul after a user has set the new switch: reading the old one raises."""
+    """torch.backends.cuda.matmul after a user has set the new switch: reading the old switch raises."""
 
     def __init__(self, chosen: str):
         self.fp32_precision = chosen
@@ -115,7 +115,7 @@ def test_products_come_out_in_the_accumulation_type(dtype):
 
 @pytest.mark.skipif(not precision.WIDE_PRODUCTS, reason="16-bit products come out in 16 bits here")
 def test_the_gpus_products_are_asked_for_as_torch_declares_them():
-    """No CPU has them: the calls are held against torch's own declarations."""
+    """The out_dtype overloads do not run on CPUs, so the calls are compared with the schemas that torch declares."""
     for op, arguments in (("bmm", 3), ("baddbmm", 4)):
         overload = torch.ops.aten.bmm.dtype if op == "bmm" else torch.ops.aten.baddbmm.dtype_out
         assert [a.name for a in overload._schema.arguments if not a.kwarg_only][arguments - 1] == "out_dtype"

@@ -1,4 +1,4 @@
-"""When the values of a tensor may be looked at: one question, asked by validators, losses and backward passes."""
+"""readable(): whether Python may read a tensor's values. Validators, losses and backward passes ask it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Bits, limits and names that Python and C++ both state: csrc/<op>/schema.h against mi_kernels/ops/<op>/schema.py."""
+"""Constants and names that are defined in C++ and in Python agree: csrc/<op>/schema.h,
+mi_kernels/ops/<op>/schema.py."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ def snake(name: str) -> str:
 
 
 def stated(header: str) -> dict[str, int | tuple[str, ...]]:
-    """Python's name -> value, of enumerators, constants and arrays of names."""
+    """Enumerators, constants and arrays of names in a header: Python's name -> value."""
     text = re.sub(r"//[^\n]*", "", header)
     found: dict[str, int | tuple[str, ...]] = {}
     numbers = [*re.findall(ENUM, text), *re.findall(r"constexpr\s+int\w*\s+([^;{]*);", text)]
@@ -55,7 +56,7 @@ def test_schemas_state_the_same(header: Path) -> None:
 
 @pytest.mark.parametrize("header", HEADERS, ids=lambda path: path.parent.name)
 def test_no_other_source_copies_them(header: Path) -> None:
-    """Bits have one home: other sources of the operator define no enumeration with values."""
+    """Enumerations with values are defined only in an operator's schema.h, not in its other sources."""
     for source in sorted(header.parent.iterdir()):
         if source != header:
             bodies = re.findall(ENUM, source.read_text())

@@ -1,4 +1,4 @@
-"""torch.func over operators, shown on one whose kernel and formula are told apart."""
+"""torch.func transforms of operators, tested on an operator that records whether its kernel or its formula ran."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ calls: list[str] = []
 
 
 class _Kernel(torch.autograd.Function):
-    """sum_d x^2 y over the last dimension; differentiable once, and blind to transforms."""
+    """sum_d x^2 y over the last dimension. It is differentiable once and has no rules for transforms."""
 
     @staticmethod
     def forward(ctx, x, y):

@@ -1,4 +1,4 @@
-"""Groups of directed pairs, their inputs, and the materialised definition with autograd, for kernels on a GPU."""
+"""Test cases for attention's GPU kernels: groups of directed pairs, their inputs, and the definition with autograd."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,10 +19,10 @@ class Pair:
     E: int = 4
     EV: int = 5
     offset: int = NO_OFFSET
-    lengths: str = ""  # "q", "k" or both: which sides have lengths
+    lengths: str = ""  # contains "q", "k" or both: the sides that have lengths
     dropout: float = 0.0
     scale: float = 0.7
-    merged: bool = False  # heads are columns of one [B, T, heads E] array, as a projection leaves them
+    merged: bool = False  # heads are columns of one [B, T, heads E] array, like a projection's output
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Case:
 
 
 def inputs(case: Case, seed: int) -> tuple[list[list[torch.Tensor]], list[torch.Tensor]]:
-    """query, key, value, grad_out, query_lengths, key_lengths of all pairs; the seeds. Padding holds NaN."""
+    """query, key, value, grad_out, query_lengths and key_lengths of all pairs, and the seeds. Padding is NaN."""
     gen = torch.Generator().manual_seed(seed)
 
     def sequence(p: Pair, T: int, D: int, size: float = 1.0) -> torch.Tensor:
@@ -69,7 +69,7 @@ def rules(case: Case) -> tuple[list, list, list]:
 
 
 def oracle(case: Case, sides: list, seeds: list, dtype: torch.dtype) -> list[dict[str, torch.Tensor]]:
-    """Every step computed in `dtype`: the definition itself would work on 16 bits in fp32."""
+    """The definition with all arithmetic in `dtype`; by itself it would compute 16-bit inputs in fp32."""
     found = []
     with mock.patch.object(reference, "accumulate_dtype", lambda _: dtype):
         for q, k, v, g, n_q, n_k, offset, scale, p, seed in zip(*sides, *rules(case), seeds, strict=True):
@@ -85,7 +85,7 @@ def oracle(case: Case, sides: list, seeds: list, dtype: torch.dtype) -> list[dic
 def measured(
     case: Case, sides: list, seeds: list, forward: Callable, backward: Callable
 ) -> list[dict[str, torch.Tensor]]:
-    """What kernels with the operators' arguments find."""
+    """Outputs, statistics and gradients of kernels that take the operators' arguments, for each pair."""
     q, k, v, g, n_q, n_k = sides
     n, rule = len(case.pairs), (n_q, n_k, *rules(case), torch.cat(seeds), case.sparse)
     found = forward(q, k, v, *rule)
@@ -95,7 +95,7 @@ def measured(
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Norm-wise error relative to b; infinities have to be in the same places."""
+    """Norm of a - b relative to b; infinite if shapes differ, infinities are in different places or a has a NaN."""
     a, b = a.double(), b.double()
     if a.shape != b.shape or not torch.equal(a.isinf(), b.isinf()) or a.isnan().any():
         return float("inf")
@@ -105,7 +105,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def failures(case: Case, seed: int, forward: Callable, backward: Callable) -> list[str]:
-    """What is wrong: errors beyond twice those of plain torch plus one part in a million, types, unequal runs."""
+    """Complaints: errors of more than twice plain torch's plus 1e-6, wrong dtypes, and differences between two runs."""
     sides, seeds = inputs(case, seed)
     exact, plain = (oracle(case, sides, seeds, dtype) for dtype in (torch.float64, case.dtype))
     first = measured(case, sides, seeds, forward, backward)
@@ -124,7 +124,8 @@ def failures(case: Case, seed: int, forward: Callable, backward: Callable) -> li
 
 
 def hidden_nans(sparse: bool, forward: Callable) -> list[str]:
-    """A NaN in a key shows in the rows that see it, one in a query in its row, though no other score is left there."""
+    """Complaints if a NaN in a key does not reach exactly the rows that attend to it, or a NaN in a query its own row
+    (where it makes every score NaN)."""
     case = Case(pairs=(Pair(B=2, Tk=40, offset=3, lengths="k"),), sparse=sparse)
     sides, seeds = inputs(case, 0)
     q, k, v, _, n_q, n_k = sides

@@ -1,4 +1,5 @@
-"""Attention between sequences: every backend against a formula that slices where the kernels mask, and the contract."""
+"""Attention between sequences: every backend against a formula that slices instead of masking; the operator's
+contract."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ SHAPES = [  # batch, heads, Tq, Tk, E, Ev
 
 
 def python_hash(seed: int, head: int, i: int, j: int) -> int:
-    """The dropout hash in Python's integers."""
+    """The dropout hash, written with Python integers."""
     word = 2**32 - 1
 
     def mix(x: int) -> int:
@@ -55,7 +56,7 @@ def python_hash(seed: int, head: int, i: int, j: int) -> int:
 
 
 def bisected_sparsemax(s: Tensor) -> Tensor:
-    """Sparsemax of one row; the threshold by bisection, then exactly from the support it leaves."""
+    """Sparsemax of one row: bisection finds the support, from which the threshold is computed exactly."""
     low, high = s.detach().max() - 1, s.detach().max()
     for _ in range(80):
         middle = (low + high) / 2
@@ -77,7 +78,7 @@ def expected(
     scale: float | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Row by row, over the keys that the row may look at."""
+    """Attention row by row, over the keys that the row may attend to."""
     batch, heads, length, features = q.shape
     items = []
     for b, h in itertools.product(range(batch), range(heads)):
@@ -106,7 +107,7 @@ def problem(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> tuple
 
 
 def lengths_of(shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """Full, short and, where there are three items, empty."""
+    """Lengths that are full, short and, for the third item's keys, 0."""
     b, _, tq, tk, *_ = shape
     query = torch.tensor([tq, max(1, tq // 2), tq][:b])
     key = torch.tensor([tk - tk // 3, max(1, tk // 2), 0][:b])
@@ -175,7 +176,7 @@ def test_error_is_at_most_twice_that_of_plain_torch(
         )
         plain = values_and_gradients(mk.cross_attention, tensors, backend="reference", **options)
         found = values_and_gradients(mk.cross_attention, tensors, backend=backend, **options)
-        # Where a row has hardly a key, dq and dk are differences of nearly equal numbers of the size of dv.
+        # If a row has very few keys, dq and dk are differences of nearly equal numbers that are as large as dv.
         size = max(e.norm() for e in exact)
         for f, p, e in zip(found, plain, exact, strict=True):
             assert f.dtype == dtype
@@ -213,7 +214,7 @@ def test_a_nan_among_the_keys_shows_where_it_is_seen(normalizer, size, backend):
     assert out[0, 1, 20:].isnan().all()
     out[0, 1, 20:] = clean[0, 1, 20:]
     torch.testing.assert_close(out, clean)
-    q[1, 2, 7, 0] = torch.nan  # no other score is left in this row
+    q[1, 2, 7, 0] = torch.nan  # makes every score of this row NaN
     again = mk.cross_attention(q, k, v, causal_offset=0, normalizer=normalizer, backend=backend)
     assert again[1, 2, 7].isnan().all()
     again[1, 2, 7] = clean[1, 2, 7]
@@ -281,7 +282,7 @@ def test_sparsemax_of_scores_beyond_which_tau_is_rounded_off(length, features, d
     q, k, v, g = (torch.randn(1, 2, length, features, generator=gen, dtype=dtype) for _ in range(4))
     q, k, v = (t.requires_grad_() for t in (q * size, k * size, v))
     out = mk.cross_attention(q, k, v, normalizer="sparsemax", backend=backend)
-    winner = (q @ k.mT).argmax(-1)  # differences are larger than 1: one key takes all, and slopes of scores are 0
+    winner = (q @ k.mT).argmax(-1)  # scores differ by more than 1: one key gets all weight, and score gradients are 0
     chosen = v.gather(2, winner[..., None].expand_as(q))
     assert torch.equal(out, chosen)
     found, (dv,) = torch.autograd.grad(out, (q, k, v), g), torch.autograd.grad(chosen, v, g)
@@ -298,7 +299,7 @@ def test_dropout_hash_equals_integers_in_python_and_drops_at_its_rate() -> None:
     factor = reference.dropout_factor(torch.tensor(3), 0.3, 4, 4, torch.arange(100), 100, torch.float64)
     dropped = (factor == 0).double()
     assert abs(dropped.mean() - 0.3) < 0.005
-    # Neighbouring rows, keys and heads are unrelated.
+    # Dropping is independent between neighbouring rows, keys, heads and items.
     for dim in range(4):
         n = dropped.shape[dim] - 1
         both = (dropped.narrow(dim, 0, n) * dropped.narrow(dim, 1, n)).mean()
@@ -315,7 +316,7 @@ def test_what_is_dropped_is_the_hash_bit_for_bit(features: int, backend: str) ->
         out = mk.cross_attention(q, k, v, dropout_p=0.25, seed=99, backend=backend)
         assert torch.equal(out > 0, want)
         return
-    for first in range(0, 37, 4):  # narrow values show four weights at a time
+    for first in range(0, 37, 4):  # values of four features reveal four weights at a time
         v = torch.eye(37, 40)[:, first : first + 4].expand(2, 2, 37, 4)
         out = mk.cross_attention(q, k, v, dropout_p=0.25, seed=99, backend=backend)
         assert torch.equal(out[..., : 37 - first] > 0, want[..., first : first + 4])

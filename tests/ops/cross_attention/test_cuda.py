@@ -30,14 +30,14 @@ CASES = (
     + [Case(pairs=(Pair(),) * 18, sparse=s) for s in BOTH]
     + [Case(pairs=(Pair(Tq=40),), sparse=s, dtype=t) for s in BOTH for t in (torch.bfloat16, torch.float16)]
     + [Case(pairs=(Pair(heads=1, Tk=300),), sparse=s, spread=d) for s in BOTH for d in (0.01, 30.0)]
-    # Scores beyond which tau is lost in their rounding.
+    # Scores so large that tau is lost in their rounding.
     + [Case(pairs=(Pair(heads=1, Tk=300),), sparse=True, spread=d) for d in (1e9, 1e30)]
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def schedule() -> Iterator[ctypes._CFuncPtr]:
-    """How the emulator orders threads and lets copies land; its operators are loaded."""
+    """Loads the emulated operators; returns the function that sets the order of threads and of asynchronous copies."""
     for kernels in poisoned("cross_attention"):
         yield kernels.schedule
 

@@ -1,4 +1,5 @@
-"""The route to torch's flash attention: what it accepts, that its operators fit, and that its numbers mean the same."""
+"""The route to torch's flash attention: which calls take it, and that outputs, statistics and gradients are the
+same."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def arguments(
     device: str = "cuda",
 ) -> tuple:
     torch.manual_seed(0)
-    new = torch.empty if device == "cuda" else torch.randn  # fake tensors hold nothing
+    new = torch.empty if device == "cuda" else torch.randn  # fake tensors have no values
     q, k, v = (new(2, 3, T, D, device=device, dtype=dtype) for T, D in ((Tq, E), (Tk, E), (Tk, EV)))
     n = torch.empty(2, dtype=torch.int64, device=device) if lengths else NO_LENGTHS
     return [q], [k], [v], [NO_LENGTHS], [n], [offset], [0.3], [p]
@@ -35,7 +36,7 @@ def arguments(
 def flash_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cuda, "SDPAParams", lambda *args: args)
     monkeypatch.setattr(torch.backends.cuda, "can_use_flash_attention", lambda params: True)
-    monkeypatch.setattr(dispatch, "usable", lambda name: False)  # without the extension's kernels for narrow heads
+    monkeypatch.setattr(dispatch, "usable", lambda name: False)  # hides the extension's CUDA kernels for narrow heads
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_the_operators_of_torch_take_these_arguments() -> None:
 
 @pytest.mark.parametrize("offset", [NO_OFFSET, 0])
 def test_outputs_statistics_and_gradients_are_the_definitions(monkeypatch: pytest.MonkeyPatch, offset: int) -> None:
-    """With torch's flash attention for CPUs in the place of the GPU's, which has the same results."""
+    """Torch's flash attention for CPUs, which returns the same values, stands in for the one on GPUs."""
     aten = torch.ops.aten
 
     def forward(q, k, v, causal, scale):

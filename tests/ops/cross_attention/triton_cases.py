@@ -1,6 +1,6 @@
-"""Interpreter cases of attention's Triton kernels against the materialised definition in fp64 with autograd.
+"""Attention's Triton kernels in the interpreter, against autograd through the definition in fp64.
 
-Run by tests/triton_checks.py in a process of its own: TRITON_INTERPRET is read when triton is imported.
+tests/triton_checks.py runs this in its own process, because triton reads TRITON_INTERPRET when it is imported.
 """
 
 import warnings
@@ -29,7 +29,7 @@ CASES = (
     + [Case(pairs=(Pair(heads=1, Tq=20),), sparse=s, dtype=t)
        for s in BOTH for t in (torch.float64, torch.bfloat16, torch.float16)]
     + [Case(pairs=(Pair(heads=1, Tk=70),), sparse=s, spread=d) for s in BOTH for d in (0.01, 30.0)]
-    # Scores beyond which tau is lost in their rounding.
+    # Scores so large that tau is lost in their rounding.
     + [Case(pairs=(Pair(heads=1, Tk=70),), sparse=True, spread=d, dtype=t)
        for d, t in ((1e9, torch.float32), (1e30, torch.float32), (1e60, torch.float64))]
 )  # fmt: skip
@@ -44,7 +44,8 @@ def poisoned(empty):
 
 
 def public_failures() -> list[str]:
-    """The public function on this backend and on the definition: the same weights are dropped, twice differentiable."""
+    """Complaints if the public function with dropout has other values, first or second derivatives than the
+    definition."""
     gen = torch.Generator().manual_seed(0)
     sides = [[torch.randn(1, 2, T, 3, generator=gen, dtype=torch.float64) for T in (9, 11)] for _ in range(3)]
     leaves = [t.requires_grad_() for side in sides for t in side]

@@ -1,6 +1,6 @@
-"""Attention's Triton kernels as launches specialise them, for tests/triton_checks.py to compile.
+"""Attention's Triton kernels, specialised as launches do; tests/triton_checks.py compiles them.
 
-A variant is "attention kernel/normalizer/dtype/E/EV/pairs", with dropout where it says so.
+A variant is "attention kernel/normalizer/dtype/E/EV/pairs"; "dropout" may follow the normalizer.
 """
 
 import torch
@@ -16,8 +16,8 @@ KERNELS = {
     "query": (triton_backward.query_kernel, triton_backward.query_tiling, 20),
     "key": (triton_backward.key_kernel, triton_backward.key_tiling, 20),
 }
-# Of the choices that a launch makes the ones that take most registers. MulT's six pairs, heads whose features stay in
-# registers, and wider ones taken in blocks.
+# The choices of a launch that need most registers: MulT's six pairs, heads whose features stay in registers, and wider
+# heads that are processed in blocks.
 CASES = (
     "softmax dropout/bfloat16/8/8/6",
     "softmax/bfloat16/64/64/1",

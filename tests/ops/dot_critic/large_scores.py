@@ -1,7 +1,7 @@
 """Losses of features whose scores have a large common part, for the tests of every backend.
 
-The scores are exact in fp32, so that all error of a gradient comes from the log-sum-exps: an fp32 one near 900 loses
-3e-5, which stays where probabilities cancel against the positive pair.
+The scores are exact in fp32, so that a gradient's error comes from the log-sum-exps alone. Near 900 an fp32 log-sum-exp
+is off by 3e-5, an error that remains where probabilities cancel against the positive pair.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mi_kernels.ops.dot_critic import api
 
 
 def features() -> tuple[Tensor, Tensor]:
-    """fp32 rows [24, 6]; their scores are 900 and a multiple of 1/16."""
+    """fp32 rows [24, 6]; each score is 900 plus a multiple of 1/16."""
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randint(-8, 9, (24, 6), generator=generator) / 4.0 for _ in range(2))
     x[:, 0], y[:, 0] = 900 / 16, 16.0
@@ -44,7 +44,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def error(name: str, backend: str) -> float:
-    """Of the gradients, relative to fp64."""
+    """The larger of the gradients' errors, relative to fp64."""
     x, y = (t.requires_grad_() for t in features())
     wide = [t.detach().double().requires_grad_() for t in (x, y)]
     with mk.use_backend(backend):

@@ -93,7 +93,7 @@ def inputs(case: Case) -> dict[str, Tensor | None]:
 
 
 def oracle(case: Case, v: dict[str, Tensor | None], dtype: torch.dtype) -> tuple[dict, dict, Tensor]:
-    """Statistics and gradients in `dtype` from all scores at once, and the size of the terms that sum to dscale."""
+    """Statistics and gradients in `dtype` from materialised scores, and the absolute sum of the terms of dscale."""
     names = [k for k in ("x", "y", "scale", "row_bias", "col_bias") if v[k] is not None]
     leaf = {k: v[k].to(dtype).nan_to_num(neginf=0.0).requires_grad_() for k in names}
     dots = leaf["x"] @ leaf["y"].mT
@@ -168,7 +168,7 @@ def test_statistics_and_gradients_match_the_fp64_formula(emulated: Emulated, cas
     for name, want in exact_grads.items():
         size = terms if name == "scale" else None
         assert error(grads[name], want, size) <= 2 * min(error(plain_grads[name], want, size), 1.0) + slack, name
-    assert grads["x"].dtype == grads["y"].dtype == torch.float32  # narrowed once the slope is known
+    assert grads["x"].dtype == grads["y"].dtype == torch.float32  # not yet converted to the dtype of x
 
 
 @pytest.mark.parametrize("case", CASES[::4], ids=str)

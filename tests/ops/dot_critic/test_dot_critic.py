@@ -20,7 +20,7 @@ SHAPES = [
     (3, 33, 65, 17),
     (1, 131, 131, 129),
     (2, 200, 70, 65),
-    (1, 1100, 1030, 3),  # more scores than the CPU kernel ever keeps unasked
+    (1, 1100, 1030, 3),  # more scores than the CPU kernel keeps without a budget
 ]
 PAIRS = ["all", "off_diagonal", "unequal_ids", "unequal_ids_or_positive"]
 
@@ -55,7 +55,7 @@ def draw(groups, rows, columns, depth, dtype=torch.float64, seed=0):
 
 
 def oracle_scores(t, ids, pairs, shift):
-    """Masked and unmasked fp64 scores, written without any of the package's code."""
+    """Unmasked and masked fp64 scores, computed without the package's code."""
     wide = {k: v.double() for k, v in t.items()}
     s = torch.einsum("gbd,gnd->gbn", wide["x"], wide["y"]) * wide["scale"].reshape(-1, 1, 1)
     s = s + wide["row_bias"].unsqueeze(2) + wide["col_bias"].unsqueeze(1)
@@ -139,7 +139,7 @@ def test_loss_and_every_gradient_match_the_fp64_formula(backend, shape, case, dt
     grads = torch.autograd.grad(got.sum(), list(t.values()), allow_unused=True)
     wants = torch.autograd.grad(want.sum(), list(t.values()), allow_unused=True)
     for name, g, w in zip(t, grads, wants, strict=True):
-        # scale and biases are fp32 leaves: their gradients come back rounded to fp32 in every dtype
+        # scale and biases are fp32 leaves, so their gradients are rounded to fp32 whatever the dtype
         bound = tolerance if name in "xy" else max(tolerance, 2e-7)
         assert (g.double() - w.double()).norm() <= bound * (w.double().norm() + want.abs().sum()), name
 
@@ -300,7 +300,8 @@ def test_opcheck_accepts_the_operators(backend):
 
 
 def test_outputs_have_the_types_that_a_compiled_graph_expects(backend):
-    """Log-sum-exps are fp64 for fp32 inputs, those that were not asked for too."""
+    """Real and fake operators return the same dtypes and shapes; for fp32 inputs all log-sum-exps, also those not
+    requested, are fp64."""
     t, _ = draw(2, 5, 6, 3, torch.float32)
     problem = (t["x"].detach(), t["y"].detach(), torch.ones(2), None, None, None, None, 0, 0)
     operator = torch.ops.mi_kernels.dot_critic_stats
@@ -335,7 +336,8 @@ def test_results_are_the_same_bits_twice_and_survive_a_permutation(backend, symm
 
 @pytest.mark.parametrize("stats", [("row_lse",), ("row_lse", "col_lse")])
 def test_scores_of_very_different_sizes_stay_exact(backend, stats):
-    """Columns hundreds of nats below the rest, where a shared exponent would underflow."""
+    """Some columns' scores lie hundreds of nats below the others: exponentials with a shared maximum would
+    underflow."""
     t, _ = draw(1, 80, 80, 8, torch.float32)
     bias = torch.linspace(-500, 500, 80)[None]
     got = api.statistics(t["x"], t["y"], 1.0, row_bias=bias.flip(1), col_bias=bias, stats=stats, backend=backend)
@@ -401,7 +403,7 @@ def test_losses_of_rows_whether_or_not_their_scores_are_kept(backend, symmetric,
     threads = torch.get_num_threads()
     want = torch.autograd.grad(wanted, leaves, slopes.double())
     try:
-        for count in (threads, 1):  # kept in another order than the gradient's under another number of threads
+        for count in (threads, 1):  # with another number of threads, the kept scores are tiled differently
             torch.set_num_threads(count)
             for g, w in zip(torch.autograd.grad(found, leaves, slopes, retain_graph=True), want, strict=True):
                 torch.testing.assert_close(g, w, rtol=1e-3, atol=1e-4)
@@ -463,7 +465,7 @@ def test_memory_kept_for_backward_is_linear_in_the_batch(backend):
             loss = api.loss(api.prepare(t["x"], t["y"], 0.3, positive_shift=0), w_row=1.0, w_pos=1.0, backend=backend)
         for gradient in loss.grad_fn.gradients:
             if gradient is not None:
-                pack(gradient)  # kept on the node, not among its saved tensors
+                pack(gradient)  # an attribute of the node, not a saved tensor
         return total
 
     small, large = saved(128), saved(512)

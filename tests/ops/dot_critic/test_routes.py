@@ -1,4 +1,4 @@
-"""The router between the two schedules of one-sided 16-bit losses, its table, and the command that measures it."""
+"""The choice between the two schedules of one-sided 16-bit losses: its rules, its table, and the measuring command."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_malformed_table_is_refused(tmp_path, rules, message):
 
 
 def fake(dtype: str, batch: int, depth: int, schedule: str) -> float:
-    """Chunks win from 4096 on with 256 features or more; at 1024 by chance, which does not count."""
+    """Times in which "stored" wins for at least 256 features at batches from 4096 on, and, as if by chance, at 1024."""
     if schedule == "fused":
         return 1.0
     return 0.5 if depth >= 256 and (batch >= 4096 or batch == 1024) else 2.0
@@ -90,7 +90,7 @@ def test_measured_times_become_rules_that_reproduce_them(tmp_path):
             (1024, 512, "fused"), (10**5, 4096, "stored"),
         ]:  # fmt: skip
             assert routes.choose(dtype, batch, batch, depth, (9, 0), rules) == want, (batch, depth)
-    # another device keeps the rules that it had
+    # the rules of other devices are unchanged
     others = [r for r in routes.load() if r.get("architecture") != [9, 0]]
     assert [r for r in rules if r.get("architecture") != [9, 0]] == others
 

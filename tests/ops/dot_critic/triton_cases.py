@@ -1,6 +1,6 @@
-"""Interpreter cases of the dot critic's Triton kernels against a materialised formula in fp64 with autograd.
+"""The dot critic's Triton kernels in the interpreter, against autograd through materialised scores in fp64.
 
-Run by tests/triton_checks.py in a process of its own: TRITON_INTERPRET is read when triton is imported.
+tests/triton_checks.py runs this in its own process, because triton reads TRITON_INTERPRET when it is imported.
 """
 
 import math
@@ -102,8 +102,8 @@ def weights(case: Case, seed: int, acc: torch.dtype) -> dict:
 
 
 def oracle(case: Case, v: dict, w: dict, dtype: torch.dtype) -> tuple[dict, dict, torch.Tensor]:
-    """Statistics and gradients from the whole score matrix, everything computed in `dtype`, and the size of
-    the terms whose sum is dscale: they may cancel."""
+    """Statistics and gradients in `dtype` from materialised scores, and the absolute sum of the terms of dscale, which
+    may cancel."""
     leaf = {k: t.to(dtype).requires_grad_() for k, t in v.items() if t is not None and "ids" not in k}
     G, B, N = case.G, case.B, case.N
     holes = v["row_bias"].isneginf() if case.biases else torch.zeros(G, B, dtype=torch.bool)
@@ -162,7 +162,7 @@ def measured(case: Case, v: dict, w: dict) -> tuple[dict, dict]:
 
 
 def distance(a: torch.Tensor, b: torch.Tensor, size: torch.Tensor | None = None) -> float:
-    """Norm-wise error relative to `size` (to b without it); infinities have to be in the same places."""
+    """Norm of a - b relative to `size` or else b; infinite if shapes or places of infinities differ, or a has a NaN."""
     a, b = a.double(), b.double()
     if a.shape != b.shape or not torch.equal(a.isinf(), b.isinf()) or a.isnan().any():
         return float("inf")
@@ -201,7 +201,7 @@ def failures(case: Case, seed: int) -> list[str]:
         if not err <= 2 * min(plain, 1.0) + 1e-6:
             found.append(f"d{k}: error {err:.2e}, plain torch {plain:.2e}")
     for k in ("x", "y"):
-        if grads[k].dtype != v["scale"].dtype:  # the accumulation type: narrowed once the slope is known
+        if grads[k].dtype != v["scale"].dtype:  # the accumulation type, until the incoming gradient is multiplied in
             found.append(f"d{k}: dtype {grads[k].dtype}")
     return found
 

@@ -1,6 +1,6 @@
-"""Interpreter cases of whole losses in Triton: both schedules against the definition in fp64, and their launches.
+"""Whole losses in Triton's interpreter: both schedules against the definition in fp64, and the number of launches.
 
-Run by tests/triton_checks.py in a process of its own.
+tests/triton_checks.py runs this in its own process.
 """
 
 import os
@@ -29,7 +29,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "siglip": lambda x, y, t: mk.siglip_loss(x, y, t.exp(), t - 3.0),
     "siglip, negatives": lambda x, y, t: mk.siglip_loss(x, y, t.exp(), t - 3.0, negative_only=True),
     "nt_xent": lambda x, y, t: mk.nt_xent(x, y, temperature=t.exp()),
-    # every score hundreds of powers of two below the bound on them
+    # every score lies hundreds of powers of two below the upper bound on scores
     "opposite": lambda x, y, t: mk.info_nce(
         x.abs() + 0.1, -y.abs() - 0.1, temperature=t.exp() / 200, normalize=False
     ),
@@ -37,7 +37,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 SHAPES = ((35, 19), (2, 11, 35))
 STORED = ("one-sided", "not unit", "siglip", "siglip, negatives", "nt_xent", "opposite")
-# Launches of loss and gradients at most, of unit rows, with a number for a temperature, at B = 40.
+# The largest number of launches of a loss and its gradients at B = 40, with unit rows and a number as temperature.
 LAUNCHES = {"one-sided": 14, "symmetric": 15}
 
 
@@ -60,15 +60,15 @@ def failures(schedule: str, name: str, shape: tuple[int, ...], dtype: torch.dtyp
     got, again = (run(LOSSES[name], leaves, dtype, "triton", autocast) for autocast in (False, True))
     found = ["two runs differ"] if not all(torch.equal(a, b) for a, b in zip(got, again, strict=True)) else []
     with torch.no_grad(), mk.use_backend("triton"):
-        # compiled kernels have other tiles without gradients
+        # without gradients, compiled kernels use other tiles
         if error(LOSSES[name](*leaves), got[0]) > (0.0 if DEVICE.type == "cpu" else 1e-5):
             found.append("the value alone differs")
-    # The definition rounds nothing but the result to 16 bits; unit rows and dS are rounded too, as plain torch would.
+    # The definition rounds only the result to 16 bits; the kernels also round unit rows and dS, as plain torch does.
     part = torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 1e-6
     for what, g, p, e in zip(("value", "dx", "dy"), got, plain, exact, strict=False):
         if not error(g, e) <= 2 * error(p, e) + part:
             found.append(f"{what}: error {error(g, e):.2e}, the definition {error(p, e):.2e}")
-    # Terms of both signs add up to the scale's gradient: it is measured by the size of the gradients in the rows.
+    # The scale's gradient is a sum of terms of both signs, so its error is compared with the absolute sum of the terms.
     size = sum(float((g.double() * t.double()).abs().sum()) for g, t in zip(exact[1:3], leaves, strict=False))
     if not abs(float(got[3]) - float(exact[3])) <= (8 * part) * (abs(float(exact[3])) + size):
         found.append(f"dscale: {float(got[3])}, exact {float(exact[3])}")
@@ -76,10 +76,10 @@ def failures(schedule: str, name: str, shape: tuple[int, ...], dtype: torch.dtyp
 
 
 class _Launches(TorchDispatchMode):
-    """Counts operators that start a kernel on a GPU, and Triton's launches."""
+    """Records operators that would start a kernel on a GPU, and Triton's launches."""
 
-    # fill_ is the poison of `prepare`; resize_ gives outputs the shape of the caller; the value of a slope is read on a
-    # CPU alone, never on a device.
+    # fill_ is from `prepare`, which poisons memory; resize_ gives outputs the caller's shape; _local_scalar_dense reads
+    # the incoming gradient, which happens only on a CPU.
     FREE = (
         *("view", "expand", "slice", "select", "detach", "empty", "alias", "squeeze", "transpose", "permute", "fill_"),
         *("resize_", "_local_scalar_dense"),
@@ -97,7 +97,7 @@ class _Launches(TorchDispatchMode):
 
 
 def launches(name: str) -> list[str]:
-    """What a loss and its gradients launch, fused."""
+    """Complaints about the launches of a loss and its gradients in the fused schedule."""
     os.environ["MI_KERNELS_SCHEDULE"] = "fused"
     counter, plain = _Launches(), interpreter.GridExecutor.__call__
 
@@ -111,7 +111,7 @@ def launches(name: str) -> list[str]:
     try:
         with mk.use_backend("triton"), counter:
             loss = mk.info_nce(x, y, symmetric=name == "symmetric")
-            # a slope other than 1: on a device, where nobody looks, gradients are always multiplied by it
+            # an incoming gradient other than 1: on a GPU it is not read, so gradients are always multiplied by it
             torch.autograd.grad(loss, (x, y), torch.full_like(loss, 2.0))
     finally:
         interpreter.GridExecutor.__call__ = plain
@@ -126,7 +126,7 @@ def main() -> int:
     short = (torch.bfloat16, torch.float16)
     cases = [("fused", *c) for c in product(LOSSES, SHAPES[:1], (torch.float32, torch.bfloat16))]
     cases += [("fused", "one-sided", SHAPES[1], torch.float16), ("fused", "nt_xent", SHAPES[1], torch.float32)]
-    # every loss with both shapes and both 16-bit types
+    # every loss with both shapes, and with both 16-bit types
     cases += [("stored", name, SHAPES[(i + j) % 2], t) for i, name in enumerate(STORED) for j, t in enumerate(short)]
     cases += [("stored", name, shape, torch.float32) for name, shape in zip(STORED, SHAPES * 3, strict=True)]
     for case in cases:

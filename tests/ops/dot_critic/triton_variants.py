@@ -1,4 +1,4 @@
-"""Kernels of the dot critic's losses as launches specialise them, for tests/triton_checks.py to compile.
+"""Kernels of the dot critic's losses, specialised as launches do; tests/triton_checks.py compiles them.
 
 A variant is "loss kernel/case/dtype/D".
 """
@@ -10,7 +10,7 @@ from triton.compiler import ASTSource
 from mi_kernels.ops.dot_critic import triton_common, triton_rows, triton_stored, triton_tiles
 
 POINTEES = {"float64": "fp64", "float32": "fp32", "tf32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-OF_INPUTS = ("p_x", "p_y", "p_ds", "p_right")  # in the features' dtype; gradients are in the accumulation type
+OF_INPUTS = ("p_x", "p_y", "p_ds", "p_right")  # in the features' dtype; gradients have the accumulation type
 WIDTHS = (35, 74, 300, 768)  # of tests/triton_checks.py
 FLOATS = ("w_row", "w_col", "w_soft", "w_pos", "share")
 KERNELS = {
@@ -21,7 +21,7 @@ KERNELS = {
     "finish": triton_stored.finish_kernel,
     "join": triton_tiles.join_kernel,
 }
-# Constants of a case of the chunks, and pointers that a case leaves out.
+# Constants of each loss in the chunked schedule; then the pointers that a case does not pass.
 STORED = {
     "infonce": dict(SOFT=False, SIGNED=False, OFF_DIAGONAL=False, POSITIVE=True),
     "nt_xent": dict(SOFT=False, SIGNED=False, OFF_DIAGONAL=True, POSITIVE=True),
@@ -44,7 +44,7 @@ def jobs() -> list[str]:
     found += [("sum", case, dtype, 512) for case in ("all", "infonce") for dtype in ("bfloat16", "float32")]
     found += [("sum", "all", "float64", 512), ("sum", "infonce", "bfloat16", 64)]
     found += [(k, c, "bfloat16", 512) for k in ("slope", "finish") for c in STORED if (k, c) != ("finish", "siglip")]
-    found += [("finish", "nt_xent", "bfloat16", D + -D % 16) for D in WIDTHS]  # padded; of slopes one is as all
+    found += [("finish", "nt_xent", "bfloat16", D + -D % 16) for D in WIDTHS]  # padded; one width is enough for slope
     found += [("slope", "siglip", "float16", 512)]
     found += [("slope", c, d, 512) for c in ("infonce", "siglip") for d in ("float32", "tf32")]
     found += [("finish", "nt_xent", "float32", 512)]

@@ -1,7 +1,7 @@
 """The LSTM scan's CUDA kernels, run on the CPU by the emulator, against the definition in fp64.
 
-The emulated kernels hold 512 weights of a slice: up to H = 22 a block has all units, beyond it blocks share them and
-meet in every step, and with few processors the weight is read through the cache.
+The emulated kernels hold at most 512 weights of a slice in shared memory. Up to H = 22 a block has all units; with
+more, blocks share them and synchronise in every step; with few processors the weight is read through the cache.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ ALL_GRADIENTS = 15
 CASES = [
     (1, 1, 1, 1, 1, 8),
     (1, 5, 4, 3, 4, 8),
-    (2, 9, 3, 22, 3, 2),  # all units in a block, two blocks at once
+    (2, 9, 3, 22, 3, 2),  # a block has all units, two blocks run at once
     (1, 70, 2, 5, 2, 1),
     (1, 6, 3, 33, 3, 6),  # three slices
     (2, 5, 3, 40, 1, 8),  # four slices, rows of two groups, no input after the first step
-    (1, 20, 2, 37, 2, 3),  # four launches' worth of rows in turn
-    (1, 5, 3, 67, 3, 4),  # more slices than processors: the weight is not staged
+    (1, 20, 2, 37, 2, 3),  # rows of four launches, one after the other
+    (1, 5, 3, 67, 3, 4),  # would need more slices than processors: the weight is not staged
     (1, 3, 2, 70, 2, 1),
 ]
 

@@ -22,7 +22,7 @@ def backend(request):
 
 
 def draw(batch: int, steps: int, hidden: int, dtype=torch.float64, lead=()) -> list[Tensor]:
-    """gates, weight_hh, bias, h0 and c0, as leaves."""
+    """gates, weight_hh, bias, h0 and c0, as leaf tensors."""
     shapes = ((batch, steps, 4 * hidden), (4 * hidden, hidden), (4 * hidden,), (batch, hidden), (batch, hidden))
     scales = (1.0, hidden**-0.5, 0.3, 0.5, 0.5)
     drawn = [torch.randn(*lead, *shape, dtype=torch.float64) * s for shape, s in zip(shapes, scales, strict=True)]
@@ -30,7 +30,7 @@ def draw(batch: int, steps: int, hidden: int, dtype=torch.float64, lead=()) -> l
 
 
 def by_cells(gates, weight, bias=None, h0=None, c0=None, lengths=None):
-    """torch.lstm_cell in fp64 over rows one by one; the input weight is the identity."""
+    """torch.lstm_cell in fp64, row by row, with an identity as the input's weight."""
     gates, weight = gates.double(), weight.double()
     batch, steps, width = gates.shape
     eye, zero = torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
@@ -85,7 +85,7 @@ def test_rows_end_at_their_lengths_whatever_lies_beyond(backend, shape):
     assert_close(found, expected)
     for b, length in enumerate(lengths):
         assert not found[0][b, length:].any() and not found[1][b, length:].any()
-    # NaN times a zero gradient would show in the oracle
+    # the oracle would multiply NaN padding by a zero gradient, so replace it
     clean = [t.detach().nan_to_num().requires_grad_() for t in leaves]
     assert_close(gradients(found, leaves), gradients(by_cells(*clean, lengths), clean))
 
@@ -190,7 +190,7 @@ def test_short_inputs_are_scanned_in_fp32(backend, dtype):
     rounding = 2 ** -(9 if dtype == torch.bfloat16 else 12)
     for a, b in zip([*found, *gradients(found, leaves)], [*expected, *gradients(expected, leaves)], strict=True):
         assert a.dtype == dtype
-        # gradients of the outputs are rounded to the short type before the scan sees them
+        # the incoming gradients are rounded to the 16-bit dtype before they reach the scan
         assert error(a, b) < 2 * rounding
 
 
@@ -259,7 +259,7 @@ def test_compiles_in_one_graph(backend, packed):
 
 
 def assert_same_bits(operator, leaves, steps, backend):
-    """Twice, and on a CPU on any number of threads."""
+    """Two runs give the same bits, on a CPU also with different numbers of threads."""
     lengths = torch.randint(0, steps + 1, (75,))
 
     def run():
@@ -330,7 +330,7 @@ def test_nothing_is_kept_without_a_gradient(backend):
 
 
 def draw_layer(batch, steps, features, hidden, dtype=torch.float64, lead=()) -> list[Tensor]:
-    """x, weight_ih, weight_hh, both biases, h0 and c0, as leaves."""
+    """x, weight_ih, weight_hh, both biases, h0 and c0, as leaf tensors."""
     shapes = [(batch, steps, features), (4 * hidden, features), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,)]
     shapes += [(batch, hidden), (batch, hidden)]
     scales = (1.0, features**-0.5, hidden**-0.5, 0.3, 0.3, 0.5, 0.5)
@@ -339,7 +339,7 @@ def draw_layer(batch, steps, features, hidden, dtype=torch.float64, lead=()) -> 
 
 
 def layer_by_cells(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths=None):
-    """The input is projected in fp64 and read only within the lengths."""
+    """by_cells after a projection of the input in fp64; steps beyond the lengths are not read."""
     if lengths is not None:
         x = x.where((torch.arange(x.shape[1]) < lengths[:, None]).unsqueeze(-1), 0)
     return by_cells(x.double() @ weight_ih.double().T + bias_ih.double(), weight_hh, bias_hh, h0, c0, lengths)
@@ -548,7 +548,7 @@ def test_decoding_compiles_in_one_graph(backend):
     assert_close(gradients([compiled(*leaves)], leaves), gradients([run(*leaves)], leaves), 1e-5)
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- rejected arguments ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -81,16 +81,16 @@ def inputs(case: Case) -> tuple[dict[str, Tensor], list[Tensor | None]]:
         normal(case.G, case.B) if case.stats & 4 else None,
     ]
     flowing = [None if g is None else surrounded((g * case.weight).float()) for g in flowing]
-    if case.tf32:  # sums and weights that TF32 holds: rounding must not move a unit across zero
+    if case.tf32:  # sums and weights that are exact in TF32, so that rounding cannot change the sign of a unit
         tensors = {k: (t.clamp(-7, 7) * 32).round() / 32 for k, t in tensors.items()}
-    types = {k: FP32 if k in ("u", "v") else case.dtype for k in tensors}  # as first_layer.apart gives them
+    types = {k: FP32 if k in ("u", "v") else case.dtype for k in tensors}  # as first_layer.apart returns them
     return {k: surrounded(t.to(types[k])) for k, t in tensors.items()}, flowing
 
 
 def oracle(
     case: Case, tensors: dict[str, Tensor], flowing: list[Tensor | None], dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Statistics, and gradients of u, v, w2, w, b2, b, in `dtype` from all activations at once."""
+    """Statistics and gradients of u, v, w2, w, b2, b in `dtype`, from materialised activations."""
     wide = torch.promote_types(dtype, FP32)
     leaf = {k: t.to(wide if k in ("u", "v") else dtype).requires_grad_() for k, t in tensors.items()}
     act = {"relu": torch.relu, "leaky_relu": F.leaky_relu}[case.activation]

@@ -1,4 +1,4 @@
-"""The first layer applied to both sides apart, against the layer on concatenated pairs."""
+"""The first layer applied to both sides separately, against the layer on concatenated pairs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The MLP critic: row chunks against the materialised definition in fp64; the operators' contract."""
+"""The MLP critic: chunks of rows against the materialised definition in fp64; the operators' contract."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mi_kernels.ops.mlp_critic.schema import COL_LSE, OUTPUTS, ROW_LSE, kept_sha
 
 BACKENDS = ["chunked", *(["cpu"] if extension_status() == "available" else [])]
 
-TINY = 600  # bytes: a row or two of the shapes below
+TINY = 600  # a memory budget in bytes: one or two rows of the shapes below
 SHAPES = [  # groups, B, N, grouped weights
     (None, 1, 1, False),
     (None, 2, 2, False),
@@ -38,7 +38,7 @@ def problem(
     hidden: tuple[int, ...],
     dtype: torch.dtype = torch.float64,
 ) -> tuple[list[Tensor], int]:
-    """Inputs x, y, then weights, then biases; and the number of layers."""
+    """The inputs [x, y, weights..., biases...], and the number of layers."""
     lead = () if groups is None else (groups,)
     own = lead if grouped else ()
     x, y = torch.randn(*lead, b, 3, dtype=dtype), torch.randn(*lead, n, 2, dtype=dtype)
@@ -85,7 +85,7 @@ def test_compiled_kernels_equal_the_definition(shape: tuple, hidden: tuple[int, 
         pytest.skip("off-diagonal pairs need a square batch")
     tensors, layers = problem(*shape, hidden)
     expected = values_and_gradients(tensors, layers, pairs=pairs, backend="reference")
-    for budget in (1, 2**26):  # recomputed, kept
+    for budget in (1, 2**26):  # activations are recomputed, or kept
         found = values_and_gradients(tensors, layers, pairs=pairs, backend="cpu", memory_budget=budget)
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)

@@ -1,4 +1,5 @@
-"""Gradients of 16-bit InfoNCE critics against the public formulation, every pair through one network, in fp64 truth."""
+"""Errors (against fp64) of 16-bit InfoNCE gradients, compared with the public code that runs a network on every
+pair."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def network(features: int, hidden: int, layers: int) -> nn.Sequential:
 
 
 def public(critic: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
-    """Minus InfoNCE as it is usually written: positives apart, all pairs concatenated, one mean each."""
+    """Minus InfoNCE as usually written: all pairs concatenated, positives computed separately, each with a mean."""
     n = len(y)
     pairs = torch.cat([x.unsqueeze(0).expand(n, *x.shape), y.unsqueeze(1).expand(n, n, -1)], -1)
     return critic(pairs).squeeze(-1).logsumexp(1).mean() - critic(torch.cat([x, y], -1)).mean() - math.log(n)
@@ -48,7 +49,8 @@ def ours(backend: str, budget: int) -> Loss:
 
 
 def gradient(loss: Loss, critic: nn.Sequential, x: Tensor, y: Tensor, autocast: torch.dtype | None = None) -> Tensor:
-    """Of x, y and all parameters, in one vector. The last bias moves all scores alike, its gradient is zero."""
+    """The gradients of x, y and all parameters but the last bias, as one vector. The last bias shifts all scores, so
+    its gradient is 0."""
     leaves = [x.detach().requires_grad_(), y.detach().requires_grad_(), *list(critic.parameters())[:-1]]
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         value = loss(critic, *leaves[:2])
@@ -56,7 +58,7 @@ def gradient(loss: Loss, critic: nn.Sequential, x: Tensor, y: Tensor, autocast: 
 
 
 def errors(losses: list[Loss], dtype: torch.dtype, autocast: bool, shapes: list[Shape] = SHAPES) -> list[float]:
-    """Geometric mean over shapes of the relative error of each loss's gradient."""
+    """The relative error of each loss's gradient, as a geometric mean over the shapes."""
     logs = torch.zeros(len(losses))
     for seed, (b, d, h, layers) in enumerate(shapes):
         torch.manual_seed(seed)
@@ -91,4 +93,4 @@ def test_the_sum_of_both_halves_is_rounded_once(dtype: torch.dtype) -> None:
     found = api.scores(x, y, [weight, last], [bias, zero], activation="leaky_relu")
     exact = (x.double() @ weight[0, :6].double())[:, None] + y.double() @ weight[0, 6:].double() + bias[0].double()
     rounded = torch.nn.functional.leaky_relu(exact.to(dtype))
-    assert (found == rounded).double().mean() > 0.99  # but for sums in fp32 that lie between two 16-bit numbers
+    assert (found == rounded).double().mean() > 0.99  # except fp32 sums halfway between two 16-bit numbers

@@ -1,6 +1,6 @@
-"""Interpreter cases of the MLP critic's Triton kernels against the materialised definition in fp64 with autograd.
+"""The MLP critic's Triton kernels in the interpreter, against autograd through the definition in fp64.
 
-Run by tests/triton_checks.py in a process of its own: TRITON_INTERPRET is read when triton is imported.
+tests/triton_checks.py runs this in its own process, because triton reads TRITON_INTERPRET when it is imported.
 """
 
 import os
@@ -39,7 +39,7 @@ class Case:
     frozen: bool = False
     weight: float = 1.0
     twice: bool = False
-    exact: bool = False  # inputs for which no rounding to 16 bits can turn the sign of a unit
+    exact: bool = False  # inputs for which rounding to 16 bits cannot change the sign of a unit
     schedule: str = "fused"
 
     @property
@@ -69,7 +69,7 @@ CASES = (
     + [Case(stats=(s,), hidden=(5, 3)) for s in ("row_lse", "col_lse", "row_sum", "row_softplus")]
     + [Case(frozen=True, hidden=h) for h in (ONE, (5, 3))]
     + [Case(frozen=True, hidden=(5, 3), activation="sigmoid", stats=("row_lse",))]
-    # Layers stored by chunks, for torch's matmuls.
+    # The schedule that stores layers in chunks and uses torch's matmuls.
     + [Case(B=11, N=19, activation=a, output=o, budget=b, schedule="stored") for a, o, b in (
         ("relu", "identity", RECOMPUTE), ("gelu", "softplus", RECOMPUTE), ("tanh", "identity", 9000),
     )]
@@ -82,7 +82,7 @@ CASES = (
 
 
 def inputs(case: Case, seed: int) -> tuple[list[Tensor], int]:
-    """x, y, weights and biases; and the number of layers."""
+    """The inputs [x, y, weights..., biases...], and the number of layers."""
     gen = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=gen, dtype=torch.float64)  # noqa: E731
     lead = () if case.groups is None else (case.groups,)
@@ -93,7 +93,7 @@ def inputs(case: Case, seed: int) -> tuple[list[Tensor], int]:
     biases = [normal(*own, o) / 3 for o in widths[1:]]
     tensors = [normal(*lead, case.B, 3), normal(*lead, case.N, 2), *weights, *biases]
     if case.exact:
-        # Products are multiples of 1/2 and 1/8, biases odd multiples of 1/4 and 1/16: few bits, and no sum is 0.
+        # Products are multiples of 1/2 and 1/8, biases odd multiples of 1/4 and 1/16: exact in 16 bits, no sum is 0.
         tensors = [t.sign() * (t.abs() > 0.5) for t in tensors]
         tensors = [*tensors[:2], *(t / 2 for t in tensors[2 : 2 + layers]), *tensors[2 + layers :]]
         tensors[2 + layers] = tensors[2 + layers].mul(2).add(1).div(4)
@@ -112,7 +112,7 @@ def combination(case: Case, out: dict[str, Tensor]) -> Tensor:
 
 
 def measured(case: Case, tensors: list[Tensor], layers: int, backend: str) -> dict[str, Tensor]:
-    """Statistics by name and gradients by argument of a random combination of the finite ones."""
+    """Statistics by name, and gradients by argument of a random combination of the finite statistics."""
     device = DEVICE if backend == "triton" else tensors[0].device
     leaves = [t.detach().to(device, copy=True).requires_grad_(k < 2 or not case.frozen) for k, t in enumerate(tensors)]
     x, y, *rest = leaves
@@ -129,7 +129,7 @@ def measured(case: Case, tensors: list[Tensor], layers: int, backend: str) -> di
 
 
 def terms(case: Case, tensors: list[Tensor], layers: int) -> Tensor:
-    """The size of what adds up to the gradient of the last bias; its terms may cancel."""
+    """The absolute sum of the terms of the last bias's gradient, which may cancel."""
     x, y, *rest = tensors
     first = api.scores(x, y, rest[:layers], rest[layers:], activation=case.activation, output="identity").detach()
     first = first.reshape(-1, case.B, case.N).requires_grad_()
@@ -141,7 +141,7 @@ def terms(case: Case, tensors: list[Tensor], layers: int) -> Tensor:
 
 
 def distance(a: Tensor, b: Tensor, size: Tensor | None = None) -> float:
-    """Norm-wise error relative to `size` (to b without it); infinities have to be in the same places."""
+    """Norm of a - b relative to `size` or else b; infinite if shapes or places of infinities differ, or a has a NaN."""
     a, b = a.detach().double(), b.detach().double()
     if a.shape != b.shape or not torch.equal(a.isinf(), b.isinf()) or a.isnan().any():
         return float("inf")
@@ -181,7 +181,7 @@ def failures(case: Case, seed: int) -> list[str]:
 
 
 def operator_failures() -> list[str]:
-    """The operators' fakes and schemas, with parameters of which only some are shared."""
+    """Complaints about the operators' fakes and schemas, with parameters of which only some are shared by groups."""
     gen = torch.Generator().manual_seed(1)
     normal = lambda *shape: torch.randn(*shape, generator=gen)  # noqa: E731
     u, v = normal(2, 3, 4), normal(2, 3, 4)
@@ -209,7 +209,7 @@ def operator_failures() -> list[str]:
 
 
 def chunk_failures() -> list[str]:
-    """Chunks cover each pair once and keep the budget."""
+    """Complaints if chunks do not cover each pair exactly once or exceed the budget."""
     found = []
     for sizes in ((3, 5, 7), (1, 100, 3), (2, 1, 300), (2, 33, 130)):
         for pairs in (1, 40, 200, 10**6):
@@ -225,7 +225,7 @@ def chunk_failures() -> list[str]:
 
 def main() -> int:
     warnings.filterwarnings("ignore", module="triton.runtime.interpreter")
-    triton_common._PROGRAMS = 6  # so that small cases have sums in several parts, each with several terms
+    triton_common._PROGRAMS = 6  # so that even small cases have sums of several parts with several terms each
     torch.empty = poisoned(torch.empty)
     others = chunk_failures() + (operator_failures() if DEVICE.type == "cpu" else [])
     print(*others, sep="\n", end="\n" if others else "")

@@ -1,7 +1,7 @@
-"""The MLP critic's Triton kernels as launches specialise them, for tests/triton_checks.py to compile.
+"""The MLP critic's Triton kernels, specialised as launches do; tests/triton_checks.py compiles them.
 
-A variant is "mlp kernel/case/activation/dtype/H": both hidden layers have H units, and ReLU and GELU stand for the two
-ways of the second layer (bits, stored gradients); the other activations run where their functions do.
+A variant is "mlp kernel/case/activation/dtype/H". Both hidden layers have H units. ReLU and GELU represent the two
+kinds of second layer (bits, stored gradients); the other activations are compiled only in kernels that evaluate them.
 """
 
 import torch
@@ -17,7 +17,7 @@ OF_WEIGHTS = ("p_w2", "p_b2", "p_w", "p_b", "p_z", "p_d", "p_h")
 STATISTICS = ("p_positive", "p_row_sum", "p_row_lse", "p_row_soft", "p_clipped", "p_col_lse")
 OTHERS = tuple(a for a in ACTIVATIONS if a not in ("relu", "gelu"))
 
-# Pointers that a case leaves out, besides those of the other way of the second layer.
+# Pointers that a case does not pass, besides those of the other kind of second layer.
 CASES = {
     "scores": {
         "forward": (),
@@ -46,7 +46,7 @@ def jobs() -> list[str]:
         for kernel, case in (("scores", "forward"), ("first", "two_layers"), ("product", "all"))
         for act in both
         for dtype in DTYPES
-        if (act, dtype) != ("relu", "float64")  # of the two GELU takes more registers
+        if (act, dtype) != ("relu", "float64")  # GELU needs more registers than ReLU
     ]
     found += [(k, c, a, "bfloat16", 512) for k, c in (("scores", "infonce"), ("first", "two_layers")) for a in OTHERS]
     found += [(k, "one_layer", "gelu", d, 512) for k in ("scores", "first") for d in ("bfloat16", "float32")]
@@ -56,11 +56,11 @@ def jobs() -> list[str]:
     ]
     found += [(k, c, "relu", "float16", 64) for k, c in (("scores", "forward"), ("first", "two_layers"))]
     found += [("product", "all", "relu", "float16", 64), ("gradient", "all", "gelu", "float32", 512)]
-    # Hidden widths and a number of columns that lose the 16-byte loads.
+    # Hidden widths, and numbers of columns, that rule out 16-byte loads.
     kernels = (("scores", "forward"), ("first", "two_layers"), ("product", "all"))
     found += [(k, c, "relu", d, 300) for k, c in kernels for d in ("bfloat16", "float32")]
     found += [(k, c, "gelu", "bfloat16", 300) for k, c in kernels] + [("scores", "forward", "relu", "bfloat16", 35)]
-    # Layers that are stored for torch's matmuls.
+    # The schedule that stores layers for torch's matmuls.
     found += [(k, "given", "gelu", d, 512) for k in ("scores", "first") for d in ("bfloat16", "float32")]
     found += [(k, "all", a, d, H) for k in ("hidden", "score") for a, d, H in (
         ("gelu", "bfloat16", 512), ("gelu", "float32", 512), ("relu", "bfloat16", 300), ("relu", "bfloat16", 512),
@@ -87,7 +87,7 @@ def _kernel(name: str, activation: str, features: torch.dtype, tf32: bool, H: in
 
 def source(variant: str):
     name, case, activation, dtype, H = variant.removeprefix("mlp ").split("/")
-    odd = int(H) % 16 != 0  # and the number of columns with it
+    odd = int(H) % 16 != 0  # then the number of columns is odd too
     features = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
     kernel, t = _kernel(name, activation, features, dtype == "tf32", int(H))
     constants = {"ACT": activation, "SOFTPLUS": case != "infonce", "OFF_DIAGONAL": True}

@@ -1,4 +1,4 @@
-"""First gradients under create_graph, torch.func, batches of slopes and compiled graphs of the Gaussian kernel sums."""
+"""Derivatives of the Gaussian kernel sums: create_graph, torch.func, batched backward passes and compiled graphs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ PAIRS = {
 
 @pytest.mark.parametrize("bandwidth", [None, 1.3])
 def test_create_graph_leaves_the_first_gradient_as_it_is(backend, bandwidth):
-    """Inputs that depend on each other: a formula on the inputs themselves would count a path twice."""
+    """The first gradient is right if one input depends on another: a formula that differentiates through both would
+    count a path twice."""
     z = X[0].clone().requires_grad_()
     for value in (
         lambda: mk.mmd(z, z.sin(), bandwidth=bandwidth),
@@ -113,7 +114,8 @@ def test_compiled_graphs_take_other_bandwidths_and_shapes(dynamic):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_loss_scale_reaches_fp16_gradients_before_they_are_rounded(backend, name):
-    """At a slope of 1e-6, which a loss scale of 2^20 undoes, gradients rounded to fp16 at any other slope are noise."""
+    """A weight of 1e-6 is compensated by a loss scale of 2^20. Both must be multiplied in before gradients are rounded
+    to fp16; otherwise they are noise."""
     x, y = (t.half().requires_grad_() for t in (X, Y))
     wide = [t.detach().double().requires_grad_() for t in (x, y)]
     ours, plain = PAIRS[name]

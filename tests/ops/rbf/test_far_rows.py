@@ -1,4 +1,4 @@
-"""Gaussian kernel sums of samples that spread over many bandwidths: the formula over all differences is the measure."""
+"""Gaussian kernel sums of samples that spread over many bandwidths, against a formula over all differences."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def outlier(t: Tensor, far: float) -> Tensor:
 
 
 def clusters(t: Tensor, far: float) -> Tensor:
-    """Two, with their rows side by side."""
+    """Two clusters whose rows alternate."""
     t[::2] += far
     return t
 
@@ -63,7 +63,7 @@ def error(got: Tensor, want: Tensor) -> float:
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("depth", [3, 70])
 def test_far_rows_cost_no_accuracy(backend, monkeypatch, spread, depth):
-    """Values, all gradients, and the differentiable gradients, in fp32 against fp64."""
+    """Values and all gradients, with and without create_graph, in fp32 against fp64."""
     monkeypatch.setattr(dispatch, "CHUNK_BYTES", 8 * 100 * 32)
     x, y = (SPREADS[spread](torch.randn(n, depth)) for n in (75, 90))
     for ours, formula, pair in ((mk.mmd, direct_mmd, (x, y)), (mk.hsic, direct_hsic, (x, y[:75].sin() + x / 1e4))):
@@ -102,7 +102,8 @@ def test_gradients_carry_the_unit(backend):
 
 
 def test_common_samples_take_the_fast_path():
-    """Gaussians with the median bandwidth, and with a bandwidth of 1, need no differences: speed is inner products'."""
+    """Gaussian samples with the median bandwidth, or a bandwidth of 1, use the fast inner products for all
+    distances."""
     for depth in (16, 64, 512):
         x = torch.randn(2, 300, depth)
         for bandwidth in (1.0, depth**0.5):
@@ -146,7 +147,7 @@ def test_distances_can_be_differentiated_twice_and_under_transforms():
 
 @pytest.mark.parametrize("loss", ["mmd", "hsic"])
 def test_kernels_far_below_one_keep_their_digits(backend: str, loss: str) -> None:
-    """All pairs are about six bandwidths apart: 1 - k rounds k away in fp32, and the gradients with it."""
+    """All pairs are about six bandwidths apart: in fp32, 1 - k would lose k's digits, and so would the gradients."""
     x, y = (torch.randn(9, 20, dtype=torch.float64).requires_grad_() for _ in range(2))
     s = torch.tensor(1.0, dtype=torch.float64)
     settings = {"estimator": "unbiased"} if loss == "mmd" else {"normalized": False}

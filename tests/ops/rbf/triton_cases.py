@@ -1,6 +1,6 @@
-"""Interpreter cases of the Gaussian kernel sums in Triton against formulas over all pairs in fp64 with autograd.
+"""The Gaussian kernel sums in Triton's interpreter, against autograd through formulas over all pairs in fp64.
 
-Run by tests/triton_checks.py in a process of its own.
+tests/triton_checks.py runs this in its own process.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,8 @@ class Case:
     dtype: torch.dtype = torch.float32
     programs: int = 512
     equal_rows: bool = False
-    flat: bool = False  # kernels near 1: everything is in the e
-    spread: bool = False  # kernels far below 1: e + 1 has few digits
+    flat: bool = False  # kernel values near 1: e = k - 1 has all the digits
+    spread: bool = False  # kernel values far below 1: k = e + 1 would have few digits
     far: float = 0.0
 
 
@@ -89,7 +89,7 @@ def inputs(case: Case, seed: int, of_hsic: bool) -> dict[str, Tensor]:
         y = y + x[..., :1]
     if case.equal_rows:
         x[:, 1:4], y[:, 5] = x[:, :1], y[:, 3]
-    if case.far:  # two clusters, their rows side by side, and an outlier
+    if case.far:  # two clusters whose rows alternate, and an outlier
         x[:, ::2] += case.far
         x[:, -1], y[:, -1] = 10 * case.far, -3 * case.far
     size = 0.01 if case.flat else 8.0 if case.spread else 1.0
@@ -139,7 +139,7 @@ def failures(case: Case, seed: int, of_hsic: bool) -> list[str]:
 
 
 def others() -> list[str]:
-    """What no case of the lists above says."""
+    """Further complaints: MMD of a sample with itself must be 0, and NaN must propagate."""
     found = []
     x = torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(3)).to(DEVICE)
     width = torch.full((1, 1), 1.6, device=DEVICE)

@@ -1,7 +1,7 @@
-"""The Gaussian kernel sums in Triton as launches specialise them, for tests/triton_checks.py to compile.
+"""The Gaussian kernel sums' Triton kernels, specialised as launches do; tests/triton_checks.py compiles them.
 
-A variant is "rbf kernel/case/dtype/D": "fused" gradients, "stored" slopes, or the "value" alone; "direct" is the second
-launch, with gradients.
+A variant is "rbf kernel/case/dtype/D". Cases: "fused" computes gradients, "stored" stores slopes, "value" computes the
+value alone, and "direct" is the second launch (pairs that are computed from differences), with gradients.
 """
 
 import torch
@@ -31,7 +31,7 @@ def jobs() -> list[str]:
     found += [("hsic", "value", dtype, 64) for dtype in ("float32", "float64")]
     found += [("hsic_grad", case, dtype, 64) for case in ("fused", "stored") for dtype in ("float32", "float64")]
     found += [("hsic_grad", "fused", "float32", 16)]
-    # Widths that lose the 16-byte loads; 768 is as 64, and 300 is as 74 for what stores its slopes.
+    # Widths that rule out 16-byte loads. 768 gives the same code as 64, and 300 the same as 74 where slopes are stored.
     found += [("mmd", "fused", "float32", 35), ("hsic_grad", "fused", "float32", 35)]
     found += [(k, c, "float32", 74) for k, c in (("mmd", "stored"), ("mmd", "value"), ("hsic_grad", "stored"))]
     found += [("hsic", "value", "float32", 74), ("hsic", "value", "float32", 35)]
