@@ -1,7 +1,7 @@
-"""Programs on a GPU that is not there: torch's meta device stands for it, and Triton's kernels do not run.
+"""Runs the GPU code path without a GPU: torch's meta device stands in for it, and Triton kernels are not executed.
 
-A tensor there has no data, so a read on the host (`.item()`, `bool(tensor)`, a shape that depends on values), which
-would make a GPU wait, raises. Gradients work.
+Meta tensors have no data. So anything that reads values on the host and would synchronise with a GPU (`.item()`,
+`bool(tensor)`, a shape that depends on values) raises an error. Gradients work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEVICE = torch.device("meta")
 
 
 def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Without values; a leaf that gradients are asked for if it is of floats."""
+    """A meta tensor; a leaf that requires gradients if its dtype is floating-point."""
     return torch.empty(shape, device=DEVICE, dtype=dtype).requires_grad_(dtype.is_floating_point)
 
 
@@ -32,7 +32,8 @@ def _kernel_modules() -> list:
 
 @contextlib.contextmanager
 def absent_gpu() -> Iterator[list[str]]:
-    """Names of the kernels that were launched. Launchers take tensors without data for what the interpreter takes."""
+    """Yields the list of launched kernels' names. Launchers are patched to accept tensors without data, as if the
+    interpreter ran."""
     from triton.runtime.jit import JITFunction
 
     launched: list[str] = []
@@ -40,7 +41,7 @@ def absent_gpu() -> Iterator[list[str]]:
         for module in _kernel_modules():
             stack.enter_context(mock.patch.object(module, "INTERPRETED", True))
         stack.enter_context(mock.patch("mi_kernels.backends._interpreting", lambda: True))
-        # Autocast has no such device.
+        # Autocast does not support the meta device.
         stack.enter_context(mock.patch("torch.is_autocast_enabled", lambda *device: False))
         run = lambda self, *args, **kwargs: launched.append(self.fn.__name__)  # noqa: E731
         stack.enter_context(mock.patch.object(JITFunction, "run", run))

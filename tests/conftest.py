@@ -1,4 +1,4 @@
-"""Fixtures that every test may use."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def seed() -> int:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """For many small steps: threads that wait for each other at every one of them crawl on a busy machine."""
+    """One thread, for tests with many small steps: on a busy machine threads that synchronise at every step are
+    slow."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,7 +35,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """For kernels that split their work: `make test` runs one process a core, each on one thread."""
+    """Two threads, for kernels that split their work: `make test` runs one process per core with one thread each."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -43,13 +44,13 @@ def two_threads() -> Iterator[None]:
 
 @pytest.fixture
 def generator() -> torch.Generator:
-    """A CPU generator of its own, for tests that draw inputs independently of the global state."""
+    """A separate CPU generator, for tests that draw inputs independently of the global state."""
     return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture
 def device() -> torch.device:
-    """MI_KERNELS_TEST_DEVICE, or else the GPU; skips where there is none."""
+    """The device in MI_KERNELS_TEST_DEVICE, or else the GPU; skips the test if there is neither."""
     named = os.environ.get("MI_KERNELS_TEST_DEVICE")
     if not named and not torch.cuda.is_available():
         pytest.skip("no GPU is here (MI_KERNELS_TEST_DEVICE=cpu runs what a CPU can)")
@@ -58,7 +59,7 @@ def device() -> torch.device:
 
 @pytest.fixture
 def data_dir() -> Path:
-    """Folder of the real data sets: MI_KERNELS_DATA, or ../shared/data beside the checkout; else skips."""
+    """Folder of the real data sets: MI_KERNELS_DATA, or ../shared/data next to the checkout; skips if there is none."""
     named = os.environ.get("MI_KERNELS_DATA")
     path = Path(named) if named else ROOT.parent / "shared" / "data"
     if not path.is_dir():

@@ -1,9 +1,9 @@
-"""What a compiler can say about the CUDA kernels without a GPU: `python -m tests.cuda_checks [--update]`.
+"""Checks the CUDA kernels by compiling them, without a GPU: `python -m tests.cuda_checks [--update]`.
 
-Every csrc/**/*.cu is compiled for sm_80 and sm_90a. Spills and stack frames fail, and so does a kernel that uses more
-registers or shared memory than tests/cuda_resources.json records, when that was written with this version of nvcc.
-Torch glue (csrc/**/cuda.cpp) has its syntax checked against the installed torch and the toolkit's headers. Numerics
-are checked by the emulator, in tests/ops/.
+Every csrc/**/*.cu is compiled for sm_80 and sm_90a. Register spills and stack frames fail. A kernel that uses more
+registers or shared memory than tests/cuda_resources.json records also fails, if the record is from this version of
+nvcc. The syntax of the torch glue (csrc/**/cuda.cpp) is checked against the installed torch and the toolkit's headers.
+The emulator checks numerics (tests/ops/).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def find_nvcc() -> str | None:
 
 
 def toolkit_of(nvcc: str) -> Path:
-    """The folder of the toolkit; nvcc may be a wrapper somewhere else."""
+    """The toolkit's folder as `nvcc --dryrun` prints it, because nvcc may be a wrapper in another place."""
     done = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True)
     found = re.search(r"TOP=(.+)", done.stderr)
     return Path(found[1].strip()).resolve() if found else Path(nvcc).resolve().parent.parent
@@ -45,7 +45,7 @@ def version_of(nvcc: str) -> str:
 
 
 def readable(symbols: list[str]) -> dict[str, str]:
-    """Mangled name -> kernel and template arguments, without namespaces and parameters."""
+    """Mangled name -> name of the kernel with template arguments, without namespaces and parameters."""
     if shutil.which("c++filt") is None:
         return {s: s for s in symbols}
     done = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True)
@@ -54,7 +54,7 @@ def readable(symbols: list[str]) -> dict[str, str]:
 
 
 def parsed(log: str, ptx: str) -> dict[str, Resources]:
-    """Symbol -> what ptxas says of it, with the dynamic shared memory that the kernel's PTX names."""
+    """Symbol -> resources that ptxas reports, plus the dynamic shared memory that the kernel's PTX states."""
     dynamic = {}
     for body in ptx.split(".entry ")[1:]:
         notes = re.findall(r"dynamic shared memory: (\d+)", body)
@@ -101,7 +101,7 @@ def complaints(rows: dict[str, Resources], version: str) -> list[str]:
 
 
 def glue_errors(nvcc: str) -> list[str]:
-    """What g++ says against the torch glue; none where torch or g++ is absent."""
+    """The errors that g++ reports for the torch glue; empty if there is no g++."""
     compiler = shutil.which(os.environ.get("CXX") or "g++")
     if compiler is None:
         return []
@@ -109,7 +109,7 @@ def glue_errors(nvcc: str) -> list[str]:
 
     include = Path(torch.__file__).parent / "include"
     toolkit = toolkit_of(nvcc) / "include"
-    # A CPU build of torch lacks one generated header, which this macro stands for.
+    # A CPU build of torch lacks one generated header; this macro replaces it.
     flags = ["-std=c++20", "-fsyntax-only", "-DMI_KERNELS_WITH_CUDA=1", "-DC10_USING_CUSTOM_GENERATED_MACROS"]
     folders = [toolkit, ROOT / "csrc", include, include / "torch/csrc/api/include"]
     found = []

@@ -1,6 +1,7 @@
 """One rank of tests/test_distributed.py: `python distributed_worker.py RANK FOLDER`.
 
-The first two, three and all four processes form a group in turn, so that Python and torch start once a process.
+The first two, the first three and all four processes form a group, one after the other: each process starts Python and
+torch only once.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from mi_kernels.compat.pytorch_metric_learning.utils.distributed import Distribu
 from tests.compat.originals import original
 
 ITEMS, WIDTH = 5, 4
-# rows of every rank: even, uneven, with ranks that have none
+# numbers of rows per rank: even, uneven, and with ranks that have none
 SHARDS = {2: [(5, 5), (8, 2)], 3: [(5, 5, 5), (6, 0, 9)], 4: [(5, 5, 5, 5), (7, 1, 12, 0)]}
 FLAGS = [(local, grad) for local in (False, True) for grad in (False, True)]
 
 
 def everything(world: int) -> dict[str, torch.Tensor]:
-    """The pairs of all ranks; every rank and the parent draw the same."""
+    """The pairs of all ranks; every rank and the parent process draw the same."""
     g = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
     return {
@@ -71,7 +72,7 @@ def ours(t: dict[str, torch.Tensor], schedule: str = "gather") -> dict[str, torc
 
 
 def gathering(t: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """lightly's losses that gather."""
+    """lightly's losses with gather_distributed."""
     x, y = t["x"], t["y"]
     return {
         "lightly_nt_xent": lightly.NTXentLoss(0.2, gather_distributed=True)(x, y),
@@ -93,24 +94,24 @@ def compat_losses(module, t: dict[str, torch.Tensor], rank: int, world: int) -> 
 
 
 def wrapped_losses(losses, wrapper, t: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """pytorch_metric_learning's DistributedLossWrapper, its own or ours, over its own losses or ours."""
+    """Losses in a DistributedLossWrapper; `losses` and `wrapper` are pytorch_metric_learning's or ours."""
     found = {}
     for name in ("NTXentLoss", "SupConLoss"):
         for efficient in (False, True):
             wrap = wrapper(getattr(losses, name)(0.2), efficient)
             found[f"wrapped {name} {efficient}"] = wrap(t["x"], t["labels"])
-            # Labels of their own: the original drops the diagonal where both are one tensor.
+            # A copy of the labels: if both are the same tensor, the original drops the diagonal.
             both = {"ref_emb": t["y"], "ref_labels": t["labels"].clone()}
             kind = "efficient reference" if efficient else "reference"
             found[f"wrapped {name} {kind}"] = wrap(t["x"], t["labels"], **both)
-        # Two batches of all ranks fit: the original's memories differ from rank to rank once they wrap around.
+        # Large enough for two batches of all ranks: the original's memories differ between ranks once they wrap around.
         memory = wrapper(losses.CrossBatchMemory(getattr(losses, name)(0.2), WIDTH, 24))
         found[f"wrapped {name} memory"] = memory(t["x"], t["labels"]) + memory(t["y"], t["labels"])
     return found
 
 
 def hard_pairs(emb, labels, ref_emb=None, ref_labels=None) -> tuple[torch.Tensor, ...]:
-    """A miner: positives that are not close and negatives that are not far."""
+    """A miner of hard pairs: positives with a similarity below 0.9, negatives with one above -0.3."""
     own = ref_emb is None
     ref_emb, ref_labels = (emb, labels) if own else (ref_emb, ref_labels)
     scores = F.normalize(emb.detach(), dim=1) @ F.normalize(ref_emb.detach(), dim=1).T
@@ -138,7 +139,7 @@ def mined_losses(t: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def kept_memory(t: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """What a memory that wraps around holds after three batches: two whole ones, one of marked rows."""
+    """The contents of a memory that wraps around, after two whole batches and one with an enqueue_mask."""
     memory = losses.CrossBatchMemory(losses.SupConLoss(0.2), WIDTH, 16)
     wrapped = DistributedLossWrapper(memory)
     wrapped(t["x"], t["labels"])
@@ -160,7 +161,7 @@ def shard(t: dict[str, torch.Tensor], rank: int, sizes: tuple[int, ...]) -> dict
 
 
 def message(function, *arguments, **kwargs) -> str:
-    """What a call that must fail says, with the type of its error."""
+    """The type and message of the error that a call raises."""
     try:
         function(*arguments, **kwargs)
     except Exception as error:
@@ -169,7 +170,7 @@ def message(function, *arguments, **kwargs) -> str:
 
 
 def saved(loss) -> int:
-    """Numbers that autograd keeps for the backward."""
+    """How many numbers autograd saves for the backward."""
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
         loss()
@@ -177,12 +178,12 @@ def saved(loss) -> int:
 
 
 def installed() -> contextlib.AbstractContextManager[None]:
-    """Leaves out what follows where an original is missing."""
+    """Skips the rest of a `with` block if an original library is not installed."""
     return contextlib.suppress(pytest.skip.Exception)
 
 
 def every_world(rank: int, world: int) -> dict[str, object]:
-    """What two, three and four ranks all do."""
+    """Results of the cases that run in groups of two, three and four ranks."""
     found: dict[str, object] = {}
     t = everything(world)
     for sizes in SHARDS[world]:
@@ -216,7 +217,7 @@ def every_world(rank: int, world: int) -> dict[str, object]:
 
 
 def refusals(rank: int) -> dict[str, str]:
-    """Calls that two ranks cannot agree on, or that are wrong on both."""
+    """Error messages of calls whose arguments differ between two ranks or are wrong on both."""
     x, d = torch.randn(3, 4 + rank), mk.distributed
     return {
         "width": message(d.info_nce, x, x),
@@ -240,7 +241,7 @@ def second(t: dict[str, torch.Tensor], schedule: str) -> list[torch.Tensor]:
 
 
 def two_ranks(rank: int) -> dict[str, object]:
-    """The drop-ins, whose originals are run in the same group where they are installed."""
+    """Results of the drop-ins and, where installed, of the originals, in a group of two."""
     world = 2
     t = shard(everything(world), rank, SHARDS[world][0])
     found: dict[str, object] = dict(

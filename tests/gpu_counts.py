@@ -1,13 +1,13 @@
-"""What losses ask of a GPU, counted without one: `python -m tests.gpu_counts [--update]`.
+"""Counts the work that losses cause on a GPU, without a GPU: `python -m tests.gpu_counts [--update]`.
 
-A loss and its gradients run on torch's meta device with the settings of real launches, and every operator of torch and
+A loss and its gradients run on torch's meta device with the settings of real launches, and every torch operator and
 every Triton launch is recorded. These are counts and models, not measurements:
 
-launches  operators of torch that start a kernel, plus Triton's launches
-bytes     every tensor of a launch counted once, read or written: what moves where a launch's own reuse stays in cache
+launches  torch operators that start a kernel, plus Triton's launches
+bytes     every tensor of a launch counted once, read or written: the traffic if reuse within a launch stays in cache
 flop      of matmuls and of Triton's products of pairs, in units of N = 2 B^2 D (M = 2 B^2 H^2 for the concat critic)
 
-bench/results/gpu_counts.json holds the table, beside what the same counter found before the schedules it names.
+bench/results/gpu_counts.json has the table ("now") and the counts before the schedules that it names ("before").
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.absent_gpu import tensor
 
 RECORD = Path(__file__).resolve().parent.parent / "bench/results/gpu_counts.json"
 BF16 = torch.bfloat16
-# Operators of torch that start nothing on a device.
+# Torch operators that launch no kernel.
 FREE = ("view", "expand", "slice", "select", "detach", "empty", "alias", "squeeze", "transpose", "permute", "resize_",
         "_local_scalar_dense", "unbind", "split", "t.default", "lift_fresh", "_to_copy_none")  # fmt: skip
 
@@ -71,7 +71,7 @@ class Counter(TorchDispatchMode):
         self.add(f"triton {name}", read, FLOP.get(name, lambda g: 0.0)(given))
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """16-bit factors, a sum in fp32: one matmul on a GPU; torch has no shape function for it."""
+        """A matmul of 16-bit factors with an fp32 result: one launch on a GPU. Torch has no shape function for it."""
         with torch.utils._python_dispatch._disable_current_modes():
             out = torch.empty((*a.shape[:-1], b.shape[-1]), device=a.device, dtype=torch.float32)
         self.add("bmm", (a, b, out), 2.0 * a.numel() * b.shape[-1])
@@ -95,7 +95,8 @@ def _layers(g: dict) -> float:
 
 
 def _distances(g: dict, *widths: str) -> float:
-    """Squared distances of samples and, where gradients are fused, their products; DIRECT has few pairs left."""
+    """FLOP of squared distances and, if gradients are fused, of their products; DIRECT counts 0, as it has few
+    pairs."""
     if g["DIRECT"]:
         return 0.0
     rows, gradients = g.get("n_own", g["n"]), [g.get(p) for p in ("p_dz", "p_dx", "p_dy")]
@@ -104,9 +105,9 @@ def _distances(g: dict, *widths: str) -> float:
     return once * (half + any(t is not None for t in gradients))
 
 
-# Of these tensors a launch touches one element a row.
+# Tensors of which a launch accesses only one element per row.
 SPARSE = {"finish_kernel": ("p_ds",)}
-# FLOP of a launch by its arguments, where that is a product of pairs; one group.
+# FLOP per group of the launches that compute products of pairs, from their arguments.
 FLOP: dict[str, Callable[[dict], float]] = {
     "stats_kernel": lambda g: _pairs(g, "n_own", "n_oth"),
     "pair_kernel": lambda g: _pairs(g, "n_row", "n_col"),
@@ -125,7 +126,7 @@ FLOP: dict[str, Callable[[dict], float]] = {
 
 @contextlib.contextmanager
 def counted() -> Iterator[Counter]:
-    """Counts what runs on the meta device with the settings of launches on a GPU."""
+    """Counts the launches on the meta device, with the settings of launches on a GPU."""
     from triton.runtime.jit import JITFunction
 
     counter = Counter()
@@ -140,7 +141,7 @@ def counted() -> Iterator[Counter]:
                 if callable(value) and value in of_counter:
                     patch(module, name, of_counter[value])
             if module.__name__.endswith("mlp_critic.triton_common"):
-                patch(module, "INTERPRETED", True)  # it asks for the device there alone
+                patch(module, "INTERPRETED", True)  # only this module asks for the device
         stack.enter_context(mock.patch("mi_kernels.backends._interpreting", lambda: True))
         patch(JITFunction, "run", lambda self, *args, grid=None, warmup=None, **kw: counter.launch(self, args, kw))
         stack.enter_context(mk.use_backend("triton"))

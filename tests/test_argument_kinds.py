@@ -1,7 +1,7 @@
-"""Every argument of the public losses and bounds, replaced by every odd kind of thing.
+"""Every argument of the public losses and bounds, replaced by unusual objects of many kinds.
 
-A call may succeed, or raise ValueError, TypeError or RuntimeError with a sentence that names the argument. A value that
-is not finite may not come out finite.
+A call may succeed, or raise ValueError, TypeError or RuntimeError with a sentence that names the argument. An input
+that is not finite must not give a finite result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 import mi_kernels as mk
 
-with warnings.catch_warnings():  # torch says that both kinds are in a beta state
+with warnings.catch_warnings():  # torch warns that both kinds are in beta
     warnings.simplefilter("ignore")
     _COMPRESSED = torch.eye(4, 3).to_sparse_csr()
     _NESTED = torch.nested.nested_tensor([torch.ones(4, 3), torch.ones(2, 3)])
@@ -133,7 +133,8 @@ FUNCTIONS = functions()
 
 
 def work_or_are_named(function: Callable[..., Any], given: dict[str, Any], unread: Collection[str] = ()) -> None:
-    """Each argument replaced by each odd thing; only what is not finite in an `unread` one may come out finite."""
+    """Replaces each argument by each odd object. Only in `unread` arguments may a non-finite value give a finite
+    result."""
     for argument in given:
         for kind, odd in ODD.items():
             try:
@@ -152,7 +153,7 @@ def test_odd_arguments_work_or_are_named(name: str) -> None:
 
 
 def flags() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any], str]]:
-    """Every bool argument of the public functions and classes."""
+    """Every bool argument of the public functions and classes, with the other arguments of a valid call."""
     x, y, q = torch.randn(4, 3), torch.randn(4, 3), torch.randn(1, 1, 4, 3)
     pair = {"image_features": x, "text_features": y, "logit_scale": 1.0, "logit_bias": 0.0}
     given: dict[Any, dict[str, Any]] = {
@@ -199,5 +200,5 @@ def test_infinite_features_never_give_finite_gradients(loss: str) -> None:
     }[loss]()
     (gradient,) = torch.autograd.grad(value, x)
     assert not (value.isfinite() and gradient.isfinite().all())
-    if loss != "siglip_loss":  # whose softplus of -inf is 0
+    if loss != "siglip_loss":  # softplus(-inf) is 0, and so is its gradient
         assert not gradient[1].isfinite().all()

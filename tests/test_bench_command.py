@@ -1,4 +1,4 @@
-"""The benchmark command: what counts as a regression, and that every case and table runs at its smallest."""
+"""The benchmark command: what counts as a regression, and that every case and table runs with its smallest settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def noisy(factor: float, pairs: int, seed: int) -> tuple[list[float], list[float]]:
-    """Times whose machine slows down now and then for both sides, with noise of 5 % and some outliers of one side."""
+    """Paired times with 5 % noise: slow phases of the machine affect both sides, outliers only one."""
     draw = random.Random(seed)
     before, after = [], []
     for _ in range(pairs):
@@ -37,7 +37,7 @@ def test_a_change_is_told_from_noise(factor: float, verdict: str) -> None:
 
 def test_noise_alone_is_hardly_ever_a_regression() -> None:
     found = [judge("case", *noisy(1.0, 25, seed), 0.0, 0.05).verdict for seed in range(400)]
-    assert found.count("slower") <= 20  # 2.5 % of them at most, in the mean
+    assert found.count("slower") <= 20  # 2.5 % of 400 are expected at most
 
 
 def test_few_pairs_give_no_verdict() -> None:
@@ -56,7 +56,7 @@ def test_the_interval_of_the_median_has_its_confidence(n: int) -> None:
 
 
 def test_a_slower_checkout_ends_with_status_1(tmp_path: Path) -> None:
-    """Two processes of this checkout; every step of the second one takes twice as long."""
+    """Compares this checkout with itself; in the second process every step takes twice as long."""
     out = tmp_path / "verdicts.json"
     arguments = ["compare", str(ROOT), "--only", "loss/clip_loss", "--seconds", "0.1", "--slow", "1", "--out", str(out)]
     assert command.main(arguments) == 1

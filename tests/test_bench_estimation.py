@@ -1,4 +1,4 @@
-"""The staircase and the benchmark on forty tasks: tiny runs, resumption, theory."""
+"""The staircase benchmark and the benchmark on forty tasks: tiny runs, resuming, theoretical values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_forty_tasks_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mk, "estimate_mi", functools.partial(mk.estimate_mi, max_steps=50))
-    # the checkout may get a commit between both runs
+    # keep the description constant, even if a commit is made between the two runs
     monkeypatch.setattr(mi_tasks.machine, "describe", functools.cache(mi_tasks.machine.describe))
     output = tmp_path / "out.json"
     arguments = ["--only", "1v1-normal-0.75", "--samples", "400", "--output", str(output)]

@@ -1,4 +1,4 @@
-"""The GPU runner's own logic on a CPU: its cases, gate, ratios, budgets, what it does when a step fails."""
+"""The GPU benchmark runner's logic, tested on a CPU: cases, correctness gate, ratios, time budgets, failing steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BEST = {"matmul_tflops_float32": 2.0, "copy_gbytes_per_second": 4.0}
 
 
 class FakeTimer:
-    """Every run takes 2 ms and adds 3 MiB, once it has been run."""
+    """Runs each step once and reports 2 ms and 3 MiB."""
 
     def times(self, step, seconds):
         step()
@@ -151,7 +151,7 @@ def test_a_report_is_replaced_in_one_step(tmp_path):
 
 
 def test_a_device_that_fails_within_a_case_leaves_the_rows_before_it():
-    """After a fault of a kernel every later call on a CUDA device fails too."""
+    """After a kernel fault every later call on a CUDA device fails too; earlier rows are kept."""
 
     class Broken(FakeTimer):
         def __init__(self):
@@ -196,7 +196,7 @@ def test_a_case_that_takes_its_process_down_costs_only_itself(monkeypatch):
     monkeypatch.setattr(stages, "command", command)
     saved = []
     found = stages.bench(CPU, 100.0, True, 4, lambda part: saved.append([len(c["rows"]) for c in part["cases"]]))
-    # after every row and every case
+    # results are saved after every row and every case
     assert saved == [[1], [0], [0, 1], [0, 1, 1], [0, 1, 0], [0, 1, 0, 1], [0, 1, 0, 0]]
     assert calls == [0, 2]
     assert [c["name"] for c in found["cases"]] == [0, 1, 2, 3]
@@ -217,7 +217,7 @@ def test_the_runner_writes_its_report_and_a_failing_step_is_recorded(monkeypatch
     assert "skipped" in found["build"] and "skipped" in found["sanitize"]
     assert found["environment"]["torch"] == torch.__version__
     assert runner.main([*arguments, "--only", "build"]) == 0
-    assert "bench" in json.loads((tmp_path / "new/gpu.json").read_text())  # of the earlier call
+    assert "bench" in json.loads((tmp_path / "new/gpu.json").read_text())  # from the earlier call
     with pytest.raises(SystemExit):
         runner.main([*arguments, "--only", "lunch"])
 
@@ -252,7 +252,7 @@ def test_the_passes_share_the_contenders():
 
 
 def test_a_build_without_its_extension_is_an_error(monkeypatch):
-    """setup.py ends with 0 when a build fails."""
+    """setup.py exits with status 0 even if the build fails, so the runner must check the extension."""
     ran = []
 
     def command(arguments, seconds, on_line=None, **environment):

@@ -1,4 +1,4 @@
-"""The cost model of the ring: its limits, and the rows from which transfers are hidden."""
+"""The cost model of the ring schedule: its limits, and the number of rows from which transfers are hidden."""
 
 import pytest
 

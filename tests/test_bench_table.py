@@ -1,4 +1,4 @@
-"""How the CPU benchmarks take turns, and what they compare with."""
+"""The CPU benchmarks: interleaved steps, the compute peak that they are compared with, and peak memory."""
 
 import shutil
 import time
@@ -59,5 +59,5 @@ def test_buffers_kept_from_earlier_calls_count_as_memory_of_this_one() -> None:
 
     for _ in range(3):
         step()
-    # x and y packed, and one more of each: 2 MiB at least, which a warm call would otherwise find in its own pool
+    # packed copies of x and y, and one more array of each size: at least 2 MiB, which a warm call takes from its pool
     assert machine.peak_mebibytes(step) > 1.5

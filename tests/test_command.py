@@ -1,4 +1,4 @@
-"""`python -m mi_kernels estimate`: results, and errors that end in exit code 2."""
+"""`python -m mi_kernels estimate`: results, and errors with exit code 2."""
 
 from __future__ import annotations
 

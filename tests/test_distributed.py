@@ -1,7 +1,7 @@
 """mk.distributed and the distributed losses of mi_kernels.compat: gloo processes against one that holds all pairs.
 
-The mean of the ranks' losses is the single process's loss, and so, as DistributedDataParallel averages, are gradients:
-the feature gradients of a rank divided by the number of ranks, and the mean of the scales' gradients.
+The mean of the ranks' losses equals the single process's loss. Gradients agree in the way DistributedDataParallel
+averages them: a rank's feature gradients divided by the number of ranks, and the mean of the ranks' scale gradients.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if not (dist.is_available() and dist.is_gloo_available()):
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory):
-    """What every rank of the groups of two, three and four found: {ranks: [found by rank]}."""
+    """The results of the groups of two, three and four ranks: {number of ranks: [results of each rank]}."""
     folder = tmp_path_factory.mktemp("ranks")
     number = max(worker.SHARDS)
     logs = [folder / f"{rank}.log" for rank in range(number)]
@@ -39,7 +39,7 @@ def worlds(tmp_path_factory):
             running.append(subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT))
     end = time.monotonic() + 240
     try:
-        # The others wait for a rank that failed: the first failure ends them all.
+        # If a rank fails, the others wait for it forever, so the first failure ends all.
         while any(p.poll() is None for p in running) and not any(p.poll() for p in running):
             assert time.monotonic() < end, "the ranks did not end"
             time.sleep(0.05)
@@ -63,7 +63,8 @@ def whole(world=WORLD):
 
 
 def together(ranks, name, world=WORLD):
-    """Loss, gradients of x, y and views, gradients of scale and bias: as one process would have them."""
+    """The ranks' loss, gradients of x, y and views, and gradients of scale and bias, combined to those of one
+    process."""
     values = [rank[name] for rank in ranks]
     loss = torch.stack([v[0] for v in values]).mean()
     features = [torch.cat([v[k] for v in values]) / world for k in (1, 2, 3)]
@@ -72,7 +73,7 @@ def together(ranks, name, world=WORLD):
 
 
 def formulas(t):
-    """The losses of a single process, written out."""
+    """Formulas for the losses of a single process."""
     x, y, scale, bias = t["x"], t["y"], t["scale"], t["bias"]
     labels = torch.arange(len(x))
     scores = scale * x @ y.T
@@ -100,7 +101,7 @@ def gradients(loss, t):
     return worker.with_gradients({"": loss}, t)[""]
 
 
-# info_nce, nt_xent and lightly's losses normalise: at unit features their gradients are the tangential part.
+# info_nce, nt_xent and lightly's losses normalise features; for unit features their gradient is the tangential part.
 def tangential(values, t):
     loss, dx, dy, *rest = values
     return [loss, *(g - (g * f).sum(1, keepdim=True) * f for g, f in ((dx, t["x"]), (dy, t["y"]))), *rest]
@@ -128,7 +129,7 @@ def one_process(world):
 @pytest.mark.parametrize("schedule", ["gather", "ring"])
 @pytest.mark.parametrize("sizes", [s for shards in worker.SHARDS.values() for s in shards], ids=str)
 def test_equals_one_process(worlds, schedule, sizes):
-    """Even and uneven shards, ranks without rows among them."""
+    """With even and uneven shards, some of them empty."""
     world = len(sizes)
     for name, want in one_process(world).items():
         got = together(worlds[world], f"{name} {schedule} {sizes}", world)
@@ -160,7 +161,7 @@ def test_a_ring_takes_16_bit_features(worlds):
         torch.testing.assert_close(got[0].double(), want, rtol=1e-5, atol=0)
         for g, w in zip(got[1:3], slopes, strict=True):
             assert g.dtype == torch.bfloat16
-            torch.testing.assert_close(g.double(), w, rtol=2**-7, atol=1e-6)  # two roundings, one by `together`
+            torch.testing.assert_close(g.double(), w, rtol=2**-7, atol=1e-6)  # rounded twice, once in `together`
 
 
 @pytest.mark.parametrize("schedule", ["gather", "ring"])
@@ -285,7 +286,7 @@ def whole_reference(t):
 @pytest.mark.parametrize("sizes", worker.SHARDS[WORLD], ids=str)
 @pytest.mark.parametrize("kind", ["", " without labels", " reference", " memory"])
 def test_mined_pairs_equal_one_process(ranks, kind, sizes):
-    """Miners count this rank's rows first; a memory holds the rows in the order of the ranks."""
+    """Mined indices start with the rank's own rows; a memory holds rows in the order of the ranks."""
     t = whole()
     loss = worker.losses.NTXentLoss(0.2)
     both = whole_reference(t) if kind == " reference" else {}
@@ -313,7 +314,7 @@ def test_mined_pairs_of_this_ranks_anchors(ranks, kind, sizes):
         first += rows
         ref, ref_labels = (t["y"] if kind == " reference" else t["x"])[order], t["labels"][order]
         pairs = worker.hard_pairs(t["x"][mine], t["labels"][mine], ref, ref_labels)
-        keep = pairs[0] != pairs[1]  # the anchor itself, or its row of the reference, as the original has it
+        keep = pairs[0] != pairs[1]  # drops the anchor itself, or its row of the reference, as the original does
         pairs = (pairs[0][keep], pairs[1][keep], *pairs[2:])
         want = worker.losses.NTXentLoss(0.2)(t["x"][mine], None, pairs, ref)
         torch.testing.assert_close(rank[f"mined True{kind} {sizes}"][0], WORLD * want)
@@ -385,7 +386,7 @@ def test_memory_bank_takes_the_keys_of_all_ranks(ranks):
 
 def test_second_derivatives_cross_the_ranks(ranks):
     t = whole()
-    # A rank's first derivative is WORLD times the single process's, so its square is WORLD^2 times.
+    # A rank's first derivative is WORLD times that of the single process, so its square is WORLD^2 times as large.
     first = torch.autograd.grad(mk.info_nce(t["x"], t["y"], temperature=1 / t["scale"]), t["x"], create_graph=True)[0]
     want = torch.autograd.grad((first**2).sum(), t["y"])[0] * WORLD**2
     torch.testing.assert_close(torch.cat([rank["second"][0] for rank in ranks]), want)

@@ -1,7 +1,7 @@
 """README.md and docs/: every Python block runs, every command parses, every link has a target, every table is current.
 
-The blocks of a page run in order, in one namespace and one empty folder, as a reader would paste them. Fits of
-`estimate_mi` are cut short. docs/extending.md has a test of its own, tests/test_docs_extending.py.
+The blocks of a page run in order, in one namespace and one empty folder, as if a reader pasted them. `estimate_mi`
+takes fewer steps. docs/extending.md has its own test, tests/test_docs_extending.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
     names: dict[str, object] = {"__name__": "page"}
     for code in fences(page, "python"):
         quoted = QUOTED.match(code)
-        if quoted:  # a part of a script that tests/examples runs
+        if quoted:  # an excerpt of a script that tests/examples runs
             assert code[quoted.end() :].strip("\n") in (ROOT / quoted[1]).read_text(), f"{page}: not in {quoted[1]}"
         else:
             exec(compile(code, page, "exec"), names)
@@ -76,7 +76,7 @@ def test_commands_parse(page: str) -> None:
 
 
 def anchors(path: Path) -> set[str]:
-    """Of a page's headings, as mkdocs and code hosts make them."""
+    """The anchors of a page's headings, as mkdocs and code hosts generate them."""
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text()), flags=re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
@@ -95,7 +95,7 @@ def test_links_have_targets(page: str) -> None:
 
 @pytest.mark.parametrize("page", readme.PAGES)
 def test_measured_sections_are_what_was_measured(page: str) -> None:
-    """`python -m bench.readme` would change nothing."""
+    """The sections are up to date: `python -m bench.readme` would change nothing."""
     text = (ROOT / page).read_text()
     assert readme.rewritten(page, text, readme.PAGES[page]) == text
 
@@ -108,14 +108,15 @@ def test_pages_name_no_place_of_this_machine(page: str) -> None:
 
 
 def test_the_table_of_systems_and_its_page_name_the_same_systems() -> None:
-    """Every row of README.md's table has a section of docs/systems.md; both link to the system's page."""
+    """The systems in README.md's table are the sections of docs/systems.md, in the same order and with the same
+    links."""
     rows = re.findall(r"^\| (\[\w+\]\(docs/\w+\.md\), [^|]+?) \|", PAGES["README.md"].read_text(), flags=re.M)
     sections = re.findall(r"^## (\[.+)$", PAGES["docs/systems.md"].read_text(), flags=re.M)
     assert rows and [row.replace("(docs/", "(") for row in rows] == sections
 
 
 def test_the_readme_is_a_screen_and_a_half() -> None:
-    """65 lines, blank ones aside."""
+    """README.md has at most 65 lines that are not blank."""
     assert sum(bool(line.strip()) for line in PAGES["README.md"].read_text().splitlines()) <= 65
 
 
@@ -123,7 +124,7 @@ ENTRY = re.compile(r"^@(\w+)\{(\w+),\n(.*?)^\}$", flags=re.S | re.M)
 
 
 def test_citations_are_whole() -> None:
-    """Every entry has its fields and balanced braces; the table names every entry, and entries alone."""
+    """Every BibTeX entry has its fields, braces are balanced, and the table names exactly the entries."""
     page = PAGES["docs/citing.md"].read_text()
     entries = {key: (kind, body) for kind, key, body in ENTRY.findall(page)}
     assert len(entries) == page.count("\n@") and page.count("{") == page.count("}")

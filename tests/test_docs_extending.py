@@ -37,14 +37,14 @@ main(["bounds"])
 
 
 def paths() -> list[str]:
-    """What stands in backticks or as a link's target and is a path, not a command or an expression."""
+    """All paths in backticks or link targets; commands and expressions are not paths."""
     text = re.sub(r"^```.*?^```", "", PAGE, flags=re.S | re.M)
     found = [*re.findall(r"`([^`\s]+)`", text), *re.findall(r"\]\((?!http)([^)#]+)\)", text)]
     return sorted({p for p in found if re.fullmatch(r"[\w./-]+", p) and (p.endswith(("/", *SUFFIXES)))})
 
 
 def test_every_path_on_the_page_exists() -> None:
-    # file names within a folder named before them
+    # other bare file names refer to a folder that the page names before them
     found = [p for p in paths() if "/" in p or p in ("README.md", "pyproject.toml", "setup.py")]
     assert len(found) > 40
     missing = [p for p in found if p not in NEW and not (ROOT / p).exists()]
@@ -53,7 +53,7 @@ def test_every_path_on_the_page_exists() -> None:
 
 
 def block(path: str) -> str:
-    """The code block that follows the path on the page."""
+    """The page's code block directly after a path: the whole content of that file."""
     found = re.search(rf"`{re.escape(path)}`:\n\n```python\n(.*?)^```", PAGE, flags=re.S | re.M)
     assert found, f"no code for {path}"
     return found[1]
@@ -74,7 +74,7 @@ def test_two_files_get_a_bound_estimated_tested_and_listed(tmp_path: Path) -> No
         [sys.executable, "-c", AFTERWARDS], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # two tests of its own, and those that test_registry.py runs on every bound
+    # two tests of the new bound, and those that test_registry.py runs for every bound
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed and int(passed[1]) >= 2 + 8, done.stdout
     choices = re.search(r"--estimator \{(.*?)\}", done.stdout.replace("\n", ""))
@@ -85,14 +85,14 @@ def test_two_files_get_a_bound_estimated_tested_and_listed(tmp_path: Path) -> No
 
 
 def snippet(path: str) -> str:
-    """The code block that is the first after the path's mention, and is a part of that file."""
+    """The page's first code block after a mention of the path: lines to add to that file."""
     found = re.search(rf"`{re.escape(path)}`(?:(?!```).)*?:\n\n```python\n(.*?)^```", PAGE, flags=re.S | re.M)
     assert found, f"no code for {path}"
     return found[1]
 
 
 def changed(root: Path, path: str, place: str, added: str) -> None:
-    """Puts ``added`` behind the only place in the file that reads ``place``."""
+    """Inserts ``added`` after ``place``, which must occur exactly once in the file."""
     text = (root / path).read_text()
     assert text.count(place) == 1, (path, place)
     (root / path).write_text(text.replace(place, place + added))
@@ -100,7 +100,7 @@ def changed(root: Path, path: str, place: str, added: str) -> None:
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What pytest says in a copy that has the page's model, format and data set."""
+    """pytest's output in a copy of the tree with the page's model, format and data set."""
     root = tmp_path_factory.mktemp("extended")
     for name in ("models", "tests/models"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""The committed table of launches, bytes and FLOP says what the code does now, and chunks keep what they are for."""
+"""The committed table of launches, bytes and FLOP is current, and the chunked schedules have the promised costs."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def test_one_sided_losses_compute_nothing_twice_and_their_scores_never_reach_mem
         row = FOUND["now"][name]
         assert row["flop"] == 3.0
         slopes, features = 2 * batch**2 / 2**20, 4 * batch * width / 2**20
-        # dS is written once and read twice; dy and 16-bit features go through every chunk of rows
+        # dS is written once and read twice; every chunk of rows reads 16-bit features and reads and writes dy
         assert row["mib"] < 3 * slopes + (6 * batch / 2048 + 30) * features
 
 
 def test_symmetric_losses_take_their_scores_from_two_passes():
-    """One for both log-sum-exps, one for the slopes, and two matmuls."""
+    """One pass computes both log-sum-exps, one computes dS; with the two matmuls that is 4 N FLOP."""
     assert FOUND["now"]["InfoNCE symmetric, bfloat16, 1024 x 512"]["flop"] == 4.0
     assert FOUND["now"]["InfoNCE symmetric, bfloat16, 32768 x 512"]["flop"] == 4.0
 
@@ -46,4 +46,4 @@ def test_stored_layers_take_few_enough_launches_to_fill_a_device():
     row = FOUND["now"]["concat critic InfoNCE, bfloat16, 512 MiB, 4096 x 512"]
     layers = 7 * 2 * 512 * 2 * 4096**2 / 2**20  # h1 and z, written and read forward and backward; D and dh1
     assert row["flop"] == 4.0 and row["mib"] < 1.2 * layers
-    assert row["mib"] * 2**20 / row["launches"] > 1e7  # two microseconds of memory traffic at 5 TB/s
+    assert row["mib"] * 2**20 / row["launches"] > 1e7  # at 5 TB/s, a launch moves memory for at least two microseconds

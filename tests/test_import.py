@@ -1,4 +1,4 @@
-"""`import mi_kernels` needs torch alone; each test looks at a fresh process."""
+"""`import mi_kernels` needs only torch; each test starts a new process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sdist and wheel, installed into an environment that holds torch and what torch needs, and nothing else."""
+"""Sdist and wheel, installed into an environment that has only torch and its dependencies."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ print(mk.backends()["cpu"])
 
 
 def _with_needs(name: str, seen: set[str]) -> Iterator[metadata.Distribution]:
-    """A distribution and all that it requires here."""
+    """An installed distribution and, recursively, all that it requires on this platform."""
     if name in seen:
         return
     seen.add(name)
     try:
         found = metadata.distribution(name)
-    except metadata.PackageNotFoundError:  # of another platform, under markers that hold all the same
+    except metadata.PackageNotFoundError:  # for another platform, although its markers apply here
         return
     yield found
     for text in found.requires or []:
@@ -62,7 +62,7 @@ def _with_needs(name: str, seen: set[str]) -> Iterator[metadata.Distribution]:
 
 
 def environment(folder: Path) -> Path:
-    """The Python of a new environment that shares torch with this one: a copy would take a minute."""
+    """The Python of a new environment that links to this one's torch, because a copy would take a minute."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     for found in _with_needs("torch", set()):
@@ -74,7 +74,8 @@ def environment(folder: Path) -> Path:
 
 
 def installed_and_used(package: Path, folder: Path) -> tuple[Path, str]:
-    """Installs, as a user would but without an index, and runs the smoke test elsewhere: its Python, what it says."""
+    """Installs a package with pip, without an index, and runs the smoke test in another folder. Returns the
+    environment's Python and the output."""
     python = environment(folder)
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-cache-dir", package]
     subprocess.run(pip, check=True, capture_output=True, text=True)
@@ -127,7 +128,7 @@ def test_the_wheel_names_torch_and_the_platform_and_runs_with_torch_alone(sdist:
     [
         ("2.17", "3.4.19", "libtorch_cpu.so", "manylinux_2_17"),
         ("2.34", "3.4.21", "libgomp.so.1", "manylinux_2_34"),
-        ("2.17", "3.4.30", "libc.so.6", "manylinux_2_35"),  # what an old libc cannot have beside it
+        ("2.17", "3.4.30", "libc.so.6", "manylinux_2_35"),  # this libstdc++ needs a newer libc than 2.17
         ("2.36", "3.4.30", "libm.so.6", "manylinux_2_36"),
         ("2.17", "3.4.19", "libopenblas.so.0", "linux"),
         ("2.17", "3.4.99", "libc.so.6", "linux"),

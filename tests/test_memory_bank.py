@@ -12,7 +12,7 @@ import mi_kernels as mk
 
 
 def rows(first, number, dim=2):
-    """Rows that name themselves: row k is k, k + 0.5, ..."""
+    """Rows that can be identified by their values: row k is k, k + 0.5, ..."""
     return torch.arange(first, first + number)[:, None] + 0.5 * torch.arange(dim)
 
 

@@ -1,6 +1,6 @@
-"""Nothing on a GPU's path reads a tensor on the host or adds by atomics: losses, bounds and their gradients.
+"""On a GPU, losses, bounds and their gradients neither read tensors on the host nor use atomic additions.
 
-Runs on a device that is not there (tests/absent_gpu.py); tests/gpu/test_stream.py says the same on a real one.
+Runs without a GPU (tests/absent_gpu.py); tests/gpu/test_stream.py tests the same on a real one.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ LOSSES: dict[str, Callable[[Make], torch.Tensor]] = {
     "hsic": lambda t: mk.hsic(t(40, 9), t(40, 3)),
     "hsic, bandwidths": lambda t: mk.hsic(t(40, 9), t(40, 3), bandwidth=(t(), 2.0), normalized=False),
 }
-# Through torch.ops, which answers for a tensor without data itself; "paired negatives" are a product of rows.
+# Losses that launch no Triton kernel here: "rows" calls an operator of torch.ops, which runs its fake implementation
+# for meta tensors; "paired negatives" is a product of rows in plain torch.
 BY_OPERATOR = ("rows", "paired negatives")
-# On a GPU they add in the order in which programs come by; index_put sorts.
+# On a GPU these operators add in an arbitrary order (index_put sorts first).
 BY_ATOMICS = ("index_add", "scatter_add", "scatter_reduce", "index_reduce", "embedding_dense_backward")
 BOUNDS = (
     mk.InfoNCE, mk.NCECLUB, mk.NWJ, mk.TUBA, mk.DonskerVaradhan, mk.MINE, mk.JensenShannon, mk.SMILE,
@@ -144,7 +145,7 @@ def test_a_read_would_be_seen(read):
 
 @pytest.mark.parametrize("shape", [(40,), (2, 40)], ids=str)
 def test_estimates_within_labels_read_the_labels_alone(shape):
-    """As documented: how many groups there are, and how large, depends on the labels."""
+    """As documented, only the labels are read on the host, because the number and sizes of groups depend on them."""
     bound = mk.InfoNCE(mk.DotCritic(), condition="group")
     with absent_gpu():
         x = tensor(*shape, 9)

@@ -1,4 +1,4 @@
-"""What pip installs, and that a build which cannot be done leaves a pure-Python install."""
+"""What pip installs; and that a failed build of the extension leaves a pure-Python install."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def test_missing_sources_leave_a_pure_python_build(tree: Path) -> None:
 
 
 def test_an_old_setuptools_is_named(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """That of a fresh environment of Python 3.11 does not understand pyproject.toml, and says so in forty lines."""
+    """setup.py names the setuptools that is needed. The one in a new environment of Python 3.11 does not understand
+    pyproject.toml and would fail with forty lines."""
     old = tmp_path_factory.mktemp("old")
     (old / "setuptools.py").write_text("__version__ = '65.5.0'\ndef setup(**_): pass\n")
     done = subprocess.run(
@@ -93,7 +94,7 @@ def test_an_old_setuptools_is_named(tree: Path, tmp_path_factory: pytest.TempPat
 
 
 def test_a_built_library_is_packed_in_place_too(tree: Path) -> None:
-    """What `MI_KERNELS_BUILD=built pip install -e .` asks of build_ext."""
+    """With MI_KERNELS_BUILD=built, `build_ext --inplace` (which `pip install -e .` runs) keeps the existing library."""
     (tree / "mi_kernels" / "_C.so").write_bytes(b"library")
     done = subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--inplace"],

@@ -1,4 +1,4 @@
-"""Every operator of the extension on its own product loops, as on a CPU for which oneDNN has no kernel."""
+"""Every operator of the extension with the plain matrix-product loops, as on a CPU for which oneDNN has no kernel."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import torch
 from mi_kernels.backends import extension_status
 
 TESTS = Path(__file__).parent
-# Tests of the compiled operators against the definition in fp64, one or two of each operator.
+# One or two tests per operator that compare the compiled code with the definition in fp64.
 CHOSEN = {
     "ops/dot_critic/test_dot_critic.py": "(match_the_fp64 or arbitrary_weights or twice_that) and cpu",
     "ops/mlp_critic/test_mlp_critic.py": "compiled_kernels_equal or twice_that",

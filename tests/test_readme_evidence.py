@@ -1,4 +1,4 @@
-"""The measured sections on the systems: cases in any number, what is not finished, and what is significant."""
+"""README sections on the systems' results: any number of finished cases, unfinished cases, and significance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.readme_parts import load
 
 @pytest.fixture
 def stored(monkeypatch):
-    """Puts a study's summary in the place of the stored one."""
+    """A function that replaces a study's stored summary."""
 
     def put(summary):
         monkeypatch.setattr(readme_evidence, "load", lambda name: {"summary": summary})
@@ -30,7 +30,7 @@ def test_every_finished_case_of_the_penalty_has_a_section_and_the_others_are_nam
         assert ("Not finished" in text) is (len(finished) < len(mdm_evidence.CASES))
         missing = text.partition("Not finished")[2]
         assert ("MOSI, MulT" in missing) is (not finished)
-    assert headings[0] == "### ICT-MMMO, MFN"  # the order of the study, not of the file
+    assert headings[0] == "### ICT-MMMO, MFN"  # in the order of the study, not of the file
 
 
 def test_a_second_accuracy_has_a_column(stored):

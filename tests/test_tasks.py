@@ -1,4 +1,4 @@
-"""Tasks with known mutual information, against formulas written here, quadrature and moments of their samples."""
+"""Tasks with known mutual information, against independent formulas, quadrature and the moments of their samples."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_bivariate_student_value_by_quadrature() -> None:
 
 @pytest.mark.parametrize("epsilon", [0.1, 0.75])
 def test_additive_value_by_quadrature(epsilon: float) -> None:
-    # I = h(Y) - h(noise), h(Y) from the density of the sum of two uniforms.
+    # I = h(Y) - h(noise), with h(Y) from the density of the sum of two uniform variables.
     y = np.linspace(-epsilon, 1 + epsilon, 400_001)
     density = np.clip(np.minimum(y + epsilon, 1) - np.maximum(y - epsilon, 0), 0, None) / (2 * epsilon)
     entropy = -integrate.trapezoid(special.xlogy(density, density), y)

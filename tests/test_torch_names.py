@@ -1,9 +1,8 @@
-"""A name of torch that the library has not used before is noticed: 2.6, the oldest torch that pyproject.toml admits,
-may lack it.
+"""The library uses only names of torch that exist in 2.6, the oldest version that pyproject.toml admits.
 
-The tests run with torch 2.13, so older versions are held by a list: tests/torch_names.txt has the names and keywords
-that the library uses, and everyday functions beside them. All of them exist in torch 2.6.0, where they were looked up
-once. `python -m tests.test_torch_names` writes it; look up in torch's documentation what it adds.
+The tests run with torch 2.13, so they compare with a list: tests/torch_names.txt has the names and keywords that the
+library uses, and other common functions. All were looked up in torch 2.6.0. `python -m tests.test_torch_names` updates
+the list; look up the names that it adds in torch's documentation.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "tests" / "torch_names.txt"
-# Younger than 2.6: since when, and what a file that uses it has to ask first.
+# Newer names: the version that added them, and the guard that a file using them must contain.
 GUARDED = {
     "torch.bmm(out_dtype)": ("2.8", "WIDE_PRODUCTS"),
     "torch.baddbmm(out_dtype)": ("2.8", "WIDE_PRODUCTS"),
@@ -30,7 +29,7 @@ def dotted(node: ast.AST) -> str | None:
 
 
 def imported(tree: ast.AST) -> dict[str, str]:
-    """Local name to name in torch."""
+    """Local names of imported torch modules and objects -> their names in torch."""
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -43,7 +42,7 @@ def imported(tree: ast.AST) -> dict[str, str]:
 
 
 def names(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of torch, and function(keyword) for each keyword that one of its functions is given."""
+    """Dotted names of torch in the code, and function(keyword) for each keyword passed to one of its functions."""
     known = imported(tree)
     yield from known.values()
 
@@ -95,7 +94,7 @@ def test_aliases_and_keywords_are_seen() -> None:
 
 
 def test_types_are_asked_for_in_tuples() -> None:
-    """``isinstance(value, int | str)`` breaks the graph of torch.compile in torch 2.6."""
+    """In torch 2.6, ``isinstance(value, int | str)`` causes a graph break in torch.compile; a tuple does not."""
     for path in sorted((ROOT / "mi_kernels").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":

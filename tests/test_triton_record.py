@@ -1,6 +1,7 @@
-"""The committed record of what Triton's compiler made of every kernel: both ends of the supported range, no spill.
+"""The committed record of every compiled Triton kernel covers the oldest and newest supported Triton and has no spills.
 
-`python -m tests.triton_checks --compile` compares the record with what the installed Triton makes of the kernels now.
+`python -m tests.triton_checks --compile` compares the record with the kernels as the installed Triton compiles them
+now.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the site adds to mkdocs: docstrings as they are written, formulas as MathML, links to the repository's files."""
+"""The website's mkdocs extensions: docstrings shown literally, formulas as MathML, links to the repository's files."""
 
 from __future__ import annotations
 

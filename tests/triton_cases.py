@@ -1,7 +1,7 @@
-"""What the interpreter cases of several operators share: poisoned outputs, products of TF32 parts, errors, comparison
-with plain torch.
+"""Shared by the operators' triton_cases.py: poisoned outputs, products of TF32 parts, errors, comparison with plain
+torch.
 
-A module of cases runs in a process of its own: TRITON_INTERPRET is read when triton is imported.
+A module of cases runs in its own process, because triton reads TRITON_INTERPRET when it is imported.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
-# The interpreter's, or that of a GPU on which the same cases run compiled.
+# The interpreter's device, or a GPU on which the same cases run compiled.
 DEVICE = torch.device(os.environ.get("MI_KERNELS_TEST_DEVICE", "cpu"))
 
 
 def prepare() -> None:
-    """Every uninitialised floating-point tensor holds NaN from here on; the interpreter's warnings are silenced. Its
-    products of three TF32 parts round as a GPU's do: by itself it would multiply in fp32."""
+    """Prepares the process: uninitialised floating-point tensors are filled with NaN, the interpreter's warnings are
+    silenced, and its 3xTF32 products round as on a GPU (by default the interpreter multiplies in fp32)."""
     warnings.filterwarnings("ignore", module="triton.runtime.interpreter")
     torch.empty, torch.empty_like = _poisoned(torch.empty), _poisoned(torch.empty_like)
     builder = interpreter.InterpreterBuilder
@@ -30,7 +30,7 @@ def prepare() -> None:
 
 
 def _tf32(a: np.ndarray, half: int) -> np.ndarray:
-    """fp32 cut off to TF32's 10 bits of fraction, after adding `half` to the bits."""
+    """Adds `half` to the bits of fp32 numbers, then truncates them to TF32's 10 bits of fraction."""
     return ((a.view(np.uint32) + np.uint32(half)) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
@@ -40,7 +40,7 @@ def _three_products(plain):
             return plain(self, a, b, d, input_precision, *rest)
         high = [_tf32(t.data, 0x1000) for t in (a, b)]  # rounded to nearest
         low = [_tf32(t.data - h, 0) for t, h in zip((a, b), high, strict=True)]
-        with np.errstate(over="ignore", invalid="ignore"):  # of rows that are too far apart for products
+        with np.errstate(over="ignore", invalid="ignore"):  # rows that are too far apart for products
             found = low[0] @ high[1] + high[0] @ low[1] + high[0] @ high[1]
         return interpreter.TensorHandle(found + d.data, d.dtype.scalar)
 
@@ -48,7 +48,7 @@ def _three_products(plain):
 
 
 def under_autocast(on: bool):
-    """What a caller's autocast must not change: operators choose their own precision."""
+    """The context of a caller's autocast, which must not change results, because operators choose their precision."""
     return torch.autocast(DEVICE.type, torch.bfloat16) if on else nullcontext()
 
 
@@ -61,7 +61,8 @@ def _poisoned(empty):
 
 
 def error(got: Tensor, want: Tensor) -> float:
-    """Norm-wise, relative to `want` (absolute where that is zero); infinite where shapes differ or a NaN shows."""
+    """Norm of the error relative to `want` (absolute if `want` is 0); infinite if shapes differ or `got` is not
+    finite."""
     got, want = got.double().cpu(), want.double().cpu()
     if got.shape != want.shape or not got.isfinite().all():
         return float("inf")
@@ -70,7 +71,7 @@ def error(got: Tensor, want: Tensor) -> float:
 
 
 def worse(name: str, got: Tensor, plain: Tensor, exact: Tensor) -> list[str]:
-    """A complaint where `got` errs more than twice as much as plain torch in that precision, and one in a million."""
+    """A complaint if the error of `got` is more than twice that of plain torch in the same precision, plus 1e-6."""
     ours, theirs = error(got, exact), error(plain, exact)
     if ours <= 2 * min(theirs, 1.0) + 1e-6:
         return []

@@ -1,11 +1,11 @@
-"""What can be said about the Triton kernels without a GPU: `python -m tests.triton_checks [--update] [--compile]`.
+"""Checks the Triton kernels without a GPU: `python -m tests.triton_checks [--update] [--compile]`.
 
 Numerics run in Triton's interpreter, in a subprocess. Every kernel that changed since tests/triton_resources.json was
-written (with --all: every kernel) is compiled to a cubin for sm_80 and sm_90 with the settings that a launch uses. A
-register spill fails, a headline kernel that does not use wgmma on sm_90 fails, and so does a difference from that
-record where it knows the installed version of triton. The supported range of versions has two ends: the newest is what
-pip installs, the oldest is checked by
-`pip install --no-deps --target FOLDER triton==3.6.0` and `PYTHONPATH=FOLDER python -m tests.triton_checks --compile`.
+written (with --all: every kernel) is compiled to a cubin for sm_80 and sm_90 with the settings of a launch. A check
+fails if a kernel spills registers, if a headline kernel does not use wgmma on sm_90, or if a kernel differs from the
+record (when the record has the installed version of triton). The oldest and the newest supported version are recorded.
+pip installs the newest; to check the oldest, run `pip install --no-deps --target FOLDER triton==3.6.0` and
+`PYTHONPATH=FOLDER python -m tests.triton_checks --compile`.
 """
 
 import argparse
@@ -31,12 +31,12 @@ POINTEES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16":
 FEATURES = ("p_own", "p_oth", "p_x", "p_y", "p_ds")
 CASES = tuple(f"tests.ops.{op}.triton_cases" for op in ("dot_critic", "mlp_critic", "club", "rbf", "cross_attention"))
 CASES += ("tests.ops.dot_critic.triton_loss_cases",)
-# Modules with jobs() -> names of variants and source(variant[, arch]) -> the kernel with its compile options.
+# Modules with jobs(), which returns names of variants, and source(variant[, arch]): the kernel and its compile options.
 VARIANTS = tuple(
     f"tests.ops.{op}.triton_variants" for op in ("mlp_critic", "club", "rbf", "dot_critic", "cross_attention")
 )
 
-# Kernels that most of a step's products go through; on Hopper they must use its matrix instructions.
+# Kernels that compute most products of a training step; on Hopper they must use its matrix instructions (wgmma).
 HEADLINES = (
     "stats/infonce/bfloat16/D512", "both/clip/bfloat16/D512", "dscores/clip/bfloat16/D512", "grad/clip/bfloat16/D128",
     "loss slope/infonce/bfloat16/512", "loss slope/siglip/bfloat16/512", "loss slope/infonce/tf32/512",
@@ -45,7 +45,7 @@ HEADLINES = (
     *(f"attention {kernel}/softmax dropout/bfloat16/256/256/1" for kernel in ("forward", "query", "key")),
 )  # fmt: skip
 
-# Which optional inputs a loss passes and which constants it sets; the sides are exchanged by SWAP.
+# The optional inputs that a loss passes, and the constants that it sets. SWAP exchanges rows and columns.
 STATS_VARIANTS = {
     "infonce": dict(want=("lse",), PAIRS=0, SOFT_SIGNED=False, SWAP=True, CLIP=None),
     "siglip": dict(want=("soft",), PAIRS=0, SOFT_SIGNED=True, SWAP=False, CLIP=None),
@@ -69,16 +69,16 @@ KINDS = {"stats": STATS_VARIANTS, "grad": GRAD_VARIANTS, "dscores": GRAD_VARIANT
 DTYPES = (("float32", False), ("float32", True), ("bfloat16", False), ("float16", False), ("float64", False))
 
 
-# Feature widths of MOSI's and MOSEI's modalities and of BERT: all but the last lose the 16-byte loads.
+# Feature widths of MOSI's and MOSEI's modalities and of BERT; all but the last rule out 16-byte loads.
 WIDTHS = (35, 74, 300, 768)
 
 
 def widths(kind: str, variant: str, dtype: str, tf32: bool) -> tuple[int, ...]:
-    """Feature sizes that lead to different code; the lighter variants run where most launches do."""
+    """Feature sizes for which a kernel is compiled differently; lighter variants only with the most common sizes."""
     plain = _widths(kind, variant, dtype, tf32)
     own = WIDTHS if (variant, dtype) in [("infonce", d) for d in ("float32", "bfloat16")] else ()
     if (variant, dtype) in [("clip", d) for d in ("float32", "bfloat16")]:
-        # Narrow ones run in the fused kernel, wide ones through stored slopes.
+        # Narrow features use the fused kernel, wide features stored slopes.
         own = WIDTHS[:1] if kind == "grad" else WIDTHS[1:] if kind == "dscores" else WIDTHS
     return plain + tuple(w for w in own if not tf32)
 
@@ -99,7 +99,7 @@ def _widths(kind: str, variant: str, dtype: str, tf32: bool) -> tuple[int, ...]:
 
 
 def jobs() -> list[tuple]:
-    """Of the dot critic (kind, variant, dtype, tf32, D, arch), of others (module, variant, arch)."""
+    """All jobs: (kind, variant, dtype, tf32, D, arch) of the dot critic, (module, variant, arch) of other operators."""
     others = [(module, what, arch) for module in VARIANTS for what in import_module(module).jobs()
               for arch in ARCHITECTURES]  # fmt: skip
     return others + [
@@ -113,7 +113,7 @@ def jobs() -> list[tuple]:
 
 
 def optional(name: str, want: tuple[str, ...]) -> bool:
-    """Whether a pointer argument is passed in this variant."""
+    """Whether a variant passes a pointer argument."""
     needs = {
         "bias": ("p_own_bias", "p_oth_bias", "p_row_bias", "p_col_bias", "p_row_sum", "p_col_sum"),
         "own_g": ("p_own_lse", "p_own_g", "p_row_lse", "p_row_g"),
@@ -128,7 +128,7 @@ def optional(name: str, want: tuple[str, ...]) -> bool:
 
 
 def source(kind: str, variant: str, dtype: str, tf32: bool, D: int, arch: int):
-    """The kernel as a launch with features of width D specialises it, with its compile options."""
+    """The kernel as specialised by a launch with D features, and its compile options."""
     import torch
     from triton.compiler import ASTSource
 
@@ -141,7 +141,7 @@ def source(kind: str, variant: str, dtype: str, tf32: bool, D: int, arch: int):
         "both": (triton_tiles.both_sides_kernel, triton_tiles.tiling),
     }[kind]
     chosen = KINDS[kind][variant]
-    # Heavier variants leave no registers for the larger tiles of Hopper.
+    # The variant "everything" has no registers left for Hopper's larger tiles.
     wide = {"wide": arch >= 90 and variant != "everything"} if kind == "dscores" else {}
     ids = {"ids": chosen["PAIRS"] >= 2} if kind == "stats" else {}
     t = tiling(getattr(torch, dtype), D, tf32, **wide, **ids)
@@ -191,7 +191,7 @@ def prepared(job: tuple) -> tuple:
 
 
 def distinct() -> list[tuple]:
-    """The jobs, one of those that lead to the same code: a wide kernel takes its width as a number."""
+    """The jobs, without those that give the same code as another one: wide kernels take the width as an argument."""
     found: dict[tuple, tuple] = {}
     for job in jobs():
         _, src, options, arch = prepared(job)
@@ -224,16 +224,16 @@ def resources(job: tuple) -> tuple[str, dict]:
 
 
 def products(ptx: str) -> str:
-    """The instructions that multiply tiles: "wgmma" of Hopper, "mma" of Ampere, else "none"."""
+    """The instructions that multiply tiles: "wgmma" (Hopper), "mma" (Ampere), both, or "none"."""
     kinds = {"wgmma": r"\bwgmma\.mma_async", "mma": r"(?<!wg)\bmma\.sync"}
     return "+".join(kind for kind, pattern in kinds.items() if re.search(pattern, ptx)) or "none"
 
 
 def spilled(ptx: str, arch: int) -> int:
-    """Bytes that ptxas says it spills: stores and loads together."""
+    """Bytes of register spills that ptxas reports, stores plus loads."""
     from triton.backends.nvidia.compiler import get_ptxas
 
-    tool = get_ptxas(arch) if signature(get_ptxas).parameters else get_ptxas()  # without it before Triton 3.6
+    tool = get_ptxas(arch) if signature(get_ptxas).parameters else get_ptxas()  # before Triton 3.6 it had no argument
     with tempfile.TemporaryDirectory() as d:
         path = Path(d) / "kernel.ptx"
         path.write_text(ptx)
@@ -244,8 +244,10 @@ def spilled(ptx: str, arch: int) -> int:
 
 
 def fingerprints(jobs: list[tuple]) -> dict[str, str]:
-    """Name of a kernel -> a hash of its source and of what it calls, its constants and its compile options. The hash of
-    Triton also has the lines where functions start; they are set to 0 here, so compile in another process."""
+    """Name of a kernel -> a hash of its source, of the functions that it calls, its constants and its compile options.
+
+    Triton's hash includes the line numbers at which functions start. They are set to 0 here, so kernels must be
+    compiled in another process."""
     from triton.runtime.jit import JITFunction
 
     for job in jobs:
@@ -258,7 +260,7 @@ def fingerprints(jobs: list[tuple]) -> dict[str, str]:
 
 
 def compile_all(known: dict[str, dict]) -> dict[str, dict]:
-    """Resources of every kernel; those that are known with the same fingerprint are not compiled again."""
+    """Resources of every kernel. Kernels whose fingerprint is unchanged are taken from `known`, not compiled again."""
     jobs = {name_of(job): job for job in distinct()}
     now = fingerprints(list(jobs.values()))
     rows = {name: known[name] for name in jobs if known.get(name, {}).get("source") == now[name]}
@@ -282,12 +284,12 @@ def complaints(rows: dict[str, dict]) -> list[str]:
 
 
 def recorded() -> dict[str, dict]:
-    """Version of triton -> resources of every kernel."""
+    """The record: version of triton -> resources of every kernel."""
     return json.loads(RECORD.read_text())
 
 
 def write(rows: dict[str, dict], version: str) -> None:
-    """Replaces the record of this end of the supported range of versions; that of the other end stays."""
+    """Replaces the record of the oldest or of the newest supported version, whichever `version` is; keeps the other."""
     from mi_kernels.backends import TRITON_OLDEST
 
     oldest = lambda v: tuple(map(int, v.split(".")[:2])) == TRITON_OLDEST  # noqa: E731
