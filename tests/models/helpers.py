@@ -35,19 +35,19 @@ SMALL = {
     },
     "mult": {"sizes": {"dim": 4, "heads": 2, "layers": 1, "memory_layers": 1}},
 }
-# These read tokens by an encoder of the package transformers.
+# Models whose text encoder is from the package transformers.
 NEED_TEXT = ("mag-bert", "mag-xlnet")
 
 
 def config(model="factorcl-sup", changes=None, **training):
-    """Settings of the smallest sizes; the data is whatever the test makes."""
+    """Settings with the smallest sizes. They name synthetic data, but a test passes its own data set."""
     defaults = {"epochs": 2, "batch_size": 16, "lr": 1e-3}
     tree = {"model": {"name": model} | SMALL[model], "data": {"name": "synthetic"}, "training": defaults | training}
     return from_dict(tree).changed(changes or {})
 
 
 def mixed(target="classes", rows=90, missing=True):
-    """Frames, tokens and vectors that know the target, with some modalities missing; 60/20/20."""
+    """Frames, tokens and vectors that depend on the target, with some modalities missing; split 60/20/20."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(2, (rows,), generator=generator)
     lengths = torch.randint(2, 7, (rows,), generator=generator)

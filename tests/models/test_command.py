@@ -1,4 +1,4 @@
-"""The command line: every command at the smallest size, and what a mistake costs."""
+"""The command line: every command with the smallest settings, and the errors that mistakes give."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def fast(one_thread):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Steps are timed in a test of their own; here they would be most of the time."""
+    """Replaces the timing of steps, which has its own test and would take most of the time here."""
     times = {"reference": Seconds(0.004, 0.003, 0.005), "cpu": Seconds(0.002, 0.001, 0.003)}
     monkeypatch.setattr("models.report.write.step_times", lambda config, data: times)
 
@@ -137,7 +137,7 @@ def test_a_regression_target_is_reported_too(measured, monkeypatch, tmp_path, ca
 
 
 def test_a_sweep_makes_one_table_and_keeps_what_is_done(file, tmp_path, capsys, monkeypatch):
-    """With fits that are copies of one result; the command that they stand for is parsed in the test below."""
+    """Fits are replaced by a command that copies one result; the next test parses the real command."""
     done = evaluated(file, tmp_path / "once", capsys)
 
     def copy(job, config_file):
@@ -220,7 +220,7 @@ def test_arrays_without_labels_train_a_model_that_needs_none(tmp_path, capsys):
     assert "no labels" in capsys.readouterr().err
     assert main([*arguments, "--model", "late-fusion", "--overwrite"]) == 2
     assert "needs labels, the data has none" in capsys.readouterr().err
-    # Resumed without its settings: they are the folder's own.
+    # Resuming needs no settings, because the run's folder has them.
     assert main(["fit", "--resume", "--out", str(tmp_path / "run"), "--set", "training.epochs=2", "--quiet"]) == 0
     assert "trained simclr on pairs for 2 epochs" in capsys.readouterr().out
 

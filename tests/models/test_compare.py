@@ -1,4 +1,4 @@
-"""Comparisons and sweeps: choices see validation rows alone, all models get the same trials, results come back."""
+"""Comparisons and sweeps: choices use only validation rows, all models get equally many trials, results are kept."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Damaged inputs hang on (seed, epoch, row) alone, keep padding zero, and do what the settings say."""
+"""Corrupted inputs depend only on (seed, epoch, row), keep padding at 0, and follow the settings."""
 
 import pytest
 import torch

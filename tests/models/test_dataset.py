@@ -1,4 +1,5 @@
-"""Data sets of any modalities: ragged, tokens, missing; standardised in any unit; batches repeat by seed and epoch."""
+"""Data sets with any modalities (ragged, tokens, missing): standardisation in any unit, and batches that are determined
+by seed and epoch."""
 
 import dataclasses
 
@@ -65,7 +66,7 @@ def test_standardised_features_do_not_depend_on_their_unit(unit):
 
 def test_constant_features_are_centred_alone_however_large():
     values = torch.full((4, 2), 3.7e6)
-    values[3, 1] += 1  # in a row that is no train row
+    values[3, 1] += 1  # row 3 is not a training row
     data = dataset(modalities=(Modality("x", values),), labels=torch.arange(4) % 2, split=torch.tensor([0, 0, 0, 2]))
     assert (data.standardised()["x"].values[:, 0] == 0).all() and data.standardised()["x"].values[3, 1] == 1
 

@@ -1,4 +1,4 @@
-"""Encoders ignore padding; augmentations keep shapes and what they promise to keep."""
+"""Encoders ignore padding; augmentations keep shapes, padding and what their documentation says."""
 
 import dataclasses
 

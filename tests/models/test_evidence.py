@@ -1,4 +1,4 @@
-"""Evidence runs: their steps are those of ``fit``, and kept runs are made again only where their settings changed."""
+"""Evidence runs take the same steps as ``fit``, and stored runs are repeated only if their settings have changed."""
 
 import json
 

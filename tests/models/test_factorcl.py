@@ -1,4 +1,4 @@
-"""FactorCL: structure of the public code, fresh-model behaviour, who gets gradients."""
+"""FactorCL: the public code's structure, values of an untrained model, and which parameters get gradients."""
 
 import dataclasses
 import itertools
@@ -132,7 +132,7 @@ def test_shared_critics_are_fitted_on_the_heads_of_both_terms(kind):
     pairs = model._pairs(("infonce_x1x2", "club_x1x2", "infonce_x1x2_cond", "club_x1x2_cond"), batch())
     expected = 0.0
     for name, (a, b) in pairs.items():
-        scores = model.bounds[name].critic(a, b).double()  # [x, y]; every y is contrasted with all x
+        scores = model.bounds[name].critic(a, b).double()  # [x, y]; every y is compared with all x
         expected = expected - (scores.diag() - scores.logsumexp(0)).mean() - math.log(len(scores))
     torch.testing.assert_close(inner_loss(model, batch()).double(), expected, atol=1e-5, rtol=0)
 
@@ -151,7 +151,7 @@ def test_ssl_conditions_the_club_term_on_the_augmented_views():
 @pytest.mark.parametrize("name", ["infonce_x1x2_cond", "club_x1x2_cond"])
 @pytest.mark.parametrize("method", ["forward", "learning_loss"])
 def test_label_negatives_do_not_compare_classes(name, method):
-    """Each class weighs as often as it occurs; a class with a single sample has no negatives and adds nothing."""
+    """A class is weighted by its number of samples; a class with a single sample has no negatives and adds nothing."""
     model, data = small(FactorCLSUP, dataclasses.replace(SMALL, conditional_negatives="label")), batch()
     y = data.target
     y[y == y[0]] = (y[0] + 1) % SMALL.num_classes

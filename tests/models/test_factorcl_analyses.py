@@ -1,4 +1,4 @@
-"""FactorCL's studies of its estimators: their data has the stated information, and each writes a JSON and a figure."""
+"""FactorCL's studies of its estimators: their data has the stated information; each writes a JSON file and a figure."""
 
 import json
 import math

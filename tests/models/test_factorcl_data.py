@@ -1,4 +1,4 @@
-"""Data whose shared and unique parts are known: two-digit pictures, and latents that the label hangs on."""
+"""Data whose shared and unique information is known: pictures of two digits, and latents that determine the label."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from models.data.sources import files, synthetic, two_digit, two_digit_small
 
 
 def coded(rows=40):
-    """Images whose pixels all hold their digit / 10 and, in the corner, a number of their own."""
+    """Images whose pixels are digit / 10, except a corner pixel that identifies the image."""
     digits = np.arange(10 * rows) % 10
     images = np.repeat(digits / 10, 6).reshape(-1, 3, 2).astype(np.float32)
     images[:, 0, 0] = np.arange(len(images)) / len(images)

@@ -1,4 +1,4 @@
-"""FactorCL on more than two modalities: the sum over pairs, encoders once, trained and stored as any model."""
+"""FactorCL on more than two modalities: a sum over pairs that runs each encoder once; training and saving."""
 
 import dataclasses
 

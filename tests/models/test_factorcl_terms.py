@@ -1,4 +1,4 @@
-"""FactorCL's choices per term: critics, clamped and weighted upper bounds, ablated objectives."""
+"""FactorCL's settings for single terms: critics, clamped and weighted upper bounds, ablated objectives."""
 
 import dataclasses
 import math

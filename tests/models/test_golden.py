@@ -1,7 +1,7 @@
-"""FactorCL and its baselines give the numbers that they gave before they moved into this storey.
+"""FactorCL and its baselines reproduce the numbers of the code before it was moved to models/.
 
-golden.json was recorded by the code before the move, in double precision: in single precision FactorCL's first steps,
-on a plateau near zero, magnify the last bit of a sum, which hangs on the CPU.
+golden.json was recorded with the old code in double precision. In single precision FactorCL's first steps, on a plateau
+near 0, would amplify the last bit of a sum, which depends on the CPU.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ ROWS = 200
 @pytest.fixture(autouse=True)
 def double_precision(one_thread, monkeypatch):
     torch.set_default_dtype(torch.float64)
-    # The record was made with torch's dropout.
+    # golden.json was recorded with torch's dropout.
     monkeypatch.setattr(dropout, "mask", lambda x, rate: F.dropout(torch.ones_like(x), rate))
     yield
     torch.set_default_dtype(torch.float32)

@@ -1,4 +1,4 @@
-"""Data settings: a share of the labels, and texts read by another tokenizer."""
+"""Data settings: training with a share of the labels, and texts tokenized by another tokenizer."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def said(*rows):
 
 @pytest.fixture
 def tokenizer(tmp_path):
-    """A word-piece tokenizer of ten words, as a folder."""
+    """Writes a WordPiece tokenizer of ten tokens; returns its folder."""
     pytest.importorskip("transformers")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film", "##s", "a", "not"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))

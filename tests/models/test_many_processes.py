@@ -1,4 +1,4 @@
-"""Several processes: every model's curves and weights are those of one process on the same batches."""
+"""In several processes, every model has the same curves and weights as in one process on the same batches."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ from tests.models.helpers import NEED_TEXT, config, mixed
 RANKS = 2
 PAIR = ("frames", "vectors")
 INNER = {"model.inner_batch": "fresh", "model.inner_steps": 2, "model.club_critic": "shared"}
-# Every model as it is, and settings whose losses take another way.
+# Every model with default settings, and with settings that take other code paths.
 TRAINABLE = [name for name in MODELS if name not in NEED_TEXT or find_spec("transformers")]
 CASES = {name: (name, {}) for name in TRAINABLE} | {
     "factorcl-ssl, fresh": ("factorcl-ssl", INNER),
@@ -48,7 +48,8 @@ def fast(one_thread):
 
 
 def settings(case, devices):
-    """Batches of 15 rows, of which few are usable: no share is like another. Without dropout, whose draws differ."""
+    """Batches of 15 rows, few of them usable, so that the ranks' shares differ. Dropout is off, because ranks draw
+    different masks."""
     model, changes = CASES[case]
     found = config(model, RANDOM | changes, batch_size=15, precision="64", devices=devices)
     return found.changed({name: 0.0 for name in found.flat() if name.endswith("dropout")})
@@ -65,7 +66,8 @@ def sweep(folder, devices):
 
 
 def _many(folder):
-    """In each of several processes: all cases in one group, since starting takes long; then one of them fails."""
+    """Runs in each of several processes: all cases in one process group, because starting is slow; then rank 1
+    fails."""
     rank = int(os.environ["LOCAL_RANK"])
     dist.init_process_group("gloo", rank=rank, world_size=RANKS)
     _units(rank, folder)
@@ -79,7 +81,7 @@ def _many(folder):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     one, many = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("many")
-    # The other process, which would sleep for long, is ended.
+    # launch() must end the other process, which would sleep for 600 seconds.
     with pytest.raises(ValueError, match="one of them has failed"):
         launch(_many, (many,), RANKS)
     sweep(one, 1)
@@ -100,7 +102,7 @@ def test_curves_and_weights_are_those_of_one_process(runs, case):
 
 
 class Encoder(torch.nn.Module):
-    """A method of each kind of argument and result; ``seen`` is how many rows it was given."""
+    """A module with methods for each kind of argument and result; ``seen`` is the number of rows that it was given."""
 
     seen = 0
 
@@ -112,7 +114,7 @@ class Encoder(torch.nn.Module):
 
     @by_rows
     def inner(self, y):
-        assert len(y) == self.seen  # not cut twice
+        assert len(y) == self.seen  # rows were not divided a second time
         return y + 1
 
 
@@ -152,9 +154,9 @@ def test_rows_are_computed_in_parts_and_every_rank_has_them_all(units, rows):
     assert torch.equal(both, 2 * x) and torch.equal(inner, torch.arange(rows) + 1)
     for mine, theirs in zip(units[0][f"{rows}"][:3], other[:3], strict=True):
         assert torch.equal(mine, theirs)
-    # The mean over the ranks is the gradient of one process. A rank holds that of its own rows.
+    # The mean over ranks is one process's gradient; each rank has the gradient of its own rows.
     assert torch.equal((gradient + other[3]) / RANKS, torch.full((rows, 2), 2.0))
-    # Ranks draw numbers of their own for their rows, and the same ones before and afterwards.
+    # Ranks draw different numbers for their own rows, and the same numbers before and afterwards.
     assert len(set(noise.flatten().tolist())) == rows and torch.equal(after, other[4])
 
 
@@ -178,7 +180,7 @@ def test_rows_that_do_not_agree_are_refused():
 
 
 class KillTheRun(Callback):
-    """kill -9 of the process that has started the ranks, in the second epoch."""
+    """Kills the process that started the ranks with SIGKILL in the second epoch."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -217,7 +219,7 @@ def test_a_run_of_two_processes_survives_kill_9_and_goes_on_with_one(tmp_path):
 
 
 def running(pid):
-    """Zombies whose parent was killed count as ended."""
+    """Whether a process is running. Zombies whose parent was killed do not count."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"

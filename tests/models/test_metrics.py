@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, scipy and counts by hand."""
+"""Metrics against scikit-learn, scipy and explicit counts."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_sentiment_metrics_follow_their_definitions():
 
 
 def test_class_metrics_are_scikit_learns():
-    scores, y = torch.randn(100, 4), torch.randint(3, (100,))  # one class never occurs
+    scores, y = torch.randn(100, 4), torch.randint(3, (100,))  # one of four classes never occurs
     found = score(scores, y, Target.classes(4))
     assert found["accuracy"] == pytest.approx(accuracy_score(y, scores.argmax(1)))
     assert found["f1"] == pytest.approx(f1_score(y, scores.argmax(1), average="weighted"))

@@ -1,4 +1,5 @@
-"""The penalty around every base, on sequences and on words: from the command line, and again from the run's YAML."""
+"""The dependency penalty with every base model, on sequences and on words: runs from the command line, and again from
+the run's YAML file with the same weights."""
 
 import pytest
 import yaml
@@ -39,7 +40,7 @@ def test_the_penalty_runs_around_every_base_from_the_command_line_and_from_yaml(
     settings = tmp_path / "first" / "config.yaml"
     assert yaml.safe_load(settings.read_text())["model"]["base"]["name"] == base
     if kind != "words":
-        return  # once is enough
+        return  # repeating one kind is enough
     assert main(["fit", "--config", str(settings), "--out", str(tmp_path / "second"), "--quiet"]) == 0
     first, second = ((tmp_path / run / WEIGHTS).read_bytes() for run in ("first", "second"))
     assert first == second

@@ -1,4 +1,4 @@
-"""Settings in YAML: what is unknown is refused by name, what is left out keeps its default, and files come back."""
+"""Settings in YAML: unknown names are rejected, omitted settings keep their defaults, and files are read as written."""
 
 import re
 from pathlib import Path
@@ -100,9 +100,10 @@ def test_what_serves_every_model_names_none(room):
 
 
 def test_imports_point_down():
-    """models/batch.py, data, layers, systems, registry, training, evaluation, report, the command line.
+    """Modules import only from lower levels: batch, data, layers, model, systems, registry, training, evaluation,
+    report, command line.
 
-    A system's analyses are commands that train and score: they stand beside the report, not in their system's room.
+    A system's analyses train and evaluate, so they are on the level of the report, not on that of their system.
     """
     rooms = [
         ["batch", "files"],

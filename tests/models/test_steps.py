@@ -1,4 +1,4 @@
-"""Runs that would learn nothing: refused before they start, or ended with a sentence, for every model alike."""
+"""For every model, runs that would learn nothing are refused before they start or end with an error of one sentence."""
 
 import dataclasses
 import re
@@ -28,7 +28,7 @@ def data():
 
 
 class Watch(Callback):
-    """Keeps the trainer's optimisers for a test to look at."""
+    """Keeps the trainer's optimisers, for tests to inspect."""
 
     def on_train_end(self, trainer, module):
         self.optimizers = trainer.optimizers
@@ -66,7 +66,7 @@ def test_values_that_are_not_finite_are_named_before_training(value, kind, tmp_p
         fit(config("mfn"), broken, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
     values = vectors.values.clone()
-    values[~vectors.present] = value  # of rows that do not have the modality, which nobody reads
+    values[~vectors.present] = value  # in rows without the modality, whose values are never read
     absent = dataclasses.replace(data, modalities=(frames, tokens, dataclasses.replace(vectors, values=values)))
     fit(config("mfn", epochs=1), absent, tmp_path / "run", progress=False)
 
@@ -112,7 +112,7 @@ def test_a_run_shorter_than_its_pause_between_looks_is_validated_at_its_end(data
 
 
 class Silent(Model):
-    """Two phases: the first learns, the second is what a test makes of it."""
+    """A model with two phases: the first learns; a test chooses the second one's loss and usable rows."""
 
     def __init__(self, loss, usable=lambda batch: batch):
         super().__init__()
@@ -138,7 +138,7 @@ def trained(monkeypatch, data, tmp_path):
 def test_a_phase_that_never_steps_is_named_at_the_end(trained):
     counts = []
 
-    def seldom(batch):  # two rows in the first batch that is looked at, which is before training, then none
+    def seldom(batch):  # two usable rows in the first batch, which is checked before training; afterwards none
         counts.append(0)
         return batch.take(torch.arange(2 if len(counts) == 1 else 0))
 

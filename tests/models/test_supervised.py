@@ -1,4 +1,5 @@
-"""Models with a head: any modalities, classes and regression, missing ones in training and testing, no padding seen."""
+"""Models with a prediction head: any modalities, classes and regression, missing modalities in training and testing,
+padding that is never read."""
 
 import dataclasses
 
@@ -28,7 +29,7 @@ def made(model, data):
     return build(settings.name, settings.model, data, 0)
 
 
-# Each head on classes, and regression where a network of another kind is behind it.
+# Every model on classes, and three kinds of network on regression.
 CASES = [
     *((model, "classes") for model in HEADS),
     *((model, "regression") for model in ("early-fusion", "mfn", "mult")),

@@ -1,4 +1,4 @@
-"""Training: phases, determinism, resuming after a kill, checkpoints, selection."""
+"""Training: phases, determinism, resuming after a kill, checkpoints, choice of the best epoch."""
 
 import dataclasses
 import json
@@ -125,10 +125,11 @@ SETTINGS = {"epochs": 6, "select": "best", "patience": 50}
 
 
 def _train(out, resume, die_after=None):
-    """In a process of its own: trains until it is killed, ``die_after`` CPU seconds or "while writing" a checkpoint.
+    """Runs in its own process: trains until it is killed after ``die_after`` CPU seconds or "while writing" a
+    checkpoint.
 
-    CPU seconds, since the moments of a clock depend on what else the machine does; like kill -9, the signal leaves no
-    time for anything.
+    CPU seconds, because wall-clock times depend on the load of the machine. As with kill -9, the process has no time to
+    react to the signal.
     """
     torch.set_num_threads(1)
     if die_after == "while writing":
@@ -151,7 +152,8 @@ def _train(out, resume, die_after=None):
 
 
 def test_a_run_survives_kill_9_at_any_moment(tmp_path):
-    """Five moments, one of them while a checkpoint is being written; the weights are those of an unbroken run."""
+    """A run is killed five times, once while it writes a checkpoint; its weights equal those of an uninterrupted
+    run."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.models.test_training"])
     cut, whole = tmp_path / "cut", tmp_path / "whole"
@@ -167,7 +169,7 @@ def test_a_run_survives_kill_9_at_any_moment(tmp_path):
     assert run(cut, False, "while writing") == -signal.SIGKILL
     for _ in range(4):
         assert run(cut, True, draw.uniform(0.02, 0.2) * seconds) == -signal.SIGPROF
-        read_checkpoint(cut / LAST)  # whole, whenever the run was killed
+        read_checkpoint(cut / LAST)  # is complete, whenever the run was killed
     assert run(cut, True) == 0
     assert_same_weights(load_weights(cut / WEIGHTS), load_weights(whole / WEIGHTS))
     first, second = (read_checkpoint(folder / LAST)["state_dict"] for folder in (cut, whole))
@@ -186,7 +188,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(data, tmp_path
 
 
 def test_files_of_another_run_are_named_in_one_line(data, tmp_path):
-    """What a newcomer copies between folders, or loses; each message names the file and is short."""
+    """Files that a user copied from another run, or lost, give short messages that name the file."""
     first, other = config("simclr", epochs=2), config("early-fusion", epochs=2)
     for name, settings in (("a", first), ("b", other)):
         fit(settings, data, tmp_path / name, progress=False)
@@ -287,7 +289,7 @@ def test_damaged_weights_are_written_again_from_the_checkpoint(select, data, tmp
     settings = config("simclr", epochs=2, select=select)
     fit(settings, data, tmp_path, progress=False)
     whole = load_weights(tmp_path / WEIGHTS)
-    (tmp_path / WEIGHTS).unlink()  # another file: the tensors in ``whole`` are mapped from this one
+    (tmp_path / WEIGHTS).unlink()  # write a new file, because the tensors in ``whole`` are mapped from this one
     (tmp_path / WEIGHTS).write_bytes(b"cut")
     with pytest.raises(ValueError, match=r"damaged.*--resume writes it again"):
         load_run(tmp_path, data)
@@ -305,7 +307,7 @@ def test_damaged_weights_that_no_checkpoint_has_do_not_stop_a_longer_run(data, t
     monkeypatch.setattr(Training, "validation_step", script)
     settings = config("simclr", epochs=2, select="best")
     fit(settings, data, tmp_path, progress=False)
-    (tmp_path / WEIGHTS).unlink()  # another file: the model's tensors are mapped from this one
+    (tmp_path / WEIGHTS).unlink()  # write a new file, because the model's tensors are mapped from this one
     (tmp_path / WEIGHTS).write_bytes(b"cut")
     fit(settings.changed({"training.epochs": 3}), data, tmp_path, progress=False, resume=True)
     assert "held epoch 1, whose weights no checkpoint has" in caplog.text
@@ -352,7 +354,7 @@ def test_the_inner_steps_see_the_outer_batch_or_fresh_ones(kind, expected, data,
     monkeypatch.setattr(FactorCLSUP, "inner_loss", lambda model, fixed: steps.append(1) or loss(model, fixed))
     changes = {"model.inner_steps": 3, "model.inner_batch": kind}
     fit(config(changes=changes, epochs=1, batch_size=40), data, tmp_path, progress=False)
-    # Features that the phase holds fixed are computed once per batch.
+    # Features that do not change during the phase are computed once per batch.
     assert len(steps) == 3 and len(read) == expected
     assert len({tuple(rows.tolist()) for rows in read}) == expected
 

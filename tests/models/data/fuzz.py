@@ -1,10 +1,11 @@
-"""Mutated files: ``python -m tests.models.data.fuzz [FORMAT ...] [--count 10000]`` reads that many of each format.
+"""Reads mutated files: ``python -m tests.models.data.fuzz [FORMAT ...] [--count 10000]``, so many of each format.
 
-Allowed ends are Arrays and one sentence (ValueError that names the file). Anything else is a failure: another
-exception, a crash, more than SECONDS, memory beyond a fixed allowance, a process, a connection or a file opened for
-writing. Each batch runs in a forked worker, so that a crash or a hang is counted and the next file goes on. HDF5 is
-read by the child's own function in the worker (a process a file would take hours); there a crash or a hang is counted
-as "contained", because the child process and its time limit exist for it.
+A reader may return Arrays or raise a ValueError of one sentence that names the file. Anything else is a failure:
+another exception, a crash, more than SECONDS, memory beyond a fixed allowance, starting a process, opening a
+connection, or opening a file for writing. A forked worker reads the files; if it crashes or hangs, that is counted and
+a new worker goes on with the next file. For HDF5 the worker calls the child process's function directly, because one
+process per file would take hours. A crash or a hang is then counted as "contained", because in real use only the child
+process would crash, or reach its time limit.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from models.data import formats
 from models.data.formats import hdf5, hdf5_child
 from tests.models.data.writers import WRITERS
 
-SECONDS, MEMORY = 10, 3 << 29  # the reader may take FREE_BYTES (1 GiB); numpy's temporaries come on top
+SECONDS, MEMORY = 10, 3 << 29  # FREE_BYTES (1 GiB) for the reader, the rest for numpy's temporaries
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect")
 FORBIDDEN_EXIT = 99
 INTERESTING = (
@@ -40,8 +41,8 @@ INTERESTING = (
 
 
 def mutate(data: bytes, seed: int) -> bytes:
-    """One of: flipped bits, odd bytes, odd words, cut, doubled, removed, swapped or inserted pieces; headers most
-    often.
+    """Applies random mutations: flipped bits, unusual bytes or words, and cut, doubled, removed, swapped or inserted
+    pieces. At least half of them are in the first 512 bytes, where headers are.
     """
     chooser = random.Random(seed)
     content = bytearray(data)
@@ -71,7 +72,7 @@ def mutate(data: bytes, seed: int) -> bytes:
 
 
 class Target:
-    """The files of one format, written once; ``damaged(seed)`` puts a mutation of one of them in its place."""
+    """The files of one format, written once; ``damaged(seed)`` replaces one of them by a mutation."""
 
     def __init__(self, name: str, folder: Path):
         self.path = WRITERS[name](folder)
@@ -86,7 +87,7 @@ class Target:
         file.write_bytes(mutate(data, seed))
 
     def read(self) -> str:
-        """What happened: "read" or "refused". Raises what must not happen."""
+        """Reads the file; returns "read" or "refused". Raises if the reader fails in a way that is not allowed."""
         try:
             formats.read(self.path, self.format)
         except ValueError as error:
@@ -107,7 +108,7 @@ def forbid(event: str, args: tuple) -> None:
 
 
 def read_in_worker(files: list[Path], out: Path, limit: int, seconds: float) -> list:
-    """``hdf5._run`` without a process of its own."""
+    """``hdf5._run`` without the child process."""
     listing = []
     with out.open("wb") as stream:
         for file in files:
@@ -137,7 +138,7 @@ def worker(target: Target, seeds: range, pipe: int) -> None:
 
 
 def fuzz(name: str, count: int, first: int = 0) -> collections.Counter:
-    """Ends of ``count`` mutated files of one format."""
+    """Counts how reading ended for ``count`` mutated files of one format."""
     ends: collections.Counter = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         target = Target(name, Path(folder))

@@ -1,4 +1,4 @@
-"""What can be wrong with a file: one sentence that names the file and the key, or a repair that is said."""
+"""Damaged and unusual files: one sentence that names the file and the key, or a repair that is reported."""
 
 import gzip
 import json

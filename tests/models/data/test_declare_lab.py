@@ -1,4 +1,4 @@
-"""The pickles of MISA and MMIM: words, frames, labels, groups; lengths of MMIM; rows that are refused."""
+"""The pickles of MISA and MMIM: words, frames, labels, groups; MMIM's lengths; rejected rows."""
 
 import numpy as np
 import pytest

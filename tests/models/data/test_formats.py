@@ -1,4 +1,4 @@
-"""Every format, from files written as their makers write them: values, lengths, splits, labels; and through .npz."""
+"""Every format, read from files written as by their authors' code: values, lengths, splits, labels; and via .npz."""
 
 import numpy as np
 import pytest
@@ -276,7 +276,7 @@ def test_wav_spectra_are_those_of_the_prepared_set(data_dir):
             )
             at = int(np.flatnonzero(known)[0])
             expected = prepared["logmel"][prepared["offset"][at] : prepared["offset"][at + 1]].astype("f4")
-            # The prepared set keeps 11 bits of numbers up to 12.
+            # The prepared data set stores 11 bits of numbers up to 12.
             np.testing.assert_allclose(row(arrays.modalities["audio"], i), expected, atol=6e-3)
 
 
@@ -304,7 +304,7 @@ def test_matlab_originals_are_the_prepared_recordings(data_dir):
     for name in utd_mhad.MODALITIES:
         expected = prepared.modalities[name].select(np.array(rows))
         np.testing.assert_array_equal(made.modalities[name].offsets, expected.offsets)
-        # Half a unit of depth is rounded either way.
+        # Depth values halfway between two units may be rounded up or down.
         np.testing.assert_allclose(
             made.modalities[name].values, expected.values, atol=1.01 / 255 if name == "depth" else 1e-5
         )

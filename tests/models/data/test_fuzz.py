@@ -1,4 +1,4 @@
-"""A few mutated files of every format, in a worker that may crash or hang without harm; see ``fuzz`` for many."""
+"""Reads a few mutated files of every format, in a worker process that may crash or hang; ``fuzz`` reads many."""
 
 import os
 

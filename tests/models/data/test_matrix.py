@@ -1,4 +1,4 @@
-"""Real data sets: MulT, MFN and early fusion train on each of them and are tested with each modality missing."""
+"""MulT, MFN and early fusion train on each real data set and are tested with each modality missing."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Pickles are read without running what they ask for."""
+"""Pickles are read without executing the calls that they contain."""
 
 import collections
 import datetime
@@ -117,7 +117,7 @@ def test_everything_else_is_refused_by_its_name_and_nothing_runs(tmp_path, case)
 
 
 STREAMS = {
-    # A state for a function, an attribute for a class: both would change code.
+    # Setting the state of a function, or an attribute of a class, would change code.
     "state of a function": (b"c_codecs\nencode\n}S'x'\nK\x01sb.", "sets the state of"),
     "persistent object": (b"\x80\x04\x8c\x01aQ.", "BINPERSID"),
     "extension": (b"\x80\x02\x82\x01.", "EXT1"),
@@ -156,7 +156,7 @@ def test_a_huge_memo_index_costs_nothing(tmp_path):
 
 @pytest.mark.parametrize("use", [b"", b"}(h\x00K\x01u", b"\x8f(h\x00\x90"], ids=["value", "key", "member"])
 def test_tuples_of_tuples_cannot_take_exponential_time(tmp_path, use):
-    """t = (t, t) sixty times over: its hash, or a walk without memory, visits 2^60 nodes."""
+    """t = (t, t), nested 60 times: hashing it, or walking it without remembering visited nodes, visits 2^60 nodes."""
     path = tmp_path / "x.pkl"
     path.write_bytes(b"\x80\x04)" + b"2\x86" * 60 + b"q\x00" + use + b".")
     start = time.process_time()

@@ -1,4 +1,4 @@
-"""Data sets by name: what they hold, their splits, what they refuse; batches of ragged sequences."""
+"""Data sets by name: contents, splits, rejected settings; batches of ragged sequences."""
 
 import numpy as np
 import pytest
@@ -112,7 +112,7 @@ def test_mosi_dialogue_has_every_utterance_with_those_before_it(data_dir):
     assert len(data) == len(single) == 2199 and sizes(data)[0] + sizes(data)[1] == 1447 and sizes(data)[2] == 752
     lengths = data["text"].lengths()
     assert lengths.max() == 10 and torch.equal(lengths, data["audio"].lengths())
-    # The row after another one of its video begins with what that one had, and adds its own step.
+    # A row contains the steps of the previous row of its video, followed by its own step.
     first = int((lengths == 2).nonzero()[0])
     before, here = (data["video"].take(torch.tensor([row])).values[0] for row in (first - 1, first))
     assert torch.equal(before[0], here[0]) and here.shape[0] == 2

@@ -1,4 +1,4 @@
-"""Small files written exactly as their makers write them: one function a format, each returns the path to read."""
+"""Small files written exactly as by their authors' code: one function per format, which returns the path to read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rng() -> np.random.Generator:
 
 
 def padded(lengths: np.ndarray, steps: int, dim: int, side: str, generator: np.random.Generator) -> np.ndarray:
-    """Normal frames [N, steps, dim] with zeros on one side."""
+    """Random normal frames [N, steps, dim], padded with zeros on one side."""
     values = generator.normal(size=(len(lengths), steps, dim)) + 0.1
     step = np.arange(steps)
     used = step >= steps - lengths[:, None] if side == "left" else step < lengths[:, None]
@@ -34,7 +34,7 @@ def affect_content(steps: int = 6) -> dict:
     for split, rows in SPLITS.items():
         lengths = generator.integers(1, steps + 1, rows)
         part = {name: padded(lengths, steps, dim, "left", generator) for name, dim in DIMS.items()}
-        part["audio"][0, -1, 0] = -np.inf  # what COVAREP says of silence
+        part["audio"][0, -1, 0] = -np.inf  # COVAREP's value for silence
         part["labels"] = generator.uniform(-3, 3, (rows, 1, 1))
         part["id"] = np.array([f"{split}video[{i}]" for i in range(rows)])
         content[split] = part
@@ -125,7 +125,7 @@ def acl17(folder: Path) -> Path:
 
 
 def csd_file(path: Path, root: str, entries: dict[str, tuple[np.ndarray, np.ndarray]]) -> Path:
-    """As the SDK's write_CSD: gzip with whole-array chunks, metadata as JSON strings."""
+    """Writes a file as the SDK's write_CSD does: gzip with whole-array chunks, metadata as JSON strings."""
     with h5py.File(path, "w") as file:
         data = file.create_group(f"{root}/data")
         for name, (features, intervals) in entries.items():
@@ -155,7 +155,7 @@ def csd(folder: Path) -> Path:
 
 
 def csd_folder(folder: Path) -> Path:
-    """Two modalities and two labelled segments a video."""
+    """Two modalities, and two labelled segments per video."""
     csd_file(folder / "words.csd", "words", csd_entries(1.0, 2, 1))
     entries = csd_entries(0.5, 3, 0)
     entries["vidA"][0][0, 0] = -np.inf
@@ -166,7 +166,7 @@ def csd_folder(folder: Path) -> Path:
 
 
 def mfn(folder: Path) -> Path:
-    """New-style names (``d1``) and the padding that the published files have: shared by the modalities."""
+    """New-style names (``d1``), and padding as in the published files: all modalities have the same lengths."""
     generator = rng()
     for split, rows in SPLITS.items():
         lengths = generator.integers(1, 6, rows)

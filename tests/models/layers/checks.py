@@ -1,4 +1,4 @@
-"""What the tests of all layers share: step-by-step formulas for one sequence, and properties that every layer has."""
+"""Shared by the tests of all layers: step-by-step formulas for one sequence, and properties that every layer has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ needs_utd_mhad = pytest.mark.skipif(not default_path().is_file(), reason="utd_mh
 
 
 def draw(lengths, dim, steps=None, fill=0.0, dtype=torch.float64):
-    """A padded batch of sequences; what lies beyond the lengths is ``fill``."""
+    """A padded batch of random sequences; the padding has the value ``fill``."""
     lengths = torch.as_tensor(lengths)
     steps = int(lengths.max()) if steps is None else steps
     valid = torch.arange(steps) < lengths[:, None]
@@ -23,7 +23,7 @@ def draw(lengths, dim, steps=None, fill=0.0, dtype=torch.float64):
 
 
 def refilled(x, fill, more=0):
-    """The same sequences with ``fill`` for padding, and with ``more`` steps of it."""
+    """The same sequences with padding of value ``fill`` and ``more`` further steps of padding."""
     values = torch.nn.functional.pad(x.values.detach(), (0, 0, 0, more))
     valid = torch.arange(values.shape[1]) < x.lengths[:, None]
     return Inputs(values.masked_fill(~valid[..., None], fill), x.lengths)
@@ -35,7 +35,8 @@ def rows(x):
 
 
 def utd_batch(size=4, steps=40):
-    """Real skeleton and inertial sequences, cut so that the tests stay fast; different lengths everywhere."""
+    """Real skeleton and inertial sequences, cut short to keep tests fast; lengths differ between items and
+    modalities."""
     data = load(DataConfig("utd-mhad", ("skeleton", "inertial")))
     batch = data.batch(data.rows("train")[:: len(data.rows("train")) // size][:size])
     inputs = enumerate(batch.inputs.values())
@@ -45,7 +46,7 @@ def utd_batch(size=4, steps=40):
 
 
 def aligned(inputs):
-    """Both modalities cut to their common steps and lengths."""
+    """All modalities, cut to the shortest number of steps and the shortest length of each item."""
     steps = min(x.values.shape[1] for x in inputs)
     lengths = torch.stack([x.lengths for x in inputs]).amin(0)
     return [refilled(Inputs(x.values[:, :steps], lengths), 0.0) for x in inputs]
@@ -58,7 +59,7 @@ def gradients(module, output):
 
 
 def assert_padding_is_never_read(module, *inputs, **options):
-    """Neither what stands in the padding nor how much there is of it changes the output or a gradient."""
+    """Asserts that neither the values in the padding nor its amount change the output or a gradient."""
     module.eval()
     want = module(*inputs, **options)
     want_gradients = gradients(module, want)
@@ -73,8 +74,8 @@ def assert_padding_is_never_read(module, *inputs, **options):
 
 
 def assert_padding_tokens_are_never_read(net, batch):
-    """Neither the tokens in the padding nor how many there are changes a text's features, and a text alone has the
-    features that it has in the batch. ``batch(fill=)`` makes the same texts with that token as padding."""
+    """Asserts that neither the tokens in the padding nor their number change a text's features, and that a text alone
+    has the same features as in the batch. ``batch(fill=)`` returns the same texts, padded with that token."""
     x = batch()
     want = net(x)
     torch.testing.assert_close(net(batch(fill=7)), want)
@@ -84,7 +85,7 @@ def assert_padding_tokens_are_never_read(net, batch):
 
 
 def assert_items_are_independent(module, *inputs):
-    """Every item alone, without any padding, gives its row of the batch."""
+    """Asserts that every item alone, without padding, gives the same output as in the batch."""
     module.eval()
     together = module(*inputs)
     for item in range(len(together)):

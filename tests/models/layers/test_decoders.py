@@ -1,4 +1,5 @@
-"""Teacher-free decoders: the step loop's values and gradients, grouped or alone; averages that see no padding."""
+"""Decoders that feed back their own outputs: values and gradients of the step loop, in groups or alone; errors that
+ignore padding."""
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def test_decoders_together_are_the_step_loops_apart():
     gradients = [torch.autograd.grad(sum(h.square().sum() for h in hs), leaves) for hs in (found, wanted)]
     for f, w in zip(*gradients, strict=True):
         torch.testing.assert_close(f, w, rtol=0, atol=1e-12)
-    assert not torch.allclose(*gradients[0][4:6])  # weight_ih has step 0 besides what weight_hh has
+    assert not torch.allclose(*gradients[0][4:6])  # weight_ih also gets a gradient from step 0
 
 
 def test_padding_reaches_no_error_unless_asked_for():

@@ -1,4 +1,4 @@
-"""Our dropout has the rate, the scale and the switches of torch's."""
+"""Our dropout behaves like torch's: the same rate and scale, and only in training."""
 
 import pytest
 import torch
@@ -10,14 +10,14 @@ from models.layers.dropout import SMALL, Dropout, dropout, mask
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.75])
 def test_masks_have_the_rate_and_keep_the_mean(rate, dtype):
     torch.manual_seed(0)
-    number = 400_003  # a last word that is used in part
+    number = 400_003  # the last random word is used only in part
     found = mask(torch.empty(number, dtype=dtype), rate)
     assert found.dtype == dtype
     assert set(found.unique().tolist()) == {0.0, torch.tensor(1 / (1 - rate), dtype=dtype).item()}
     share = (found == 0).double().mean().item()
     assert abs(share - rate) < 5 * (rate * (1 - rate) / number) ** 0.5
     pairs = ((found[1:] == 0) & (found[:-1] == 0)).double().mean().item()
-    assert abs(pairs - rate**2) < 10 * (rate / number) ** 0.5  # neighbours share a random word
+    assert abs(pairs - rate**2) < 10 * (rate / number) ** 0.5  # neighbours, which share a random word, are independent
 
 
 @pytest.mark.parametrize("number", [SMALL - 1, 2 * SMALL])

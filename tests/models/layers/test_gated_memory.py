@@ -1,4 +1,4 @@
-"""The memory of an MFN as one node of the graph, beside its steps under autograd."""
+"""MFN's memory as a single autograd node, against its steps under autograd."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What lies beyond a length is replaced by zeros at the door, and what cannot be a length is refused."""
+"""`sequence` replaces padding by zeros, and rejects invalid lengths."""
 
 import math
 

@@ -32,7 +32,7 @@ def batch(lengths=(6, 1, 4)):
 
 
 def plain_mfn(model, item):
-    """Features of one item, sequences [T, d_m] of equal T."""
+    """Features of one item, whose sequences [T, d_m] have the same T."""
 
     def two(net, x):
         return linear(net[3], linear(net[0], x).clamp(min=0))
@@ -82,7 +82,7 @@ def test_the_gates_copy_or_clear_the_memory():
     with torch.no_grad():
         model.retain[3].bias.fill_(-100.0)
         model.update[3].bias.fill_(100.0)
-    memory = model(*inputs)[0, 9:]  # the last proposal alone
+    memory = model(*inputs)[0, 9:]  # only the last proposal remains in the memory
     changed = model(*(Inputs(x.values.index_fill(1, torch.tensor([0]), 0.0), x.lengths) for x in inputs))[0, 9:]
     assert (memory - changed).abs().max() < 0.1 and memory.abs().max() > 1e-3
 

@@ -1,4 +1,4 @@
-"""MulT against its equations, one item, head and query at a time."""
+"""MulT against its equations, computed for one item, head and query at a time."""
 
 import math
 from dataclasses import replace
@@ -28,7 +28,7 @@ DIMS = (6, 5, 4)
 
 
 def batch():
-    # Sources shorter and longer than their targets, offsets that differ between items, one below the kernel's width.
+    # Sources are shorter and longer than targets, offsets differ between items, one length is below the kernel's width.
     return [draw([7, 3, 5, 6], 6), draw([2, 11, 8, 4], 5), draw([13, 4, 9, 5], 4)]
 
 
@@ -89,7 +89,7 @@ def plain_project(projection, x):
 
 
 def plain_mult(model, item, positions):
-    """The prediction for one item, sequences [T_m, D_m]; every step in them counts."""
+    """The prediction for one item with sequences [T_m, D_m] that have no padding."""
     features, causal = model.features, model.features.config.causal
     x = [plain_project(p, sequence) for p, sequence in zip(features.projections, item, strict=True)]
     read = [[] for _ in x]
@@ -114,7 +114,8 @@ def test_every_item_follows_the_equations_on_its_own_steps(causal, positions):
 
 @pytest.mark.parametrize("left", [True, False])
 def test_the_public_padding_sees_every_zero_frame(left):
-    """Positions where the first projected feature is not zero, all keys, the offset of padded sizes, the step T - 1."""
+    """As in the public code, padding is not masked: only steps whose first projected feature is not 0 have a position,
+    all keys are attended to, the causal offset is that of the padded sizes, and the last step is T - 1."""
     model = MulT(DIMS, 2, replace(SMALL, kernels=1).public()).double()
     inputs = batch()
     padded = [x.values for x in inputs]
@@ -234,7 +235,7 @@ def test_every_dropout_acts_in_training_alone(name):
 
 
 def test_dropout_of_keys_and_values_has_two_masks():
-    """As in the public code: keys and values come from one sequence, but not with the same features dropped."""
+    """As in the public code, keys and values come from one sequence but have different dropout masks."""
     stack = TransformerStack(4, 1, 1, Dropouts(embed=0.5)).train()
     seen = []
     stack.layers[0].project = lambda target, keys, values: seen.append((target, keys, values)) or _stop()

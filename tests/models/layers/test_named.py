@@ -1,4 +1,5 @@
-"""Modules by any name: those that nn.ModuleDict refuses, and plain ones under the names that weights have."""
+"""`Named` holds modules under any name, also those that nn.ModuleDict rejects; ordinary names are kept in state
+dicts."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Sequence encoders and the decoder against one sequence at a time, step by step."""
+"""Sequence encoders and the decoder against formulas for one sequence at a time, step by step."""
 
 import pytest
 import torch

@@ -36,7 +36,7 @@ def encoder(**changes):
     torch.manual_seed(0)
     padding = changes.pop("padding", False)
     net = TextEncoder(tokens(), replace(SMALL, **changes), padding=padding).double().eval()
-    with torch.no_grad():  # BERT's initial weights are so small that attention hardly matters
+    with torch.no_grad():  # with BERT's small initial weights, attention would have almost no effect
         for parameter in net.parameters():
             parameter.mul_(10 if parameter.dim() > 1 else 1)
     return net
@@ -44,7 +44,7 @@ def encoder(**changes):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A tiny BERT on disk."""
+    """Saves a tiny BERT; returns its folder."""
     torch.manual_seed(3)
     sizes = transformers.BertConfig(
         vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12
@@ -153,7 +153,7 @@ def test_shift_sees_embedded_words_and_changes_what_the_layers_read():
     torch.testing.assert_close(seen[0].values, want)
     assert torch.equal(seen[0].lengths, x.lengths)
     assert (plain - shifted).abs().max() > 1e-3
-    torch.testing.assert_close(net(x), plain)  # the hook is gone
+    torch.testing.assert_close(net(x), plain)  # the hook is removed
     torch.testing.assert_close(net(x, lambda words: words.values), plain)
 
 

@@ -26,7 +26,7 @@ def test_value_and_gradients_are_plain_torchs(block):
     found = vocabulary_cross_entropy(h, weight, bias, target, block=block)
     want = F.cross_entropy(F.linear(h, weight, bias), target)
     torch.testing.assert_close(found, want)
-    # Of a function of the loss, so that the incoming gradient is not 1.
+    # Differentiate a function of the loss, so that the incoming gradient is not 1.
     for mine, theirs in zip(
         gradients(found.log(), h, weight, bias), gradients(want.log(), h, weight, bias), strict=True
     ):
@@ -58,7 +58,7 @@ def test_large_logits_stay_finite():
 
 
 def test_sixteen_bits_sum_in_single_precision():
-    """Nearer to the exact gradient than bf16's resolution allows for a sum over blocks that is kept in bf16."""
+    """The gradient is more accurate than a sum over blocks in bf16 could be."""
     h, weight, bias, target = case(tokens=600, hidden=4, words=5, dtype=torch.bfloat16)
     found = vocabulary_cross_entropy(h, weight, bias, target, block=5)
     exact = [t.detach().double().requires_grad_() for t in (h, weight, bias)]
@@ -70,7 +70,7 @@ def test_sixteen_bits_sum_in_single_precision():
 
 
 def test_logits_of_all_tokens_never_exist():
-    """No tensor that autograd keeps, nor any that an operator returns, has as many numbers as tokens times words."""
+    """No tensor that an operator returns is larger than a block; the logits would have 64 x 512 elements."""
     h, weight, bias, target = case(tokens=64, hidden=4, words=512, dtype=torch.float32)
     sizes = []
 

@@ -120,7 +120,7 @@ def test_the_bias_of_the_keys_changes_nothing():
 
 def test_plain_tensors_let_words_look_at_padding_as_public_code_does():
     model, inputs = shift(), batch()
-    inputs[0] = refilled(inputs[0], 1.0)  # a [PAD] token has an embedding
+    inputs[0] = refilled(inputs[0], 1.0)  # like the embedding of [PAD], padding is not 0
     found, whole = model(*inputs), model(*(x.values for x in inputs))
     words, frames = inputs[0].values[1], [x.values[1] for x in inputs[1:]]
     read = [
@@ -129,7 +129,7 @@ def test_plain_tensors_let_words_look_at_padding_as_public_code_does():
     ]
     torch.testing.assert_close(whole[1, 3], plain_gate(model.gate, words[3], read), rtol=1e-10, atol=1e-12)
     assert (found[1, 1:] == 0).all()
-    assert (found[0, :4] - whole[0, :4]).abs().max() > 1e-4  # zero frames drew a share of the weight
+    assert (found[0, :4] - whole[0, :4]).abs().max() > 1e-4  # zero frames got a share of the weight
 
 
 @pytest.mark.parametrize("make", [gate, shift])

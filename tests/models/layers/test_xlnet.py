@@ -1,4 +1,4 @@
-"""XLNet as a text encoder: the weights of a checkpoint, padding as in the public code, and the place of the shift."""
+"""XLNet as a text encoder: weights from a checkpoint, padding as in the public code, and where the shift is applied."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def batch(lengths=(3, 5, 1), steps=5, fill=0):
 
 
 def enlarged(net):
-    with torch.no_grad():  # the initial weights are so small that attention hardly matters
+    with torch.no_grad():  # with the small initial weights, attention would have almost no effect
         for parameter in net.parameters():
             parameter.mul_(10 if parameter.dim() > 1 else 1)
     return net.double().eval()
@@ -44,14 +44,14 @@ def encoder(**changes):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A tiny XLNet on disk."""
+    """Saves a tiny XLNet; returns its folder."""
     torch.manual_seed(3)
     transformers.XLNetModel(transformers.XLNetConfig(vocab_size=VOCABULARY, **SIZES)).save_pretrained(tmp_path)
     return tmp_path
 
 
 def padded_left(net, x, shift=None):
-    """The summary as MAG-XLNet's public code computes it: rows of one length, padding first, CLS last."""
+    """The summary as MAG-XLNet's public code computes it: all rows have one length, with padding first and CLS last."""
     lengths = x.lengths.tolist()
     steps = max(lengths) + 2
     ids = torch.tensor([[0] * (steps - n - 2) + [*row[:n].tolist(), VOCABULARY, VOCABULARY + 1]

@@ -1,4 +1,4 @@
-"""The statistics network as an interpreter, damaged modalities, and both analyses from the command line."""
+"""Interpretation with the statistics network, damaged modalities, and both analyses from the command line."""
 
 import json
 import math
@@ -73,15 +73,15 @@ def test_disagreement_is_a_distance_between_predictions():
 
 
 class Sum(Model):
-    """Two vectors of one feature, side by side."""
+    """A base model whose representation is the concatenation of two vectors of one feature."""
 
     def representations(self, batch):
         return {"fused": torch.cat([x.values for x in batch.inputs.values()], 1)}
 
 
 def test_the_score_of_a_row_is_its_log_density_ratio_under_the_critic_of_a_known_distribution():
-    """Correlated normals: with T the log density ratio, s = T - log mean exp T' tends to T, and rows rank above
-    shuffled rows."""
+    """For correlated normals and T the log density ratio, s = T - log mean exp T' tends to T; true pairs score higher
+    than shuffled ones."""
     rho, rows = 0.8, 8000
     generator = torch.Generator().manual_seed(0)
     x, e = torch.randn(2, rows, 1, generator=generator)
@@ -127,7 +127,7 @@ def test_damage_reaches_one_modality_of_one_split_and_no_row_keeps_its_own(kind)
         mean = data["frames"].values[(data.split == SPLITS["train"])[own]].mean(0)
         torch.testing.assert_close(filled, mean.expand_as(filled), rtol=1e-4, atol=1e-5)
         assert len(train)
-    # The statistics are those of training rows.
+    # Standardisation uses the statistics of the training rows, which are not damaged.
     rows = data.rows("train")
     found, wanted = (d.standardised()["vectors"].values[rows] for d in (damaged(data, "vectors", kind), data))
     torch.testing.assert_close(found, wanted)

@@ -1,4 +1,5 @@
-"""The dependency penalty: any base, weight 0, shuffles and lengths, who gets gradients, balance, controls, settings."""
+"""The dependency penalty: all base models, weight 0, shuffles and lengths, which parameters get gradients, balance,
+controls, settings."""
 
 import dataclasses
 import math
@@ -144,7 +145,7 @@ def test_kept_lengths_cut_longer_sequences_and_start_shorter_ones_again():
 
 
 class Masks(Model):
-    """Sees the padding alone: its fused representation is the lengths of all modalities."""
+    """A base model that sees only padding: its fused representation is the lengths of all modalities."""
 
     def representations(self, batch):
         return {"fused": torch.stack([x.lengths.float() for x in batch.inputs.values()], 1)}
@@ -202,7 +203,7 @@ WIDTHS = {"mfn": 8, "late-fusion": 8, "lmf": 8, "mult": 4}
 
 
 def even(rows=24):
-    """Sequences of the same lengths everywhere: aligned bases resample a row to its longest modality."""
+    """Sequences that all have the same length, because aligned base models resample a row to its longest modality."""
     generator = torch.Generator().manual_seed(0)
     offsets = torch.arange(rows + 1) * 4
     parts = (
@@ -322,7 +323,8 @@ def test_nested_settings_go_through_yaml_and_are_changed_by_dotted_names():
 
 
 def test_three_gaussians_have_their_total_correlation():
-    """rho 0.5, d = 4: 1.386 nats, W_1 in [1.119, 1.172]; a trained critic finds 1.2 to 1.4 nats and 1.05 to 1.25."""
+    """For rho = 0.5 and d = 4 the total correlation is 1.386 nats and W_1 lies in [1.119, 1.172]; a trained critic
+    finds 1.2 to 1.4 nats and 1.05 to 1.25."""
     from models.mdm import MDM, Settings
 
     rho, d = 0.5, 4

@@ -1,4 +1,4 @@
-"""MFM's analyses: their data has the factors that they claim, and each writes a JSON and a figure."""
+"""MFM's analyses: their data has the stated factors, and each analysis writes a JSON file and a figure."""
 
 import json
 import math

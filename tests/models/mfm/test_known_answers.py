@@ -1,4 +1,4 @@
-"""Values that MFM's regulariser and memory must have, from closed forms."""
+"""MFM's regulariser and memory on problems with closed-form values."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def normal(rows, dim, seed):
 @pytest.mark.parametrize("rows, dim", [(32, 32), (128, 80)])
 def test_codes_from_the_prior_are_at_the_distance_of_two_finite_samples(rows, dim):
     found = torch.stack([distance(normal(rows, dim, seed), seed) for seed in range(40)])
-    wanted = 2 / rows * (1 - (1 + 4 / dim**2) ** (-dim / 2))  # about 4 / (rows dim): both diagonals hold k = 1
+    wanted = 2 / rows * (1 - (1 + 4 / dim**2) ** (-dim / 2))  # about 4 / (rows dim), because k = 1 on both diagonals
     assert found.mean().item() == pytest.approx(wanted, rel=0.03)
 
 
@@ -54,7 +54,7 @@ def test_the_exact_prior_is_the_mean_of_sampled_ones_without_their_diagonal():
     z, dim, rows = normal(64, 8, 2), 8, 64
     sampled = torch.stack([distance(z, seed) for seed in range(200)]).mean().item()
     exact = prior_distance({"y": z}, nn.ModuleDict(), sampled=False).item()
-    diagonal = (1 - (1 + 4 / dim**2) ** (-dim / 2)) / rows  # k(g, g) = 1 instead of its mean over pairs
+    diagonal = (1 - (1 + 4 / dim**2) ** (-dim / 2)) / rows  # k(g, g) is 1 on the diagonal, not the mean over pairs
     assert sampled == pytest.approx(exact + diagonal, rel=0.03)
 
 

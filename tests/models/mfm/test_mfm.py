@@ -1,4 +1,4 @@
-"""MFM: which factor reaches what, the prior's distances, surrogates, ablations, interpretation, synthetic factors."""
+"""MFM: what each factor affects, distances to the prior, surrogates, ablations, interpretation, synthetic factors."""
 
 import itertools
 
@@ -194,7 +194,8 @@ def test_settings_that_do_not_fit_are_refused():
 
 
 def known_factors(rows=400, steps=4):
-    """Two modalities that share the label's factor s; each has a style of its own in three columns."""
+    """Two modalities. Both depend on the label in their first column; the other three have each modality's own
+    style."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     y = torch.randint(2, (rows,), generator=generator)
@@ -211,7 +212,8 @@ def known_factors(rows=400, steps=4):
 
 
 def trained(data, steps=200, **settings):
-    """MFM with one number per code: what F_y holds already is no use to a private code, and the other way round."""
+    """A trained MFM with one number per code, so that a private code has no room for what F_y already has, and vice
+    versa."""
     sizes = {"code": 1, "joint_code": 1, "factor": 8, "joint_factor": 8, "encoder": "lstm", "dropout": 0.0}
     base = {"reconstruction": 1.0, "prior": "analytic", "prior_weight": 0.1}
     return analyses.trained(data, Settings(**sizes | base | settings), steps, rate=1e-2)
@@ -228,7 +230,7 @@ def test_the_shared_factor_predicts_the_label():
 
 
 def test_surrogates_with_steps_of_their_own_leave_the_model_as_it_would_be_without_them(tmp_path):
-    """The weights of the rest equal those of a run without surrogates bit for bit, and the surrogates have moved."""
+    """The other weights are bitwise those of a run without surrogates, and the surrogates' weights have changed."""
     data = mixed(missing=False)
     networks = {"model.dropout": 0.0, "model.network_dropout": 0.0, "model.prior": "analytic"}
     own = {"model.surrogate": True, "model.surrogate_phase": True}
@@ -253,7 +255,7 @@ def test_surrogates_predict_with_either_modality_missing(own_steps):
 
 
 def pictures_and_sounds(rows=60):
-    """Pictures of 5 x 7 and ragged sequences that show one of two classes."""
+    """Pictures of 5 x 7 and ragged sequences that depend on one of two classes."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(2, (rows,), generator=generator)
     pictures = 0.8 * y[:, None] * torch.ones(rows, 35) + 0.1 * torch.rand(rows, 35, generator=generator)

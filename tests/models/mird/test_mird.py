@@ -1,4 +1,4 @@
-"""MIRD: the public code's sizes, its losses against plain formulas, its alternating steps, padding and switches."""
+"""MIRD: parameter counts of the public code, losses against plain formulas, alternating steps, padding, settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def needs_text():
 
 
 def made(rows=24, text=True, labelled=None, target="regression"):
-    """Words, frames and vectors of different lengths, all there in every row."""
+    """Words and frames of different lengths, and vectors; no row misses a modality."""
     generator = torch.Generator().manual_seed(0)
 
     def ragged(low, high):
@@ -69,7 +69,7 @@ def numbers(module):
 
 
 def test_parameters_are_the_public_codes():
-    """Two bert-base, WSA, two LSTMs, three decoders and the head: 226,636,193, and 25,536 of the estimators."""
+    """Two bert-base, WSA, two LSTMs, three decoders and the head have 226,636,193 parameters, the estimators 25,536."""
     needs_text()
     ends = torch.tensor([0, 3])
     modalities = (
@@ -129,7 +129,7 @@ def test_losses_are_their_formulas():
         one = [{k: v[group] for k, v in net.club.state_dict().items()}]
         mu, raw = (_two_layers(one[0], part, z[a]) for part in ("p_mu", "p_logvar"))
         variance = (6 * (raw / 6).tanh()).exp()
-        log_q = -0.5 * ((z[b][None] - mu[:, None]).square() / variance[:, None]).sum(2)  # [i, j]: y_j under x_i
+        log_q = -0.5 * ((z[b][None] - mu[:, None]).square() / variance[:, None]).sum(2)  # [i, j]: log q(y_j | x_i)
         club = log_q.diagonal().mean() - log_q.mean()
         torch.testing.assert_close(terms[f"mi_{a}_{b}"], club)
         total = total + club
@@ -180,7 +180,8 @@ def test_logarithm_goes_on_as_its_tangent():
 
 
 def test_information_is_not_followed_below_zero():
-    """Estimators that predict the codes' opposites make CLUB negative."""
+    """Estimators that predict the negated codes make CLUB negative. It is then 0 without gradient, unless unbounded_mi
+    is set as in the public code."""
     for published in ((), ("unbounded_mi",)):
         net, x = model(as_published=published), batch()
         with torch.no_grad():
@@ -212,7 +213,8 @@ def trained(net, data, steps=3, **changes):
 
 
 def test_estimator_steps_on_shared_codes_are_the_public_ones():
-    """Without dropout, codes computed once and without gradient give the weights of encoding anew each time."""
+    """Without dropout, estimator steps on codes that are computed once, without gradient, give the same weights as
+    steps that encode again."""
     data, weights = made(), {}
     for name in ("shared", "public"):
         net = model(data)
@@ -288,7 +290,7 @@ def test_validation_rows_are_scored_by_the_prediction():
 
 
 def padded(x, fill, more):
-    """The same rows with other contents of the padding, and more of it."""
+    """The same rows with ``fill`` as padding (7 for tokens) and ``more`` steps of it."""
 
     def one(part):
         if part.lengths is None:
@@ -352,7 +354,7 @@ def test_every_quirk_changes_the_loss(quirk):
         x = x._replace(target=None, labelled=None)
         net, other = (model(as_published=published, log_floor=1e3) for published in ((), (quirk,)))
     for one in (net, other):
-        with torch.no_grad():  # estimates below zero, log-variances beyond 1, attention that matters
+        with torch.no_grad():  # make estimates negative, log-variances larger than 1, and attention relevant
             one.club.p_logvar[2].bias.fill_(2.0)
             for name, parameter in one.named_parameters():
                 if "backbone" in name and parameter.dim() > 1:
@@ -376,7 +378,7 @@ def test_random_encoder_leaves_the_checkpoint_aside(tmp_path):
     needs_text()
     import transformers
 
-    torch.manual_seed(7)  # not the one that the models are drawn from
+    torch.manual_seed(7)  # not the seed of the models
     sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     saved = transformers.BertModel(transformers.BertConfig(intermediate_size=8, **sizes))
     saved.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""MISA's and MMIM's losses against plain formulas, their phases, and padding."""
+"""MISA and MMIM: losses against plain formulas, phases, and padding."""
 
 from __future__ import annotations
 
