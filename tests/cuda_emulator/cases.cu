@@ -1,4 +1,4 @@
-// Small kernels whose answers are known, right and wrong ones: what the emulator must compute and what it must notice.
+// Small kernels with known results, correct and incorrect ones: what the emulator must compute, and what it must detect.
 #include "common/cuda/primitives.cuh"
 
 namespace {
@@ -43,7 +43,7 @@ __global__ void product_tf32(const float* a, const float* b, float* c) {  // a [
   for (int r = 0; r < 4; ++r) c[(g + r / 2 * 8) * 8 + 2 * t + r % 2] = sum[r];
 }
 
-// Reverses 128 values through shared memory; `barrier` and `wait` leave out what makes it right.
+// Reverses 128 values through shared memory. It is correct only with both `barrier` and `wait`.
 __global__ void reverse(const float* in, float* out, int barrier, int wait) {
   float* s = shared_memory<float, 512>();
   if (threadIdx.x < 32) copy_async_16(s + 4 * threadIdx.x, in + 4 * threadIdx.x, 16);

@@ -1,4 +1,4 @@
-// What launcher declarations need of the CUDA runtime.
+// The types of the CUDA runtime that launcher declarations use.
 #pragma once
 
 using cudaStream_t = void*;

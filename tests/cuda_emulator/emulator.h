@@ -1,8 +1,9 @@
 // Runs CUDA kernels on a CPU: the conventions are in csrc/common/cuda/primitives.cuh, which includes this header.
 //
-// Threads are fibers; a warp runs until all of it waits at a block barrier, then the next one. A collective gathers the
-// operands of 32 lanes, the last lane to arrive computes all results. Waiting that nobody can end, lanes that meet in different
-// collectives, misaligned or foreign pointers end in an exception out of launch().
+// Threads are fibers. A warp runs until all of its threads wait at a block barrier; then the next warp runs. A collective
+// gathers the operands of 32 lanes, and the last lane to arrive computes all results. launch() throws an exception if
+// threads wait forever, if the lanes of a warp meet in different collectives, and for pointers that are misaligned or, in
+// operations on shared memory, outside of it.
 #pragma once
 
 #include <setjmp.h>
@@ -171,7 +172,7 @@ inline void run_resident() {
   machine.threads_alive = all;
   while (machine.threads_alive) {
     bool moved = false;
-    for (int k = 0; k < all; k += 32) {  // one warp goes as far as it can before the next one runs: the most skew
+    for (int k = 0; k < all; k += 32) {  // each warp runs as far as it can before the next one, for maximal skew between warps
       for (bool warp_moved = true; warp_moved;) {
         warp_moved = false;
         for (int lane = 0; lane < 32; ++lane) {
@@ -227,7 +228,7 @@ inline void wait_here(State state, uint64_t generation) {
   to_scheduler();
 }
 
-// `compute` sees the operands of all lanes in warp.in and fills warp.out.
+// `compute` reads the operands of all lanes from warp.in and writes the results to warp.out.
 template <class F>
 void collective(const char* operation, const void* in, size_t in_bytes, void* out, size_t out_bytes, F compute) {
   Thread& t = *machine.current;
@@ -421,7 +422,7 @@ inline fp16 from_float<fp16>(float f) {
   if (size == 0.0f) return {sign};
   int exponent;
   std::frexp(size, &exponent);
-  const int unit = std::max(exponent - 11, -24);  // the weight of the last bit
+  const int unit = std::max(exponent - 11, -24);  // exponent of the last bit's value
   const auto count = static_cast<uint32_t>(std::nearbyint(std::ldexp(size, -unit)));
   return {static_cast<uint16_t>(sign | (unit == -24 ? count : ((unit + 24) << 10) + count))};
 }
@@ -436,7 +437,7 @@ inline float fast_exp2(float x) {
 }
 
 namespace emulator {
-// K elements per row of a; `a_at(lane words, register, half)` and so on are given by the instruction's layout.
+// One lane's operands of an mma instruction. In mma(), read(register, e) returns element e of a register.
 struct Operands {
   float c[4];
   uint32_t a[4], b[2];
@@ -513,7 +514,7 @@ inline void copy_async_16(void* shared, const void* global, int valid) {
 inline void copy_async_commit() { emulator::machine.current->copies.emplace_back(); }
 template <int pending>
 void copy_async_wait() {
-  auto& groups = emulator::machine.current->copies;  // the last one is still open
+  auto& groups = emulator::machine.current->copies;  // the last group is not committed yet
   while (static_cast<int>(groups.size()) - 1 > pending) {
     for (const auto& c : groups.front()) emulator::land(c);
     groups.erase(groups.begin());
