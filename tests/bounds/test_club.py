@@ -19,7 +19,7 @@ def correlated(rho: float, shape: tuple[int, ...] = (REPEATS, BATCH, DIM)) -> tu
 
 
 def with_true_conditional(bound: torch.nn.Module, rho: float) -> torch.nn.Module:
-    """The bound with q(y | x) = p(y | x) of standard Gaussians correlated by rho."""
+    """The bound with q(y | x) = p(y | x) of standard Gaussians with correlation rho."""
     logvar = 0.0 if isinstance(bound, mk.CLUBMean) else math.log(1 - rho**2)
     bound.get_mu_logvar = lambda x: (rho * x, torch.full_like(x, logvar))  # type: ignore[assignment]
     if isinstance(bound, mk.CLUBMean):

@@ -1,4 +1,4 @@
-// Small kernels with known results, correct and incorrect ones: what the emulator must compute, and what it must detect.
+// Small kernels with known results, some of them incorrect: what the emulator must compute, and what it must detect.
 #include "common/cuda/primitives.cuh"
 
 namespace {

@@ -1,9 +1,9 @@
 // Runs CUDA kernels on a CPU: the conventions are in csrc/common/cuda/primitives.cuh, which includes this header.
 //
-// Threads are fibers. A warp runs until all of its threads wait at a block barrier; then the next warp runs. A collective
-// gathers the operands of 32 lanes, and the last lane to arrive computes all results. launch() throws an exception if
-// threads wait forever, if the lanes of a warp meet in different collectives, and for pointers that are misaligned or, in
-// operations on shared memory, outside of it.
+// Threads are fibers. A warp runs until all of its threads wait at a block barrier; then the next warp runs. A
+// collective gathers the operands of 32 lanes, and the last lane to arrive computes all results. launch() throws an
+// exception if threads wait forever, if the lanes of a warp meet in different collectives, and for pointers that are
+// misaligned or, in operations on shared memory, outside of it.
 #pragma once
 
 #include <setjmp.h>
@@ -172,7 +172,7 @@ inline void run_resident() {
   machine.threads_alive = all;
   while (machine.threads_alive) {
     bool moved = false;
-    for (int k = 0; k < all; k += 32) {  // each warp runs as far as it can before the next one, for maximal skew between warps
+    for (int k = 0; k < all; k += 32) {  // each warp runs as far as it can: maximal skew between warps
       for (bool warp_moved = true; warp_moved;) {
         warp_moved = false;
         for (int lane = 0; lane < 32; ++lane) {
