@@ -2,8 +2,8 @@
 //
 // With z = s - max s, tau solves f(tau) = sum_j max(z_j - tau, 0) - 1 = 0. f is convex, piecewise linear and
 // decreasing, so Newton's steps tau <- (sum_{z > tau} z - 1) / #{z > tau} from tau = -1 increase to the root and reach
-// it exactly after finitely many steps, in practice three to six (Michelot 1986 takes the same steps). Only keys with z
-// > -1 in some row can be in a support, so these candidates are gathered first.
+// it exactly after finitely many steps, in practice three to six (Michelot 1986 takes the same steps). Only keys with
+// z > -1 in some row can be in a support, so these candidates are gathered first.
 #pragma once
 
 #include <cmath>
