@@ -10,8 +10,7 @@ namespace mk::mlp_critic {
 
 enum class Precision { bf16, fp16, tf32, fp32 };  // of the matrix products; tf32 and fp32 (3xTF32) take fp32 operands
 
-// S[i, j] = out(sum_k w[k] act(sum_l w2[k, l] act(u_i + v_j)[l] + b2[k]) + b). Row 0 here is row first_row of the full
-// S.
+// S[i, j] = out(sum_k w[k] act(sum_l w2[k, l] act(u_i + v_j)[l] + b2[k]) + b). Row 0 is row first_row of the whole S.
 struct Critic {
   const float *u, *v;          // [G, B, H1], [G, N, H1]
   const void* w2;              // [G or 1, H2, H1], of the products' type

@@ -5,9 +5,10 @@
 //   backward  dW2 [H2, H1] += D^T [H2, P] H1 [P, H1]            H1 built from u and v, so nothing is transposed
 //             dH1^T [H1, P] = W2^T [H1, H2] D^T [H2, P]
 // where D is the gradient at the second layer. With ReLU the forward may keep one bit per pair and unit, and w is
-// folded into W2^T: D^T is then g times the bits, dW2 = diag(w) P with P = sum D^T H1, dw = rowsum(W2 * P) + b2 * sum
-// D, and the second layer's activations are not needed again. With other activations the backward recomputes Z. Work is
-// split into items of rows. Each item has its own accumulators, which are summed in a fixed order.
+// folded into W2^T: D^T is then g times the bits, dW2 = diag(w) P with P = sum D^T H1,
+// dw = rowsum(W2 * P) + b2 * sum D, and the second layer's activations are not needed again. With other activations the
+// backward recomputes Z.
+// Work is split into items of rows. Each item has its own accumulators, which are summed in a fixed order.
 #pragma once
 
 #include <ATen/Parallel.h>

@@ -1,6 +1,6 @@
 // HSIC's sums on a CPU; mi_kernels/ops/rbf/schema.py has the formulas. Both Gram matrices are computed tile by tile,
-// for pairs of tiles p <= q, and never stored. The forward takes M(Dx + Dy), the backward three times that, with M(D) =
-// B^2 D FLOP.
+// for pairs of tiles p <= q, and never stored. With M(D) = B^2 D FLOP, the forward takes M(Dx + Dy) and the backward
+// three times that.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
