@@ -1,7 +1,7 @@
 // A concat critic on a CPU, for all groups, in tiles of R rows x C columns (64 pairs or a little less).
 //
 // With two hidden layers a tile is three products, M = 2 B N H1 H2 FLOPs each over all tiles:
-//   forward   Z^T [H2, P] = W2 [H2, H1] H1^T [H1, P]            H1^T built from u and v^T, never stored for two tiles
+//   forward   Z^T [H2, P] = W2 [H2, H1] H1^T [H1, P]            H1^T built from u and v^T, one tile at a time
 //   backward  dW2 [H2, H1] += D^T [H2, P] H1 [P, H1]            H1 built from u and v, so nothing is transposed
 //             dH1^T [H1, P] = W2^T [H1, H2] D^T [H2, P]
 // where D is the gradient at the second layer. With ReLU the forward may keep one bit per pair and unit, and w is
