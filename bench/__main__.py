@@ -52,8 +52,13 @@ TABLES = {
     "instructions": Table("AVX-512 and AVX2 side by side", 2, "cpu_instructions.json", False, (), False),
     "mi_tasks": Table("estimate_mi on forty tasks, three seeds", 30, "mi_tasks.json", False, (), False),
     "mi_truth": Table(
-        "estimate_mi beyond Gaussians", 120, "mi_truth.json", False,
-        ("-m", "bench.mi_tasks", "--tasks", "beyond"), False,
+        "estimate_mi beyond Gaussians", 25, "mi_truth.json", False,
+        ("-m", "bench.mi_tasks", "--tasks", "beyond", "--samples", "100", "1000", "10000"), False,
+    ),
+    "mi_truth_large": Table(
+        "the same with 100,000 samples", 30, "mi_truth_large.json", False,
+        ("-m", "bench.mi_tasks", "--tasks", "beyond", "--samples", "100000", "--output",
+         str(RESULTS / "mi_truth_large.json")), False,
     ),
     "staircase": Table("bounds on the staircase", 60, "staircase.json", False, (), False),
 }  # fmt: skip

@@ -78,6 +78,10 @@ def variants() -> dict[str, tuple[str, dict[str, Any]]]:
         found[form] = (SSL, changes)
         for term in TERMS:
             found[f"{form}, without {term}"] = (SSL, changes | {"model.without": [term]})
+    concat = FORMS["concat"]
+    found["concat, unique terms, factor heads"] = (SSL, concat | UNIQUE_TERMS)
+    found["concat, view terms alone"] = (SSL, concat | {"model.objective": "own-terms"})
+    found["concat, without upper bounds"] = (SSL, concat | {"model.objective": "no-upper-bounds"})
     return found
 
 

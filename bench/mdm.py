@@ -8,7 +8,9 @@ is the algorithm as it is written: one pass of the base for the rows and one for
 then both passes anew, without gradient, for the critic's own step. "ours" is the phases of ``models.mdm``: rows and
 shuffled rows in one pass, whose codes the critic's step reuses; "ours, negatives x" has x shuffled rows per row. Plain
 and ours minimise the same loss with the same shuffle, which is checked; all run on the same base, with dropout, on one
-thread. Times are medians of steps taken in turns; ``added`` is the median over that of the base, less 1.
+thread. Times are medians of steps taken in turns; ``added`` is the median over that of the base, less 1. ``gflop``
+counts the matrix products of a step on plain torch operators, ``of_fp32_peak`` is their rate over that of fp32
+multiply-adds on registers.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench import peak
 from bench.machine import interleaved
 from models.baselines.fusion import MFNSettings, MulTSettings
 from models.batch import Batch, Target
@@ -147,6 +150,7 @@ def measured(base: str, seconds: float) -> dict[str, Any]:
     for share in SHARES:
         own = made(base, data, share)
         arms[f"ours, negatives {share:g}"] = stepper(own, our_steps(own, batch))
+    flop = {name: peak.products(run) for name, run in arms.items()}
     for run in arms.values():
         run()
     times = interleaved(arms, seconds)
@@ -161,6 +165,8 @@ def measured(base: str, seconds: float) -> dict[str, Any]:
         "median_seconds": medians,
         "added": {name: round(value / medians["base"] - 1, 3) for name, value in medians.items()},
         "added_least": {name: round(value / least["base"] - 1, 3) for name, value in least.items()},
+        "gflop": {name: round(value / 1e9, 3) for name, value in flop.items()},
+        "of_fp32_peak": {name: peak.of_peak(flop[name], medians[name]) for name in arms},
         "target": TARGET,
     }
 

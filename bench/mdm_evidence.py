@@ -43,19 +43,24 @@ DATA: dict[str, dict[str, Any]] = {
     "utd-mhad": {"name": "utd-mhad", "modalities": ["skeleton", "inertial"]},
     "mosi": {"name": "mosi", "split": "official", "modalities": ["tokens", "audio"]},
     "mosi-vectors": {"name": "mosi", "split": "acl17", "modalities": ["text", "audio", "video"]},
+    "mosi-heldout": {"name": "mosi", "split": "heldout31", "modalities": ["text", "audio", "video"]},
 }
 TRAINING: dict[str, dict[str, Any]] = {
     "mmmo": {"epochs": 25, "batch_size": 32},
     "utd-mhad": {"epochs": 20, "batch_size": 32},
     "mosi": {"epochs": 8, "batch_size": 64},
     "mosi-vectors": {"epochs": 20, "batch_size": 64},
+    "mosi-heldout": {"epochs": 20, "batch_size": 64},
 }
 BASES: dict[str, dict[str, dict[str, Any]]] = {
     "mfn": {"mmmo": MFN, "utd-mhad": MFN | {"stride": 6, "align": 16}, "mosi": MFN | {"align": 16}},
     "mult": {"mmmo": MULT, "utd-mhad": MULT | {"stride": 12}, "mosi": MULT},
-    "lmf": {"mosi-vectors": {"name": "lmf"}},
+    "lmf": {"mosi-vectors": {"name": "lmf"}, "mosi-heldout": {"name": "lmf"}},
 }
-CASES = ("mmmo-mfn", "utd-mhad-mfn", "mosi-vectors-lmf", "mosi-mfn", "mmmo-mult", "utd-mhad-mult", "mosi-mult")
+CASES = (
+    *("mmmo-mfn", "utd-mhad-mfn", "mosi-mfn", "mosi-vectors-lmf", "mosi-heldout-lmf"),
+    *("mmmo-mult", "utd-mhad-mult", "mosi-mult"),
+)
 
 
 def config_of(case: str, arm: dict[str, Any], seed: int, lr: float) -> RunConfig:

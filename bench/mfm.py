@@ -23,9 +23,8 @@ from models.data import Dataset, Modality
 from models.mfm import MFM, Settings, build
 from models.mfm.model import JOINT
 
-from . import machine, table
+from . import machine, peak, table
 from .layer_formulas import cell_states
-from .steps import products
 
 STEPS, DIMS = 20, {"language": 300, "acoustic": 5, "visual": 20}
 # The one configuration that the public code records for MOSI.
@@ -186,7 +185,7 @@ def main() -> None:
             PUBLIC: step(public, partial(public_loss, public, batch)),
             "mi_kernels": step(ours, lambda model=ours, batch=batch: model.loss(batch).total, fused=True),  # type: ignore[misc]
         }
-        flop = products(steps[PUBLIC])
+        flop = peak.products(steps[PUBLIC])
         found += table.rows("MFM step", {"T": STEPS, "B": rows}, steps, PUBLIC, args.seconds, flop=flop)
     print(machine.write("cpu_mfm", found, table.COLUMNS))
 

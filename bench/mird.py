@@ -7,7 +7,9 @@ The public formulation is plain torch on the same weights with the same text enc
 LSTM cells stepped in Python, sparsemax by sorting over frames brought to the words' width, all logits of the words,
 CLUB with B x B x D differences one pair at a time, and five more passes for the estimators' steps: forward through the
 whole model, decoders and head included, backward through estimators and encoders. Both arms start from the same loss,
-which is checked. Needs the extra ``text``; under five minutes on one quiet core.
+which is checked. "gflop" counts the matrix products of a step (ours: those of the same step on plain torch operators),
+and "of_fp32_peak" is their rate over that of fp32 multiply-adds on registers. Needs the extra ``text``; under five
+minutes on one quiet core.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from bench import peak
 from bench.machine import peak_mebibytes
 from models.batch import Target
 from models.data import Dataset, Modality
@@ -177,6 +180,7 @@ def timed(rounds: int) -> dict:
             optimizers[1].step()
 
     arms = {"ours": step_ours, "public": step_public}
+    flop = {name: peak.products(run) for name, run in arms.items()}
     for run in arms.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in arms}
@@ -193,6 +197,8 @@ def timed(rounds: int) -> dict:
         "median_seconds": medians,
         "least_seconds": {name: min(values) for name, values in times.items()},
         "times_faster": medians["public"] / medians["ours"],
+        "gflop": {name: round(value / 1e9, 2) for name, value in flop.items()},
+        "of_fp32_peak": {name: peak.of_peak(flop[name], medians[name]) for name in arms},
         "target": 4.0,
     }
 

@@ -1,4 +1,5 @@
-"""Measures the peak fp32 rate of this process: fused multiply-adds on registers, which no matmul can exceed."""
+"""The arithmetic floor: the matrix products of a step, and the peak fp32 rate of this process (fused multiply-adds on
+registers, which no matmul can exceed)."""
 
 from __future__ import annotations
 
@@ -7,9 +8,14 @@ import functools
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import mi_kernels as mk
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -30,6 +36,20 @@ def gflops(threads: int | None = None) -> float | None:
         return None
     _highest[threads] = max(float(found.stdout), _highest.get(threads, 0.0))
     return _highest[threads]
+
+
+def products(step: Callable[[], Any]) -> float:
+    """FLOP of the matrix products of a step whose operators of mi_kernels run on plain torch, whose products torch can
+    count."""
+    with mk.use_backend("reference"), FlopCounterMode(display=False) as counter:
+        step()
+    return float(counter.get_total_flops())
+
+
+def of_peak(flop: float, seconds: float) -> float | None:
+    """The part of the peak rate that ``flop`` in ``seconds`` reach; None where the peak is unknown."""
+    most = gflops()
+    return None if most is None else round(flop / seconds / 1e9 / most, 3)
 
 
 @functools.cache

@@ -83,6 +83,7 @@ DATA = {
     "utd-mhad": "UTD-MHAD",
     "mosi": "MOSI",
     "mosi-vectors": "MOSI, vectors of the ACL 2017 release",
+    "mosi-heldout": "MOSI, the same vectors on held-out rows",
     "mustard": "MUStARD",
 }
 BASES = {"mfn": "MFN", "mult": "MulT", "lmf": "LMF"}

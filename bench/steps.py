@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 import mi_kernels as mk
 
-from . import machine, suite, table
+from . import machine, peak, suite, table
 
 NOTE = __doc__.split("\n\n")[1].replace("\n", " ") + f"; {table.COLUMNS}"
 OF_LOSSES = ("dot_critic", "mlp_critic", "club", "rbf")
@@ -39,13 +38,6 @@ def shares(step: Callable[[], Any]) -> dict[str, float]:
         e.self_cpu_time_total for e in events if e.key.startswith("mi_kernels") and any(w in e.key for w in words)
     )
     return {"share_of_losses": round(part(OF_LOSSES) / total, 3), "share_of_layers": round(part(OF_LAYERS) / total, 3)}
-
-
-def products(step: Callable[[], Any]) -> float:
-    """FLOP of a step's matrix products, in torch's own operators alone."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return float(counter.get_total_flops())
 
 
 def check(system: str, rows: int = 12) -> None:
@@ -70,7 +62,7 @@ def measure(system: str, rows: int, seconds: float) -> list[dict[str, Any]]:
         with mk.use_backend("reference"):
             plain()
 
-    arms, flop = {PLAIN: reference, "mi_kernels": ours}, products(reference)
+    arms, flop = {PLAIN: reference, "mi_kernels": ours}, peak.products(plain)
     found = table.rows(system, {"B": rows}, arms, PLAIN, seconds, least=3, flop=flop)
     found[-1] |= shares(ours)
     return found

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def replace_file(path: Path, write: Callable[[Path], None], keep: Path | None = None) -> None:
+def replace_file(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
     """``write`` a file beside ``path`` and put it in its place; what was there becomes ``keep``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
