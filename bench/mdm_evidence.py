@@ -6,7 +6,8 @@ A case is a data set and a base. Its choices are made on validation rows, on a s
 learning rate of the base alone (3 trials), which all arms share, then the weight of each measure (4 trials each). The
 arms are the base ("weight 0"), the three measures with a quarter as many shuffled rows as rows, "kl" with as many and
 with an eighth as many (the default since), the two controls of "kl" (all modalities moved by one permutation; an
-untrained critic), these at the weight chosen for "kl", and the base on each modality alone. Every model is also scored
+untrained critic), these at the weight chosen for "kl", and the base on each modality alone. "linear" is a probe on the
+pooled inputs, of all modalities and of each alone. Every model is also scored
 on test rows whose modalities are damaged (``models.mdm.robustness``).
 
 Writes the file after every run and goes on from it: a run whose settings are already there is kept, with the commit
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.kept import Kept
-from bench.trained import gain, moments, paired, run_cases, scored, trained
+from bench.trained import gain, linear, moments, paired, run_cases, scored, trained
 from models.data import load
 from models.evaluation.metrics import primary
 from models.mdm.robustness import KINDS, damaged
@@ -146,7 +147,8 @@ def summary(case: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[str,
     rows = []
     for arm, own in values.items():
         row: dict[str, Any] = {"arm": arm, metric: moments(own), "seeds": len(own)}
-        row["valid"] = moments([run["valid"][metric] for run in found[arm]])
+        if "valid" in found[arm][0]:
+            row["valid"] = moments([run["valid"][metric] for run in found[arm]])
         if "accuracy_2" in found[arm][0]["test"]:
             row["accuracy_2"] = moments([run["test"]["accuracy_2"] for run in found[arm]])
         if arm != "weight 0":
@@ -154,7 +156,7 @@ def summary(case: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[str,
             row["gain"] = moments(gains) | paired(gains)
         row["damaged"] = {
             name: {kind: moments([run["damaged"][name][kind] for run in found[arm]]) for kind in KINDS}
-            for name in found[arm][0]["damaged"]
+            for name in found[arm][0].get("damaged", ())
         }
         rows.append(row)
     return rows
@@ -168,6 +170,12 @@ def study(kept: Kept, case: str) -> dict[str, Any]:
         for arm, settings in arms_of(case, weights).items():
             config = config_of(case, settings, seed, lr)
             found[arm].append(kept.run(case, f"{arm}, seed {seed}", config.to_dict(), partial(measured, config)))
+        config = config_of(case, {"weight": 0.0}, seed, lr)
+        probed = lambda c=config: linear(load(c.data, c.seed))  # noqa: E731
+        probes = kept.run(case, f"linear, seed {seed}", config.to_dict()["data"], probed)
+        alone = {f"linear, {name} alone": scores for name, scores in probes["alone"].items()}
+        for name, scores in {"linear": probes["test"], **alone}.items():
+            found.setdefault(name, []).append({"test": scores})
     return {
         "metric": metric_of(case),
         "config": config_of(case, {"weight": 0.0}, 0, lr).to_dict(),

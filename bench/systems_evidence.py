@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.kept import Kept
-from bench.trained import gain, moments, paired, run_cases, scored, trained
+from bench.trained import gain, linear, moments, paired, run_cases, scored, trained
 from models.data.corruption import CorruptionConfig
-from models.data.dataset import Dataset
 from models.evaluation.metrics import primary
-from models.evaluation.scores import references
 from models.settings import RunConfig, from_dict
 from models.training.fit import load_data
 
@@ -120,12 +118,6 @@ def chosen(kept: Kept, name: str, arm: str, metric: str) -> tuple[float, dict[st
             tried.append({"lr": lr, "changes": changes, "valid": found["valid"][metric]})
     best = max(tried, key=lambda trial: gain(metric, trial["valid"], 0.0))
     return best["lr"], best["changes"], tried
-
-
-def linear(data: Dataset) -> dict[str, Any]:
-    """A probe on the pooled inputs, and on those of each modality alone."""
-    found = {name: row["test"] for name, row in references(data)["linear"].items()}
-    return {"test": found["input"], "alone": {name: scores for name, scores in found.items() if name != "input"}}
 
 
 def summary(case: Case, metric: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

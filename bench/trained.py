@@ -19,7 +19,7 @@ from models.data.corruption import CorruptionConfig
 from models.data.dataset import Dataset
 from models.evaluation import summary
 from models.evaluation.metrics import LOWER_IS_BETTER, score
-from models.evaluation.scores import outputs
+from models.evaluation.scores import outputs, references
 from models.model import Model
 from models.settings import RunConfig
 from models.training.fit import fit
@@ -40,6 +40,12 @@ def scored(model: Model, data: Dataset, split: str, corruption: CorruptionConfig
     predicted = outputs(model, data, rows, corruption)[1]
     assert predicted is not None and data.labels is not None
     return {name: round(value, 6) for name, value in score(predicted, data.labels[rows], data.target).items()}
+
+
+def linear(data: Dataset) -> dict[str, Any]:
+    """A probe on the pooled inputs, and on those of each modality alone."""
+    found = {name: row["test"] for name, row in references(data)["linear"].items()}
+    return {"test": found["input"], "alone": {name: scores for name, scores in found.items() if name != "input"}}
 
 
 def gain(metric: str, value: float, reference: float) -> float:

@@ -36,6 +36,7 @@ PROBED: dict[str, tuple[str, dict[str, Any] | None]] = {
     "SupCon": ("supcon", {}),
     "FactorCL-SUP": ("factorcl-sup", COSINE),
     "FactorCL-SSL": ("factorcl-ssl", COSINE),
+    "FactorCL-SSL, concat critics": ("factorcl-ssl", {"model.critic": "concat", "model.critic_hidden": 128}),
     "FactorCL-SSL, unique terms": ("factorcl-ssl", COSINE | UNIQUE_TERMS),
 }
 
