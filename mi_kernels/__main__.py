@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     estimate = commands.add_parser(
         "estimate",
         help="estimate the mutual information of two arrays [N, D] of one .npz file, in nats",
-        description="Prints the estimate with its standard error, its 95 %% interval and warnings. "
+        description="Prints the estimate with its standard error, its 95 % interval and warnings. "
         "The exit status is 2 for bad input.",
     )
     estimate.add_argument("file", type=Path, metavar="FILE.npz")

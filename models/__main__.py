@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     change.add_argument("input", type=Path)
     change.add_argument("output", type=Path)
     change.add_argument("--format", help="format of the input; detected by default")
+    change.add_argument("--overwrite", action="store_true", help="replace an existing output file")
     look = commands.add_parser("inspect", help="show modalities, shapes, lengths, splits, labels and anything unusual")
     look.add_argument("input", type=Path)
     return top
@@ -105,7 +106,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 def run_convert(args: argparse.Namespace) -> str:
     from models.data.convert import convert
 
-    return convert(args.input, args.output, args.format)
+    return convert(args.input, args.output, args.format, overwrite=args.overwrite)
 
 
 def run_inspect(args: argparse.Namespace) -> str:

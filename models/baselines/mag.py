@@ -23,7 +23,7 @@ from models.layers.dropout import Dropout
 from models.layers.inlet import Inlet
 from models.layers.mag import AdaptationGate, beside
 from models.layers.sequence import check_positive
-from models.layers.text import TextConfig, TextEncoder
+from models.layers.text import TextConfig, TextEncoder, no_tokens
 from models.layers.transformer import check_rate
 from models.layers.xlnet import XLNetEncoder
 from models.model import Model, needs_several
@@ -88,7 +88,7 @@ def _built(name: str, encoder: type[TextEncoder], config: MAGSettings, data: Dat
     needs_several(name, data.names)
     text = next((modality for modality in data.modalities if modality.is_tokens), None)
     if text is None:
-        raise ValueError(f"{name} needs tokens, data {data.name!r} has {', '.join(data.names)}")
+        raise no_tokens(name, data.names, data.name)
     inlet = Inlet([m for m in data.modalities if m is not text], config.embedding, config.stride)
     net = _MAG(encoder(text, config.text), inlet.dims, config, outputs_of(data.target))
     return Supervised(_Read(text.name, inlet), net, data, config.loss)

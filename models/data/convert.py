@@ -14,12 +14,13 @@ from models.data.sources import utd_mhad
 ORIGINALS = {"utd-mhad": utd_mhad.from_mat}
 
 
-def convert(source: str | Path, out: str | Path, format: str | None = None) -> str:
+def convert(source: str | Path, out: str | Path, format: str | None = None, *, overwrite: bool = False) -> str:
     """Writes ``source``, a file or folder in any known format, to ``out`` (``.npz``, without pickle); returns what was
     done.
 
     format: one of ``formats.FORMATS`` or ORIGINALS; detected if None. Repairs are recorded in the file's ``notes``.
-    Raises FileNotFoundError, or ValueError naming the file and the key, or ``out`` when it does not end in ``.npz``.
+    overwrite: replace ``out`` if it exists. Raises FileNotFoundError, or ValueError naming the file and the key, or
+    ``out`` if it does not end in ``.npz`` or exists.
     """
     source, out = Path(source), Path(out)
     if out.suffix != ".npz":
@@ -28,6 +29,8 @@ def convert(source: str | Path, out: str | Path, format: str | None = None) -> s
         raise FileNotFoundError(f"no such folder: {out.parent}")
     if out.exists() and source.exists() and out.samefile(source):
         raise ValueError(f"out must differ from the input file {source}")
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists: replace it with --overwrite, or choose another name")
     arrays = ORIGINALS[format](source) if format in ORIGINALS else formats.read(source, format)
     npz.write(arrays, out)
     return f"wrote {out}: {summary(arrays)}"

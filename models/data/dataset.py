@@ -71,7 +71,8 @@ class Dataset:
         rows = torch.nonzero(self.split == _code(split)).flatten()
         if len(rows) == 0:
             raise ValueError(
-                f"data {self.name!r} has no {split} rows (a random split needs about five rows of every class)"
+                f"data {self.name!r} has no {split} rows: its split has no code {SPLITS[split]}, or there are too "
+                "few rows for a random split (it needs about five of every class)"
             )
         return rows
 

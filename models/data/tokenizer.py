@@ -24,7 +24,7 @@ def require_transformers() -> Any:
         import transformers
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "Hugging Face text encoders and tokenizers need the package transformers: pip install 'mi-kernels[text]'"
+            "Hugging Face text encoders and tokenizers need the package transformers: pip install 'transformers>=4.40'"
         ) from error
     return transformers
 

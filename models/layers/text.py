@@ -9,9 +9,9 @@ with a random encoder.) An encoder without a checkpoint is one that the settings
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class TextConfig:
     name: a checkpoint, as ``models.data.tokenizer`` names it; the data must be read by its tokenizer (data.tokenizer).
         Empty for a BERT of the sizes below with fresh weights, over any tokens.
     hidden, layers, heads, intermediate, positions: of a fresh BERT; those of bert-base are 768, 12, 12, 3072, 512. A
-        fresh XLNet (mag-xlnet) has no positions.
+        fresh XLNet (mag-xlnet) has no positions. Refused beside a checkpoint, which has its own.
     dropout: of the encoder's states and attention weights; None for what the checkpoint says (BERT: 0.1).
     readout: "pooler", the tanh layer on the first token's state that BERT has (XLNet: on the last one's); "first", that
         state; or "mean", of all states within the length.
@@ -60,8 +60,25 @@ class TextConfig:
         check_positive(layers=self.layers, intermediate=self.intermediate, positions=self.positions)
         if self.dropout is not None:
             check_rate("dropout", self.dropout)
+        if self.name:
+            self._refuse_sizes()
         if self.freeze and not self.name:
             raise ValueError("freeze needs a checkpoint: name is empty, and fresh weights would never learn")
+
+    def _refuse_sizes(self) -> None:
+        """Raises ValueError for a size that was set beside a checkpoint, which has its own."""
+        defaults = {field.name: field.default for field in fields(self) if field.type == "int"}
+        given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} must be left out beside a checkpoint: {self.name!r} has its own sizes"
+            )
+
+
+def no_tokens(what: str, names: Sequence[str], data: str = "") -> ValueError:
+    """The error for data without a modality of tokens: many data sets load theirs only if it is named."""
+    known = f"{'data ' + repr(data) if data else 'the data'} has {', '.join(names)}"
+    return ValueError(f"{what} needs tokens, {known}; name those to load in data.modalities=[...]")
 
 
 class TextEncoder(nn.Module):

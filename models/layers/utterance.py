@@ -13,7 +13,7 @@ from models.data.dataset import Modality
 from models.layers.inlet import Inlet
 from models.layers.lengths import last_step, sequence, steps_within
 from models.layers.sequence import LSTM, check_positive
-from models.layers.text import TextConfig, TextEncoder
+from models.layers.text import TextConfig, TextEncoder, no_tokens
 
 
 class BiLSTM(nn.Module):
@@ -76,7 +76,7 @@ class Utterances(nn.Module):
         if text is not None:
             tokens = [modality for modality in modalities if modality.is_tokens]
             if not tokens:
-                raise ValueError(f"language=bert needs tokens, the data has {', '.join(self.names)}")
+                raise no_tokens("language=bert", self.names)
             self.text, self.encoder = tokens[0].name, TextEncoder(tokens[0], text)
         others = [modality for modality in modalities if modality.name != self.text]
         self.inlet = Inlet(others, embedding, stride)

@@ -18,7 +18,7 @@ from models.layers.lengths import mean_over_steps, sequence, steps_within
 from models.layers.mag import AdaptationGate, beside
 from models.layers.mult import CrossModal, MulTConfig
 from models.layers.sequence import LSTMEncoder
-from models.layers.text import TextEncoder
+from models.layers.text import TextEncoder, no_tokens
 from models.layers.transformer import TransformerStack, run_together, sinusoids
 from models.layers.word_shift import WordShift
 from models.mird.config import OF_TEXT, Settings
@@ -145,7 +145,7 @@ def text_of(data: Dataset, config: Settings) -> Modality | None:
             raise ValueError(f"text_modality must be tokens of the data, {names}; got {config.text_modality!r}")
         return found
     if not tokens and config.agnostic in OF_TEXT:
-        raise ValueError(f"agnostic={config.agnostic} needs tokens, data {data.name!r} has {', '.join(data.names)}")
+        raise no_tokens(f"agnostic={config.agnostic}", data.names, data.name)
     return tokens[0] if tokens else None
 
 

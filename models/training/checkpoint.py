@@ -63,7 +63,8 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}; run fit first")
+        remedy = f"training did not finish: python -m models fit --resume --out {path.parent}"
+        raise FileNotFoundError(f"no such file: {path}; {remedy}")
     try:
         return load_file(path)
     except SafetensorError as error:

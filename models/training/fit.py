@@ -24,9 +24,12 @@ from models.settings import RunConfig, read
 from models.training.checkpoint import WEIGHTS, AtomicCheckpoints, load_weights, misfit
 from models.training.distributed import Processes, check_shares, launch, processes_of, trainer_options
 from models.training.folder import check_digest, checkpoint_of, refuse_folder, start_folder
+from models.training.history import epochs_of
 from models.training.phases import Training
 from models.training.selection import Selection
 from models.training.steps import check_batches, check_finite, least_rows
+
+_log = logging.getLogger(__name__)
 
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -196,6 +199,10 @@ def load_run(out: Path, data: Dataset) -> tuple[RunConfig, Model]:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise misfit(out / WEIGHTS, error) from error
+    done = epochs_of(out)
+    if 0 < done < config.training.epochs and not config.training.patience:
+        remedy = f"continue with: python -m models fit --resume --out {out}"
+        _log.warning("%s: training stopped after %d of %d epochs; %s", out, done, config.training.epochs, remedy)
     return config, model.eval()
 
 

@@ -1,5 +1,6 @@
 """Training: phases, determinism, resuming after a kill, checkpoints, choice of the best epoch."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -329,6 +330,28 @@ def test_the_best_weights_are_kept_and_training_stops_early(data, tmp_path, monk
     assert list(seen) == [0, 1, 2, 3, 4]
     assert_same_weights(weights(module.model), seen[1])
     assert_same_weights(load_weights(tmp_path / WEIGHTS), seen[1])
+
+
+def test_scores_of_an_interrupted_run_say_so(data, tmp_path, monkeypatch, caplog):
+    settings = config("early-fusion", epochs=3)
+
+    def interrupt(module):
+        if module.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "on_train_epoch_start", interrupt)
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            fit(settings, data, tmp_path, progress=False)
+    load_run(tmp_path, data)
+    assert f"stopped after 1 of 3 epochs; continue with: python -m models fit --resume --out {tmp_path}" in caplog.text
+    (tmp_path / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=r"training did not finish: python -m models fit --resume --out"):
+        load_run(tmp_path, data)
+    caplog.clear()
+    fit(settings, data, tmp_path, resume=True, progress=False)
+    load_run(tmp_path, data)
+    assert not caplog.text
 
 
 def test_schedules_rise_and_fall():

@@ -4,7 +4,8 @@
 |---|---|
 | ``NAME`` | vectors [N, D], sequences [N, T, D], or with ``off_NAME`` frames [sum T, D] or integer tokens [sum T] |
 | ``off_NAME`` | integers [N + 1]; a row of length 0 does not have the modality |
-| ``present_NAME`` | bool [N], for vectors: False where the row does not have the modality |
+| ``len_NAME`` | integers [N], for padded sequences [N, T, D]: their steps; a row of 0 does not have the modality |
+| ``present_NAME`` | bool [N]: False where the row does not have the modality, whatever its values |
 | ``shape_NAME`` | (height, width) of pictures [N, height, width] or [N, D]; frames [sum T, height, width] need none |
 | ``table_NAME``, ``words_NAME`` | embeddings [V, E] and the words of tokens |
 | ``y`` | [N] or [N, K]; classes where all are whole numbers, else a regression target; NaN: no label |
@@ -20,6 +21,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +75,8 @@ def _reason(values: np.ndarray, key: str) -> str:
         return ""
     if values.dtype.kind == "c":
         return f" ({key} is complex; store real and imaginary parts side by side)"
-    return f" (a modality is [N, D] or [N, T, D]; {key} is {list(values.shape)})"
+    hint = "; lengths of padded sequences are read from len_NAME" if "len" in key.lower() else ""
+    return f" (a modality is [N, D] or [N, T, D]; {key} is {list(values.shape)}{hint})"
 
 
 def _labels(arrays: dict[str, np.ndarray], result: Arrays) -> list[str]:
@@ -112,28 +115,61 @@ def _label(values: np.ndarray, path: str, key: str) -> tuple[np.ndarray, tuple[s
 
 
 def _part(arrays: dict[str, np.ndarray], name: str, path: str | Path, notes: list[str]) -> Part:
-    """Modality ``name``; checks shapes and offsets."""
+    """Modality ``name``; checks shapes, offsets, lengths and which rows have it."""
     values, offsets = arrays[name], arrays.get(f"off_{name}")
     if offsets is not None:
-        return _ragged(values, offsets, arrays, name, path, notes)
-    shape = _shape(arrays, name, path)
+        part = _ragged(values, offsets, arrays, name, path, notes)
+        present = _present(arrays, name, path, len(part))
+        return part if present is None else _without(part, present)
+    present, shape = _present(arrays, name, path, len(values)), _shape(arrays, name, path)
+    if values.ndim == 3 and shape is None:
+        return _padded(values, arrays.get(f"len_{name}"), present, name, path)
+    if f"len_{name}" in arrays:
+        raise ValueError(f"{path}: len_{name} must belong to sequences [N, T, D], but {name!r} is {values.shape}")
+    if present is not None:  # what a missing row holds, such as NaN, does not matter
+        values = np.where(present.reshape(-1, *[1] * (values.ndim - 1)), values, 0)
     if shape is not None:
-        return _pictures(values, shape, name, path, notes)
-    if values.ndim not in (2, 3):
-        raise ValueError(
-            f"{path}: modality {name!r} must be [N, D], [N, T, D] or ragged with off_{name}; got {values.shape}"
-        )
-    values = numbers(values, path, name)
-    if values.ndim == 3:
-        return Part(values.reshape(-1, values.shape[2]), offsets_of(np.full(len(values), values.shape[1])))
-    part, present = vectors(values, name, notes), arrays.get(f"present_{name}")
+        return replace(_pictures(values, shape, name, path, notes), present=present)
+    if values.ndim == 2:
+        return vectors(numbers(values, path, name), name, notes, present)
+    raise ValueError(
+        f"{path}: modality {name!r} must be [N, D], [N, T, D] or ragged with off_{name}; got {values.shape}"
+    )
+
+
+def _present(arrays: dict[str, np.ndarray], name: str, path: str | Path, rows: int) -> np.ndarray | None:
+    present = arrays.get(f"present_{name}")
+    if present is not None and (present.dtype.kind != "b" or present.shape != (rows,)):
+        raise ValueError(f"{path}: present_{name} must be bool [{rows}], got {present.dtype} {present.shape}")
+    return present
+
+
+def _without(part: Part, present: np.ndarray) -> Part:
+    """Ragged sequences without the frames of the rows that are not present."""
+    lengths = np.diff(part.offsets)  # type: ignore[arg-type]
+    kept = part.values[np.repeat(present, lengths)]
+    return replace(part, values=kept, offsets=offsets_of(lengths * present))
+
+
+def _padded(
+    values: np.ndarray, stated: np.ndarray | None, present: np.ndarray | None, name: str, path: str | Path
+) -> Part:
+    """Sequences [N, T, D], cut to their lengths; what the padding holds does not matter."""
+    rows, steps, _ = values.shape
+    lengths = np.full(rows, steps)
+    if stated is not None:
+        if stated.dtype.kind not in "iu" or stated.shape != (rows,):
+            raise ValueError(f"{path}: len_{name} must be integers [{rows}], got {stated.dtype} {stated.shape}")
+        if rows and not 0 <= int(stated.min()) <= int(stated.max()) <= steps:
+            found = f"{stated.min()} to {stated.max()}"
+            raise ValueError(f"{path}: len_{name} must lie between 0 and {steps}, the steps of {name!r}; got {found}")
+        lengths = stated.astype(np.int64)
     if present is not None:
-        if present.dtype.kind != "b" or present.shape != (len(values),):
-            raise ValueError(
-                f"{path}: present_{name} must be bool [{len(values)}], got {present.dtype} {present.shape}"
-            )
-        part.present = present
-    return part
+        lengths = lengths * present
+    within = np.arange(steps) < lengths[:, None]
+    whole = bool(within.all())
+    frames = numbers(values if whole else np.where(within[..., None], values, 0), path, name)
+    return Part(frames.reshape(-1, values.shape[2]) if whole else frames[within], offsets_of(lengths))
 
 
 def _ragged(

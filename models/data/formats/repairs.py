@@ -53,12 +53,13 @@ def note_missing(missing: np.ndarray, name: str, notes: list[str]) -> None:
         notes.append(f"{name}: {int(missing.sum())} rows are all zero or empty and count as missing")
 
 
-def vectors(values: np.ndarray, name: str, notes: list[str]) -> Part:
-    """Vectors [N, D]; rows of zeros are kept and noted."""
-    zero = int((~values.any(1)).sum())
+def vectors(values: np.ndarray, name: str, notes: list[str], present: np.ndarray | None = None) -> Part:
+    """Vectors [N, D]; rows of zeros are kept, and noted if they are not missing."""
+    empty = ~values.any(1)
+    zero = int((empty if present is None else empty & present).sum())
     if zero:
         notes.append(f"{name}: {zero} rows are all zero")
-    return Part(values)
+    return Part(values, present=present)
 
 
 def pictures(values: np.ndarray, path: str | Path, name: str, notes: list[str], rows: int | None = None) -> Part:

@@ -179,7 +179,14 @@ BROKEN = {
     ),
     "negative picture": ({"text": -np.ones((30, 4)), "shape_text": np.array([2, 2])}, "must not be negative"),
     "present": ({"present_text": np.ones(30)}, "present_text must be bool"),
+    "present of sequences": ({"present_pose": np.ones(29, bool)}, r"present_pose must be bool \[30\], got bool"),
     "lengths": ({"len_pose": np.ones(30, int)}, "len_pose and off_pose disagree"),
+    "lengths of vectors": ({"len_text": np.ones(30, int)}, r"len_text must belong to sequences \[N, T, D\]"),
+    "lengths beyond the steps": (
+        {"text": np.ones((30, 3, 2)), "len_text": np.full(30, 4)},
+        "len_text must lie between 0 and 3, the steps of 'text'; got 4 to 4",
+    ),
+    "fractional lengths": ({"text": np.ones((30, 3, 2)), "len_text": np.ones(30)}, "len_text must be integers"),
     "kind": ({"kind": np.array("ordinal")}, "classes or regression, got 'ordinal'"),
 }  # fmt: skip
 
@@ -247,6 +254,49 @@ def test_sequences_of_length_zero_and_rows_of_zeros(tmp_path):
     assert data["pose"].has().tolist() == [False] + [True] * 29
     arrays = npz.read(write(tmp_path, text=np.eye(30)[:, :4]))
     assert "text: 26 rows are all zero" in arrays.notes
+
+
+def test_padded_sequences_are_cut_to_their_lengths_whatever_the_padding_holds(tmp_path):
+    lengths = np.arange(30) % 4
+    padded = np.full((30, 5, 2), np.nan)
+    for i, length in enumerate(lengths):
+        padded[i, :length] = i
+    part = npz.read(write(tmp_path, text=padded, len_text=lengths)).modalities["text"]
+    np.testing.assert_array_equal(part.lengths(), lengths)
+    np.testing.assert_array_equal(part.values, np.repeat(np.arange(30), lengths)[:, None].repeat(2, 1))
+    padded[9, 0] = np.nan
+    with pytest.raises(ValueError, match=r"'text' holds 2 values that are not finite .* the first in row 9"):
+        npz.read(write(tmp_path, text=padded, len_text=lengths))
+
+
+SHAPES = {
+    "vectors": {"text": np.ones((30, 4))},
+    "sequences": {"text": np.ones((30, 3, 4))},
+    "padded": {"text": np.ones((30, 3, 4)), "len_text": np.full(30, 2)},
+    "ragged": {"text": np.ones((60, 4)), "off_text": np.arange(0, 61, 2)},
+    "tokens": {"text": np.ones(60, int), "off_text": np.arange(0, 61, 2)},
+    "pictures": {"text": np.ones((30, 4, 6)), "shape_text": np.array([4, 6])},
+    "films": {"text": np.ones((60, 4, 6)), "off_text": np.arange(0, 61, 2)},
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_rows_marked_as_missing_are_missing(kind, tmp_path):
+    present = np.arange(30) % 5 != 2
+    data = read_file(write(tmp_path, **SHAPES[kind], present_text=present))
+    assert data["text"].has().tolist() == present.tolist()
+
+
+def test_a_missing_vector_may_hold_anything(tmp_path):
+    text, present = np.ones((30, 4)), np.arange(30) != 7
+    text[7] = np.nan
+    arrays = npz.read(write(tmp_path, text=text, present_text=present))
+    assert np.isfinite(arrays.modalities["text"].values).all() and arrays.notes == []
+
+
+def test_an_array_of_lengths_under_another_name_is_not_lost_without_a_word(tmp_path):
+    (note,) = npz.read(write(tmp_path, lengths=np.arange(30))).notes
+    assert note.endswith("lengths is [30]; lengths of padded sequences are read from len_NAME)")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])

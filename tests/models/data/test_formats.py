@@ -47,6 +47,12 @@ def test_convert_says_what_it_did_and_leaves_nothing_behind_when_it_fails(tmp_pa
     said = convert(path, tmp_path / "out.npz")
     assert "14 rows from affect; modalities text, audio, vision; labels labels; train: audio: 1 infinite" in said
     assert sorted(file.name for file in tmp_path.iterdir()) == ["mosi_data.pkl", "out.npz"]
+    before = (tmp_path / "out.npz").read_bytes()
+    other = WRITERS["npz"](tmp_path)
+    with pytest.raises(FileExistsError, match=r"out.npz exists: replace it with --overwrite"):
+        convert(other, tmp_path / "out.npz")
+    assert (tmp_path / "out.npz").read_bytes() == before
+    assert "30 rows from npz" in convert(other, tmp_path / "out.npz", overwrite=True)
     with pytest.raises(ValueError, match=r"out must end in \.npz"):
         convert(path, tmp_path / "out.pkl")
     with pytest.raises(ValueError, match="out must differ from the input file"):

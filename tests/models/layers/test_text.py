@@ -184,6 +184,12 @@ def test_frozen_weights_take_no_gradient(checkpoint):
         TextConfig(freeze=True)
 
 
+def test_sizes_beside_a_checkpoint_are_refused():
+    with pytest.raises(ValueError, match=r"layers, positions must be left out .* 'some/bert' has its own"):
+        TextConfig("some/bert", layers=1, positions=20)
+    assert TextConfig("some/bert", layers=2).layers == 2  # the default, which a file of settings may repeat
+
+
 def test_dropout_can_be_set(checkpoint):
     assert load_backbone(str(checkpoint), dropout=0.3).config.hidden_dropout_prob == 0.3
     assert load_backbone(str(checkpoint)).config.hidden_dropout_prob == 0.1
