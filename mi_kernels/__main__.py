@@ -22,6 +22,7 @@ class BadInputError(Exception):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mi_kernels", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    standard = "(default: %(default)s)"
     estimate = commands.add_parser(
         "estimate",
         help="estimate the mutual information of two arrays [N, D] of one .npz file, in nats",
@@ -31,11 +32,11 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("file", type=Path, metavar="FILE.npz")
     estimate.add_argument("--x", metavar="NAME", help="name of the first array (default: x)")
     estimate.add_argument("--y", metavar="NAME", help="name of the second array (default: y)")
-    estimate.add_argument("--estimator", choices=registry.estimators(), default="infonce")
-    estimate.add_argument("--critic", choices=CRITICS, default="hybrid")
-    estimate.add_argument("--max-steps", type=int, default=1500, metavar="N")
-    estimate.add_argument("--batch-size", type=int, default=256, metavar="N")
-    estimate.add_argument("--seed", type=int, default=0, metavar="N")
+    estimate.add_argument("--estimator", choices=registry.estimators(), default="infonce", help=f"the bound {standard}")
+    estimate.add_argument("--critic", choices=CRITICS, default="hybrid", help=f"what scores the pairs {standard}")
+    estimate.add_argument("--max-steps", type=int, default=1500, metavar="N", help=f"training steps at most {standard}")
+    estimate.add_argument("--batch-size", type=int, default=256, metavar="N", help=f"samples a step {standard}")
+    estimate.add_argument("--seed", type=int, default=0, metavar="N", help=f"of the split and the critic {standard}")
     estimate.add_argument("--device", metavar="NAME", help="cpu (default), cuda, ...")
     estimate.add_argument("--json", type=Path, metavar="OUT", help="write all fields of the result to this file")
     estimate.add_argument("--plot", type=Path, metavar="OUT", help="plot the fit and the value (.png, .pdf, ...)")
@@ -93,14 +94,30 @@ def _array(path: Path, content: Any, side: str, name: str | None) -> Any:
         raise BadInputError(f"array {name!r} of {path} cannot be read: {error}") from None
 
 
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Raises BadInputError if a result could not be written, before the estimate takes its time."""
+    for path in (options.json, options.plot):
+        if path is not None and not path.parent.is_dir():
+            raise BadInputError(f"{path} cannot be written: there is no folder {path.parent}")
+        if path is not None and path.is_dir():
+            raise BadInputError(f"{path} cannot be written: it is a folder")
+    if options.plot is None:
+        return
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BadInputError("--plot needs matplotlib: pip install matplotlib") from None
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    if options.plot.suffix and options.plot.suffix[1:].lower() not in known:
+        raise BadInputError(f"--plot must end in one of .{', .'.join(known)}; got {options.plot}")
+
+
 def _save(found: MIEstimate, options: argparse.Namespace) -> None:
     try:
         if options.json:
             options.json.write_text(json.dumps(found.as_dict(), indent=1, allow_nan=False) + "\n")
         if options.plot:
             found.plot().figure.savefig(options.plot, dpi=150)
-    except ImportError:
-        raise BadInputError("--plot needs matplotlib: pip install matplotlib") from None
     except (OSError, ValueError) as error:
         raise BadInputError(str(error)) from None
 
@@ -111,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(registry.table()))
         return 0
     try:
+        _check_outputs(options)
         x, y = load(options.file, options.x, options.y)
         try:
             found = estimate_mi(

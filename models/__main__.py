@@ -20,8 +20,14 @@ except ModuleNotFoundError as error:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m models", description="Factorized multimodal models.")
     commands = top.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="list models, data sets, analyses and configs")
-    train = commands.add_parser("fit", help="train one model")
+    known = commands.add_parser("list", help="list models, data sets, analyses and configs; or the settings of a model")
+    known.add_argument("model", nargs="?", metavar="MODEL", help="show all settings of this model and what they mean")
+    train = commands.add_parser(
+        "fit",
+        help="train one model",
+        description="Trains one model. Settings are those of --config, or of models/configs/MODEL/DATA.yaml, or the "
+        "defaults, which `list MODEL` shows; --set changes them.",
+    )
     _add_config(train)
     train.add_argument("--seed", type=int, help="short for --set training.seed=S")
     train.add_argument(
@@ -33,26 +39,32 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--evaluate", action="store_true", help="score the run after training")
     many = commands.add_parser("compare", help="search settings on validation rows, then train over several seeds")
-    many.add_argument("--data", default="digits")
+    many.add_argument("--data", default="digits", help="a data set or a file (default: digits)")
     many.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of every model that has it"
     )
-    many.add_argument("--models", type=_models, default=demo.MODELS, help=f"some of {','.join(MODELS)}")
-    many.add_argument("--trials", type=int, default=0, help="settings to try per model; 0 uses the given settings")
+    some = f"some of {','.join(MODELS)} (default: {','.join(demo.MODELS)})"
+    many.add_argument("--models", type=_models, default=demo.MODELS, help=some)
+    many.add_argument(
+        "--trials", type=int, default=0, help="settings to try per model; 0, the default, uses the given settings"
+    )
     many.add_argument("--json", type=Path, help="also write the results to this file")
     show = commands.add_parser("demo", help="train and measure examples of the package's three uses; writes one page")
-    show.add_argument("--epochs", type=int)
+    show.add_argument("--epochs", type=int, help="shorter or longer runs than those of the settings")
     for command in (many, show):
-        command.add_argument("--seeds", type=int, default=2 if command is show else 3, help="number of seeds")
+        number = 2 if command is show else 3
+        command.add_argument("--seeds", type=int, default=number, help=f"number of seeds (default: {number})")
     several = commands.add_parser("sweep", help="train seeds and grids of settings in parallel; can be resumed")
     _add_config(several)
-    several.add_argument("--seeds", type=_seeds, default=(0,), help="as 0-4 or 0,3,5")
+    several.add_argument("--seeds", type=_seeds, default=(0,), help="as 0-4 or 0,3,5 (default: 0)")
     several.add_argument("--grid", action="append", default=[], metavar="KEY=V1,V2", help="values of a setting")
     several.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     score = commands.add_parser("evaluate", help="score trained runs, optionally with corrupted inputs")
-    score.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    score.add_argument("--split", choices=("train", "valid", "test"), default="test", help="(default: test)")
     score.add_argument("--missing", action="append", default=[], metavar="NAME", help="remove this modality")
-    score.add_argument("--noise", action="append", default=[], metavar="NAME=DEVIATION", help="NAME * means all")
+    score.add_argument(
+        "--noise", action="append", default=[], metavar="NAME=DEVIATION", help="add noise; NAME * means all"
+    )
     commands.add_parser("report", help="write OUT/report.html")
     for name in ("fit", "compare", "demo", "sweep", "evaluate", "report"):
         folder = Path("runs") / (name if name in ("demo", "compare", "sweep") else "run")
@@ -63,7 +75,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--overwrite", action="store_true", help="replace an existing run in OUT")
     study = commands.add_parser("analyse", help="run an analysis of one system; writes a JSON file and a figure")
     study.add_argument("name", help="name of the analysis, see the command list")
-    study.add_argument("--out", type=Path, default=Path("runs") / "analyses")
+    studies = Path("runs") / "analyses"
+    study.add_argument("--out", type=Path, default=studies, help=f"folder to write or read (default: {studies})")
     study.add_argument("--quick", action="store_true", help="few steps, only to check that it runs")
     change = commands.add_parser("convert", help="convert any supported file format to .npz without pickles")
     change.add_argument("input", type=Path)
@@ -77,9 +90,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", type=Path, help="YAML file with the keys model, data and training")
-    command.add_argument("--model", help=f"one of {', '.join(MODELS)}")
-    command.add_argument("--data", help=f"{', '.join(SOURCES)} or a file")
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as training.epochs=3")
+    command.add_argument("--model", help=f"one of {', '.join(MODELS)} (default: {demo.MODELS[0]})")
+    command.add_argument("--data", help=f"{', '.join(SOURCES)} or a file (default: digits)")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="as training.epochs=3; may be repeated"
+    )
 
 
 def _models(text: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from models.analyses import ANALYSES, analyse
 from models.compare import compare
 from models.data import SOURCES
 from models.data.corruption import CorruptionConfig
+from models.described import described
 from models.evaluation.runs import evaluate_damaged, evaluate_run, find_runs, results_below, write_json
 from models.evaluation.summary import summarise, table
 from models.registry import MODELS
@@ -53,6 +54,8 @@ def _config(args: argparse.Namespace) -> RunConfig:
 
 
 def run_list(args: argparse.Namespace) -> str:
+    if args.model:
+        return described(args.model, demo.DATA)
     width = max(map(len, MODELS))
     print("models")
     for name, entry in MODELS.items():

@@ -47,7 +47,6 @@ def test_draws(file: Path) -> None:
     (["--x", "absent"], "no array 'absent', only x, y, other, names: name one with --x"),
     (["--x", "names"], "holds Python objects"),
     (["--max-steps", "0"], "max_steps must"),
-    (["--json", "/nonexistent/out.json"], "/nonexistent/out.json"),
 ])
 def test_bad_input_exits_with_2(
     file: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
@@ -55,6 +54,28 @@ def test_bad_input_exits_with_2(
     assert main(["estimate", str(file), *QUICK, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--json", "/nonexistent/out.json"], "/nonexistent/out.json cannot be written: there is no folder /nonexistent"),
+    (["--plot", "/nonexistent/out.png"], "there is no folder /nonexistent"),
+    (["--json", "."], ". cannot be written: it is a folder"),
+    (["--plot", "out.xls"], "--plot must end in one of ."),
+])
+def test_outputs_that_cannot_be_written_are_refused_before_the_estimate(
+    file: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("mi_kernels.__main__.estimate_mi", lambda *_, **__: pytest.fail("the estimate was begun"))
+    assert main(["estimate", str(file), *QUICK, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_shows_defaults_and_no_percent_signs_of_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["estimate", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "%%" not in said and "95 % interval" in said and "training steps at most (default: 1500)" in said
 
 
 @pytest.mark.parametrize("content, message", [

@@ -26,7 +26,10 @@ from models.model import Model, needs_several
 
 @dataclass(frozen=True)
 class EarlyFusion(SupervisedSettings):
-    """One MLP on all modalities: vectors unchanged, sequences as means and deviations of ``segments`` equal parts."""
+    """One MLP on all modalities: vectors unchanged, sequences as means and deviations of ``segments`` equal parts.
+
+    hidden: width of the hidden layers, of which there are ``layers`` + 2. dropout: of the inputs and before the output.
+    """
 
     hidden: int = 256
     layers: int = 1
@@ -43,7 +46,11 @@ class LateFusion(SupervisedSettings):
 
 @dataclass(frozen=True)
 class Aligned(SupervisedSettings):
-    """Settings of models for aligned modalities; see Inlet for ``stride`` and ``align``."""
+    """Settings of models for aligned modalities.
+
+    stride: averages this many neighbouring frames first. align: largest number of steps of a row. All its modalities
+        get as many steps as the longest has: longer ones are averaged over equal parts, shorter ones repeat frames.
+    """
 
     stride: int = 1
     align: int = 50
@@ -51,6 +58,8 @@ class Aligned(SupervisedSettings):
 
 @dataclass(frozen=True)
 class EFLSTMSettings(Aligned):
+    """hidden, layers: states and layers of the LSTM. dropout: in the head."""
+
     hidden: int = 128
     layers: int = 1
     dropout: float = 0.5
@@ -58,7 +67,11 @@ class EFLSTMSettings(Aligned):
 
 @dataclass(frozen=True)
 class MFNSettings(Aligned):
-    """hidden: states of each modality's LSTM; one width for all of them, or one per modality."""
+    """hidden: states of each modality's LSTM; one width for all of them, or one per modality.
+
+    memory: width of the memory. networks, dropout: hidden width and dropout of the four networks of a step.
+    out_hidden, out_dropout: those of the head.
+    """
 
     hidden: tuple[int, ...] = (64,)
     memory: int = 64
@@ -70,7 +83,7 @@ class MFNSettings(Aligned):
 
 @dataclass(frozen=True)
 class MulTSettings(SupervisedSettings):
-    """Sizes and dropout of MulT; ``public()`` of MulTConfig explains ``padding``."""
+    """stride: averages this many neighbouring frames first. sizes: sizes and dropout of MulT."""
 
     stride: int = 1
     sizes: MulTConfig = field(default_factory=MulTConfig)

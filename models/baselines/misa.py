@@ -36,8 +36,9 @@ MOMENTS = 5
 
 @dataclass(frozen=True)
 class MISASettings(UtteranceSettings):
-    """hidden: of the two bidirectional LSTMs per modality (the public code has each modality's own width). Weights are
-    the public code's defaults; a text encoder is read by its masked mean.
+    """hidden: of the two bidirectional LSTMs per modality (the public code has each modality's own width). dim: width
+    of the shared and private vectors. heads: of the attention that fuses them. similarity, difference, reconstruction:
+    weights of these losses, by default the public code's. A text encoder is read by its masked mean.
     """
 
     hidden: int = 64

@@ -31,12 +31,11 @@ from models.shares import by_rows
 
 @dataclass(frozen=True)
 class MMIMSettings(UtteranceSettings):
-    """hidden: of the LSTMs. dim: of z_m. contrast, bound: the public alpha and beta. bound_lr: of q's optimizer.
-    A text encoder is read at its first state.
+    """hidden: of the LSTMs. dim: of z_m. contrast, bound: the public alpha and beta. bound_hidden, bound_lr,
+    bound_steps: hidden width, learning rate and steps per batch of q. A text encoder is read at its first state.
 
     For a batch of at most ``dim`` rows the entropy estimate would be that of a degenerate Gaussian, minus infinity, so
-    the bound is
-    0. ``training.batch_size`` must exceed ``dim`` for the bound to have an effect.
+    the bound is 0. ``training.batch_size`` must exceed ``dim`` for the bound to have an effect.
     """
 
     hidden: int = 32

@@ -147,6 +147,7 @@ class Settings(Choices):
     """The keys under ``model`` in a YAML file. FactorCLConfig has the choices that a preset sets.
 
     preset: "recommended" (one-hot labels on both sides of the conditional terms), "public-code" or "paper".
+    critic_hidden: width of the concat critics.
     head_layers: number of hidden layers of every head minus 1. The public synthetic code has 1, its code for real data
         0.
     inner_steps: steps of the CLUB critics per batch.

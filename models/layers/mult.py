@@ -35,6 +35,7 @@ class MulTConfig:
         no lengths. A step is padding when its first projected feature is exactly zero, and loses its position only;
         zero frames take part in every attention; the offset is |Tk - Tq|; the last step read is T - 1. It expects
         sequences padded on the left, and sees right-padded ones as MMSA's MulT does.
+    dim, heads, layers: width, attention heads and layers of the cross-modal transformers.
     positions: False leaves them out, as MMSA's copy does.
     causal: the mask j <= i + offset, in cross-modal attention too (the public default).
     kernels: width of each modality's convolution, without padding: a sequence loses kernel - 1 steps, and one shorter
@@ -43,6 +44,7 @@ class MulTConfig:
     memory_layers: max(layers, 3) for None.
     input_dropout: of each modality's raw features; the public code drops the text's (the first) by its embed_dropout.
     attention_dropout: by source modality, the first one's for the memories.
+    relu_dropout, residual_dropout: in the layers, as in the public code. output_dropout: in the head.
     """
 
     dim: int = 30

@@ -14,6 +14,7 @@ from models.__main__ import main, parser
 from models.data import SOURCES
 from models.data.sources import two_digit_small
 from models.data.tokenizer import load_tokenizer
+from models.registry import MODELS
 from models.report import uses
 from models.report.speed import Seconds, step_times
 from models.training import sweep
@@ -195,6 +196,20 @@ def test_models_data_sets_and_configs_are_listed(capsys):
     said = capsys.readouterr().out
     for name in ("factorcl-sup", "mult", "utd-mhad", "mfn/digits"):
         assert name in said
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_settings_of_a_model_are_listed_with_their_meaning(model, capsys, tmp_path):
+    assert main(["list", model]) == 0
+    said = capsys.readouterr().out
+    assert MODELS[model].summary in said and "# training.corruption" in said
+    defaults = tmp_path / "defaults.yaml"
+    defaults.write_text(said.split("\n# model")[0].partition("\n")[2])
+    found = settings.from_file(defaults)
+    assert found == settings.from_dict({"model": {"name": model}, "data": {"name": demo.DATA}})
+    explained = said.partition("\n# model")[2]
+    for name in (name.rpartition(".")[2] for name in found.flat() if not name.startswith("model.base.")):
+        assert name in explained, name
 
 
 def test_step_times_measure_every_backend():
