@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from models import demo, settings
 from models.analyses import ANALYSES, analyse
 from models.compare import compare
-from models.data import SOURCES
+from models.data import SOURCES, sources
 from models.data.corruption import CorruptionConfig
 from models.described import described
 from models.evaluation.runs import evaluate_damaged, evaluate_run, find_runs, results_below, write_json
@@ -60,11 +61,15 @@ def run_list(args: argparse.Namespace) -> str:
     print("models")
     for name, entry in MODELS.items():
         print(f"  {name:{width}}  {entry.summary}")
-    print("data sets\n  " + "\n  ".join(SOURCES))
+    width = max(map(len, SOURCES))
+    print("data sets")
+    for name, module in sources.MODULES.items():
+        first = " ".join(inspect.cleandoc(module.__doc__ or "").split("\n\n")[0].split())
+        print(f"  {name:{width}}  {first.replace('``', '')}")
     print("analyses\n  " + "\n  ".join(ANALYSES))
     found = settings.known_configs()
     print("configs\n  " + "\n  ".join(found))
-    return f"{len(MODELS)} models, {len(SOURCES)} data sets, {len(found)} configs"
+    return f"{len(MODELS)} models, {len(SOURCES)} data sets, {len(found)} configs; list MODEL shows the settings of one"
 
 
 def run_fit(args: argparse.Namespace) -> str | None:

@@ -196,6 +196,7 @@ def test_models_data_sets_and_configs_are_listed(capsys):
     said = capsys.readouterr().out
     for name in ("factorcl-sup", "mult", "utd-mhad", "mfn/digits"):
         assert name in said
+    assert "  mosi                CMU-MOSI: 2,199 utterances" in said and "``" not in said
 
 
 @pytest.mark.parametrize("model", MODELS)

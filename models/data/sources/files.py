@@ -20,7 +20,10 @@ def find(name: str, sha256: str = "") -> Path:
     """The path of a file of ``folder``. Warns when its content is not the known one. Raises FileNotFoundError."""
     path = folder() / name
     if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}; set MI_KERNELS_DATA to the folder that holds {name}")
+        raise FileNotFoundError(
+            f"no such file: {path}; set MI_KERNELS_DATA to the folder that holds {name}. "
+            "The repository does not contain it, see docs/own-arrays.md"
+        )
     if sha256 and digest(path) != sha256:
         _log.warning("%s is not the version that this data set was written for: its SHA-256 differs", path)
     return path
