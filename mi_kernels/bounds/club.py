@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..critics.base import check_as_network
 from ..ops.club.api import NEGATIVES, gaussian_club
 from ..ops.common.autograd import readable
 from ..ops.common.checks import check_choice, check_tensor
@@ -144,20 +145,25 @@ class CLUBMean(GaussianConditional):
 
     def get_mu_logvar(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the means of q(y | x), [*, B, y_dim], and log-variances, which are all zero."""
-        check_samples("x", x, self.x_dim)
-        mu = self.p_mu(x)
+        mu = self._mu(x)
         return mu, torch.zeros_like(mu)
 
     def log_density(self, x: Tensor, y: Tensor) -> Tensor:
         """log q(y_i | x_i), [*, B], in nats."""
         self._check(x, y)
-        distance = (widened(y) - widened(self.p_mu(x))).square().sum(-1)
+        distance = (widened(y) - widened(self._mu(x))).square().sum(-1)
         return -0.5 * (distance + self.y_dim * math.log(2 * math.pi))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x [*, B, x_dim], y [*, B, y_dim] -> nats [*]. Raises ValueError for other shapes."""
         self._check(x, y)
-        return gaussian_club(self.p_mu(x), None, y, negatives=self.negatives, backend=self.backend)
+        return gaussian_club(self._mu(x), None, y, negatives=self.negatives, backend=self.backend)
+
+    def _mu(self, x: Tensor) -> Tensor:
+        check_samples("x", x, self.x_dim)
+        check_as_network("x", x, self.p_mu)
+        mu: Tensor = self.p_mu(x)
+        return mu
 
     def extra_repr(self) -> str:
         return f"x_dim={self.x_dim}, y_dim={self.y_dim}, negatives={self.negatives!r}"
@@ -197,6 +203,7 @@ class CLUBCategorical(nn.Module):
     def _logits(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Checks the inputs; returns logits [*, B, C] and labels as indices [*, B, 1]."""
         check_samples("x", x, self.x_dim)
+        check_as_network("x", x, self.variational_net)
         check_tensor("labels", labels)
         if labels.is_floating_point() or labels.is_complex() or labels.shape != x.shape[:-1]:
             given = f"{labels.dtype} {tuple(labels.shape)}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..critics import GroupedLinear
+from ..critics.base import check_as_network
 from ..ops.common import checks
 from ..ops.common.precision import outside_autocast
 from ..ops.common.rows import widened
@@ -81,6 +82,7 @@ class GaussianConditional(nn.Module):
     def get_mu_logvar(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means and log-variances of q(y | x), both [*, B, y_dim]."""
         check_samples("x", x, self.x_dim)
+        check_as_network("x", x, self.p_mu)
         logvar, bound = self.p_logvar(x), self.logvar_bound
         return self.p_mu(x), logvar if bound is None else bound * torch.tanh(logvar / bound)
 

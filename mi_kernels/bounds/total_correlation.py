@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..critics import MLP
+from ..critics.base import check_as_network
 from .base import GradientPenalty, bounded_exp, gradient_norm, interpolate, log_mean_exp
 from .registry import declare
 
@@ -35,6 +36,7 @@ class JointCritic(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         if z.shape[-1] != self.dim:
             raise ValueError(f"z must be [*, B, {self.dim}], got {tuple(z.shape)}")
+        check_as_network("z", z, self.mlp.layers[0])
         scores: Tensor = self.mlp(z).squeeze(-1)
         return scores
 

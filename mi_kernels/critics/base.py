@@ -54,6 +54,19 @@ def check_alike(x: Tensor, y: Tensor) -> None:
         raise ValueError(f"y must have the dtype of x, {x.dtype}, got {y.dtype}")
 
 
+def check_as_network(name: str, t: Tensor, network: nn.Module) -> None:
+    """Raises ValueError unless t has the device and, without autocast, the dtype of the network that reads it. NumPy's
+    float64 arrays are the usual case."""
+    layer = network[0] if isinstance(network, nn.Sequential) else network
+    weight = layer.weight
+    if not isinstance(weight, Tensor):
+        return
+    if t.device != weight.device:
+        raise ValueError(f"{name} must be on the device of the network, {weight.device}, got {t.device}")
+    if t.dtype != weight.dtype and not autocast_on(t.device.type):
+        raise ValueError(f"{name} must have the dtype of the network, {weight.dtype}, got {t.dtype}")
+
+
 def check_positive(**values: int) -> None:
     for name, value in values.items():
         check_integer(name, value, least=1)

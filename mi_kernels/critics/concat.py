@@ -11,7 +11,7 @@ from ..ops.common.checks import backend_name, check_choice, check_integer, check
 from ..ops.common.statistics import Statistics
 from ..ops.mlp_critic import api as mlp_critic
 from ..ops.mlp_critic.schema import ACTIVATIONS, OUTPUTS
-from .base import Critic, check_hidden, check_width
+from .base import Critic, check_as_network, check_hidden, check_width
 from .layers import GroupedLinear
 
 
@@ -73,6 +73,7 @@ class ConcatCritic(Critic):
         for name, t, width in (("x", x, self.x_dim), ("y", y, self.y_dim)):
             check_samples(name, t)
             check_width(name, t, width)
+            check_as_network(name, t, self.layers[0])
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         self._check(x, y)

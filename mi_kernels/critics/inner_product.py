@@ -14,7 +14,15 @@ from ..ops.common.precision import autocast_on
 from ..ops.common.rows import unit_rows
 from ..ops.common.statistics import Statistics, check_pairing, check_request
 from ..ops.dot_critic import api as dot_critic
-from .base import Critic, check_activation, check_alike, check_hidden, check_positive, check_width
+from .base import (
+    Critic,
+    check_activation,
+    check_alike,
+    check_as_network,
+    check_hidden,
+    check_positive,
+    check_width,
+)
 from .layers import MLP
 
 
@@ -138,6 +146,7 @@ class BilinearCritic(InnerProductCritic):
     def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         check_width("x", x, self.x_dim)
         check_width("y", y, self.y_dim)
+        check_as_network("x", x, self)
         return x @ self.weight, y, 1.0
 
     def extra_repr(self) -> str:
@@ -174,4 +183,6 @@ class SeparableCritic(InnerProductCritic):
     def features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         check_width("x", x, self.x_dim)
         check_width("y", y, self.y_dim)
+        check_as_network("x", x, self.x_encoder.layers[0])
+        check_as_network("y", y, self.y_encoder.layers[0])
         return self.x_encoder(x), self.y_encoder(y), 1.0

@@ -77,3 +77,31 @@ def test_bad_arguments_of_gaussian_club_are_named():
                 refused(lambda n=name, b=bad: gaussian_club(**good | {n: b}), name, bad)
     for bad in ("some", None, 1, ["all"]):
         refused(lambda b=bad: gaussian_club(**good, negatives=b), "negatives", bad)
+
+
+DENSITIES = {
+    "club": lambda: mk.CLUB(4, 4, 8),
+    "mean": lambda: mk.CLUBMean(4, 4),
+    "sample": lambda: mk.CLUBSample(4, 4, 8),
+    "leave one out": lambda: mk.LeaveOneOut(4, 4, 8),
+    "upper": lambda: mk.VariationalUpperBound(4, 4, 8),
+    "barber-agakov": lambda: mk.BarberAgakov(4, 4, 8),
+}
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_float64_arrays_meet_a_float32_network(name: str) -> None:
+    bound, x = DENSITIES[name](), torch.randn(6, 4, dtype=torch.float64)
+    for call in (bound, bound.learning_loss):
+        with pytest.raises(ValueError, match=r"x must have the dtype of the network, torch.float32, got torch.float64"):
+            call(x, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(bound(x.float(), x.float()))
+
+
+def test_float64_arrays_meet_other_float32_networks() -> None:
+    x, labels = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 3
+    with pytest.raises(ValueError, match=r"x must have the dtype of the network"):
+        mk.CLUBCategorical(4, 3)(x, labels)
+    with pytest.raises(ValueError, match=r"z must have the dtype of the network"):
+        mk.TotalCorrelation(mk.JointCritic(8))(x, x)

@@ -115,6 +115,14 @@ def test_autocast_gives_fp32_statistics_near_the_exact_ones(name: str) -> None:
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.2)
 
 
+@pytest.mark.parametrize("name", [name for name in CRITICS if list(CRITICS[name]().parameters())])
+def test_float64_arrays_meet_a_float32_critic(name: str) -> None:
+    critic = CRITICS[name]()
+    for call in (critic, critic.statistics):
+        with pytest.raises(ValueError, match=r"[xy] must have the dtype of the network, torch.float32, got"):
+            call(*pair())
+
+
 @pytest.mark.parametrize("name", CRITICS)
 def test_bad_inputs_are_named(name: str) -> None:
     critic = CRITICS[name]().double()

@@ -146,7 +146,7 @@ def _present(arrays: dict[str, np.ndarray], name: str, path: str | Path, rows: i
 
 def _without(part: Part, present: np.ndarray) -> Part:
     """Ragged sequences without the frames of the rows that are not present."""
-    lengths = np.diff(part.offsets)  # type: ignore[arg-type]
+    lengths = part.lengths()
     kept = part.values[np.repeat(present, lengths)]
     return replace(part, values=kept, offsets=offsets_of(lengths * present))
 
