@@ -10,6 +10,7 @@ from pathlib import Path
 try:
     from models import demo
     from models.data import SOURCES
+    from models.data.formats.checks import suggestion
     from models.registry import MODELS
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
@@ -101,7 +102,8 @@ def _models(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     unknown = [name for name in names if name not in MODELS]
     if unknown or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"expected different names out of {', '.join(MODELS)}; got {text!r}")
+        meant = suggestion(unknown[0], MODELS) if unknown else ""
+        raise argparse.ArgumentTypeError(f"expected different names out of {', '.join(MODELS)}; got {text!r}{meant}")
     return names
 
 

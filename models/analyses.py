@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from models.data.formats.checks import suggestion
 from models.factorcl import analyses as factorcl
 from models.factorcl import probe
 from models.mdm import analyses as mdm
@@ -30,6 +31,6 @@ def analyse(name: str, out: Path, quick: bool = False) -> str:
     """Runs an analysis. ``quick`` takes few steps, only to check that it runs. Raises ValueError that lists the known
     names."""
     if name not in ANALYSES:
-        raise ValueError(f"the analysis must be one of {', '.join(ANALYSES)}; got {name!r}")
+        raise ValueError(f"the analysis must be one of {', '.join(ANALYSES)}; got {name!r}{suggestion(name, ANALYSES)}")
     out.mkdir(parents=True, exist_ok=True)
     return ANALYSES[name](out, quick)

@@ -286,6 +286,14 @@ def test_unknown_and_repeated_models_are_refused(arguments, capsys):
     assert "expected different names" in capsys.readouterr().err
 
 
+def test_misspelt_models_and_analyses_are_answered_with_the_nearest_name(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--models", "simclr,late-fusoin"])
+    assert "did you mean late-fusion?" in capsys.readouterr().err
+    assert main(["analyse", "mdm-critics", "--out", str(tmp_path / "out")]) == 2
+    assert "did you mean mdm-critic?" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_an_environment_without_the_extra_costs_one_line(tmp_path):
     (tmp_path / "yaml.py").write_text("raise ModuleNotFoundError('no yaml', name='yaml')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
