@@ -85,10 +85,10 @@ def build_mag_xlnet(config: MAGSettings, data: Dataset) -> Model:
 
 
 def _built(name: str, encoder: type[TextEncoder], config: MAGSettings, data: Dataset) -> Model:
-    needs_several(name, data.names)
     text = next((modality for modality in data.modalities if modality.is_tokens), None)
     if text is None:
         raise no_tokens(name, data.names, data.name)
+    needs_several(name, data.names)
     inlet = Inlet([m for m in data.modalities if m is not text], config.embedding, config.stride)
     net = _MAG(encoder(text, config.text), inlet.dims, config, outputs_of(data.target))
     return Supervised(_Read(text.name, inlet), net, data, config.loss)

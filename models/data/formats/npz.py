@@ -71,6 +71,8 @@ def read(path: str | Path) -> Arrays:
 
 def _reason(values: np.ndarray, key: str) -> str:
     """Why an array that looks like a modality is none; empty where it does not look like one."""
+    if values.dtype.kind in "SU" and not key.startswith(_PREFIXES):
+        return " (texts are read from text_NAME)"
     if key.startswith(_PREFIXES) or values.dtype.kind not in "fiubc":
         return ""
     if values.dtype.kind == "c":

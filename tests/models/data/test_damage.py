@@ -299,6 +299,11 @@ def test_an_array_of_lengths_under_another_name_is_not_lost_without_a_word(tmp_p
     assert note.endswith("lengths is [30]; lengths of padded sequences are read from len_NAME)")
 
 
+def test_texts_under_another_name_are_not_lost_without_a_word(tmp_path):
+    (note,) = npz.read(write(tmp_path, said=np.array(["some words"] * 30))).notes
+    assert note == "not used: said (texts are read from text_NAME)"
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_pictures_are_scaled_by_their_type(tmp_path, dtype):
     values = np.arange(30 * 24).reshape(30, 4, 6).astype(dtype) % 250
