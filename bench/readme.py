@@ -226,8 +226,8 @@ def estimators() -> list[str]:
 
 def truths() -> list[str]:
     """Beyond the forty: bias and root-mean-square error by task and number of samples."""
-    result = load("mi_truth")
-    rows = {(row["task"], row["samples"]): row for row in result["totals"]["tasks"]}
+    results = [load("mi_truth")]
+    rows = {(row["task"], row["samples"]): row for result in results for row in result["totals"]["tasks"]}
     tasks, sizes = (list(dict.fromkeys(key[k] for key in rows)) for k in (0, 1))
 
     def cell(row: dict[str, Any] | None) -> str:
@@ -238,7 +238,7 @@ def truths() -> list[str]:
         found = [rows.get((task, n)) for n in sizes]
         truth = next(row["truth"] for row in found if row)
         lines.append(" | ".join([f"`{task}`", f"{truth:.2f}", *map(cell, found)]))
-    by = result["by_samples"]
+    by = [row for result in results for row in result["by_samples"]]
     coverage = [" - " if row["coverage"] is None else f"{100 * row['coverage']:.0f} %" for row in by]
     lines.append(" | ".join(["95 % intervals that contain the truth", "", *coverage]))
     lines.append(" | ".join(["mean absolute error", "", *(f"{row['mae']:.3f}" for row in by)]))
@@ -299,6 +299,7 @@ PAGES: dict[str, dict[str, Section]] = {
     "docs/choosing.md": {"staircase table": (staircase,), "estimator table": (estimators,), "truth table": (truths,)},
     "docs/factorcl.md": {
         "term table": (readme_evidence.factorcl_terms,),
+        "information table": (readme_evidence.factorcl_information,),
         "search table": (
             partial(readme_evidence.factorcl_search, "two-digit"),
             partial(readme_evidence.factorcl_search, "two-digit-small"),

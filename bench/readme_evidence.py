@@ -37,6 +37,24 @@ def factorcl_terms() -> list[str]:
     ]
 
 
+def factorcl_information() -> list[str]:
+    """The probe of Table 1: nats of every group of latents in every representation."""
+    found = load("factorcl_information")
+    latents = [key for key in found["rows"][0] if key not in ("model", "representation")]
+    lines = [
+        " | ".join([row["model"], row["representation"], *(f"{round(row[key], 1) + 0.0:.1f}" for key in latents)])
+        for row in found["rows"]
+    ]
+    return [
+        *paragraph(
+            "Estimated I(Z; w) in nats on `synthetic-gaussian`, one seed: w1 and w2 are the latents that are unique to",
+            "the first and the second view, and `shared` those of both. The estimator cannot exceed",
+            f"{found['ceiling']:.1f} nats. {setting(found)}.",
+        ),
+        *table(" | ".join(["model", "Z", *latents]), lines),
+    ]
+
+
 def factorcl_search(data: str) -> list[str]:
     """FactorCL and its contrastive baselines, each with the best of its trials on validation rows."""
     found = load(f"factorcl_search_{data.replace('-', '_')}")

@@ -26,7 +26,7 @@ def test_the_table_has_every_case_before_and_now():
     assert FOUND["before"].keys() == FOUND["now"].keys() == {c[0] for c in LISTED}
 
 
-def test_one_sided_losses_compute_nothing_twice_and_their_scores_never_reach_memory():
+def test_one_sided_losses_compute_nothing_twice_and_store_only_the_gradients_of_scores():
     for name in ("InfoNCE one-sided, bfloat16, 32768 x 512", "SigLIP, bfloat16, 65536 x 768"):
         batch, width = (int(n) for n in name.rsplit(", ", 1)[1].split(" x "))
         row = FOUND["now"][name]

@@ -43,7 +43,7 @@ PROBED: dict[str, tuple[str, dict[str, Any] | None]] = {
 
 def information(out: Path, quick: bool = False) -> str:
     """I(Z; w) for the encoders of every model and the factors of FactorCL, w the latents unique to the first view, to
-    the second, and shared; the label hangs on all of them.
+    the second, and shared; the label depends on all of them.
 
     Models train on 2,400 rows for 407 steps; ``mk.estimate_mi`` sees 3,200 others, of which it keeps half from its fit:
     no value can exceed log 1600 = 7.4 nats, and w is in the views without noise, so that the truth of the views

@@ -103,3 +103,12 @@ BOUNDS: dict[str, tuple[Callable, Callable, Callable]] = {
 def pair(*lead: int, batch: int = 7, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     x, y = (torch.randn(*lead, batch, 4, dtype=torch.float64).to(dtype) for _ in range(2))
     return x, y
+
+
+def oracle_features(x: Tensor, y: Tensor, rho: float) -> tuple[Tensor, Tensor]:
+    """Features whose inner product is log p(x, y) / (p(x) p(y)) of standard Gaussians with correlation rho."""
+    spread = 2 * (1 - rho**2)
+    one = torch.ones_like(x[..., :1])
+    constant = -0.5 * x.shape[-1] * math.log(1 - rho**2)
+    a = torch.cat([2 * rho * x, -(rho**2) * x.square(), -(rho**2) * one.expand_as(x)], -1) / spread
+    return torch.cat([a, constant * one], -1), torch.cat([y, one.expand_as(y), y.square(), one], -1)

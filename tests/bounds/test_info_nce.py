@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mi_kernels.bounds import NCECLUB, InfoNCE
 from mi_kernels.critics import BilinearCritic, ConcatCritic, Critic, DotCritic
+from tests.bounds.formulas import oracle_features
 
 
 def wave(shape: tuple[int, ...], k: float) -> Tensor:
@@ -99,15 +100,6 @@ def test_a_function_of_the_anchor_changes_nothing() -> None:
     assert abs(InfoNCE(of_x, anchor="y")(GOLDEN_X, GOLDEN_Y) - plain_y) > 1e-3
     for changed in (of_x, of_y):
         torch.testing.assert_close(NCECLUB(changed)(GOLDEN_X, GOLDEN_Y), NCECLUB(critic)(GOLDEN_X, GOLDEN_Y))
-
-
-def oracle_features(x: Tensor, y: Tensor, rho: float) -> tuple[Tensor, Tensor]:
-    """Features whose inner product is log p(x, y) / (p(x) p(y)) of standard Gaussians with correlation rho."""
-    spread = 2 * (1 - rho**2)
-    constant = -0.5 * x.shape[-1] * math.log(1 - rho**2)
-    one = torch.ones_like(x[:, :1])
-    a = torch.cat([2 * rho * x, -(rho**2) * x.square(), -(rho**2) * one.expand_as(x)], -1) / spread
-    return torch.cat([a, constant * one], -1), torch.cat([y, one.expand_as(y), y.square(), one], -1)
 
 
 @pytest.mark.parametrize(("mi", "club", "nce"), [(2, 4.43, 1.98), (4, 9.84, 3.69), (10, 34.37, 6.05)])

@@ -20,7 +20,7 @@ from mi_kernels.bounds import (
     WassersteinDependency,
 )
 from mi_kernels.critics import BilinearCritic, Critic, DotCritic
-from tests.bounds.formulas import BOUNDS, CRITICS, diagonal, js, off, pair
+from tests.bounds.formulas import BOUNDS, CRITICS, diagonal, js, off, oracle_features, pair
 
 
 class Shifted(Critic):
@@ -62,15 +62,6 @@ def test_constant_scores_know_nothing(c: float) -> None:
         assert build(zero)(x, y).item() == pytest.approx(0, abs=1e-14)
     assert JensenShannon(zero).learning_loss(x, y).item() == pytest.approx(2 * math.log(2))
     assert JensenShannon(zero).divergence(x, y).item() == pytest.approx(0, abs=1e-14)
-
-
-def oracle_features(x: Tensor, y: Tensor, rho: float) -> tuple[Tensor, Tensor]:
-    """Features whose inner product is log p(x, y) / (p(x) p(y)) of standard Gaussians with correlation rho."""
-    spread = 2 * (1 - rho**2)
-    one = torch.ones_like(x[..., :1])
-    constant = -0.5 * x.shape[-1] * math.log(1 - rho**2)
-    a = torch.cat([2 * rho * x, -(rho**2) * x.square(), -(rho**2) * one.expand_as(x)], -1) / spread
-    return torch.cat([a, constant * one], -1), torch.cat([y, one.expand_as(y), y.square(), one], -1)
 
 
 def gaussians(repeats: int, batch: int, mi: float, d: int = 20) -> tuple[Tensor, Tensor]:

@@ -79,6 +79,15 @@ def test_a_probe_of_a_regression_target_is_a_ridge():
     assert references(made)["constant"]["-"]["test"]["mae"] > 3
 
 
+def test_a_ridge_on_alike_features_with_outliers_falls_back_to_a_constant():
+    torch.manual_seed(11)
+    size = (1.5 * torch.randn(300, 1)).exp()
+    x, y = size * (torch.randn(300, 10) @ torch.randn(10, 900)), torch.randn(300)
+    made = Dataset("noise", (Modality("x", x),), y, Target.regression(), torch.arange(300) % 3)
+    constant = references(made)["constant"]["-"]["test"]["mae"]
+    assert probe(x.numpy(), made)["test"]["mae"] < 1.05 * constant
+
+
 def test_a_class_without_a_train_row_is_never_predicted():
     labels = torch.tensor([0, 1] * 20 + [2] * 10)
     split = torch.tensor([0] * 30 + [1] * 10 + [2] * 10)

@@ -63,7 +63,7 @@ def test_an_unknown_target_is_named(name):
         load(DataConfig(name, target="both"))
 
 
-def test_the_label_hangs_on_the_latents_of_its_target():
+def test_the_label_depends_on_the_latents_of_its_target():
     views = [synthetic.load(0, target)["x1"].values for target in ("", "all", "unique")]
     assert torch.equal(views[0], views[1]) and torch.equal(views[0], views[2])
     assert torch.equal(synthetic.load(0, "unique").labels, generate(seed=0, label_dims=(0, 6, 6)).labels)

@@ -44,7 +44,7 @@ def test_larger_shares_contain_smaller_ones(target):
     assert sets[-1] == set(data().rows("train").tolist())
 
 
-def test_share_hangs_on_the_seed():
+def test_share_depends_on_the_seed():
     first, again, other = (labelled_train(with_share_of_labels(data(), 0.3, seed)) for seed in (0, 0, 1))
     assert first == again != other
 

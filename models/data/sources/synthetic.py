@@ -83,12 +83,12 @@ LABEL_DIMS = {"all": (10, 6, 6), "unique": (0, 6, 6), "shared": (10, 0, 0)}
 
 
 def labelled_from(target: str, seed: int, mixing: str = "uniform") -> Dataset:
-    """4,000 rows whose linear label hangs on the latents of LABEL_DIMS. Raises ValueError for another target."""
+    """4,000 rows whose linear label depends on the latents of LABEL_DIMS. Raises ValueError for another target."""
     if target and target not in LABEL_DIMS:
         raise ValueError(f"target must be one of {', '.join(LABEL_DIMS)}, got {target!r}")
     return generate(seed=seed, label_dims=LABEL_DIMS[target or "all"], mixing=mixing)
 
 
 def load(seed: int = 0, target: str = "") -> Dataset:
-    """4,000 rows; target "all" (default), "unique" or "shared": the latents that the linear label hangs on."""
+    """4,000 rows; target "all" (default), "unique" or "shared": the latents that the linear label depends on."""
     return labelled_from(target, seed)

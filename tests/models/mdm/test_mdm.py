@@ -233,7 +233,7 @@ def test_a_part_of_the_triple_knows_its_own_modality_alone(base):
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_a_triple_moves_what_its_parts_hang_on_no_further_than_the_task(base):
+def test_a_triple_moves_what_its_parts_depend_on_no_further_than_the_task(base):
     data = mixed(missing=False)
     model = made(base, data, input="triple", weight=1e4).eval()
     model.training = True

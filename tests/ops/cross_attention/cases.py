@@ -8,6 +8,7 @@ import torch
 
 from mi_kernels.ops.cross_attention import problem, reference
 from mi_kernels.ops.cross_attention.schema import NO_OFFSET
+from tests.ops.distance import distance
 
 
 @dataclass(frozen=True)
@@ -92,16 +93,6 @@ def measured(
     grads = backward(g, q, k, v, found[:n], found[n:], *rule)
     names = ("out", "stat", "dq", "dk", "dv")
     return [dict(zip(names, (*found[i::n], *grads[i::n]), strict=True)) for i in range(n)]
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Norm of a - b relative to b; infinite if shapes differ, infinities are in different places or a has a NaN."""
-    a, b = a.double(), b.double()
-    if a.shape != b.shape or not torch.equal(a.isinf(), b.isinf()) or a.isnan().any():
-        return float("inf")
-    keep = b.isfinite()
-    norm = b[keep].norm().item()
-    return (a[keep] - b[keep]).norm().item() / (norm if norm > 0 else 1.0)
 
 
 def failures(case: Case, seed: int, forward: Callable, backward: Callable) -> list[str]:

@@ -10,7 +10,8 @@ import torch
 
 import mi_kernels as mk
 from mi_kernels.ops.cross_attention import triton_backward, triton_forward
-from tests.ops.cross_attention.cases import Case, Pair, distance, failures, hidden_nans
+from tests.ops.cross_attention.cases import Case, Pair, failures, hidden_nans
+from tests.ops.distance import distance
 
 BOTH = (False, True)
 THREE = (

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from mi_kernels.ops.dot_critic import triton_backward, triton_common, triton_forward
 from mi_kernels.ops.dot_critic.schema import COL_LSE, ROW_LSE, SIGNED, SOFTPLUS
+from tests.ops.distance import distance
 from tests.triton_cases import DEVICE, prepare
 
 EVERYTHING = ROW_LSE | COL_LSE | SOFTPLUS
@@ -159,16 +160,6 @@ def measured(case: Case, v: dict, w: dict) -> tuple[dict, dict]:
         {k: t.cpu() for k, t in zip(("row_lse", "col_lse", "row_softplus"), lses, strict=True)},
         {k: t.cpu() for k, t in zip(("x", "y", "scale", "row_bias", "col_bias"), grads, strict=True)},
     )
-
-
-def distance(a: torch.Tensor, b: torch.Tensor, size: torch.Tensor | None = None) -> float:
-    """Norm of a - b relative to `size` or else b; infinite if shapes or places of infinities differ, or a has a NaN."""
-    a, b = a.double(), b.double()
-    if a.shape != b.shape or not torch.equal(a.isinf(), b.isinf()) or a.isnan().any():
-        return float("inf")
-    keep = b.isfinite()
-    norm = (b[keep] if size is None else size).norm().item()
-    return (a[keep] - b[keep]).norm().item() / (norm if norm > 0 else 1.0)
 
 
 def failures(case: Case, seed: int) -> list[str]:

@@ -17,6 +17,7 @@ from mi_kernels.ops.mlp_critic import api, chunked, reference, triton_common
 from mi_kernels.ops.mlp_critic.activations import ACTIVATIONS
 from mi_kernels.ops.mlp_critic.problem import Critic, LogSums, Score, Slopes
 from mi_kernels.ops.mlp_critic.schema import COL_LSE, ROW_LSE
+from tests.ops.distance import distance
 from tests.triton_cases import DEVICE
 
 KEEP, RECOMPUTE = 2**26, 1
@@ -138,16 +139,6 @@ def terms(case: Case, tensors: list[Tensor], layers: int) -> Tensor:
     out = {k: t.reshape(*x.shape[:-2], -1) for k, t in zip(STATISTICS, found, strict=True)}
     (ds,) = torch.autograd.grad(combination(case, out), first)
     return ds.abs().sum((1, 2))
-
-
-def distance(a: Tensor, b: Tensor, size: Tensor | None = None) -> float:
-    """Norm of a - b relative to `size` or else b; infinite if shapes or places of infinities differ, or a has a NaN."""
-    a, b = a.detach().double(), b.detach().double()
-    if a.shape != b.shape or not torch.equal(a.isinf(), b.isinf()) or a.isnan().any():
-        return float("inf")
-    keep = b.isfinite()
-    norm = (b[keep] if size is None else size).norm().item()
-    return (a[keep] - b[keep]).norm().item() / (norm if norm > 0 else 1.0)
 
 
 def poisoned(empty):
