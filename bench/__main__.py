@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(own)
     if options.verb == "run":
         if unknown := [name for name in options.names if name not in TABLES]:
-            running.error(f"NAME must be one of {', '.join(TABLES)}, got {', '.join(unknown)}")
+            running.error(f"NAME must be one of {', '.join(TABLES)}; got {', '.join(unknown)}")
         return run(options, rest)
     return compare.main(options) if options.verb == "compare" else plot()
 

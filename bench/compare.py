@@ -117,7 +117,11 @@ def checkout_of(name: str) -> Iterator[Path]:
     if Path(name).is_dir():
         yield Path(name).resolve()
         return
-    commit = _git("rev-parse", "--verify", f"{name}^{{commit}}")
+    command = ["git", "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if found.returncode:
+        raise SystemExit(f"bench compare: {name!r} is neither a folder nor a commit of {ROOT}")
+    commit = found.stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "checkout"
         _git("worktree", "add", "--detach", str(tree), commit)
@@ -203,7 +207,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    names = suite.chosen(options.only)
+    try:
+        names = suite.chosen(options.only)
+    except ValueError as error:
+        raise SystemExit(f"bench compare: --only: {error}") from None
     with checkout_of(options.before) as before, checkout_of(options.after) as after:
         verdicts, failed = compare(before, after, names, options.seconds, options.threshold, slow=options.slow)
     slower = [v.case for v in verdicts if v.verdict == "slower"]

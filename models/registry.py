@@ -56,10 +56,10 @@ MODELS: dict[str, Entry] = {
 }
 
 
-def entry(name: str) -> Entry:
-    """The entry of a model. Raises ValueError that lists the known names."""
+def entry(name: str, argument: str = "model") -> Entry:
+    """The entry of a model. Raises ValueError that names the argument and lists the known names."""
     if name not in MODELS:
-        raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}{suggestion(str(name), MODELS)}")
+        raise ValueError(f"{argument} must be one of {', '.join(MODELS)}; got {name!r}{suggestion(str(name), MODELS)}")
     return MODELS[name]
 
 

@@ -252,7 +252,7 @@ def _nested(value: Any, name: str) -> Nested:
     if not isinstance(value, Mapping) or "name" not in value:
         raise ValueError(f"{name} must be a model's name or its settings with a name, got {value!r}")
     rest = {key: item for key, item in value.items() if key != "name"}
-    return Nested(value["name"], _build(entry(value["name"]).settings, rest, name + "."))
+    return Nested(value["name"], _build(entry(value["name"], name).settings, rest, name + "."))
 
 
 def _of_union(kinds: Sequence[Any], value: Any, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 NORMAL_95 = 1.959963984540054
@@ -38,9 +39,16 @@ class MIEstimate:
     samples: dict[str, int]  # train, validation, held_out
     seconds: float
 
-    def interval(self) -> tuple[float, float]:
-        """The two ends of the 95 % interval, value ± 1.96 standard errors."""
-        half = NORMAL_95 * self.standard_error
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """The two ends of the interval in nats: value ± z standard errors, where a standard normal variable lies within
+        ± z with probability `level`.
+
+        How often the interval contains the truth was measured for 0.95 alone. Raises ValueError for a level outside
+        (0, 1).
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must be between 0 and 1, for example 0.95; got {level!r}")
+        half = NormalDist().inv_cdf((1 + level) / 2) * self.standard_error
         return self.value - half, self.value + half
 
     def as_dict(self) -> dict[str, Any]:

@@ -34,6 +34,17 @@ def without_time(found: mk.MIEstimate) -> str:
     return json.dumps(found.as_dict() | {"seconds": 0})
 
 
+def test_an_interval_has_the_level_that_is_asked_for(estimate: mk.MIEstimate) -> None:
+    for level, z in ((0.5, 0.6745), (0.95, 1.95996), (0.99, 2.57583)):
+        low, high = estimate.interval(level)
+        half = pytest.approx(z * estimate.standard_error, rel=1e-4)
+        assert high - estimate.value == half and estimate.value - low == half
+    assert estimate.interval() == estimate.interval(0.95)
+    for wrong in (0, 1, 95, -0.5, math.nan):
+        with pytest.raises(ValueError, match="level must be between 0 and 1"):
+            estimate.interval(wrong)
+
+
 def test_gaussian_within_its_interval(estimate: mk.MIEstimate) -> None:
     low, high = estimate.interval()
     assert low < 1.0 < high and estimate.standard_error < 0.1

@@ -295,7 +295,7 @@ def test_bad_settings_are_named():
         ({"measure": "js"}, "measure must be one of"),
         ({"negatives": 0.0}, "negatives must lie between 0 and 1"),
         ({"weight": -1.0}, "weight must not be negative"),
-        ({"base": "nothing"}, "model must be one of"),
+        ({"base": "nothing"}, "base must be one of"),
         ({"base": {"name": "mfn", "hiden": 3}}, "model.base.hiden; did you mean model.base.hidden"),
         ({"base": 3}, "model.base must be a model's name"),
     ]:
