@@ -115,8 +115,11 @@ def linear(data: Dataset) -> dict[str, dict[str, float]]:
     return {"input": {"valid": found["valid"], "test": found["test"][primary(data.target)]}}
 
 
-def study(kept: Kept, data: str, chosen: Mapping[str, tuple[str, dict[str, Any]]], seeds: Iterable[int]) -> None:
-    """Every variant with every seed, seed by seed, and the linear model of the inputs."""
+def study(
+    kept: Kept, data: str, chosen: Mapping[str, tuple[str, dict[str, Any]]], seeds: Iterable[int], names: Iterable[str]
+) -> None:
+    """Every chosen variant with every seed, seed by seed, and the linear model of the inputs. The summary has all
+    ``names`` that were ever run with these seeds."""
     seeds = list(seeds)
     for seed in seeds:
         for name, (model, changes) in chosen.items():
@@ -124,8 +127,10 @@ def study(kept: Kept, data: str, chosen: Mapping[str, tuple[str, dict[str, Any]]
             kept.run(name, str(seed), config.to_dict(), lambda c=config: scored(c, load_data(c)))  # type: ignore[misc]
         config = base("simclr", data, seed)
         kept.run("linear", str(seed), config.to_dict()["data"], lambda c=config: linear(load_data(c)))  # type: ignore[misc]
-    for name in ("linear", *chosen):
-        kept.content["summary"][name] = summarised(kept.found(name, map(str, seeds)))
+    for name in ("linear", *names):
+        found = kept.found(name, map(str, seeds))
+        if len(found) == len(seeds):
+            kept.content["summary"][name] = summarised(found)
     kept.write()
 
 
@@ -160,7 +165,7 @@ def main() -> None:
     kept = Kept(path, f"accuracy of linear probes on {args.data}; untrained: the encoders before training")
     chosen = variants() if args.study == "terms" else search(kept, args.data, args.trials)
     starts = tuple(args.only.split(";")) if args.only else ("",)
-    study(kept, args.data, {n: v for n, v in chosen.items() if n.startswith(starts)}, range(args.seeds))
+    study(kept, args.data, {n: v for n, v in chosen.items() if n.startswith(starts)}, range(args.seeds), chosen)
     for name, row in kept.content["summary"].items():
         print(name, row)
 
