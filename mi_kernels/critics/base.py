@@ -58,7 +58,7 @@ def check_as_network(name: str, t: Tensor, network: nn.Module) -> None:
     """Raises ValueError unless t has the device and, without autocast, the dtype of the network that reads it. NumPy's
     float64 arrays are the usual case."""
     layer = network[0] if isinstance(network, nn.Sequential) else network
-    weight = layer.weight
+    weight = getattr(layer, "weight", None)  # a network of the user may begin with a layer that has none
     if not isinstance(weight, Tensor):
         return
     if t.device != weight.device:
