@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_kernels.critics import BilinearCritic, ConcatCritic, Critic, DotCritic, SeparableCritic
+from mi_kernels.critics.base import check_as_network
 from mi_kernels.ops.common.statistics import STATISTICS
 from mi_kernels.ops.mlp_critic.reference import reduce_scores
 
@@ -113,6 +114,11 @@ def test_autocast_gives_fp32_statistics_near_the_exact_ones(name: str) -> None:
     for a, b in zip(found, critic.statistics(x, y, STATISTICS, clip=CLIP), strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.2)
+
+
+@pytest.mark.parametrize("first", [nn.Dropout(0.1), nn.Identity(), nn.Flatten()])
+def test_a_network_that_begins_without_weights_takes_any_input(first: nn.Module) -> None:
+    check_as_network("x", torch.zeros(2, 3, dtype=torch.float64), nn.Sequential(first, nn.Linear(3, 3)))
 
 
 @pytest.mark.parametrize("name", [name for name in CRITICS if list(CRITICS[name]().parameters())])
