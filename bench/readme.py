@@ -311,7 +311,9 @@ PAGES: dict[str, dict[str, Section]] = {
         "real-data table": (partial(readme_evidence.systems, "mfm"),),
     },
     "docs/mird.md": {
-        "quirk table": (readme_evidence.quirks,),
+        "quirk table": (
+            partial(readme_evidence.quirks, "mird_quirks"),
+        ),
         "label table": (readme_evidence.mird_labels,),
         "text table": (partial(readme_evidence.systems, "mird"),),
     },

@@ -86,25 +86,32 @@ def growth() -> list[str]:
 
 def penalties() -> list[str]:
     """Time that the dependency penalty adds to a step of its base."""
-    rows = load("cpu_mdm")["rows"]
+    result = load("cpu_mdm")
     lines = []
-    for row in rows:
-        added = [f"{100 * row['added'][kind]:.0f} %" for kind in SHARES]
+    for row in result["rows"]:
+        base, flop = row["gflop"]["base"], row["gflop"]
+        added = [f"{100 * row['added'][kind]:.0f} / {100 * (flop[kind] / base - 1):.0f}" for kind in SHARES]
         sizes = row["sizes"]
-        lines.append(" | ".join([f"{BASES[row['base']]}, B = {sizes['batch']}, T = {sizes['steps']}", *added]))
+        rate = f"{100 * row['of_fp32_peak']['base']:.0f} %"
+        lines.append(" | ".join([f"{BASES[row['base']]}, B = {sizes['batch']}, T = {sizes['steps']}", *added, rate]))
     return [
         *paragraph(
             "Time that the dependency penalty of MDM (KL, one critic step) adds to a step of its base, by the number",
-            "of shuffled rows per row. The plain formulation uses one shuffled row per row.",
+            "of shuffled rows per row, in per cent: time / matrix products, whose part is the arithmetic floor. The",
+            "plain formulation uses one shuffled row per row. The last column compares the base's matrix products per",
+            f"second with the peak rate of fp32 multiply-adds. {setting(result)}.",
         ),
-        *table(" | ".join(["base", *SHARES.values()]), lines),
+        *table(" | ".join(["base", *SHARES.values(), "base, of the fp32 peak"]), lines),
     ]
 
 
 def decoder() -> list[str]:
-    found = load("cpu_mird")["text_decoder"]
-    peak = found["peak_mib"]
+    result = load("cpu_mird")
+    found, step = result["text_decoder"], result["step"]
+    peak, flop, rate = found["peak_mib"], step["gflop"], step["of_fp32_peak"]
     return paragraph(
+        f"MIRD's step has {flop['ours']:.0f} GFLOP of matrix products, the public formulation {flop['public']:.0f};",
+        f"they run at {100 * rate['ours']:.0f} % and {100 * rate['public']:.0f} % of the fp32 peak rate.",
         f"MIRD's text decoder at B = {found['batch']}, T = {found['steps']} adds {peak['ours']:.0f} MiB; storing all",
         f"logits adds {peak['plain']:.0f} MiB.",
     )
