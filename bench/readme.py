@@ -313,6 +313,7 @@ PAGES: dict[str, dict[str, Section]] = {
     "docs/mird.md": {
         "quirk table": (
             partial(readme_evidence.quirks, "mird_quirks"),
+            partial(readme_evidence.quirks, "mird_quirks_mustard"),
         ),
         "label table": (readme_evidence.mird_labels,),
         "text table": (partial(readme_evidence.systems, "mird"),),
