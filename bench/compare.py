@@ -117,11 +117,8 @@ def checkout_of(name: str) -> Iterator[Path]:
     if Path(name).is_dir():
         yield Path(name).resolve()
         return
-    command = ["git", "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if found.returncode:
-        raise SystemExit(f"bench compare: {name!r} is neither a folder nor a commit of {ROOT}")
-    commit = found.stdout.strip()
+    refusal = f"{name!r} is neither a folder nor a commit of {ROOT}"
+    commit = _git("rev-parse", "--verify", f"{name}^{{commit}}", refusal=refusal)
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "checkout"
         _git("worktree", "add", "--detach", str(tree), commit)
@@ -132,10 +129,12 @@ def checkout_of(name: str) -> Iterator[Path]:
             _git("worktree", "remove", "--force", str(tree))
 
 
-def _git(*arguments: str) -> str:
+def _git(*arguments: str, refusal: str = "") -> str:
+    """What git prints. Ends the program if git fails, with ``refusal`` or with git's own words."""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"bench compare: git {' '.join(arguments)} failed: {done.stderr.strip()}")
+        failed = f"git {' '.join(arguments)} failed: {done.stderr.strip()}"
+        raise SystemExit(f"bench compare: {refusal or failed}")
     return done.stdout.strip()
 
 

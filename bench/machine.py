@@ -95,10 +95,14 @@ def save(path: Path, content: Any) -> None:
     replace_file(path, lambda beside: beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n"))
 
 
+def described() -> dict[str, Any]:
+    """The machine, versions and commit, with the peak fp32 rate."""
+    return {**describe(), "fp32_peak_gflops": peak.gflops()}
+
+
 def write(name: str, rows: list[dict[str, Any]], note: str) -> Path:
     """bench/results/NAME.json: the machine, a note on what the columns mean, and the rows."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    known = {**describe(), "fp32_peak_gflops": peak.gflops()}
-    save(path, {"machine": known, "note": note, "rows": rows})
+    save(path, {"machine": described(), "note": note, "rows": rows})
     return path

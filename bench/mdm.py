@@ -26,14 +26,13 @@ import torch
 from torch import Tensor
 
 from bench import peak
-from bench.machine import interleaved
+from bench.machine import described, interleaved
 from models.baselines.fusion import MFNSettings, MulTSettings
 from models.batch import Batch, Target
 from models.data import Dataset, Modality
 from models.mdm import MDM, Settings
 from models.mdm.shuffle import with_shuffled
 from models.model import Nested
-from models.provenance import describe
 from models.registry import build
 from models.training.phases import frozen
 
@@ -155,6 +154,7 @@ def measured(base: str, seconds: float) -> dict[str, Any]:
         run()
     times = interleaved(arms, seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
+    most = peak.gflops()
     least = {name: min(values) for name, values in times.items()}
     return {
         "base": base,
@@ -166,7 +166,7 @@ def measured(base: str, seconds: float) -> dict[str, Any]:
         "added": {name: round(value / medians["base"] - 1, 3) for name, value in medians.items()},
         "added_least": {name: round(value / least["base"] - 1, 3) for name, value in least.items()},
         "gflop": {name: round(value / 1e9, 3) for name, value in flop.items()},
-        "of_fp32_peak": {name: peak.of_peak(flop[name], medians[name]) for name in arms},
+        "of_fp32_peak": {name: peak.share(flop[name], medians[name], most) for name in arms},
         "target": TARGET,
     }
 
@@ -183,7 +183,7 @@ def main() -> None:
         rows.append(measured(base, given.seconds))
         print(base, rows[-1]["added"], "least", rows[-1]["added_least"], flush=True)
     if given.json:
-        given.json.write_text(json.dumps({"machine": describe(), "rows": rows}, indent=1) + "\n")
+        given.json.write_text(json.dumps({"machine": described(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

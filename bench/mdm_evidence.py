@@ -7,8 +7,8 @@ learning rate of the base alone (3 trials), which all arms share, then the weigh
 arms are the base ("weight 0"), the three measures with a quarter as many shuffled rows as rows, "kl" with as many and
 with an eighth as many (the default since), the two controls of "kl" (all modalities moved by one permutation; an
 untrained critic), these at the weight chosen for "kl", and the base on each modality alone. "linear" is a probe on the
-pooled inputs, of all modalities and of each alone. Every model is also scored
-on test rows whose modalities are damaged (``models.mdm.robustness``).
+pooled inputs, of all modalities and of each alone. Every model is also scored on test rows whose modalities are damaged
+(``models.mdm.robustness``).
 
 Writes the file after every run and goes on from it: a run whose settings are already there is kept, with the commit
 it was made at. A quarter is pinned here (``NEGATIVES``), because it was the default of the first runs. Runs from before

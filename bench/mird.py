@@ -27,13 +27,12 @@ import torch
 import torch.nn.functional as F
 
 from bench import peak
-from bench.machine import peak_mebibytes
+from bench.machine import described, peak_mebibytes
 from models.batch import Target
 from models.data import Dataset, Modality
 from models.layers.text import TextConfig
 from models.layers.vocabulary import vocabulary_cross_entropy
 from models.mird import MIRD, Settings
-from models.provenance import describe
 
 WORDS, VOCABULARY = 50, 30_522
 SIZES = {"batch": 16, "words": WORDS, "audio": (400, 33), "visual": (55, 709), "vocabulary": VOCABULARY}
@@ -190,6 +189,7 @@ def timed(rounds: int) -> dict:
             run()
             times[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in times.items()}
+    most = peak.gflops()
     return {
         "sizes": SIZES,
         "text_encoder": dataclasses.asdict(ENCODER),
@@ -198,7 +198,7 @@ def timed(rounds: int) -> dict:
         "least_seconds": {name: min(values) for name, values in times.items()},
         "times_faster": medians["public"] / medians["ours"],
         "gflop": {name: round(value / 1e9, 2) for name, value in flop.items()},
-        "of_fp32_peak": {name: peak.of_peak(flop[name], medians[name]) for name in arms},
+        "of_fp32_peak": {name: peak.share(flop[name], medians[name], most) for name in arms},
         "target": 4.0,
     }
 
@@ -237,7 +237,7 @@ def main() -> None:
     if given.decoder:
         print(decoder(given.decoder))
         return
-    found = {"machine": describe(), "step": timed(given.rounds), "text_decoder": memory()}
+    found = {"machine": described(), "step": timed(given.rounds), "text_decoder": memory()}
     print(json.dumps(found, indent=1))
     if given.json:
         given.json.write_text(json.dumps(found, indent=1) + "\n")

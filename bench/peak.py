@@ -46,9 +46,8 @@ def products(step: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def of_peak(flop: float, seconds: float) -> float | None:
-    """The part of the peak rate that ``flop`` in ``seconds`` reach; None where the peak is unknown."""
-    most = gflops()
+def share(flop: float, seconds: float, most: float | None) -> float | None:
+    """The part of the peak rate ``most``, in GFLOP/s, that ``flop`` in ``seconds`` reach; None if it is unknown."""
     return None if most is None else round(flop / seconds / 1e9 / most, 3)
 
 

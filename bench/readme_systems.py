@@ -97,7 +97,7 @@ def penalties() -> list[str]:
     return [
         *paragraph(
             "Time that the dependency penalty of MDM (KL, one critic step) adds to a step of its base, by the number",
-            "of shuffled rows per row, in per cent: time / matrix products, whose part is the arithmetic floor. The",
+            "of shuffled rows per row, in per cent: added time / added matrix products (the arithmetic floor). The",
             "plain formulation uses one shuffled row per row. The last column compares the base's matrix products per",
             f"second with the peak rate of fp32 multiply-adds. {setting(result)}.",
         ),

@@ -56,7 +56,7 @@ def rows(
         }
         if flop:
             row["gflops"] = round(flop / median / 1e9, 1)
-            row["of_fp32_peak"] = None if most is None else round(flop / median / 1e9 / most, 3)
+            row["of_fp32_peak"] = peak.share(flop, median, most)
         found.append(row)
         label = " ".join(f"{k}={v}" for k, v in size.items())
         print(

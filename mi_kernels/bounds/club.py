@@ -145,6 +145,7 @@ class CLUBMean(GaussianConditional):
 
     def get_mu_logvar(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the means of q(y | x), [*, B, y_dim], and log-variances, which are all zero."""
+        check_samples("x", x, self.x_dim)
         mu = self._mu(x)
         return mu, torch.zeros_like(mu)
 
@@ -160,7 +161,6 @@ class CLUBMean(GaussianConditional):
         return gaussian_club(self._mu(x), None, y, negatives=self.negatives, backend=self.backend)
 
     def _mu(self, x: Tensor) -> Tensor:
-        check_samples("x", x, self.x_dim)
         check_as_network("x", x, self.p_mu)
         mu: Tensor = self.p_mu(x)
         return mu
