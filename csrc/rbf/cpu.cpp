@@ -41,9 +41,10 @@ MK_INLINE double kernel_tile(const TileWork<T>& w) {
       for (int64_t j = 0; j < kBlock; ++j) {
         T k_j, e;
         exponentials(-g * r[j], k_j, e);
-        const bool is_far = k_j < T(0.5);
-        total[j] += (is_far ? k_j : e) * valid[j];
-        far[j] += is_far ? valid[j] : T(0);
+        // Factors of 0 and 1: GCC would make branches of choices between sums, and would not vectorise the loop.
+        const T is_far = k_j < T(0.5) ? valid[j] : T(0);
+        total[j] += k_j * is_far + e * (valid[j] - is_far);
+        far[j] += is_far;
         kernel[j] = k_j * valid[j];
         slope[j] += g * kernel[j];
       }

@@ -40,7 +40,8 @@ MK_INLINE void exponentials(float t, float& k, float& e) {
   const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
-  k = t < -87.0f ? 0.0f : power * p + power;  // exp(-87) times a large r^2 would not be 0
+  power = t < -87.0f ? 0.0f : power;  // k is then 0: exp(-87) times a large r^2 would not be
+  k = power * p + power;
   e = power * p + (power - 1.0f);
 }
 MK_INLINE void exponentials(double t, double& k, double& e) {
