@@ -23,13 +23,19 @@ def processor() -> str:
     return f"{info.get('model name', platform.machine())} (family {info.get('cpu family')}, model {info.get('model')})"
 
 
-def commit() -> str:
-    """Short hash of the checkout, with "+changes" where tracked files differ; empty without a checkout or git."""
+RESULTS = "bench/results"
+
+
+def commit(root: Path = Path(__file__).parent.parent) -> str:
+    """Short hash of the checkout at `root`, with "+changes" where tracked files differ; empty without git.
+
+    Files of bench/results do not count: one command writes several of them, and no figure depends on the others.
+    """
     if shutil.which("git") is None:
         return ""
-    root = Path(__file__).parent.parent
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
-    dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True)
+    listed = ["git", "status", "--porcelain", "-uno", "--", ".", f":(exclude){RESULTS}"]
+    dirty = subprocess.run(listed, cwd=root, capture_output=True, text=True)
     return found.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
