@@ -11,8 +11,6 @@
 
 namespace mk {
 
-constexpr int64_t kBlock = 64;  // columns of a tile: four AVX-512 registers of floats
-
 // Two rows of W columns of C are kept in registers.
 namespace body {
 template <int64_t W, class T>

@@ -6,7 +6,8 @@
 #include <cstring>
 #include <limits>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+#if defined(MK_CLONES)  // given by a test, which compiles for one instruction set
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
 #define MK_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define MK_CLONES
@@ -14,6 +15,8 @@
 #define MK_INLINE inline __attribute__((always_inline))
 
 namespace mk {
+
+constexpr int64_t kBlock = 64;  // columns of a tile: four AVX-512 registers of floats
 
 // exp(x) for x <= 88 with an error below 2 ulp; exactly 0 below -87.3, so that a masked score of -inf adds nothing.
 MK_INLINE float fast_exp(float x) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../common/buffer.h"
+#include "../common/gemm.h"
 #include "../common/rows.h"
 #include "../common/subnormals.h"
 #include "schema.h"

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "../common/gemm.h"
+#include "../common/simd.h"
 
 namespace mk::tile {
 
@@ -105,6 +105,19 @@ MK_INLINE void merge(int64_t n, T* top, T* sum, const T* other_top, const T* oth
   }
 }
 
+// r = soft sigmoid(r) + gr exp(r - lse) + g_col exp(r - col_lse), with the terms that are asked for. A condition inside
+// the loop would keep it from being vectorised.
+template <bool kRow, bool kCol, class T>
+MK_INLINE void mixed_row(T* r, T soft, T gr, T lse, const T* g_col, const T* col_lse) {
+  for (int64_t j = 0; j < kBlock; ++j) {
+    const T v = r[j];
+    T d = soft * sigmoid(v);
+    if constexpr (kRow) d += gr * fast_exp(v - lse);
+    if constexpr (kCol) d += g_col[j] * fast_exp(v - col_lse[j]);
+    r[j] = d;
+  }
+}
+
 template <class T>
 MK_INLINE void dscore(int64_t m, T* s, const DScore<T>& w) {
   for (int64_t i = 0; i < m; ++i) {
@@ -132,14 +145,14 @@ MK_INLINE void dscore(int64_t m, T* s, const DScore<T>& w) {
     } else if (w.g_row && w.g_col && !w.g_soft) {
       for (int64_t j = 0; j < kBlock; ++j)
         r[j] = gr * fast_exp(r[j] - lse) + w.g_col[j] * fast_exp(r[j] - w.col_lse[j]);
+    } else if (w.g_row && w.g_col) {
+      mixed_row<true, true>(r, soft, gr, lse, w.g_col, w.col_lse);
+    } else if (w.g_row) {
+      mixed_row<true, false>(r, soft, gr, lse, w.g_col, w.col_lse);
+    } else if (w.g_col) {
+      mixed_row<false, true>(r, soft, gr, lse, w.g_col, w.col_lse);
     } else {
-      for (int64_t j = 0; j < kBlock; ++j) {
-        const T v = r[j];
-        T d = soft * sigmoid(v);
-        if (w.g_row) d += gr * fast_exp(v - lse);
-        if (w.g_col) d += w.g_col[j] * fast_exp(v - w.col_lse[j]);
-        r[j] = d;
-      }
+      mixed_row<false, false>(r, soft, gr, lse, w.g_col, w.col_lse);
     }
   }
 }

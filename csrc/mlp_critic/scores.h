@@ -66,15 +66,20 @@ MK_INLINE T softplus_sum(int64_t n, const T* s) {
   return total;
 }
 
-// Adds a row of scores to the running log-sum-exps (top, total) of the columns.
-template <class T>
-MK_INLINE void add_to_columns(int64_t n, const T* s, const T* weight, T* top, T* total) {
+// Adds a row of scores to the running log-sum-exps (top, total) of the columns. kWeighted: each score counts `weight`.
+template <bool kWeighted, class T>
+MK_INLINE void add_weighted(int64_t n, const T* s, const T* weight, T* top, T* total) {
   for (int64_t j = 0; j < n; ++j) {
     const T hi = s[j] > top[j] ? s[j] : top[j];
     const T ref = hi == minus_infinity<T>() ? T(0) : hi;
-    total[j] = total[j] * fast_exp(top[j] - ref) + (weight ? weight[j] : T(1)) * fast_exp(s[j] - ref);
+    const T added = fast_exp(s[j] - ref);
+    total[j] = total[j] * fast_exp(top[j] - ref) + (kWeighted ? weight[j] * added : added);
     top[j] = hi;
   }
+}
+template <class T>
+MK_INLINE void add_to_columns(int64_t n, const T* s, const T* weight, T* top, T* total) {
+  weight ? add_weighted<true>(n, s, weight, top, total) : add_weighted<false>(n, s, weight, top, total);
 }
 
 // g += gr exp(s - lse) + gc_j exp(s - col_lse_j) + gs sigmoid(s); the columns' term is absent if its pointers are null.

@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "../common/gemm.h"
+#include "../common/simd.h"
 
 namespace mk::rbf {
 
