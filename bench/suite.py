@@ -49,10 +49,13 @@ def _backward(function: Callable[..., Any], leaves: Sequence[Tensor], module: nn
 def _loss(name: str, batch: int = BATCH, width: int = WIDTH) -> Step:
     x, y = _leaves((batch, width), (batch, width))
     labels = torch.arange(batch) % 20
+    bank = mk.MemoryBank(4 * batch, width)
+    bank.enqueue(torch.randn(4 * batch, width))
     return _backward({
         "info_nce": mk.info_nce,
         "info_nce symmetric": partial(mk.info_nce, symmetric=True),
         "info_nce rows": partial(mk.info_nce, reduction="none"),
+        "info_nce MemoryBank": lambda a, b: mk.info_nce(a, b, negative_keys=bank.negatives()),
         "clip_loss": lambda a, b: mk.clip_loss(a, b, 0.1),
         "siglip_loss": lambda a, b: mk.siglip_loss(a, b, 0.1, -1.0),
         "nt_xent": mk.nt_xent,
@@ -63,35 +66,51 @@ def _loss(name: str, batch: int = BATCH, width: int = WIDTH) -> Step:
     }[name], [x, y])  # fmt: skip
 
 
-LOSSES = ("info_nce", "info_nce symmetric", "info_nce rows", "clip_loss", "siglip_loss", "nt_xent", "sup_con", "mmd",
-          "gaussian_mmd", "hsic")  # fmt: skip
+LOSSES = ("info_nce", "info_nce symmetric", "info_nce rows", "info_nce MemoryBank", "clip_loss", "siglip_loss",
+          "nt_xent", "sup_con", "mmd", "gaussian_mmd", "hsic")  # fmt: skip
 
 
 def _bound(name: str, critic: str) -> Step:
     torch.manual_seed(0)
     x, y = _leaves((128, 64), (128, 64))
-    made: dict[str, Callable[[], nn.Module]] = {
+    critics: dict[str, Callable[[], nn.Module]] = {
         "dot": lambda: mk.DotCritic(1.0),
+        "bilinear": lambda: mk.BilinearCritic(64, 64),
         "concat": lambda: mk.ConcatCritic(64, 64, (128, 128)),
         "separable": lambda: mk.SeparableCritic(64, 64, (128,), 32),
+        "joint": lambda: mk.JointCritic(128, (128, 128)),
     }
-    bound = getattr(mk, name)(made[critic]()) if critic else getattr(mk, name)(64, 64, 128)
+    if name == "CLUBCategorical":
+        classes = mk.CLUBCategorical(64, 20, 128)
+        return _backward(lambda a: classes(a, torch.arange(len(a)) % 20), [x], classes)
+    bound = getattr(mk, name)(critics[critic]()) if critic else getattr(mk, name)(64, 64, 128)
     return _backward(bound, [x, y], bound)
 
 
+WITH_A_CRITIC = ("InfoNCE", "NWJ", "TUBA", "DonskerVaradhan", "MINE", "JensenShannon", "SMILE", "InterpolatedBound",
+                 "NCECLUB", "WassersteinDependency")  # fmt: skip
+OF_A_DENSITY = ("CLUB", "CLUBSample", "CLUBMean", "CLUBCategorical", "LeaveOneOut", "VariationalUpperBound",
+                "BarberAgakov")  # fmt: skip
 BOUNDS = (
-    *((name, "dot") for name in ("InfoNCE", "NWJ", "DonskerVaradhan", "JensenShannon", "SMILE", "NCECLUB")),
+    *((name, "dot") for name in WITH_A_CRITIC),
+    ("InfoNCE", "bilinear"),
     ("InfoNCE", "concat"),
     ("NWJ", "concat"),
     ("InfoNCE", "separable"),
-    ("CLUB", ""),
-    ("LeaveOneOut", ""),
+    ("TotalCorrelation", "joint"),
+    *((name, "") for name in OF_A_DENSITY),
 )
 
 
 def _attention(normalizer: str, steps: int = 64) -> Step:
     q, k, v = _leaves(*((16, 8, steps, 8),) * 3)
     return _backward(partial(mk.cross_attention, normalizer=normalizer), [q, k, v])
+
+
+def _attention_grouped() -> Step:
+    """Two pairs of sequences of unlike lengths in one call."""
+    leaves = _leaves(*((16, 8, steps, 8) for steps in (20, 64, 20)), *((16, 8, steps, 8) for steps in (64, 20, 64)))
+    return _backward(lambda *t: mk.cross_attention_grouped(*([t[k], t[k + 3]] for k in range(3))), leaves)
 
 
 def _lstm(name: str, batch: int = 32, steps: int = 50, hidden: int = 64) -> Step:
@@ -106,29 +125,35 @@ def _lstm(name: str, batch: int = 32, steps: int = 50, hidden: int = 64) -> Step
 
 
 def _layer(name: str) -> Step:
+    from models import layers
     from models.batch import Inputs
-    from models.layers import EFLSTM, MFN, LowRankFusion, LSTMEncoder, MulT, TransformerEncoder
 
     torch.manual_seed(0)
     dims, batch, steps = (300, 5, 20), 16, 20
     series = _leaves(*((batch, steps, dim) for dim in dims))
     if name == "lmf":
-        vectors, model = _leaves((256, 32), (256, 16), (256, 64)), LowRankFusion((32, 16, 64), 64, 4)
+        vectors, model = _leaves((256, 32), (256, 16), (256, 64)), layers.LowRankFusion((32, 16, 64), 64, 4)
         return _backward(model, vectors, model)
-    one = name in ("lstm encoder", "transformer")
-    made: dict[str, Callable[[], nn.Module]] = {
-        "mult": lambda: MulT(dims, 1),
-        "mfn": lambda: MFN(dims),
-        "ef-lstm": lambda: EFLSTM(dims),
-        "lstm encoder": lambda: LSTMEncoder(300, 64, 64),
-        "transformer": lambda: TransformerEncoder(300, 64, 64, heads=8),
+    if name == "lstm decoder":
+        code, decoder = _leaves((batch, 64)), layers.LSTMDecoder(64, 33)
+        return _backward(lambda c: decoder(c, steps), code, decoder)
+    alone = {
+        "lstm encoder": lambda: layers.LSTMEncoder(300, 64, 64),
+        "transformer": lambda: layers.TransformerEncoder(300, 64, 64, heads=8),
     }
-    layer = made[name]().eval()
-    leaves = series[:1] if one else series
+    together = {
+        "mult": lambda: layers.MulT(dims, 1),
+        "mfn": lambda: layers.MFN(dims),
+        "ef-lstm": lambda: layers.EFLSTM(dims),
+        "mag": lambda: layers.AdaptationGate(300, dims[1:]),
+        "word shift": lambda: layers.WordShift(300, dims[1:]),
+    }
+    layer = (alone | together)[name]().eval()
+    leaves = series[:1] if name in alone else series
     return _backward(lambda *t: layer(*(Inputs(values) for values in t)), leaves, layer)
 
 
-LAYERS = ("mult", "mfn", "ef-lstm", "lstm encoder", "transformer", "lmf")
+LAYERS = ("mult", "mfn", "ef-lstm", "lstm encoder", "lstm decoder", "transformer", "lmf", "mag", "word shift")
 
 
 def data_for(system: str, rows: int = 64) -> Any:
@@ -189,6 +214,7 @@ def cases() -> dict[str, Callable[[], Step]]:
     found: dict[str, Callable[[], Step]] = {f"loss/{name}": partial(_loss, name) for name in LOSSES}
     found |= {f"bound/{name}{' ' + critic if critic else ''}": partial(_bound, name, critic) for name, critic in BOUNDS}
     found |= {f"op/attention {name}": partial(_attention, name) for name in ("softmax", "sparsemax")}
+    found["op/attention grouped"] = _attention_grouped
     found |= {f"op/{name}": partial(_lstm, name) for name in ("lstm", "lstm_scan", "lstm_decode")}
     found |= {f"layer/{name}": partial(_layer, name) for name in LAYERS}
     return found | {f"step/{name}": partial(_training, name) for name in SYSTEMS}

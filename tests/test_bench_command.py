@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import mi_kernels as mk
 from bench import __main__ as command
 from bench import growth, steps, suite
 from bench.compare import ROOT, judge, median_interval
@@ -74,6 +75,20 @@ def test_cases_that_are_not_there_are_named() -> None:
 @pytest.mark.parametrize("name", [n for n in suite.cases() if not n.startswith(("step/", "layer/mult"))])
 def test_every_case_runs(name: str) -> None:
     suite.cases()[name]()()
+
+
+# What has no case of its own: estimate_mi has tables (bench.mi_tasks), the others compute nothing on a batch.
+WITHOUT_A_CASE = {"MIEstimate", "backends", "compat", "distributed", "estimate_mi", "tasks", "use_backend"}
+CALLED = {  # in the names of cases
+    "cross_attention": "attention",
+    "cross_attention_grouped": "grouped",
+    **{f"{name.capitalize()}Critic": name for name in ("bilinear", "concat", "dot", "joint", "separable")},
+}
+
+
+def test_every_public_function_and_module_has_a_case() -> None:
+    words = {word for case in suite.cases() for word in case.split("/")[1].split()}
+    assert {name for name in mk.__all__ if CALLED.get(name, name) not in words | WITHOUT_A_CASE} == set()
 
 
 def test_training_steps_agree_with_plain_torch_and_say_their_shares() -> None:
