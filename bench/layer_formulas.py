@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from models.layers import (
     WordShift,
 )
 from models.layers.transformer import TransformerStack, sinusoids
+
+FP32 = 16 * torch.finfo(torch.float32).eps  # relative error of a sum in fp32, generously
 
 # queries, keys, values [B, heads, T, E] and where a query may look (None: everywhere), broadcast to the scores
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -199,6 +201,23 @@ def adaptation_gate(model: AdaptationGate, text: Inputs, *others: Inputs) -> Ten
     return found * (torch.arange(found.shape[1]) < lengths_of(text)[:, None])[..., None]
 
 
+@torch.no_grad()
+def adaptation_gate_settled(model: AdaptationGate, text: Inputs, *others: Inputs) -> Tensor:
+    """[B, T, 1], given fp64 inputs: 0 for a word at which a ReLU or the clamp is within the error of fp32 of its kink.
+
+    There is no gradient at the kink, and fp32 may be on either side of it.
+    """
+    e, h = text.values, torch.zeros_like(text.values)
+    settled = torch.ones_like(e[..., 0], dtype=torch.bool)
+    for gate, shift, x in zip(model.gates, model.shifts, others, strict=True):
+        joined = torch.cat([x.values, e], 2)
+        opened, size = gate(joined), F.linear(joined.abs(), gate.weight.abs(), gate.bias.abs())
+        settled &= (opened.abs() > FP32 * size).all(-1)
+        h = h + opened.relu() * shift(x.values)
+    ratio = model.beta * e.norm(2, dim=2) / h.norm(2, dim=2).clamp(min=1e-6)
+    return (settled & ((ratio - 1).abs() > FP32)).to(e).unsqueeze(-1)
+
+
 class _Sparsemax(torch.autograd.Function):
     """By sorting every row, as published."""
 
@@ -220,14 +239,32 @@ class _Sparsemax(torch.autograd.Function):
         return support * (grads[0] - mean)
 
 
-def word_shift(model: WordShift, text: Inputs, *others: Inputs) -> Tensor:
-    """Frames brought to the words' features, scores and weights stored."""
-    read = []
+def _word_shift_scores(model: WordShift, text: Inputs, others: tuple[Inputs, ...]) -> Iterator[tuple[Inputs, Tensor]]:
     for key, x in zip(model.keys, others, strict=True):
         scores = text.values @ key(x.values).transpose(1, 2)
         within = torch.arange(scores.shape[2]) < lengths_of(x)[:, None, None]
-        read.append(Inputs(_Sparsemax.apply(scores.masked_fill(~within, -1e30)) @ x.values))
+        yield x, scores.masked_fill(~within, -1e30)
+
+
+def word_shift(model: WordShift, text: Inputs, *others: Inputs) -> Tensor:
+    """Frames brought to the words' features, scores and weights stored."""
+    read = [Inputs(_Sparsemax.apply(s) @ x.values) for x, s in _word_shift_scores(model, text, others)]
     return adaptation_gate(model.gate, text, *read)
+
+
+@torch.no_grad()
+def word_shift_settled(model: WordShift, text: Inputs, *others: Inputs) -> Tensor:
+    """`adaptation_gate_settled` of the read frames; 0 too for a word with a score that is within the error of fp32 of
+    sparsemax's threshold."""
+    near, read = torch.zeros_like(text.values[..., 0], dtype=torch.bool), []
+    for x, scores in _word_shift_scores(model, text, others):
+        weights = _Sparsemax.apply(scores)
+        kept = weights > 0
+        threshold = ((scores * kept).sum(-1, keepdim=True) - 1) / kept.sum(-1, keepdim=True)
+        largest = scores.abs().masked_fill(scores == -1e30, 0).amax(-1)
+        near |= (scores - threshold).abs().amin(-1) <= FP32 * largest
+        read.append(Inputs(weights @ x.values))
+    return adaptation_gate_settled(model.gate, text, *read) * ~near[..., None]
 
 
 def low_rank_fusion(model: LowRankFusion, *vectors: Inputs) -> Tensor:

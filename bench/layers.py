@@ -72,14 +72,24 @@ def check(name: str, found: list[float], base: list[float], want: list[Tensor]) 
 
 
 def measure(
-    kind: str, size: dict[str, Any], module: nn.Module, inputs: list[Inputs], rivals: dict[str, Run], seconds: float
+    kind: str,
+    size: dict[str, Any],
+    module: nn.Module,
+    inputs: list[Inputs],
+    rivals: dict[str, Run],
+    seconds: float,
+    counted: Run | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of one layer; the first rival is the base and, in fp64, the definition."""
+    """Rows of one layer; the first rival is the base and, in fp64, the definition. `counted`, called like a rival with
+    fp64 inputs, gives factors of 0 or 1 for the outputs: the check leaves those with 0 out."""
     module.eval()
     base = next(iter(rivals))
     wide = [Inputs(x.values.detach().double().requires_grad_(), x.lengths) for x in inputs]
     slope = torch.randn(rivals[base](module, *inputs).shape)
-    want = _gradients(rivals[base], copy.deepcopy(module).double(), wide, slope)
+    definition = copy.deepcopy(module).double()
+    if counted is not None:
+        slope = slope * counted(definition, *wide).to(slope)
+    want = _gradients(rivals[base], definition, wide, slope)
     plain_errors = errors(rivals[base], module, inputs, want, slope)
 
     def step(run: Run) -> None:
@@ -156,7 +166,8 @@ def mfn(batch: int, steps: int, seconds: float) -> list[dict[str, Any]]:
 def gate(batch: int, steps: int, seconds: float) -> list[dict[str, Any]]:
     dims = (768, 47, 74)
     model, inputs = AdaptationGate(768, dims[1:]), aligned(batch, steps, dims)
-    return measure("mag", {"B": batch, "T": steps}, model, inputs, {"plain torch": plain.adaptation_gate}, seconds)
+    rivals = {"plain torch": plain.adaptation_gate}
+    return measure("mag", {"B": batch, "T": steps}, model, inputs, rivals, seconds, plain.adaptation_gate_settled)
 
 
 def word_shift(batch: int, frames: tuple[int, int], ragged: bool, seconds: float) -> list[dict[str, Any]]:
@@ -164,7 +175,8 @@ def word_shift(batch: int, frames: tuple[int, int], ragged: bool, seconds: float
     inputs = [draw(batch, t, d, ragged) for t, d in zip((50, *frames), (768, 33, 709), strict=True)]
     size = {"B": batch, "T": [50, *frames], "lengths": "ragged" if ragged else "full"}
     rivals = {"stored scores, sparsemax by sorting": plain.word_shift}
-    return measure("word_shift", size, WordShift(768, (33, 709)), inputs, rivals, seconds)
+    model = WordShift(768, (33, 709))
+    return measure("word_shift", size, model, inputs, rivals, seconds, plain.word_shift_settled)
 
 
 def fusion(batch: int, rank: int, seconds: float) -> list[dict[str, Any]]:
