@@ -108,9 +108,11 @@ def _attention(normalizer: str, steps: int = 64) -> Step:
 
 
 def _attention_grouped() -> Step:
-    """Two pairs of sequences of unlike lengths in one call."""
-    leaves = _leaves(*((16, 8, steps, 8) for steps in (20, 64, 20)), *((16, 8, steps, 8) for steps in (64, 20, 64)))
-    return _backward(lambda *t: mk.cross_attention_grouped(*([t[k], t[k + 3]] for k in range(3))), leaves)
+    """Two pairs of sequences of unlike lengths in one call: each attends to the other."""
+    queries = _leaves(*((16, 8, steps, 8) for steps in (20, 64)))
+    keys, values = (_leaves(*((16, 8, steps, 8) for steps in (64, 20)), seed=seed) for seed in (1, 2))
+    grouped = lambda *t: mk.cross_attention_grouped(t[:2], t[2:4], t[4:])  # noqa: E731
+    return _backward(grouped, [*queries, *keys, *values])
 
 
 def _lstm(name: str, batch: int = 32, steps: int = 50, hidden: int = 64) -> Step:
