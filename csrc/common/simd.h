@@ -18,14 +18,23 @@ namespace mk {
 
 constexpr int64_t kBlock = 64;  // columns of a tile: four AVX-512 registers of floats
 
+// Splits x = n log 2 + r, |x| <= 88 and |r| <= log(2) / 2: returns 2^n and sets r.
+MK_INLINE float power_of_two(float x, float& r) {
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
+  const float shifted = x * 1.44269504f + magic;
+  const float n = shifted - magic;
+  r = x - n * 0.693145752f;
+  r = r - n * 1.42860677e-6f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return power;
+}
+
 // exp(x) for x <= 88 with an error below 2 ulp; exactly 0 below -87.3, so that a masked score of -inf adds nothing.
 MK_INLINE float fast_exp(float x) {
-  const float clamped = x < -87.3f ? -87.3f : x;  // written so that NaN propagates
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
-  const float shifted = clamped * 1.44269504f + magic;
-  const float n = shifted - magic;
-  float r = clamped - n * 0.693145752f;
-  r = r - n * 1.42860677e-6f;
+  float r;
+  const float power = power_of_two(x < -87.3f ? -87.3f : x, r);  // written so that NaN propagates
   float p = 1.38888889e-3f;
   p = p * r + 8.33333333e-3f;
   p = p * r + 4.16666667e-2f;
@@ -33,9 +42,6 @@ MK_INLINE float fast_exp(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
   return x < -87.3f ? 0.0f : p * power;
 }
 MK_INLINE double fast_exp(double x) { return std::exp(x); }

@@ -8,11 +8,8 @@ namespace mk::rbf {
 // k = exp(t) and e = k - 1 for t <= 0, both with a small relative error (k = e + 1 would lose the digits of a small k):
 // with t = n log 2 + r, k = 2^n expm1(r) + 2^n and e = 2^n expm1(r) + (2^n - 1).
 MK_INLINE void exponentials(float t, float& k, float& e) {
-  const float clamped = t < -87.0f ? -87.0f : t;  // written so that NaN propagates
-  const float magic = 12582912.0f;
-  const float n = (clamped * 1.44269504f + magic) - magic;
-  float r = clamped - n * 0.693145752f;
-  r = r - n * 1.42860677e-6f;
+  float r;
+  float power = power_of_two(t < -87.0f ? -87.0f : t, r);  // written so that NaN propagates
   float p = 1.98412698e-4f;
   p = p * r + 1.38888889e-3f;
   p = p * r + 8.33333333e-3f;
@@ -20,9 +17,6 @@ MK_INLINE void exponentials(float t, float& k, float& e) {
   p = p * r + 1.66666667e-1f;
   p = p * r + 0.5f;
   p = p * (r * r) + r;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
   power = t < -87.0f ? 0.0f : power;  // k is then 0: exp(-87) times a large r^2 would not be
   k = power * p + power;
   e = power * p + (power - 1.0f);
