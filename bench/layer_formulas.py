@@ -190,10 +190,19 @@ def mfn(model: MFN, *inputs: Inputs) -> Tensor:
     return model.out(torch.cat([*z, last(torch.stack(found, 1), inputs[0])], 1))
 
 
-def adaptation_gate(model: AdaptationGate, text: Inputs, *others: Inputs) -> Tensor:
-    e, h = text.values, torch.zeros_like(text.values)
+def _shift(model: AdaptationGate, text: Inputs, others: tuple[Inputs, ...]) -> tuple[Tensor, list[Any]]:
+    """The shift h [B, T, E]; for each modality its gate, what the gate reads, and its output before the ReLU."""
+    h, read = torch.zeros_like(text.values), []
     for gate, shift, x in zip(model.gates, model.shifts, others, strict=True):
-        h = h + gate(torch.cat([x.values, e], 2)).relu() * shift(x.values)
+        joined = torch.cat([x.values, text.values], 2)
+        opened = gate(joined)
+        h = h + opened.relu() * shift(x.values)
+        read.append((gate, joined, opened))
+    return h, read
+
+
+def adaptation_gate(model: AdaptationGate, text: Inputs, *others: Inputs) -> Tensor:
+    e, (h, _) = text.values, _shift(model, text, others)
     size = h.norm(2, dim=2)
     size = torch.where(size == 0, torch.ones_like(size), size)
     alpha = (model.beta * e.norm(2, dim=2) / (size + 1e-6)).clamp(max=1)
@@ -207,13 +216,11 @@ def adaptation_gate_settled(model: AdaptationGate, text: Inputs, *others: Inputs
 
     There is no gradient at the kink, and fp32 may be on either side of it.
     """
-    e, h = text.values, torch.zeros_like(text.values)
+    e, (h, read) = text.values, _shift(model, text, others)
     settled = torch.ones_like(e[..., 0], dtype=torch.bool)
-    for gate, shift, x in zip(model.gates, model.shifts, others, strict=True):
-        joined = torch.cat([x.values, e], 2)
-        opened, size = gate(joined), F.linear(joined.abs(), gate.weight.abs(), gate.bias.abs())
+    for gate, joined, opened in read:
+        size = F.linear(joined.abs(), gate.weight.abs(), gate.bias.abs())
         settled &= (opened.abs() > FP32 * size).all(-1)
-        h = h + opened.relu() * shift(x.values)
     ratio = model.beta * e.norm(2, dim=2) / h.norm(2, dim=2).clamp(min=1e-6)
     return (settled & ((ratio - 1).abs() > FP32)).to(e).unsqueeze(-1)
 

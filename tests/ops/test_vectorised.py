@@ -5,6 +5,7 @@ A loop that is left scalar takes several times as long and gives the same number
 
 from __future__ import annotations
 
+import ast
 import functools
 import os
 import re
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).parents[2] / "csrc"
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "csrc"
 HEADERS = [
     "dot_critic/tile.h",
     "mlp_critic/scores.h",
@@ -36,23 +38,22 @@ def is_gcc_on_x86() -> bool:
     return "__GNUC__" in macros and "__clang__" not in macros and "__x86_64__" in macros
 
 
+@functools.cache
+def options() -> list[str]:
+    """The compiler's options in setup.py, read from its text: importing it would build the package."""
+    named = {"OPENMP", "CXX_FLAGS"}
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    found = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") in named]
+    assert len(found) == len(named)
+    return [c.value for value in found for c in ast.walk(value) if isinstance(c, ast.Constant)]
+
+
 def report(source: str, folder: Path) -> dict[int, Counter[str]]:
     """What GCC says of the loops of a header, by line: how often one was vectorised, how often it gave up on one."""
     unit = folder / "unit.cpp"
     unit.write_text(f'#include "{source}"\n')
-    flags = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"]  # as in setup.py
-    once = ["-march=x86-64-v3", "-DMK_CLONES=", "-fkeep-static-functions"]
-    command = [
-        COMPILER,
-        *flags,
-        *once,
-        f"-I{CSRC}",
-        "-fopt-info-vec-all",
-        "-c",
-        str(unit),
-        "-o",
-        str(folder / "unit.o"),
-    ]
+    once = ["-march=x86-64-v3", "-DMK_CLONES=", "-fkeep-static-functions", "-fopt-info-vec-all"]
+    command = [COMPILER, *options(), *once, f"-I{CSRC}", "-c", str(unit), "-o", str(folder / "unit.o")]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-2000:]
     lines: dict[int, Counter[str]] = {}
