@@ -55,7 +55,7 @@ def _draw(axis: Any, title: str, unit: str, rows: list[Row], value: str) -> None
     axis.yaxis.set_major_formatter("{x:g}")
     if value == "over_base":
         # Labels at 0.6, 0.8 and 0.9 (and their multiples by ten) would overlap those beside them.
-        axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "23457" else "")
+        axis.yaxis.set_minor_formatter(lambda tick, _: f"{tick:g}" if f"{tick:e}"[0] in "23457" else "")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7, framealpha=0.6)
 
